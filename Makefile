@@ -1,0 +1,53 @@
+# Kiln's two commands: `make demo` shows it, `make test` proves it. Both set up the same .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt
+export PATH := $(BIN):$(PATH)
+unexport PYTHONPATH
+
+.PHONY: help demo test lint format bench lock clean
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.run ## make a sample archive and take it through every rule
+	@test -d sample/worldcover || python -m scripts.make_sample --out sample/worldcover
+	snakemake --cores $(CORES)
+	@snakemake --cores 1 --quiet all -- summary
+
+test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
+	@$(MAKE) --no-print-directory lint
+	pytest -n $(CORES) tests
+
+lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+format: $(VENV)/.test ## rewrite files as the linters want them
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile rules
+
+bench: $(VENV)/.test ## figures of planning, engine, merge and index, as ratios
+	python -m tests.bench.road
+
+lock: ## renew envs/constraints.txt (needs the network)
+	bash envs/lock.sh
+
+clean: ## remove results, samples and logs, keep .venv
+	rm -rf results sample logs benchmarks .snakemake
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Kiln needs Python >= 3.11; say which: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: envs/requirements.txt envs/constraints.txt | $(VENV)/bin/python
+	$(PIP) -r envs/requirements.txt
+	@touch $@
+
+$(VENV)/.test: envs/requirements-test.txt $(VENV)/.run
+	$(PIP) -r envs/requirements.txt -r envs/requirements-test.txt
+	@touch $@

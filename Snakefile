@@ -1,0 +1,34 @@
+# Kiln: Clay embeddings over whole Earth-observation archives. Start with README.md.
+from snakemake.utils import min_version, validate
+
+min_version("9.25")
+
+
+configfile: Path(workflow.basedir) / "config" / "config.yaml"
+
+
+validate(config, Path(workflow.basedir) / "config" / "schemas" / "config.schema.yaml", set_default=False)
+
+
+include: "rules/common.smk"
+include: "rules/model.smk"
+include: "rules/worldcover.smk"
+include: "rules/index.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        worldcover_targets,
+        index_targets,
+        picture_targets,
+
+
+rule worldcover:
+    input:
+        worldcover_targets,
+
+
+onerror:
+    print("Finished work is kept: run the same command again and only what failed is done again.")
+    print("If Snakemake says that the directory is locked after a crash: snakemake --unlock")

@@ -1,0 +1,60 @@
+"""Embed one shard of WorldCover columns: tiles in, an embeddings file and its ledger out.
+
+By hand, the first shard of a plan:
+
+    python -m scripts.plan_worldcover --archive s3://esa-worldcover-s2/rgbnir --year 2021 --region conus \\
+        --output plan.jsonl
+    python -m scripts.embed_worldcover --units plan.jsonl --index 0 --folder shards \\
+        --weights results/models/1234abcd-float32.safetensors
+
+In an AWS Batch array job --index may be left out, and an index past the last line is no error. A finished shard is
+left alone. Its ledger is put in place just before the embeddings, so a file that is there is whole, and so is its
+account.
+"""
+
+import logging
+
+from scripts.kiln import cli, job
+from scripts.kiln.lattice import Column, Lattice
+from scripts.kiln.worldcover import Tile, WorldCoverSource
+
+log = logging.getLogger(__name__)
+METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Embed one shard."""
+    p = job.parser(__doc__, "scripts.embed_worldcover")
+    own = p.add_argument_group("WorldCover")
+    own.add_argument("--encode", choices=("whole", "quarters"), default="whole", help="a chip as one, or as four rows")
+    own.add_argument(
+        "--metadata",
+        choices=("zeros", "as_published"),
+        default="zeros",
+        help="date and place told to the model: none (an annual median has no week), or June 1st",
+    )
+    args = p.parse_args(argv)
+
+    def work() -> None:
+        line = job.choose(args)
+        if line is None:
+            return
+        lattice = Lattice(line["chip"], line["ppd"])
+        source = WorldCoverSource(
+            lattice,
+            line["year"],
+            [Column(*c) for c in line["columns"]],
+            [Tile(*t) for t in line["tiles"]],
+            root=line["archive"],
+            max_nodata=args.max_nodata,
+            encode=args.encode,
+        )
+        gsd = source.sensor.gsd if args.gsd == "as_trained" else METRES_PER_DEGREE / lattice.ppd
+        layout = {"chip_size": lattice.chip, "pixels_per_degree": lattice.ppd, "encode": args.encode}
+        job.run(args, line, source, dataset="worldcover", lattice=layout, metadata=args.metadata, gsd=gsd)
+
+    cli.run(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Write a year of WorldCover as the published run did: one file a column, `embeddings` and `bbox`, nothing else.
+
+Files are named `worldcover_embeddings_{year}_{column}_v{version}.gpq`; columns count from -125 degrees east, and `bbox`
+is the chip's polygon, the primary geometry. Rows go from north to south.
+"""
+
+import json
+import logging
+from contextlib import ExitStack
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scripts.kiln import cli, storage
+from scripts.kiln.errors import ConfigError
+from scripts.kiln.geoparquet import GeoParquetWriter
+
+log = logging.getLogger(__name__)
+
+
+def export(record: str, product: str, out: str, version: str) -> list[str]:
+    """Write the product's columns below `out`; returns the files' names, west to east. One column in memory at a time.
+
+    Raises ConfigError for a product that is not WorldCover, or was embedded in quarters.
+    """
+    about = json.loads(storage.read_bytes(record))
+    if about["dataset"] != "worldcover":
+        raise ConfigError(f"{record}: a product of {about['dataset']}; the published layout is WorldCover's")
+    written = []
+    with ExitStack() as stack:
+        paths = [stack.enter_context(storage.local_copy(storage.join(product, f["name"]))) for f in about["files"]]
+        kiln = json.loads(pq.read_schema(paths[0]).metadata[b"kiln"])
+        if kiln["lattice"]["encode"] != "whole":
+            raise ConfigError(f"{record}: embedded in quarters; the published files hold whole chips")
+        columns = sorted({c for p in paths for c in pq.read_table(p, columns=["col"])["col"].to_pylist()})
+        for column in columns:
+            rows = pa.concat_tables(
+                pq.read_table(
+                    p, columns=["embeddings", "geometry", "bbox", "row"], filters=pc.field("col") == column
+                ).replace_schema_metadata(None)
+                for p in paths
+            ).sort_by("row")
+            box = rows["bbox"].combine_chunks()
+            ends = [(np.min if k < 2 else np.max)(np.asarray(box.field(k))) for k in range(4)]
+            name = f"worldcover_embeddings_{about['partition']}_{column}_v{version}.gpq"
+            table = pa.table({"embeddings": rows["embeddings"], "bbox": rows["geometry"]})
+            with storage.atomic(storage.join(out, name)) as path:
+                with GeoParquetWriter(path, table.schema, geometry="bbox", box=None) as file:
+                    file.write(table, [float(v) for v in ends], {"Polygon"})
+            written.append(name)
+    return written
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export one year."""
+    p = cli.parser(__doc__, "scripts.export_published")
+    p.add_argument("--record", required=True, help="record of the merged year")
+    p.add_argument("--product", help="its folder, path or s3://, if not the record's name less .json")
+    p.add_argument("--out", required=True, help="folder or s3:// to write to")
+    p.add_argument("--version", default="002", help="of the published series")
+    args = p.parse_args(argv)
+
+    def work() -> None:
+        names = export(args.record, args.product or args.record.removesuffix(".json"), args.out, args.version)
+        log.info("%s: %d columns", args.out, len(names))
+
+    cli.run(work)
+
+
+if __name__ == "__main__":
+    main()

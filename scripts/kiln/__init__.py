@@ -1,0 +1,3 @@
+"""What the scripts share, one concept a module."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,182 @@
+"""The explorer database: LanceDB table `chips`, its columns, how it is opened and searched.
+
+Writers build, index and check a version, then move the tag `ready` to it; readers open the tag and never see half a
+build. Vectors are float16 and compared by cosine.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("LANCE_LOG", "error")  # read once, when lancedb is imported: it warns of every new table
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.table import Table
+
+from scripts.kiln import storage
+from scripts.kiln.errors import ConfigError
+
+TABLE = "chips"
+TAG = "ready"
+VECTOR = "vector"
+METRIC = "cosine"
+PROBES = 20  # partitions of the index that a query looks into
+REFINE = 5  # times k candidates compared again with their full vectors
+FACTS = (
+    "chip_id", "dataset", "year", "datetime", "item_id", "source", "nodata_fraction", "cloud_fraction",
+    "lon", "lat", "xmin", "ymin", "xmax", "ymax",
+)  # fmt: skip
+
+
+def chips_schema(dim: int, about: dict[str, Any]) -> pa.Schema:
+    """Columns of the explorer table; `about` is what the products' `kiln` metadata says, by dataset."""
+    return pa.schema(
+        [
+            pa.field("chip_id", pa.string(), nullable=False),
+            pa.field(VECTOR, pa.list_(pa.float16(), dim), nullable=False),
+            pa.field("dataset", pa.string(), nullable=False),
+            pa.field("year", pa.int16()),
+            pa.field("datetime", pa.timestamp("ms", tz="UTC")),
+            pa.field("item_id", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("nodata_fraction", pa.float32(), nullable=False),
+            pa.field("cloud_fraction", pa.float32()),
+            *(pa.field(n, pa.float64(), nullable=False) for n in ("lon", "lat", "xmin", "ymin", "xmax", "ymax")),
+            pa.field("cell", pa.string(), nullable=False),
+        ],
+        metadata={"kiln": json.dumps(about, sort_keys=True)},
+    )
+
+
+def cells(lon: np.ndarray, lat: np.ndarray) -> list[str]:
+    """The one-degree cell of each point, named after its south-west corner: `N45W002`."""
+    south, west = np.floor(lat).astype(int), np.floor(lon).astype(int)
+    return [_cell(s, w) for s, w in zip(south.tolist(), west.tolist(), strict=True)]
+
+
+def _cell(south: int, west: int) -> str:
+    return f"{'S' if south < 0 else 'N'}{abs(south):02d}{'W' if west < 0 else 'E'}{abs(west):03d}"
+
+
+def connect(uri: str) -> lancedb.DBConnection:
+    """The database at a path or s3:// URI, with the AWS_* settings that the rest of Kiln uses."""
+    options: dict[str, str] = {}
+    if storage.is_s3(uri) and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
+        options = {"endpoint": endpoint, "allow_http": "true"}
+    return lancedb.connect(uri, storage_options=options or None)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a result must be: every field that is set. `bbox` [west, south, east, north] holds the chip's centre."""
+
+    years: tuple[int, ...] = ()
+    datasets: tuple[str, ...] = ()
+    bbox: tuple[float, float, float, float] | None = None
+
+    def sql(self) -> str | None:
+        """The condition for LanceDB, built from typed values alone."""
+        terms = []
+        if self.years:
+            terms.append(f"year IN ({', '.join(str(int(y)) for y in self.years)})")
+        if self.datasets:
+            quoted = ", ".join(quote(d) for d in self.datasets)
+            terms.append(f"dataset IN ({quoted})")
+        if self.bbox is not None:
+            west, south, east, north = (float(v) for v in self.bbox)
+            if not all(map(math.isfinite, (west, south, east, north))) or west >= east or south >= north:
+                raise ConfigError(f"bbox {self.bbox}: want west < east and south < north in degrees")
+            span = [
+                (s, w)
+                for s in range(math.floor(south), math.ceil(north))
+                for w in range(math.floor(west), math.ceil(east))
+            ]
+            if len(span) <= 400:  # the bitmap index of cells is the cheapest spatial filter
+                terms.append(f"cell IN ({', '.join(quote(_cell(s, w)) for s, w in span)})")
+            terms.append(f"lon >= {west} AND lon <= {east} AND lat >= {south} AND lat <= {north}")
+        return " AND ".join(terms) or None
+
+
+def quote(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+class Explorer:
+    """The tagged version of an explorer database, for reading."""
+
+    def __init__(self, uri: str) -> None:
+        """Open it. Raises ConfigError if there is no finished explorer database at `uri`."""
+        self.uri = uri
+        if not storage.is_s3(uri) and not os.path.isdir(uri):  # noqa: PTH112 (connect would create the folder)
+            raise ConfigError(f"{uri}: no explorer database there; make it with `snakemake index`")
+        try:
+            self.table: Table = connect(uri).open_table(TABLE)
+            self.table.checkout(TAG)
+        except (ValueError, RuntimeError, FileNotFoundError, OSError) as e:
+            raise ConfigError(f"{uri}: no finished explorer database there ({_first_line(e)})") from e
+        self.about: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"kiln", b"{}"))
+        self.indexed = any(VECTOR in i.columns for i in self.table.list_indices())
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the vectors come from random weights."""
+        return any(a.get("untrained") for a in self.about.values())
+
+    def chip(self, chip_id: str) -> dict[str, Any]:
+        """A chip's facts and `vector`. Raises ConfigError if it is not in the database."""
+        rows = self.table.search().where(f"chip_id = {quote(chip_id)}").limit(1).to_list()
+        if not rows:
+            raise ConfigError(f"{self.uri}: no chip {chip_id!r}")
+        return rows[0]
+
+    def at(self, lon: float, lat: float, filters: Filters = Filters()) -> dict[str, Any]:
+        """The chip that covers a point, the newest if several do, then the one whose centre is nearest.
+
+        Raises ConfigError, naming the nearest chip within a degree, if none covers it.
+        """
+        inside = f"xmin <= {lon} AND xmax >= {lon} AND ymin <= {lat} AND ymax >= {lat}"
+        extra = Filters(filters.years, filters.datasets).sql()
+        where = f"{inside} AND {extra}" if extra else inside
+        rows = self.table.search().where(where).limit(1000).to_list()
+
+        def distance(r: dict[str, Any]) -> float:
+            return math.hypot((r["lon"] - lon) * math.cos(math.radians(lat)), r["lat"] - lat)
+
+        if rows:
+            return min(rows, key=lambda r: (-(r["year"] or 0), distance(r), r["chip_id"]))
+        near = self.table.search().where(
+            f"lon >= {lon - 1} AND lon <= {lon + 1} AND lat >= {lat - 1} AND lat <= {lat + 1}"
+        )  # fmt: skip
+        rows = near.limit(10_000).select(["chip_id", "lon", "lat"]).to_list()
+        hint = ""
+        if rows:
+            best = min(rows, key=distance)
+            hint = f"; the nearest is {best['chip_id']}, {distance(best) * 111.2:.1f} km away"
+        raise ConfigError(f"{self.uri}: no chip covers {lon}, {lat}{hint}")
+
+    def similar(
+        self,
+        vector: Sequence[float] | np.ndarray,
+        k: int,
+        filters: Filters = Filters(),
+        *,
+        exact: bool = False,
+    ) -> list[dict[str, Any]]:
+        """The k nearest chips, most alike first (ties by chip_id), with their facts and `similarity` (cosine)."""
+        query = self.table.search(np.asarray(vector, np.float32), vector_column_name=VECTOR).distance_type(METRIC)
+        query = query.bypass_vector_index() if exact else query.nprobes(PROBES).refine_factor(REFINE)
+        if where := filters.sql():
+            query = query.where(where, prefilter=True)
+        rows = query.limit(k).select([*FACTS, "_distance"]).to_list()
+        for row in rows:
+            row["similarity"] = 1 - row.pop("_distance")
+        return sorted(rows, key=lambda r: (-r["similarity"], r["chip_id"]))
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0][:160]

@@ -1,0 +1,73 @@
+"""GeoParquet 1.1 written with pyarrow, so that embeddings stay fixed-size lists (geopandas makes plain ones)."""
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyproj
+
+ROW_GROUP = 32768  # rows; one giant group would make every remote hit download the whole column
+BBOX = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
+CRS = json.loads(pyproj.CRS.from_epsg(4326).to_json())
+
+
+def geo_metadata(column: str, types: set[str], bbox: list[float], *, covering: bool) -> dict[str, Any]:
+    """The `geo` entry: WKB in EPSG:4326, `bbox` [west, south, east, north], the `bbox` column as covering."""
+    about: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": sorted(types),
+        "crs": CRS,
+        "edges": "planar",
+        "orientation": "counterclockwise",
+    }
+    if all(map(math.isfinite, bbox)):
+        about["bbox"] = bbox
+    if covering:
+        about["covering"] = {"bbox": {n: ["bbox", n] for n in ("xmin", "ymin", "xmax", "ymax")}}
+    return {"version": "1.1.0", "primary_column": column, "columns": {column: about}}
+
+
+class GeoParquetWriter:
+    """Writes batches as row groups; `geo` is completed from the rows' own boxes when the file is closed.
+
+    float embeddings are split by byte before zstd, which shrinks float32 (DuckDB refuses it for float16).
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, *, geometry: str = "geometry", box: str | None = "bbox") -> None:
+        embedding = schema.field("embeddings").type
+        floats = pa.types.is_float32(embedding.value_type)
+        nested = "embeddings.list.element"
+        plain = [f.name for f in schema if f.name not in ("embeddings", geometry, box)]
+        self._writer = pq.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            compression_level=3,
+            use_dictionary=plain,
+            column_encoding={nested: "BYTE_STREAM_SPLIT"} if floats else None,
+            write_page_index=True,
+            store_schema=True,
+        )
+        self._geometry, self._box = geometry, box
+        self.bbox = [math.inf, math.inf, -math.inf, -math.inf]
+        self.types: set[str] = set()
+        self.rows = 0
+
+    def write(self, table: pa.Table, bounds: list[float], types: set[str]) -> None:
+        """One row group; `bounds` of its footprints and their geometry types."""
+        self._writer.write_table(table, row_group_size=max(len(table), 1))
+        self.bbox = [*map(min, self.bbox[:2], bounds[:2]), *map(max, self.bbox[2:], bounds[2:])]
+        self.types |= types
+        self.rows += len(table)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+        geo = geo_metadata(self._geometry, self.types, self.bbox, covering=self._box is not None)
+        self._writer.add_key_value_metadata({"geo": json.dumps(geo)})
+        self._writer.close()

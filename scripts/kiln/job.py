@@ -1,0 +1,179 @@
+"""One embedding job: what the embed scripts share besides their sources - flags, identity, putting files in place."""
+
+import argparse
+import logging
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts.kiln import __version__, cli, plans, storage
+from scripts.kiln.chips import Source
+from scripts.kiln.errors import ConfigError
+from scripts.kiln.fingerprint import fingerprint, recipe
+
+log = logging.getLogger(__name__)
+MODEL = "Clay v1.5"
+
+
+def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
+    """The flags of every embed script; the script adds those of its dataset."""
+    p = cli.parser(doc, prog)
+    where = p.add_argument_group("what and where")
+    where.add_argument("--units", required=True, metavar="PLAN", help="path or s3:// of the plan, one line per shard")
+    where.add_argument("--shard", help="name of the shard in the plan")
+    index = os.environ.get(plans.INDEX)
+    where.add_argument(
+        "--index", type=int, default=index, help=f"or its line, counted from 0; from {plans.INDEX} where that is set"
+    )
+    where.add_argument("--weights", type=Path, required=True, help="safetensors of the rule encoder_weights")
+    where.add_argument("--folder", required=True, help="path or s3:// where the shards and their ledgers lie")
+    where.add_argument("--output", help="the embeddings file, if not <folder>/<shard>.parquet")
+    where.add_argument("--overwrite", action="store_true", help="do a finished shard again")
+    value = p.add_argument_group("what changes a vector (part of the fingerprint)")
+    value.add_argument("--storage", choices=("float32", "float16"), default="float32", help="type of the vectors")
+    value.add_argument("--gsd", choices=("as_trained", "actual"), default="as_trained", help="what the model is told")
+    value.add_argument("--max-nodata", type=float, default=0.05, help="share of a chip; more is skipped and counted")
+    value.add_argument("--expect-fingerprint", metavar="HEX", help="stop unless the fingerprint begins like this")
+    how = p.add_argument_group("how")
+    how.add_argument("--max-failed-fraction", type=float, default=0.5, help="of units; more fails the shard loudly")
+    how.add_argument("--batch-size", type=int, default=8, help="chips encoded together")
+    how.add_argument("--threads", type=int, default=0, help="of the encoder; 0: as many as cores")
+    how.add_argument("--read-threads", type=int, default=4, help="reading and decoding ahead of the encoder")
+    how.add_argument("--read-ahead-mb", type=int, default=512, help="megabytes of pixels held ahead of the encoder")
+    how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    return p
+
+
+def choose(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The plan's line to do; None if there is nothing to do, which is said in the log."""
+    line = plans.pick(plans.read_plan(args.units), args.units, shard=args.shard, index=args.index)
+    if line is None:
+        log.info("line %d is past the end of %s: nothing to do", args.index, args.units)
+        return None
+    args.output = args.output or storage.join(args.folder, f"{line['shard']}.parquet")
+    if storage.stat(args.output) and not args.overwrite:
+        log.info("%s is finished: left alone (--overwrite does it again)", args.output)
+        return None
+    return line
+
+
+def run(
+    args: argparse.Namespace,
+    line: dict[str, Any],
+    source: Source,
+    *,
+    dataset: str,
+    lattice: dict[str, Any],
+    metadata: str,
+    gsd: float,
+    max_cloud: float | None = None,
+) -> None:
+    """Embed the shard `line` of a plan from its source; `gsd` in metres is what the model is told.
+
+    Everything that would fail again fails before the weights load. Raises any KilnError.
+    """
+    from scripts.kiln import clay, engine, table  # here: torch is slow to import, and --help should not be
+
+    about_weights = clay.read_about(args.weights)
+    identity = fingerprint(
+        dataset,
+        weights=about_weights["sha256"],
+        precision=about_weights["precision"],
+        dtype=args.storage,
+        metadata=metadata,
+        gsd=args.gsd,
+        max_nodata=args.max_nodata,
+        max_cloud=max_cloud,
+        lattice=lattice,
+    )
+    if args.expect_fingerprint and not identity.startswith(args.expect_fingerprint):
+        raise ConfigError(
+            f"these flags and weights have the fingerprint {identity[:8]}, but {args.expect_fingerprint} is expected: "
+            "the weights are another file, or flags and folder do not belong together"
+        )
+    about = _about(about_weights, identity, source, dataset, line, args, lattice, metadata, gsd, max_cloud)
+    policy = engine.Policy("zeros" if metadata == "zeros" else "as_trained", gsd, args.storage)
+    budget = engine.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
+    with storage.atomic(args.output) as partial:
+        source.check()
+        outcome = engine.embed(
+            source,
+            _loader(args, about_weights["precision"]),
+            about_weights["geometry"]["dim"],
+            partial,
+            about,
+            policy=policy,
+            budget=budget,
+            max_failed_fraction=args.max_failed_fraction,
+        )
+        ledger = table.ledger_name(storage.join(args.folder, f"{line['shard']}.parquet"))
+        with storage.atomic(ledger) as partial_ledger:
+            table.write_ledger(partial_ledger, outcome.ledger)
+    log.info("%s: %d rows of %d units", args.output, outcome.rows, len(outcome.ledger))
+
+
+def _loader(args: argparse.Namespace, precision: str) -> Callable[[], Any]:
+    def load() -> Any:
+        import torch
+
+        from scripts.kiln import clay
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        return clay.load_encoder(args.weights, precision=precision, device=args.device)  # type: ignore[arg-type]
+
+    return load
+
+
+def _about(
+    weights: dict[str, Any],
+    identity: str,
+    source: Source,
+    dataset: str,
+    line: dict[str, Any],
+    args: argparse.Namespace,
+    lattice: dict[str, Any],
+    metadata: str,
+    gsd: float,
+    max_cloud: float | None,
+) -> dict[str, Any]:
+    """The `kiln` metadata of a file: how every vector in it came to be."""
+    import numpy
+    import pyarrow
+    import rasterio
+    import torch
+
+    sensor = source.sensor
+    return {
+        "dataset": dataset,
+        "partition": line["partition"],
+        "fingerprint": identity,
+        "model": MODEL,
+        "weights_sha256": weights["sha256"],
+        "checkpoint": weights.get("checkpoint", ""),
+        "untrained": bool(weights.get("untrained")),
+        "embedding": "class",
+        "dimensions": weights["geometry"]["dim"],
+        "precision": weights["precision"],
+        "storage": args.storage,
+        "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
+        "wavelengths": sensor.wavelengths,
+        "gsd": gsd,
+        "metadata": metadata,
+        "chip_size": lattice["chip_size"],
+        "lattice": lattice,
+        "limits": {"max_nodata": args.max_nodata, "max_cloud": max_cloud},
+        "recipes": {m: recipe(m) for m in ("clay", dataset)},
+        "software": {
+            "kiln": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "pyarrow": pyarrow.__version__,
+            "rasterio": rasterio.__version__,
+            "gdal": rasterio.__gdal_version__,
+        },
+        "sources": source.provenance(),
+    }

@@ -1,0 +1,122 @@
+"""Pictures of chips: from the dataset's image service by the chip's box, else from the chip's own source.
+
+What a WMS answers is looked at: an XML error with status 200, a swapped box that gives a blank image, a picture of
+another size are recognised and said, and the source is read instead.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyproj
+import rasterio
+import requests
+from PIL import Image, UnidentifiedImageError
+from rasterio.errors import RasterioError
+from rasterio.warp import transform_bounds
+from rasterio.windows import from_bounds
+
+from scripts.kiln.errors import KilnError, SourceError
+from scripts.kiln.storage import TIMEOUT
+
+SIZE = 256  # pixels of a picture's side
+STRETCH = {"worldcover": ((1, 2, 3), 0.0, 2800.0, 0.75)}  # bands of R G B, black, white (digital numbers), gamma
+
+
+@dataclass(frozen=True)
+class Picture:
+    """RGB [SIZE, SIZE, 3] uint8 and where it came from: `wms` or `source`, and why not the service; None if neither."""
+
+    pixels: np.ndarray | None
+    origin: str
+    why: str = ""
+
+
+def wms_request(wms: dict[str, Any], bbox: tuple[float, float, float, float], size: int = SIZE) -> dict[str, str]:
+    """GetMap's parameters for a box [west, south, east, north] in degrees.
+
+    1.3.0 calls the CRS `CRS` and writes EPSG:4326 boxes latitude first; STYLES is mandatory even when empty.
+    """
+    crs, version = wms.get("crs", "EPSG:3857"), wms["version"]
+    if crs == "EPSG:4326":
+        box = bbox if version == "1.1.1" else (bbox[1], bbox[0], bbox[3], bbox[2])
+    else:
+        project = pyproj.Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform
+        box = (*project(bbox[0], bbox[1]), *project(bbox[2], bbox[3]))
+    return {
+        "SERVICE": "WMS",
+        "REQUEST": "GetMap",
+        "VERSION": version,
+        "LAYERS": wms["layers"],
+        "STYLES": wms.get("styles", ""),
+        "CRS" if version == "1.3.0" else "SRS": crs,
+        "BBOX": ",".join(f"{v:.10g}" for v in box),
+        "WIDTH": str(size),
+        "HEIGHT": str(size),
+        "FORMAT": wms.get("format", "image/png"),
+        **({"TIME": wms["time"]} if wms.get("time") else {}),
+    }
+
+
+def from_wms(wms: dict[str, Any], bbox: tuple[float, float, float, float]) -> np.ndarray:
+    """RGB [SIZE, SIZE, 3] of a box. Raises SourceError that says what the service answered instead of a picture."""
+    try:
+        response = requests.get(wms["url"], params=wms_request(wms, bbox), timeout=TIMEOUT)
+    except requests.RequestException as e:
+        raise SourceError(f"the service does not answer ({type(e).__name__})") from e
+    kind = response.headers.get("Content-Type", "").partition(";")[0]
+    if response.status_code != 200:
+        raise SourceError(f"the service answers {response.status_code} {response.reason}")
+    if not kind.startswith("image/"):
+        raise SourceError(f"the service sends {kind or 'something unnamed'}, no picture: {_plain(response.text)}")
+    try:
+        with Image.open(io.BytesIO(response.content)) as image:
+            pixels = np.asarray(image.convert("RGBA"))
+    except (UnidentifiedImageError, OSError) as e:
+        raise SourceError("the service sends a picture that cannot be read") from e
+    if pixels.shape[:2] != (SIZE, SIZE):
+        raise SourceError(f"the service sends {pixels.shape[1]} x {pixels.shape[0]} px, not {SIZE} x {SIZE}")
+    if not pixels[..., 3].any() or np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() == 0:
+        raise SourceError("the service sends a blank picture: no data there, or its axes are swapped")
+    return np.ascontiguousarray(pixels[..., :3])
+
+
+def from_source(dataset: str, source: str, bbox: tuple[float, float, float, float]) -> np.ndarray:
+    """RGB [SIZE, SIZE, 3] of a box read from the chip's main source; nodata is grey. Raises SourceError."""
+    bands, black, white, gamma = STRETCH[dataset]
+    try:
+        with rasterio.Env(AWS_NO_SIGN_REQUEST="YES" if source.startswith("s3://esa-worldcover") else "NO"):
+            with rasterio.open(source) as file:
+                box = transform_bounds("EPSG:4326", file.crs, *bbox)
+                window = from_bounds(*box, transform=file.transform)
+                values = file.read(bands, window=window, out_shape=(3, SIZE, SIZE), boundless=True, fill_value=0)
+    except (RasterioError, OSError) as e:
+        raise SourceError(f"{source} cannot be read: {e}") from e
+    shown = np.clip((values.astype(np.float32) - black) / (white - black), 0, 1) ** gamma * 255
+    shown[:, ~values.any(axis=0)] = 128
+    return shown.astype(np.uint8).transpose(1, 2, 0)
+
+
+def picture(row: dict[str, Any], services: dict[str, Any]) -> Picture:
+    """The picture of a row of the explorer table; `services` is `pictures` of the config."""
+    bbox = (row["xmin"], row["ymin"], row["xmax"], row["ymax"])
+    why = "no service configured"
+    if wms := (services.get(row["dataset"]) or {}).get("wms"):
+        try:
+            return Picture(from_wms(wms, bbox), "wms")
+        except SourceError as e:
+            why = str(e)
+    try:
+        return Picture(from_source(row["dataset"], row["source"], bbox), "source", why)
+    except KilnError as e:
+        return Picture(None, "none", f"{why}; {e}")
+
+
+def _plain(text: str) -> str:
+    """The words of an XML or HTML answer, shortened."""
+    words, tag = [], False
+    for c in text[:4000]:
+        tag = c == "<" or (tag and c != ">")
+        words.append(" " if tag or c == ">" else c)
+    return " ".join("".join(words).split())[:160]

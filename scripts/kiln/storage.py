@@ -1,0 +1,317 @@
+"""One road to files: local paths and `s3://` read and written alike, `http(s)://` read.
+
+A file exists or it does not: local files are written under a temporary name, synced and renamed; on S3 one PUT or
+a completed multipart upload does the same. Credentials, region and endpoint come from the usual AWS_* variables.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from scripts.kiln.errors import SourceError, StorageError, TransientError
+
+DISK = {
+    getattr(errno, n)
+    for n in "ENOSPC EDQUOT EACCES EPERM EROFS EIO EFBIG ENOTDIR EISDIR EEXIST ENAMETOOLONG".split()
+}  # what a disk says that a person can mend
+CHUNK = 1 << 22  # bytes read at a time
+TIMEOUT = (10, 60)  # seconds to connect, and between bytes
+TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+TRANSIENT_CODES = {"SlowDown", "Throttling", "RequestTimeout", "InternalError", "ServiceUnavailable", "503", "500"}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Size in bytes and ETag (empty where the store has none, as on a disk)."""
+
+    size: int
+    etag: str = ""
+
+
+def is_s3(uri: str) -> bool:
+    """Whether `uri` names an S3 object or prefix."""
+    return str(uri).startswith("s3://")
+
+
+def is_http(uri: str) -> bool:
+    """Whether `uri` is read over http or https."""
+    return str(uri).startswith(("http://", "https://"))
+
+
+def is_remote(uri: str) -> bool:
+    """Whether `uri` is anywhere but on this machine's disks."""
+    return is_s3(uri) or is_http(uri)
+
+
+def join(root: str, *parts: str) -> str:
+    """`root/part/part`, for paths and URIs alike."""
+    return "/".join([str(root).rstrip("/"), *parts]) if str(root) else "/".join(parts)
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+@cache
+def s3_client(*, unsigned: bool = False) -> Any:
+    """A boto3 client, retrying as AWS advises; unsigned for public buckets."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    options: dict[str, Any] = {"retries": {"mode": "standard", "max_attempts": 5}, "max_pool_connections": 32}
+    return boto3.client("s3", config=Config(**options, **({"signature_version": UNSIGNED} if unsigned else {})))
+
+
+@contextmanager
+def named_errors(uri: str) -> Iterator[None]:
+    """Turn what stores say into SourceError (would fail again), TransientError or StorageError, naming `uri`."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, NoCredentialsError
+
+    try:
+        yield
+    except ClientError as e:
+        code = e.response.get("Error", {}).get("Code", "")
+        status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in TRANSIENT_CODES or status in TRANSIENT_STATUS:
+            raise TransientError(f"{uri}: the store answers {code or status}; try again later") from e
+        if status == 404:
+            raise SourceError(f"{uri}: does not exist") from e
+        if status == 403:
+            raise SourceError(f"{uri}: access denied ({code}); check the credentials and the bucket's policy") from e
+        raise StorageError(f"{uri}: {e}") from e
+    except NoCredentialsError as e:
+        raise StorageError(f"{uri}: no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID") from e
+    except (ConnectionError, HTTPClientError, requests.ConnectionError, requests.Timeout) as e:
+        raise TransientError(f"{uri}: {e}") from e
+    except FileNotFoundError as e:
+        raise SourceError(f"{uri}: does not exist") from e
+    except OSError as e:
+        raise StorageError(f"{uri}: {e.strerror or e}") from e
+
+
+def http_check(response: requests.Response) -> requests.Response:
+    """The response, if it is a success; else SourceError or TransientError by its status."""
+    if response.status_code in TRANSIENT_STATUS:
+        raise TransientError(f"{response.url}: the server answers {response.status_code}; try again later")
+    if response.status_code >= 400:
+        raise SourceError(f"{response.url}: the server answers {response.status_code} {response.reason}")
+    return response
+
+
+def stat(uri: str, *, unsigned: bool = False) -> Stat | None:
+    """Size and ETag, or None where nothing is. Raises TransientError, SourceError (no access), StorageError."""
+    with named_errors(uri):
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            try:
+                head = s3_client(unsigned=unsigned).head_object(Bucket=bucket, Key=key)
+            except s3_client(unsigned=unsigned).exceptions.ClientError as e:
+                if e.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+            return Stat(head["ContentLength"], head["ETag"].strip('"'))
+        if is_http(uri):
+            response = requests.head(uri, timeout=TIMEOUT, allow_redirects=True)
+            if response.status_code in (404, 410):
+                return None
+            http_check(response)
+            etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+            return Stat(int(response.headers.get("Content-Length", -1)), etag)
+        path = Path(uri)
+        return Stat(path.stat().st_size) if path.is_file() else None
+
+
+def listing(prefix: str, *, unsigned: bool = False) -> dict[str, Stat]:
+    """Every file below a folder or S3 prefix, by its full name, in order. One request per thousand on S3."""
+    if is_http(prefix):
+        raise StorageError(f"{prefix}: http has no listing")
+    found: dict[str, Stat] = {}
+    with named_errors(prefix):
+        if is_s3(prefix):
+            bucket, key = split_s3(join(prefix, ""))
+            pages = s3_client(unsigned=unsigned).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    found[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'))
+        else:
+            for path in Path(prefix).rglob("*"):
+                if path.is_file():
+                    found[join(prefix, path.relative_to(prefix).as_posix())] = Stat(path.stat().st_size)
+    return dict(sorted(found.items()))
+
+
+def read_bytes(uri: str, *, unsigned: bool = False) -> bytes:
+    """The whole of a small file. Raises SourceError where nothing is."""
+    with named_errors(uri):
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            return s3_client(unsigned=unsigned).get_object(Bucket=bucket, Key=key)["Body"].read()
+        if is_http(uri):
+            return http_check(requests.get(uri, timeout=TIMEOUT)).content
+        return Path(uri).read_bytes()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+
+
+def sweep(uri: str) -> None:
+    """Remove what killed processes of this machine left of a local file they were writing."""
+    path = Path(uri)
+    if is_remote(uri) or not path.parent.is_dir():
+        return
+    for left in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.partial"):
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            left.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic(uri: str) -> Iterator[Path]:
+    """A local path to write to; at the end of the block it becomes `uri`, whole, or after an error nothing does.
+
+    Raises StorageError for a full disk or a place that cannot be written.
+    """
+    if is_http(uri):
+        raise StorageError(f"{uri}: cannot write over http")
+    if is_s3(uri):
+        with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
+            path = Path(folder) / Path(uri).name
+            with _writable(path):
+                yield path
+            with named_errors(uri):
+                bucket, key = split_s3(uri)
+                from boto3.exceptions import S3UploadFailedError
+
+                try:
+                    s3_client().upload_file(str(path), bucket, key)
+                except S3UploadFailedError as e:
+                    raise StorageError(f"{uri}: {e}") from e
+        return
+    target = Path(uri)
+    partial = _partial(target)
+    with _writable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(uri)
+        partial.touch()
+        try:
+            yield partial
+            with partial.open("rb+") as f:
+                os.fsync(f.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writable(target: Path) -> Iterator[None]:
+    """StorageError for what a disk says while it is written to."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in DISK:
+            raise
+        why = os.strerror(e.errno)
+        raise StorageError(f"{target}: cannot be written: {why}; nothing partial was left behind") from e
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Put a small file in place, whole or not at all."""
+    with atomic(uri) as path:
+        path.write_bytes(data)
+
+
+def delete(uri: str) -> None:
+    """Remove one file; a missing one is fine."""
+    with named_errors(uri):
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            s3_client().delete_object(Bucket=bucket, Key=key)
+        else:
+            Path(uri).unlink(missing_ok=True)
+
+
+@contextmanager
+def local_copy(uri: str, *, unsigned: bool = False) -> Iterator[Path]:
+    """The file on this machine: itself where it is local, else a download that is gone after the block."""
+    if not is_remote(uri):
+        if not Path(uri).is_file():
+            raise SourceError(f"{uri}: does not exist")
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
+        path = Path(folder) / Path(uri).name
+        fetch(uri, path, unsigned=unsigned)
+        yield path
+
+
+def fetch(uri: str, path: Path, *, unsigned: bool = False) -> None:
+    """Copy a file to `path`, going on where an earlier, interrupted copy of the same version stopped.
+
+    What is there already is kept only beside a note (`<path>.etag`) of the version it came from; a server without
+    ETag or ranges is read from the start. Raises SourceError, TransientError or StorageError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_remote(uri):
+        if not Path(uri).is_file():
+            raise SourceError(f"{uri}: does not exist")
+        with named_errors(uri):
+            shutil.copyfile(uri, path)
+        return
+    source = stat(uri, unsigned=unsigned)
+    if source is None:
+        raise SourceError(f"{uri}: does not exist")
+    note = path.with_name(path.name + ".etag")
+    have = path.stat().st_size if path.exists() else 0
+    if not (have and source.etag and note.exists() and note.read_text() == source.etag and have <= source.size):
+        path.unlink(missing_ok=True)
+        have = 0
+    note.write_text(source.etag)
+    with named_errors(uri):
+        if have < source.size or source.size < 0:
+            for chunk in _chunks(uri, have, source, unsigned):
+                with path.open("ab") as f:
+                    f.write(chunk)
+    size = path.stat().st_size
+    if source.size >= 0 and size != source.size:
+        raise TransientError(f"{uri}: {size} of {source.size} bytes came; run again and it goes on from there")
+    note.unlink()
+
+
+def _chunks(uri: str, start: int, source: Stat, unsigned: bool) -> Iterator[bytes]:
+    """The bytes of `uri` from `start` on, a few megabytes at a time."""
+    if is_s3(uri):
+        bucket, key = split_s3(uri)
+        body = s3_client(unsigned=unsigned).get_object(
+            Bucket=bucket, Key=key, Range=f"bytes={start}-", IfMatch=source.etag
+        )["Body"]
+        yield from body.iter_chunks(CHUNK)
+        return
+    headers = {"Range": f"bytes={start}-", "If-Range": f'"{source.etag}"'} if start else {}
+    with http_check(requests.get(uri, headers=headers, stream=True, timeout=TIMEOUT)) as response:
+        if start and response.status_code != 206:
+            raise TransientError(f"{uri}: the server does not go on from byte {start}; delete the partial file")
+        try:
+            yield from response.iter_content(CHUNK)
+        except requests.exceptions.ChunkedEncodingError as e:
+            raise TransientError(f"{uri}: the connection broke: {e}") from e
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a local file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

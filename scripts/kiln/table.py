@@ -1,0 +1,207 @@
+"""The embeddings file and its ledger: the columns, metadata and accounts that every dataset shares."""
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+
+from scripts.kiln.chips import Chip, Dropped, Unit
+from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
+
+Storage = Literal["float32", "float16"]
+TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+
+LEDGER = pa.schema(
+    [
+        pa.field("unit_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("expected", pa.int64(), nullable=False),
+        pa.field("expected_known", pa.bool_(), nullable=False),
+        pa.field("embedded", pa.int64(), nullable=False),
+        pa.field("skipped_nodata", pa.int64(), nullable=False),
+        pa.field("skipped_cloud", pa.int64(), nullable=False),
+        pa.field("failed", pa.int64(), nullable=False),
+        pa.field("notes", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+    ]
+)
+COUNTS = ("expected", "embedded", "skipped_nodata", "skipped_cloud", "failed")
+
+
+def ledger_name(shard: str) -> str:
+    """The ledger beside a shard's file, by the file's name or URI."""
+    return f"{shard.removesuffix('.parquet')}.ledger.parquet"
+
+
+def schema(dim: int, storage: Storage, extra: Sequence[pa.Field], about: dict[str, Any]) -> pa.Schema:
+    """The columns of every embeddings file, `about` as its `kiln` metadata."""
+    fields = [
+        pa.field("chip_id", pa.string(), nullable=False),
+        pa.field("embeddings", pa.list_(pa.field("element", TYPES[storage], nullable=False), dim), nullable=False),
+        pa.field("geometry", pa.binary(), nullable=False),
+        pa.field("bbox", BBOX, nullable=False),
+        pa.field("crs", pa.string(), nullable=False),
+        pa.field("x0", pa.float64(), nullable=False),
+        pa.field("y0", pa.float64(), nullable=False),
+        pa.field("pixel_size", pa.float64(), nullable=False),
+        pa.field("col", pa.int32(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("datetime", pa.timestamp("ms", tz="UTC")),
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("sources", pa.list_(pa.string()), nullable=False),
+        pa.field("nodata_fraction", pa.float32(), nullable=False),
+        pa.field("cloud_fraction", pa.float32()),
+        *extra,
+    ]
+    return pa.schema(fields, metadata={"kiln": json.dumps(about, sort_keys=True)})
+
+
+def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> tuple[pa.Table, list[float], set[str]]:
+    """Chips and their vectors [n, D] as a table, with the bounds and geometry types of their footprints."""
+    footprints = np.array([c.footprint for c in chips], dtype=object)
+    boxes = shapely.bounds(footprints)  # [n, 4]
+    embedding = columns.field("embeddings").type
+    values = pa.array(vectors.reshape(-1), embedding.value_type)
+    arrays: dict[str, Any] = {
+        "embeddings": pa.FixedSizeListArray.from_arrays(values, type=embedding),
+        "geometry": pa.array(shapely.to_wkb(footprints, byte_order=1), pa.binary()),
+        "bbox": pa.StructArray.from_arrays([pa.array(boxes[:, i]) for i in range(4)], fields=list(BBOX)),
+    }
+    for f in columns:
+        if f.name not in arrays:
+            own = f.name in Chip.__dataclass_fields__
+            arrays[f.name] = pa.array([getattr(c, f.name) if own else c.extra[f.name] for c in chips], f.type)
+    table = pa.table([arrays[f.name] for f in columns], schema=columns)
+    bounds = [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]
+    return table, bounds, {g.geom_type for g in footprints}
+
+
+class ShardWriter:
+    """Collects rows and writes a row group when one is full: memory does not grow with the shard."""
+
+    def __init__(self, path: Path, columns: pa.Schema, row_group: int = ROW_GROUP) -> None:
+        self.schema, self.row_group = columns, row_group
+        self._file = GeoParquetWriter(path, columns)
+        self._stack = ExitStack()
+        self._chips: list[Chip] = []
+        self._vectors: list[np.ndarray] = []
+
+    def append(self, chips: Sequence[Chip], vectors: np.ndarray) -> None:
+        """Add rows; vectors [n, D] in the type they are stored in."""
+        self._chips.extend(chips)
+        self._vectors.append(vectors)
+        if len(self._chips) >= self.row_group:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._chips:
+            self._file.write(*rows(self._chips, np.concatenate(self._vectors), self.schema))
+        self._chips, self._vectors = [], []
+
+    @property
+    def rows(self) -> int:
+        """Rows given so far."""
+        return self._file.rows + len(self._chips)
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._file)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+        with self._stack:
+            if kind is None:
+                self._flush()
+                if not self._file.rows:
+                    self._file.write(self.schema.empty_table(), [np.inf, np.inf, -np.inf, -np.inf], set())
+
+
+@dataclass
+class Entry:
+    """What became of one unit so far."""
+
+    unit: Unit
+    embedded: int = 0
+    skipped_nodata: int = 0
+    skipped_cloud: int = 0
+    failed: int = 0
+    reasons: list[str] = field(default_factory=list)  # of failures
+    why_empty: list[str] = field(default_factory=list)  # why chips were skipped
+    notes: list[str] = field(default_factory=list)
+
+    def drop(self, what: Dropped) -> None:
+        """Account for chips that get no row."""
+        if what.kind == "failed":
+            self.failed += what.count
+        elif what.kind == "cloud":
+            self.skipped_cloud += what.count
+        else:
+            self.skipped_nodata += what.count
+        told = self.reasons if what.kind == "failed" else self.why_empty
+        if what.reason and what.reason not in told:
+            told.append(what.reason)
+
+    @property
+    def accounted(self) -> int:
+        """Chips whose fate is known."""
+        return self.embedded + self.skipped_nodata + self.skipped_cloud + self.failed
+
+    @property
+    def status(self) -> Literal["embedded", "empty", "failed"]:
+        """`failed` if any of it failed: a half-done unit is not called done."""
+        if self.failed or self.reasons:
+            return "failed"
+        return "embedded" if self.embedded else "empty"
+
+    @property
+    def failed_share(self) -> float:
+        """Share of the unit that failed; 1 where nothing is known of it."""
+        return 0.0 if self.status != "failed" else self.failed / self.unit.expected if self.unit.expected else 1.0
+
+    def row(self) -> dict[str, Any]:
+        """Its ledger row. Raises AssertionError if the account does not close."""
+        expected = self.unit.expected
+        assert self.accounted == expected, f"{self.unit.unit_id}: {self.accounted} of {expected} chips accounted for"
+        reason = "; ".join(self.reasons if self.status == "failed" else self.why_empty)
+        return {
+            "unit_id": self.unit.unit_id,
+            "status": self.status,
+            "reason": "" if self.status == "embedded" else reason,
+            "expected": expected,
+            "expected_known": self.unit.expected_known,
+            "embedded": self.embedded,
+            "skipped_nodata": self.skipped_nodata,
+            "skipped_cloud": self.skipped_cloud,
+            "failed": self.failed,
+            "notes": "; ".join(self.notes),
+            "source": self.unit.source,
+            "etag": self.unit.etag,
+        }
+
+
+def ledger_table(entries: Sequence[Entry]) -> pa.Table:
+    """The ledger of a shard."""
+    return pa.Table.from_pylist([e.row() for e in entries], schema=LEDGER)
+
+
+def write_ledger(path: Path, ledger: pa.Table) -> None:
+    """A ledger as Parquet."""
+    pq.write_table(ledger, path, compression="zstd")
+
+
+def ledger_text(ledger: pa.Table) -> str:
+    """A ledger as aligned text, for logs and terminals."""
+    names = ["unit_id", "status", *COUNTS, "reason"]
+    table = [names] + [[str(r[n]) for n in names] for r in ledger.to_pylist()]
+    widths = [max(len(r[i]) for r in table) for i in range(len(names) - 1)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, [*widths, 0], strict=True)).rstrip() for r in table)

@@ -1,0 +1,259 @@
+"""Merge the shards of one partition into its product: Hilbert-sorted GeoParquet parts, the ledger, STAC, a record.
+
+Works out of core: keys come from the footprints' boxes alone, rows go to buckets on disk, and each bucket is sorted
+and written as whole row groups. What comes out is the same whatever --memory-mb is. Data first, the record last.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scripts.kiln import cli, plans, stac, storage, table
+from scripts.kiln.errors import ConfigError, SourceError
+from scripts.kiln.fingerprint import digest
+from scripts.kiln.geoparquet import ROW_GROUP, GeoParquetWriter
+
+PART_BYTES = 2_000_000_000  # of a product's file
+LEVEL = 16  # bits per axis of the Hilbert curve over the partition's own bounds (geopandas' default)
+READ_ROWS = 4096  # rows read at a time
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where every row goes: `rank[i]` of row i, shards one after the other in the order of `shards`."""
+
+    rank: np.ndarray
+    starts: list[int]
+
+
+def open_shard(path: Path) -> pq.ParquetFile:
+    """A shard's file. Raises SourceError if it is no whole Parquet file."""
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise SourceError(f"{path}: not a whole Parquet file ({e}); delete it and run again") from e
+
+
+def hilbert_order(shards: Sequence[Path]) -> Order:
+    """Rank of every row along a Hilbert curve through the footprints' centres; ties keep the shards' order.
+
+    Reads the `bbox` columns alone. The curve spans the bounds of all rows.
+    """
+    boxes, starts, n = [], [], 0
+    for path in shards:
+        starts.append(n)
+        box = open_shard(path).read(columns=["bbox"])["bbox"].combine_chunks()
+        xy = [np.asarray(box.field(k)) for k in ("xmin", "ymin", "xmax", "ymax")]
+        boxes.append(np.stack([(xy[0] + xy[2]) / 2, (xy[1] + xy[3]) / 2], axis=1))
+        n += len(box)
+    centres = np.concatenate(boxes) if boxes else np.empty((0, 2))
+    if not n:
+        return Order(np.empty(0, np.int64), starts)
+    bounds = (*centres.min(axis=0), *centres.max(axis=0))
+    points = gpd.GeoSeries(gpd.points_from_xy(*centres.T))
+    keys = points.hilbert_distance(total_bounds=bounds, level=LEVEL).to_numpy() if np.ptp(centres) else np.zeros(n)
+    rank = np.empty(n, np.int64)
+    rank[np.argsort(keys, kind="stable")] = np.arange(n)
+    return Order(rank, starts)
+
+
+def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memory: int) -> Iterator[pa.Table]:
+    """The rows of all shards in order, as tables of `row_group` rows, using about `memory` bytes.
+
+    Rows go to buckets of whole row groups (Arrow files on disk), which are then sorted one by one.
+    """
+    n = len(order.rank)
+    if not n:
+        return
+    columns = open_shard(shards[0]).schema_arrow.remove_metadata()
+    size = columns.field("embeddings").type
+    row_bytes = size.list_size * size.value_type.bit_width // 8 + 1024  # and what the other columns take, about
+    per_bucket = max(1, memory // (4 * row_group * row_bytes)) * row_group
+    buckets = -(-n // per_bucket)
+    numbered = columns.append(pa.field("rank", pa.int64()))
+    with tempfile.TemporaryDirectory(prefix="kiln-merge-") as scratch, ExitStack() as stack:
+        paths = [Path(scratch) / f"{i}.arrow" for i in range(buckets)]
+        files = [stack.enter_context(pa.ipc.new_file(str(p), numbered)) for p in paths]
+        for path, start in zip(shards, order.starts, strict=True):
+            at = start
+            for batch in open_shard(path).iter_batches(READ_ROWS):
+                rank = order.rank[at : at + len(batch)]
+                at += len(batch)
+                rows = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+                rows = rows.cast(columns).append_column("rank", pa.array(rank))
+                where = rank // per_bucket
+                for bucket in np.unique(where):
+                    files[bucket].write_table(rows.take(pa.array(np.flatnonzero(where == bucket))).combine_chunks())
+        stack.close()
+        for path in paths:
+            with pa.memory_map(str(path)) as source:
+                rows = pa.ipc.open_file(source).read_all()
+                index = pc.sort_indices(rows["rank"])
+                for first in range(0, len(rows), row_group):
+                    yield rows.take(index[first : first + row_group]).drop_columns("rank").combine_chunks()
+            path.unlink()
+
+
+def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
+    """The `kiln` metadata of a product: that of its shards, with the sources of all.
+
+    Raises ConfigError if shards were made with different settings, weights or recipes.
+    """
+    whole: dict[str, Any] = {}
+    for path in shards:
+        about = json.loads(open_shard(path).schema_arrow.metadata[b"kiln"])
+        sources = about.pop("sources")
+        if whole and any(whole[k] != about[k] for k in ("fingerprint", "partition", "storage", "dimensions")):
+            raise ConfigError(f"{path}: made with other settings than {shards[0]}; they cannot be one product")
+        whole = whole or {**about, "sources": {}}
+        whole["sources"].update(sources)
+    whole["sources"] = dict(sorted(whole["sources"].items()))
+    return whole
+
+
+def write_parts(
+    shards: Sequence[Path], product: str, about: dict[str, Any], *, memory: int, row_group: int, part_bytes: int
+) -> list[stac.Part]:
+    """Write the sorted parts below `product`; each at most `part_bytes`, given row groups that are smaller."""
+    order = hilbert_order(shards)
+    columns = open_shard(shards[0]).schema_arrow.remove_metadata().with_metadata(
+        {"kiln": json.dumps(about, sort_keys=True)}
+    )  # fmt: skip
+    groups = sorted_row_groups(shards, order, row_group, memory)
+    group = next(groups, columns.empty_table())
+    parts: list[stac.Part] = []
+    while group is not None:
+        name = f"part-{len(parts):04d}.parquet"
+        uri = storage.join(product, name)
+        with storage.atomic(uri) as path:
+            largest = 0
+            with GeoParquetWriter(path, columns) as out:
+                while group is not None and path.stat().st_size + largest * 1.05 <= part_bytes:
+                    before = path.stat().st_size
+                    box = group["bbox"].combine_chunks()
+                    ends = [(pc.min if k < 2 else pc.max)(box.field(k)).as_py() for k in range(4)]
+                    bounds = ends if len(group) else [np.inf, np.inf, -np.inf, -np.inf]
+                    out.write(group.cast(columns), bounds, {"Polygon"} if len(group) else set())
+                    largest = max(largest, path.stat().st_size - before)
+                    group = next(groups, None)
+            times = pc.min_max(pq.read_table(path, columns=["datetime"])["datetime"]).as_py()
+            parts.append(
+                stac.Part(
+                    name, path.stat().st_size, storage.sha256(path), out.rows, out.bbox, (times["min"], times["max"])
+                )
+            )
+    return parts
+
+
+def merge_ledgers(uris: Sequence[str]) -> pa.Table:
+    """The ledgers of all shards, in the shards' order."""
+    ledgers = []
+    for uri in uris:
+        with storage.local_copy(uri) as path:
+            ledgers.append(pq.read_table(path, schema=table.LEDGER))
+    return pa.concat_tables(ledgers) if ledgers else table.LEDGER.empty_table()
+
+
+def merge(
+    names: Sequence[str],
+    shards: str,
+    ledgers: str,
+    product: str,
+    *,
+    missing: Sequence[str] = (),
+    memory: int = 1 << 30,
+    row_group: int = ROW_GROUP,
+    part_bytes: int = PART_BYTES,
+) -> dict[str, Any]:
+    """Make a product of the named shards and return its record.
+
+    `shards` is the local folder of the embeddings files, `ledgers` the path or s3:// of the ledgers, `product` that of
+    the folder to write. `missing` names planned shards that are left out on purpose, and is said in the product.
+    Raises ConfigError or SourceError for shards that are missing, broken or do not belong together.
+    """
+    paths = [Path(shards) / f"{n}.parquet" for n in names]
+    if gone := [p for p in paths if not p.is_file()]:
+        raise SourceError(f"{len(gone)} of {len(paths)} shards are not there, first {gone[0]}; embed them first")
+    if not paths:
+        raise ConfigError("no shard to merge")
+    about = product_metadata(paths)
+    if missing:
+        about["missing_shards"] = sorted(missing)
+    ledger = merge_ledgers([table.ledger_name(storage.join(ledgers, f"{n}.parquet")) for n in names])
+    parts = write_parts(paths, product, about, memory=memory, row_group=row_group, part_bytes=part_bytes)
+    rows = sum(p.rows for p in parts)
+    counts = {c: pc.sum(ledger[c]).as_py() or 0 for c in table.COUNTS}
+    if rows != counts["embedded"]:
+        raise SourceError(f"{shards}: {rows} rows, but the ledgers say {counts['embedded']}: embed the shards again")
+    with storage.atomic(storage.join(product, "ledger.parquet")) as path:
+        table.write_ledger(path, ledger)
+        ledger_file = {"name": "ledger.parquet", "size": path.stat().st_size, "sha256": storage.sha256(path)}
+    written = stac.write(product, parts, about, counts)
+    status = dict(sorted((v["values"], v["counts"]) for v in pc.value_counts(ledger["status"]).to_pylist()))
+    record = {
+        "dataset": about["dataset"],
+        "partition": about["partition"],
+        "fingerprint": about["fingerprint"],
+        "weights_sha256": about["weights_sha256"],
+        "untrained": about["untrained"],
+        "shards": digest(sorted(names)),
+        "missing_shards": sorted(missing),
+        "rows": rows,
+        "counts": counts,
+        "units": status,
+        "files": [{"name": p.name, "size": p.size, "sha256": p.sha256, "rows": p.rows} for p in parts],
+        "ledger": ledger_file,
+        "stac": written,
+    }
+    return record | {"tag": digest([record["fingerprint"], record["files"]])[:8]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Merge one partition of one dataset."""
+    p = cli.parser(__doc__, "scripts.merge")
+    p.add_argument("--plan", required=True, help="the partition's plan; its shards are merged")
+    p.add_argument("--shards", required=True, help="local folder of the embeddings files")
+    p.add_argument("--ledgers", help="path or s3:// of the folder of the ledgers, if not that of the shards")
+    p.add_argument("--product", required=True, help="path or s3:// of the folder to write")
+    p.add_argument("--record", help="the record to write last, if not <product>.json")
+    p.add_argument("--allow-missing", action="store_true", help="merge the shards that exist, and say so")
+    p.add_argument("--memory-mb", type=int, default=1024, help="megabytes to sort in")
+    args = p.parse_args(argv)
+
+    def work() -> None:
+        planned = [line["shard"] for line in plans.read_plan(args.plan)]
+        have = [n for n in planned if not args.allow_missing or (Path(args.shards) / f"{n}.parquet").is_file()]
+        record = merge(
+            have,
+            args.shards,
+            args.ledgers or args.shards,
+            args.product,
+            missing=sorted(set(planned) - set(have)),
+            memory=args.memory_mb << 20,
+        )
+        storage.write_bytes(
+            args.record or f"{args.product}.json", (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
+        )
+        log.info(
+            "%s: %d rows in %d parts from %d shards", args.product, record["rows"], len(record["files"]), len(have)
+        )
+        if record["missing_shards"]:
+            log.warning("%d shards are missing in this product", len(record["missing_shards"]))
+
+    cli.run(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Find the chips most like a chip or a place in an explorer database, as a table, JSON, GeoJSON or pictures.
+
+python -m scripts.search --db results/sample/explorer --at=-1.9,45.3 -k 10 --png similar.png
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.kiln import cli, storage
+from scripts.kiln.errors import ConfigError
+from scripts.kiln.explorer import Explorer, Filters
+
+log = logging.getLogger(__name__)
+COLUMNS = 5  # of the contact sheet
+SHOWN = ("chip_id", "similarity", "lon", "lat", "dataset", "year", "datetime", "item_id", "source")
+
+
+def degrees(count: int) -> Any:
+    """A parser of `count` numbers with commas between them."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            values = tuple(float(v) for v in text.split(","))
+        except ValueError:
+            values = ()
+        if len(values) != count:
+            raise argparse.ArgumentTypeError(f"{text!r}: want {count} numbers with commas between them")
+        return values
+
+    return parse
+
+
+def search(db: Explorer, query: dict[str, Any], k: int, filters: Filters) -> list[dict[str, Any]]:
+    """The k chips most like the query's, itself left out, most alike first."""
+    hits = db.similar(query["vector"], k + 1, filters)
+    return [h for h in hits if h["chip_id"] != query["chip_id"]][:k]
+
+
+def example(db: Explorer) -> dict[str, Any]:
+    """A query that is worth a picture: among some chips, the one whose few neighbours stand out most from the rest."""
+    rows = db.table.count_rows()
+    if not rows:
+        raise ConfigError(f"{db.uri}: no chip in it")
+    offsets = sorted({rows * i // 64 for i in range(64)})
+    ids = sorted(db.table.take_offsets(offsets).select(["chip_id"]).to_arrow()["chip_id"].to_pylist())
+    best: tuple[float, str, dict[str, Any]] | None = None
+    for chip_id in ids:
+        chip = db.chip(chip_id)
+        hits = db.similar(chip["vector"], 60)
+        spread = hits[min(5, len(hits) - 1)]["similarity"] - hits[-1]["similarity"]
+        if best is None or spread > best[0]:
+            best = (spread, chip_id, chip)
+    assert best is not None
+    return best[2]
+
+
+def as_table(query: dict[str, Any], hits: Sequence[dict[str, Any]]) -> str:
+    """Aligned text: rank, similarity, where, when, id; the query first."""
+    lines = [f"{'':>4}  {'cosine':>7}  {'lon':>11}  {'lat':>10}  {'year':>4}  chip"]
+    for rank, r in enumerate([query, *hits]):
+        place = f"{r['lon']:>11.5f}  {r['lat']:>10.5f}  {r['year'] or '':>4}"
+        lines.append(f"{rank or 'like':>4}  {r.get('similarity', 1):>7.4f}  {place}  {r['chip_id']}")
+    return "\n".join(lines)
+
+
+def as_json(query: dict[str, Any], hits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Query and results with the facts in `SHOWN` and their boxes."""
+
+    def plain(r: dict[str, Any]) -> dict[str, Any]:
+        facts = {n: r[n] for n in SHOWN if n in r} | {"bbox": [r[n] for n in ("xmin", "ymin", "xmax", "ymax")]}
+        facts["datetime"] = r["datetime"].isoformat().replace("+00:00", "Z") if r["datetime"] else None
+        return facts
+
+    return {"query": plain(query), "results": [plain(h) for h in hits]}
+
+
+def as_geojson(query: dict[str, Any], hits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A FeatureCollection of the results' footprints; the query is rank 0."""
+    both = as_json(query, hits)
+    features = []
+    for rank, facts in enumerate([both["query"], *both["results"]]):
+        w, s, e, n = bbox = facts.pop("bbox")
+        ring = [[w, s], [e, s], [e, n], [w, n], [w, s]]
+        features.append(
+            {
+                "type": "Feature",
+                "id": facts["chip_id"],
+                "bbox": bbox,
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {"rank": rank, **facts},
+            }
+        )
+    return {"type": "FeatureCollection", "features": features}
+
+
+def contact_sheet(
+    query: dict[str, Any], hits: Sequence[dict[str, Any]], services: dict[str, Any], *, untrained: bool, path: Path
+) -> dict[str, int]:
+    """Draw the query, large, and its neighbours; returns how many pictures came from where.
+
+    A picture that neither service nor source gives is a grey square that says so.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from scripts.kiln import pictures
+
+    matplotlib.rcParams["font.family"] = "DejaVu Sans"
+    with ThreadPoolExecutor(8) as pool:
+        shown = list(pool.map(lambda r: pictures.picture(r, services), [query, *hits]))
+    origins = {o: sum(p.origin == o for p in shown) for o in ("wms", "source", "none")}
+    lines = max(2, -(-len(hits) // COLUMNS))
+    figure = Figure(figsize=(2.0 * (COLUMNS + 2) + 0.7, 2.32 * lines + 1.35), dpi=110, facecolor="#faf9f6")
+    grid = figure.add_gridspec(
+        lines, COLUMNS + 2, left=0.02, right=0.985, top=1 - 0.85 / figure.get_figheight(),
+        bottom=0.5 / figure.get_figheight(), wspace=0.08, hspace=0.24,
+    )  # fmt: skip
+    ink, quiet = "#22262b", "#6b7280"
+    for rank, (row, picture) in enumerate(zip([query, *hits], shown, strict=True)):
+        r, c = divmod(rank - 1, COLUMNS)
+        axes = figure.add_subplot(grid[:2, :2] if rank == 0 else grid[r, c + 2])
+        if picture.pixels is None:
+            axes.set_facecolor("#d9d9d6")
+            axes.text(0.5, 0.5, "no picture", ha="center", va="center", color=quiet, transform=axes.transAxes)
+        else:
+            axes.imshow(picture.pixels, interpolation="lanczos" if rank == 0 else "antialiased")
+        axes.set(xticks=[], yticks=[], anchor="N")
+        for spine in axes.spines.values():
+            spine.set(color="#c2410c" if rank == 0 else "#e4e2dc", linewidth=2.5 if rank == 0 else 0.8)
+        place = f"{abs(row['lat']):.3f}°{'NS'[row['lat'] < 0]} {abs(row['lon']):.3f}°{'EW'[row['lon'] < 0]}"
+        if rank == 0:
+            axes.set_xlabel(f"{row['chip_id']}\n{place}, {row['year'] or 'no date'}", fontsize=9, color=ink, labelpad=7)
+        else:
+            axes.set_title(
+                f"{rank}   {row['similarity']:.3f}", fontsize=9.5, color=ink, loc="left", pad=4, fontweight="bold"
+            )
+            axes.set_title(f"{row['year'] or ''}", fontsize=8, color=quiet, loc="right", pad=4)
+            axes.set_xlabel(place, fontsize=7.5, color=quiet, labelpad=3)
+    top = 1 - 0.36 / figure.get_figheight()
+    figure.text(0.02, top, "Places like this one", fontsize=15, color=ink, fontweight="bold", va="center")
+    if untrained:
+        figure.text(
+            0.985, top, "UNTRAINED weights: a demonstration", fontsize=10, color="#b91c1c", ha="right", va="center"
+        )
+    told = [
+        f"{n} from {name}"
+        for name, n in (("the image service", origins["wms"]), ("the chips' sources", origins["source"]))
+        if n
+    ]
+    told += [f"{origins['none']} missing"] if origins["none"] else []
+    foot = f"Cosine similarity of Clay class tokens. Pictures: {', '.join(told)}."
+    figure.text(0.02, 0.17 / figure.get_figheight(), foot, fontsize=8, color=quiet, va="center")
+    for why in sorted({p.why for p in shown if p.why and p.why != "no service configured"}):
+        log.warning("picture: %s", why)
+    figure.savefig(path, format="png", metadata={"Software": None})
+    return origins
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Search."""
+    p = cli.parser(__doc__, "scripts.search")
+    p.add_argument("--db", required=True, help="path or s3:// of the explorer database")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--chip", metavar="ID", help="chip_id to find the like of")
+    what.add_argument("--at", type=degrees(2), metavar="LON,LAT", help="or the chip that covers this point")
+    what.add_argument("--example", action="store_true", help="or a chip that makes a good example")
+    p.add_argument("-k", type=int, default=10, help="number of results")
+    p.add_argument("--year", type=int, action="append", default=[], help="only of this year (may be repeated)")
+    p.add_argument("--dataset", action="append", default=[], help="only of this dataset (may be repeated)")
+    p.add_argument("--bbox", type=degrees(4), metavar="W,S,E,N", help="only with their centre in this box, degrees")
+    p.add_argument("--format", choices=("table", "json", "geojson"), default="table", help="of what is printed")
+    p.add_argument("--png", metavar="FILE", help="also draw the chips' pictures into this file")
+    p.add_argument("--pictures", default="{}", help="JSON, `pictures` of the config: the datasets' image services")
+    args = p.parse_args(argv)
+
+    def work() -> None:
+        if args.k < 1:
+            raise ConfigError(f"-k {args.k}: want at least 1")
+        try:
+            services = json.loads(args.pictures)
+        except ValueError as e:
+            raise ConfigError(f"--pictures is no JSON: {e}") from e
+        db = Explorer(args.db)
+        filters = Filters(tuple(args.year), tuple(args.dataset), args.bbox)
+        if args.chip:
+            query = db.chip(args.chip)
+        else:
+            query = db.at(*args.at, filters) if args.at else example(db)
+        hits = search(db, query, args.k, filters)
+        if db.untrained:
+            log.warning("UNTRAINED weights: these similarities are a demonstration")
+        if args.format == "table":
+            print(as_table(query, hits))
+        else:
+            value = as_json(query, hits) if args.format == "json" else as_geojson(query, hits)
+            json.dump(value, sys.stdout, indent=1)
+            print()
+        if args.png:
+            with storage.atomic(args.png) as path:
+                origins = contact_sheet(query, hits, services, untrained=db.untrained, path=path)
+            log.info("%s: %d pictures from the service, %d from sources, %d missing", args.png, *origins.values())
+
+    cli.run(work)
+
+
+if __name__ == "__main__":
+    main()
