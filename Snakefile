@@ -19,14 +19,14 @@ include: "rules/index.smk"
 rule all:
     default_target: True
     input:
-        worldcover_targets,
+        partial(targets_of, "worldcover"),
         index_targets,
         picture_targets,
 
 
 rule worldcover:
     input:
-        worldcover_targets,
+        partial(targets_of, "worldcover"),
 
 
 onerror:

@@ -2,12 +2,14 @@
 import json
 import os
 import sys
+from dataclasses import dataclass
+from functools import partial
 
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from scripts.kiln import fingerprint as identity, lattice as lattices
+from scripts.kiln import fingerprint as identity, lattice as lattices, storage as storage_of
 from scripts.kiln.errors import ConfigError
 
 # Shell commands find the package whatever the working directory is, and end when this process does.
@@ -36,17 +38,13 @@ def named(function, *arguments):
 
 
 WEIGHTS_DIGEST = named(identity.weights_digest, config["model"])
+SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 
 
 def uri(path):
     """Where a path of the run really lies: below the default storage, if there is one."""
     return f"{STORAGE_ROOT.rstrip('/')}/{path}" if STORAGE_ROOT else path
-
-
-def uris(paths):
-    """The same of several."""
-    return [uri(p) for p in paths]
 
 
 def pinned(value):
@@ -71,14 +69,107 @@ def encoder(wildcards):
     return pinned(weights_path())
 
 
+@dataclass(frozen=True)
+class Dataset:
+    """What the rules of a dataset share: its folder, and per merge partition the plan and the names of the shards."""
+
+    folder: str
+    plans: dict[str, str]
+    shards: dict[str, list[str]]
+    merged: dict[str, list[str]]  # all shards, or with allow_missing those that exist
+
+    @classmethod
+    def of(cls, name, fingerprint, archive, shards):
+        """A dataset's paths. A plan's name changes with the units and the archive, a folder's with the fingerprint."""
+        folder = f"{RUN}/{name}-{fingerprint[:8]}"
+        plans = {p: f"{folder}/plan-{p}-{identity.digest([names, archive])[:8]}.jsonl" for p, names in shards.items()}
+        merged = shards
+        if config["allow_missing"]:
+            merged = {p: existing(f"{folder}/shards/{p}", names) for p, names in shards.items()}
+        return cls(folder, plans, shards, merged)
+
+    def shard_files(self, partition, names):
+        return [f"{self.folder}/shards/{partition}/{name}.parquet" for name in names]
+
+    def record(self, partition):
+        """The product's record, named by its shards."""
+        return f"{self.folder}/products/{partition}/{identity.digest(self.merged[partition])[:16]}.json"
+
+    def records(self):
+        """Records by partition; none where no shard is there to merge."""
+        return {p: self.record(p) for p, names in self.merged.items() if names}
+
+
+DATASETS = {}  # by name; each dataset's rules add theirs
+
+
+def existing(folder, names):
+    """Those of the named shards that lie in a folder of the run."""
+    there = storage_of.listing(uri(folder)) if STORAGE_ROOT or os.path.isdir(folder) else {}
+    return [n for n in names if f"{uri(folder)}/{n}.parquet" in there]
+
+
+def plan_of(dataset, wildcards):
+    return DATASETS[dataset].plans[wildcards.partition]
+
+
+def shards_of(dataset, wildcards):
+    """A merge's input."""
+    made = DATASETS[dataset]
+    return pinned(made.shard_files(wildcards.partition, made.merged[wildcards.partition]))
+
+
+def shards_uri(dataset, wildcards):
+    """Where a partition's shards and ledgers lie, written by the scripts themselves."""
+    return uri(f"{DATASETS[dataset].folder}/shards/{wildcards.partition}")
+
+
+def product_uri(dataset, wildcards):
+    """The folder of a product's files, beside its record."""
+    return uri(f"{DATASETS[dataset].folder}/products/{wildcards.partition}/{wildcards.digest}")
+
+
 def folder_of_shards(wildcards, input):
     """Where the shards lie on this machine: copies, if the run lies on object storage."""
     return os.path.dirname(str(input.shards[0]))
 
 
-def existing(folder, names):
-    """Those of the named shards that lie in a folder of the run."""
-    from scripts.kiln import storage
+def targets_of(dataset, wildcards):
+    """Plans first (keys directly in the folder: one listing shows the rest), then shards, then products."""
+    made = pinned(DATASETS[dataset])
+    shards = [] if config["allow_missing"] else [f for p, n in made.shards.items() for f in made.shard_files(p, n)]
+    return [*made.plans.values(), *shards, *made.records().values()]
 
-    have = storage.listing(uri(folder)) if STORAGE_ROOT or os.path.isdir(folder) else {}
-    return [n for n in names if f"{uri(folder)}/{n}.parquet" in have]
+
+def selected_records(wildcards=None):
+    """Records of the products that the explorer database takes."""
+    datasets, partitions = SELECT.get("datasets"), SELECT.get("partitions")
+    return [
+        record
+        for name, dataset in DATASETS.items()
+        for partition, record in dataset.records().items()
+        if (not datasets or name in datasets) and (not partitions or partition in partitions)
+    ]
+
+
+def selected_products(wildcards):
+    """Their folders."""
+    return [uri(r.removesuffix(".json")) for r in selected_records()]
+
+
+def every_plan(wildcards=None):
+    """The plans of all datasets."""
+    return [plan for dataset in DATASETS.values() for plan in dataset.plans.values()]
+
+
+def plan_uris(wildcards):
+    return [uri(plan) for plan in every_plan()]
+
+
+def index_targets(wildcards):
+    return [INDEX_RECORD] if pinned(selected_records()) else []
+
+
+def picture_targets(wildcards):
+    names = ("similar.png", "coverage.png", "ledger.html")
+    return [f"{PICTURES}/{name}" for name in names] if pinned(selected_records()) else []

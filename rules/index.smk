@@ -1,41 +1,10 @@
 # Merged products -> the explorer database, and pictures to look at.
 
 
-SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
 DATABASE = f"{RUN}/explorer"
-
-
-def selected_records(wildcards=None):
-    """Records of the products that the explorer database takes."""
-    datasets, partitions = SELECT.get("datasets"), SELECT.get("partitions")
-    return [
-        record
-        for dataset, years in (("worldcover", WC_SHARDS),)
-        for year in years
-        for record in worldcover_records(year)
-        if (not datasets or dataset in datasets) and (not partitions or year in partitions)
-    ]
-
-
 INDEX_DIGEST = identity.digest([selected_records(), SELECT])[:16]
 INDEX_RECORD = f"{RUN}/index/{INDEX_DIGEST}.json"
 PICTURES = f"{RUN}/pictures/{INDEX_DIGEST}"
-
-
-def index_targets(wildcards):
-    pinned(None)
-    return [INDEX_RECORD] if selected_records() else []
-
-
-def picture_targets(wildcards):
-    pinned(None)
-    return (
-        [f"{PICTURES}/similar.png", f"{PICTURES}/coverage.png", f"{PICTURES}/ledger.html"] if selected_records() else []
-    )
-
-
-def product_uris(wildcards):
-    return [uri(r.removesuffix(".json")) for r in selected_records()]
 
 
 rule index:
@@ -53,7 +22,7 @@ rule index:
     resources:
         mem_mb=settings("resources", "merge_mem_mb"),
     params:
-        products=product_uris,
+        products=selected_products,
         db=uri(DATABASE),
         select=json.dumps(SELECT, sort_keys=True),
     message:
@@ -85,11 +54,12 @@ rule picture_similar:
     params:
         db=uri(DATABASE),
         k=settings("pictures", "neighbours"),
+        year=max(SELECT.get("years") or WC["years"], default=0),  # one year, or each place comes once a year
         pictures=json.dumps(settings("pictures"), sort_keys=True),
     message:
         "Contact sheet of a chip and its nearest neighbours"
     shell:
-        "python -m scripts.search --db {params.db:q} --example -k {params.k} --pictures {params.pictures:q}"
+        "python -m scripts.search --db {params.db:q} --example --year {params.year} -k {params.k} --pictures {params.pictures:q}"
         " --png {output:q} > {log:q} 2>&1"
 
 
@@ -119,7 +89,7 @@ rule coverage:
     resources:
         mem_mb=2000,
     params:
-        products=product_uris,
+        products=selected_products,
     message:
         "Coverage map and ledger table"
     shell:
@@ -142,7 +112,7 @@ rule summary:
     resources:
         mem_mb=1000,
     params:
-        products=product_uris,
+        products=selected_products,
         db=uri(DATABASE),
     message:
         "What there is"
@@ -153,7 +123,7 @@ rule summary:
 
 rule plan:
     input:
-        [worldcover_plan(year) for year in WC_SHARDS],
+        every_plan,
     log:
         local(f"{LOGS}/plan.log"),
     conda:
@@ -162,13 +132,14 @@ rule plan:
     resources:
         mem_mb=1000,
     params:
-        plans=uris([worldcover_plan(year) for year in WC_SHARDS]),
+        plans=plan_uris,
         numbers=json.dumps(config["plan"], sort_keys=True),
         dtype=config["storage"],
-        dim=1024 if settings("model", "checkpoint") != identity.UNTRAINED else settings("model", "untrained", "dim"),
-        rows=4 if WC["encode"] == "quarters" else 1,
+        dimensions=(
+            settings("model", "untrained", "dim") if config["model"]["checkpoint"] == identity.UNTRAINED else 1024
+        ),
     message:
         "What there is to do, and what it takes"
     shell:
-        "python -m scripts.plan --plans {params.plans:q} --numbers {params.numbers:q} --dimensions {params.dim}"
-        " --storage {params.dtype} --rows-per-chip {params.rows} 2> {log:q}"
+        "python -m scripts.plan --plans {params.plans:q} --numbers {params.numbers:q} --dimensions {params.dimensions}"
+        " --storage {params.dtype} 2> {log:q}"

@@ -83,7 +83,7 @@ def coverage_map(records: Sequence[dict[str, Any]], products: Sequence[str], pat
             outlines = [Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1, _ in rows]
             axes.add_collection(PatchCollection(outlines, facecolor="none", edgecolor="#faf9f6", linewidth=0.4))
         counts = record["counts"]
-        axes.set_title(f"{record['dataset']} {record['partition']}", loc="left", color=INK, fontweight="bold", pad=20)
+        axes.set_title(f"{record['dataset']} {record['partition']}", loc="left", color=INK, fontweight="bold", pad=24)
         said = f"{counts['embedded']:,} chips embedded, {counts['skipped_nodata']:,} nodata"
         said += f", {counts['skipped_cloud']:,} cloud" if counts["skipped_cloud"] else ""
         said += f", {counts['failed']:,} failed"

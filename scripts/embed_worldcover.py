@@ -26,7 +26,6 @@ def main(argv: list[str] | None = None) -> None:
     """Embed one shard."""
     p = job.parser(__doc__, "scripts.embed_worldcover")
     own = p.add_argument_group("WorldCover")
-    own.add_argument("--encode", choices=("whole", "quarters"), default="whole", help="a chip as one, or as four rows")
     own.add_argument(
         "--metadata",
         choices=("zeros", "as_published"),
@@ -47,10 +46,10 @@ def main(argv: list[str] | None = None) -> None:
             [Tile(*t) for t in line["tiles"]],
             root=line["archive"],
             max_nodata=args.max_nodata,
-            encode=args.encode,
+            encode=line["encode"],
         )
         gsd = source.sensor.gsd if args.gsd == "as_trained" else METRES_PER_DEGREE / lattice.ppd
-        layout = {"chip_size": lattice.chip, "pixels_per_degree": lattice.ppd, "encode": args.encode}
+        layout = {"chip_size": lattice.chip, "pixels_per_degree": lattice.ppd, "encode": line["encode"]}
         job.run(args, line, source, dataset="worldcover", lattice=layout, metadata=args.metadata, gsd=gsd)
 
     cli.run(work)

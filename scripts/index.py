@@ -10,17 +10,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from lancedb.index import Bitmap, BTree, IvfSq
-from lancedb.table import Table
 
 from scripts.kiln import cli, explorer, storage
 from scripts.kiln.errors import ConfigError, SourceError
+from scripts.kiln.explorer import Table, lancedb
 from scripts.kiln.fingerprint import digest
 
 STATE = "products"  # table beside `chips`: which products are in it
@@ -75,41 +75,69 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
 def batches(product: Product, select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
     """A product's rows as the explorer table has them, a few thousand at a time."""
     bare = columns.remove_metadata()
+    for path in _files(product):
+        wanted = [n for n in pq.read_schema(path).names if n not in ("geometry", "sources", "crs")]
+        for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=wanted):
+            if (rows := _rows(batch, product.record["dataset"], select, bare)) is not None:
+                yield rows
+
+
+def chip_ids(product: Product, select: Select) -> Iterator[str]:
+    """The ids of a product's rows that `select` takes, without reading a vector."""
+    for path in _files(product):
+        wanted = [n for n in ("chip_id", "bbox", "year", "datetime") if n in pq.read_schema(path).names]
+        for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=wanted):
+            yield from batch["chip_id"].filter(pa.array(_keep(batch, select))).to_pylist()
+
+
+def _files(product: Product) -> Iterator[Path]:
+    """The product's files on this machine, one at a time."""
     for file in product.record["files"]:
         with storage.local_copy(storage.join(product.uri, file["name"])) as path:
             if path.stat().st_size != file["size"]:
                 raise SourceError(f"{path}: not the {file['size']} bytes its record says; merge the product again")
-            wanted = [n for n in pq.read_schema(path).names if n not in ("geometry", "sources", "crs")]
-            for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=wanted):
-                if (rows := _rows(batch, product.record["dataset"], select, bare)) is not None:
-                    yield rows
+            yield path
+
+
+def _year(batch: pa.RecordBatch) -> pa.Array:
+    """The partition's year where the dataset has one, else that of the acquisition."""
+    years = batch["year"] if "year" in batch.schema.names else pc.year(batch["datetime"])
+    return years.cast(pa.int16())
+
+
+def _centres(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes [n] of the chips' centres."""
+    west, south, east, north = (np.asarray(batch["bbox"].field(k)) for k in ("xmin", "ymin", "xmax", "ymax"))
+    return (west + east) / 2, (south + north) / 2
+
+
+def _keep(batch: pa.RecordBatch, select: Select) -> np.ndarray:
+    """Mask [n] of the rows that `select` takes."""
+    keep = np.ones(len(batch), bool)
+    if select.years:
+        keep &= np.isin(np.asarray(_year(batch)), select.years)
+    if select.bbox:
+        (lon, lat), (w, s, e, n) = _centres(batch), select.bbox
+        keep &= (lon >= w) & (lon <= e) & (lat >= s) & (lat <= n)
+    return keep
 
 
 def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schema) -> pa.RecordBatch | None:
-    box = {k: np.asarray(batch["bbox"].field(k)) for k in ("xmin", "ymin", "xmax", "ymax")}
-    lon, lat = (box["xmin"] + box["xmax"]) / 2, (box["ymin"] + box["ymax"]) / 2
-    year = (
-        batch["year"].cast(pa.int16()) if "year" in batch.schema.names else pc.year(batch["datetime"]).cast(pa.int16())
-    )
+    lon, lat = _centres(batch)
     vectors = batch["embeddings"].flatten().cast(pa.float16())
     arrays: dict[str, Any] = {
         explorer.VECTOR: pa.FixedSizeListArray.from_arrays(vectors, type=columns.field(explorer.VECTOR).type),
         "dataset": pa.array([dataset] * len(batch)),
-        "year": year,
+        "year": _year(batch),
         "lon": pa.array(lon),
         "lat": pa.array(lat),
         "cell": pa.array(explorer.cells(lon, lat)),
-        **{k: pa.array(v) for k, v in box.items()},
+        **{k: batch["bbox"].field(k) for k in ("xmin", "ymin", "xmax", "ymax")},
     }
     rows = pa.RecordBatch.from_arrays(
         [arrays.get(f.name, batch[f.name] if f.name in batch.schema.names else None) for f in columns], schema=columns
     )
-    keep = np.ones(len(batch), bool)
-    if select.years:
-        keep &= np.isin(np.asarray(year), select.years)
-    if select.bbox:
-        w, s, e, n = select.bbox
-        keep &= (lon >= w) & (lon <= e) & (lat >= s) & (lat <= n)
+    keep = _keep(batch, select)
     finite = np.isfinite(np.asarray(vectors)).reshape(len(batch), -1).all(axis=1)
     if not finite.all():
         raise SourceError(f"{rows['chip_id'][int(np.flatnonzero(~finite)[0])]}: its vector does not fit float16")
@@ -175,7 +203,7 @@ def build(records: Sequence[str], products: Sequence[str], db: str, select: Sele
         table.checkout_latest()
         grown = [p for p in chosen if p.key not in present]
         log.info("%s: %d of %d products are new or changed", db, len(grown), len(chosen))
-        wanted = {c for p in chosen for b in batches(p, select, columns) for c in b["chip_id"].to_pylist()}
+        wanted = {c for p in chosen for c in chip_ids(p, select)}
         if len(wanted) > select.max_rows:
             raise ConfigError(_too_many(len(wanted), select))
         reader = pa.RecordBatchReader.from_batches(columns, (b for p in grown for b in batches(p, select, columns)))
@@ -190,8 +218,12 @@ def build(records: Sequence[str], products: Sequence[str], db: str, select: Sele
         raise SourceError(
             f"{db}: recall@10 is {measured['recall_at_10']:.3f}, under {LEAST_RECALL}; the old version stays tagged"
         )
+    for tag in table.tags.list():
+        if tag.startswith("state-"):
+            table.tags.delete(tag)
     _tag(table, f"state-{state[:16]}")
     _tag(table, explorer.TAG)
+    table.optimize(cleanup_older_than=KEPT)
     keys = [dict(zip(("dataset", "partition", "digest"), p.key, strict=True)) for p in chosen]
     scope = digest([select.years, select.bbox, columns.metadata[b"kiln"].decode()])
     connection.create_table(STATE, pa.Table.from_pylist([k | {"scope": scope} for k in keys]), mode="overwrite")
@@ -245,8 +277,10 @@ def _index(table: Table) -> None:
     have = {c for i in table.list_indices() for c in i.columns}
     rows = table.count_rows()
     if rows >= EXACT_BELOW and explorer.VECTOR not in have:
-        table.create_index(explorer.VECTOR, config=IvfSq(distance_type=explorer.METRIC))
-    for column, config in (("cell", Bitmap()), ("dataset", Bitmap()), ("year", Bitmap()), ("chip_id", BTree())):
+        table.create_index(explorer.VECTOR, config=lancedb.index.IvfSq(distance_type=explorer.METRIC))
+    bitmap, tree = lancedb.index.Bitmap, lancedb.index.BTree
+    scalar = {"cell": bitmap(), "dataset": bitmap(), "year": bitmap(), "chip_id": tree()}
+    for column, config in scalar.items():
         if column not in have and rows:
             table.create_index(column, config=config)
     table.optimize()

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scripts.kiln import cli, plans, storage
 from scripts.kiln.errors import ConfigError
@@ -30,20 +29,7 @@ class Summary:
     stored: int
 
 
-def chips_of(line: dict[str, Any], rows_per_chip: int) -> int:
-    """Rows a shard may give at most, nodata included."""
-    return sum(c[2] for c in line["columns"]) * rows_per_chip
-
-
-def bytes_to_read(line: dict[str, Any]) -> int:
-    """Bytes of the shard's tiles, each by the share of its width that the shard's columns take."""
-    ppd, chip = line["ppd"], line["chip"]
-    width = len(line["columns"]) * chip
-    across = max(1, -(-width // ppd))
-    return round(sum(t[2] for t in line["tiles"]) * min(1.0, width / ppd / across))
-
-
-def summarise(plan: str, dim: int, store: str, rows_per_chip: int) -> Summary:
+def summarise(plan: str, dim: int, store: str) -> Summary:
     """A plan's sums; finished shards are those in `shards/<partition>/` beside it."""
     lines = plans.read_plan(plan)
     if not lines:
@@ -54,7 +40,7 @@ def summarise(plan: str, dim: int, store: str, rows_per_chip: int) -> Summary:
     done = [x for x in lines if f"{folder}/{x['shard']}.parquet" in there]
     finished = {x["shard"] for x in done}
     left = [x for x in lines if x["shard"] not in finished]
-    chips = sum(chips_of(x, rows_per_chip) for x in lines)
+    chips = sum(x["expected"] for x in lines)
     return Summary(
         lines[0]["dataset"],
         partition,
@@ -62,8 +48,8 @@ def summarise(plan: str, dim: int, store: str, rows_per_chip: int) -> Summary:
         len(lines),
         len(done),
         chips,
-        sum(chips_of(x, rows_per_chip) for x in left),
-        sum(map(bytes_to_read, left)),
+        sum(x["expected"] for x in left),
+        sum(x["bytes"] for x in left),
         chips * (dim * BYTES[store] + ROW_BYTES),
     )
 
@@ -119,11 +105,10 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--numbers", type=json.loads, required=True, help="JSON, `plan` of the config: rate and prices")
     p.add_argument("--dimensions", type=int, default=1024, help="of a vector")
     p.add_argument("--storage", choices=tuple(BYTES), default="float32", help="type of the vectors")
-    p.add_argument("--rows-per-chip", type=int, default=1, help="4 with `encode: quarters`")
     args = p.parse_args(argv)
 
     def work() -> None:
-        found = [summarise(x, args.dimensions, args.storage, args.rows_per_chip) for x in args.plans]
+        found = [summarise(x, args.dimensions, args.storage) for x in args.plans]
         print(report(found, args.numbers))
 
     cli.run(work)

@@ -12,8 +12,8 @@ from typing import Any
 
 from scripts.kiln import cli, storage
 from scripts.kiln.errors import ConfigError
-from scripts.kiln.lattice import NATIVE, Lattice, region_columns, shards, unit_id
-from scripts.kiln.worldcover import find_tiles, touched_tiles
+from scripts.kiln.lattice import NATIVE, Lattice, Shard, region_columns, shards, unit_id
+from scripts.kiln.worldcover import Tile, find_tiles, touched_tiles
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +29,13 @@ def region_argument(text: str) -> str | list[float]:
 
 
 def plan(
-    archive: str, year: int, region: str | Sequence[float], chip: int, ppd: int, per_shard: int
+    archive: str, year: int, region: str | Sequence[float], chip: int, ppd: int, per_shard: int, encode: str = "whole"
 ) -> list[dict[str, Any]]:
     """A year's shards in order, each with what a job needs to know.
 
-    `columns` are [col, row, rows] of the lattice; `tiles` are [name, uri, size in bytes, etag]. Raises ConfigError for
-    an empty region or a year or archive that is not there.
+    `columns` are [col, row, rows] of the lattice; `tiles` are [name, uri, size in bytes, etag]; `expected` counts the
+    rows there can be, nodata included, `bytes` what is read of the tiles, by their share of width.
+    Raises ConfigError for an empty region or a year or archive that is not there.
     """
     lattice = Lattice(chip, ppd)
     columns = region_columns(lattice, region)
@@ -42,6 +43,7 @@ def plan(
     lines = []
     for shard in shards(lattice, year, columns, per_shard):
         tiles = [found[n] for n in touched_tiles(lattice, shard.columns) if n in found]
+        wide = sum(t.size * _share(lattice, shard, t) for t in tiles)
         lines.append(
             {
                 "dataset": "worldcover",
@@ -54,9 +56,19 @@ def plan(
                 "year": year,
                 "chip": chip,
                 "ppd": ppd,
+                "encode": encode,
+                "expected": sum(c.rows for c in shard.columns) * (4 if encode == "quarters" else 1),
+                "bytes": round(wide),
             }
         )
     return lines
+
+
+def _share(lattice: Lattice, shard: Shard, tile: Tile) -> float:
+    """Share of a tile's width that a shard's columns take."""
+    left = (tile.corner[0] + 180) * lattice.ppd
+    west, east = lattice.x(shard.columns[0].col), lattice.x(shard.columns[-1].col + 1)
+    return (min(east, left + lattice.ppd) - max(west, left)) / lattice.ppd
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--region", type=region_argument, required=True, help="conus, or west,south,east,north in degrees")
     p.add_argument("--chip-size", type=int, default=512, help="pixels of a chip's side")
     p.add_argument("--pixels-per-degree", type=int, default=NATIVE, help="of the archive")
+    p.add_argument("--encode", choices=("whole", "quarters"), default="whole", help="a chip as one row, or as four")
     p.add_argument("--columns-per-shard", type=int, default=8, help="neighbouring columns one job does")
     p.add_argument("--output", required=True, help="path or s3:// of the plan, one JSON line per shard")
     args = p.parse_args(argv)
@@ -75,7 +88,13 @@ def main(argv: list[str] | None = None) -> None:
         if args.columns_per_shard < 1:
             raise ConfigError(f"columns per shard is {args.columns_per_shard}: want 1 or more")
         lines = plan(
-            args.archive, args.year, args.region, args.chip_size, args.pixels_per_degree, args.columns_per_shard
+            args.archive,
+            args.year,
+            args.region,
+            args.chip_size,
+            args.pixels_per_degree,
+            args.columns_per_shard,
+            args.encode,
         )
         tiles = {t[0] for line in lines for t in line["tiles"]}
         log.info("%d: %d shards, %d tiles exist", args.year, len(lines), len(tiles))

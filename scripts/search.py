@@ -17,6 +17,7 @@ from scripts.kiln.explorer import Explorer, Filters
 
 log = logging.getLogger(__name__)
 COLUMNS = 5  # of the contact sheet
+EXAMPLES, EXAMPLES_FROM = 48, 5000  # chips tried as example, of so many
 SHOWN = ("chip_id", "similarity", "lon", "lat", "dataset", "year", "datetime", "item_id", "source")
 
 
@@ -41,22 +42,21 @@ def search(db: Explorer, query: dict[str, Any], k: int, filters: Filters) -> lis
     return [h for h in hits if h["chip_id"] != query["chip_id"]][:k]
 
 
-def example(db: Explorer) -> dict[str, Any]:
-    """A query that is worth a picture: among some chips, the one whose few neighbours stand out most from the rest."""
-    rows = db.table.count_rows()
+def example(db: Explorer, filters: Filters, k: int) -> dict[str, Any]:
+    """A query worth a picture: of some chips, the one whose k likes stand out most from the rest."""
+    rows = db.table.search().where(filters.sql() or "true").select(["chip_id"]).limit(EXAMPLES_FROM).to_list()
     if not rows:
-        raise ConfigError(f"{db.uri}: no chip in it")
-    offsets = sorted({rows * i // 64 for i in range(64)})
-    ids = sorted(db.table.take_offsets(offsets).select(["chip_id"]).to_arrow()["chip_id"].to_pylist())
-    best: tuple[float, str, dict[str, Any]] | None = None
-    for chip_id in ids:
+        raise ConfigError(f"{db.uri}: no chip in it that the filters leave")
+    ids = sorted(r["chip_id"] for r in rows)
+    best: tuple[float, dict[str, Any]] | None = None
+    for chip_id in ids[:: max(1, len(ids) // EXAMPLES)]:
         chip = db.chip(chip_id)
-        hits = db.similar(chip["vector"], 60)
-        spread = hits[min(5, len(hits) - 1)]["similarity"] - hits[-1]["similarity"]
+        hits = db.similar(chip["vector"], 8 * k, filters)
+        spread = hits[min(k, len(hits) - 1)]["similarity"] - hits[-1]["similarity"]
         if best is None or spread > best[0]:
-            best = (spread, chip_id, chip)
+            best = (spread, chip)
     assert best is not None
-    return best[2]
+    return best[1]
 
 
 def as_table(query: dict[str, Any], hits: Sequence[dict[str, Any]]) -> str:
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.chip:
             query = db.chip(args.chip)
         else:
-            query = db.at(*args.at, filters) if args.at else example(db)
+            query = db.at(*args.at, filters) if args.at else example(db, filters, args.k)
         hits = search(db, query, args.k, filters)
         if db.untrained:
             log.warning("UNTRAINED weights: these similarities are a demonstration")

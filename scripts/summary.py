@@ -20,7 +20,10 @@ def summary(
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for n, row in enumerate(rows):
-        cells = [c.ljust(w) if i in (0, len(row) - 1) else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            c.ljust(w) if i in (0, len(row) - 1) else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
         if n == 0:
             lines.append("  ".join("-" * w for w in widths))
@@ -30,7 +33,9 @@ def summary(
     if missing := sum(len(r["missing_shards"]) for r in records):
         lines.append(f"{missing} shards are missing in these products (allow_missing).")
     lines += [f"{'product':9} {p}/" for p in products]
-    search = "exact search" if index["search"] == "exact" else f"{index['search']}, recall@10 {index['recall_at_10']:.3f}"
+    search = (
+        "exact search" if index["search"] == "exact" else f"{index['search']}, recall@10 {index['recall_at_10']:.3f}"
+    )
     lines.append(f"{'explorer':9} {db}  ({index['rows']:,} chips, {search})")
     lines += [f"{'picture':9} {p}" for p in pictures]
     return "\n".join(lines)

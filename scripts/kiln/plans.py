@@ -15,7 +15,7 @@ def read_plan(uri: str) -> list[dict[str, Any]]:
     for n, line in enumerate(storage.read_bytes(uri).decode("utf-8", "replace").splitlines(), 1):
         try:
             shard = json.loads(line)
-            if not {"dataset", "shard", "partition", "units"} <= set(shard):
+            if not {"dataset", "shard", "partition", "units", "expected", "bytes"} <= set(shard):
                 raise ValueError("keys are missing")
         except (ValueError, TypeError) as e:
             raise ConfigError(f"{uri}, line {n}: not a shard of a plan ({e}); make the plan again") from None

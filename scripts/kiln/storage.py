@@ -21,10 +21,10 @@ import requests
 
 from scripts.kiln.errors import SourceError, StorageError, TransientError
 
-DISK = {
-    getattr(errno, n)
-    for n in "ENOSPC EDQUOT EACCES EPERM EROFS EIO EFBIG ENOTDIR EISDIR EEXIST ENAMETOOLONG".split()
-}  # what a disk says that a person can mend
+DISK = {  # what a disk says that a person can mend
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 CHUNK = 1 << 22  # bytes read at a time
 TIMEOUT = (10, 60)  # seconds to connect, and between bytes
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}

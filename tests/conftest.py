@@ -1,0 +1,109 @@
+"""Fixtures that more than one test module uses."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import torch
+
+from scripts import encoder_weights
+from scripts.kiln import clay, storage
+from tests import golden
+from tests.server import FileServer
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+UNTRAINED = {"seed": 3, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path | None:
+    """The folder of real pixels and reference numbers beside the project, None where it is not."""
+    folder = ROOT.parent / "shared"
+    return folder if (folder / "archive").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Safetensors of a tiny untrained encoder, as `encoder_weights` makes them."""
+    path = tmp_path_factory.mktemp("weights") / "untrained-float32.safetensors"
+    encoder_weights.make_untrained(UNTRAINED, "float32", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder(encoder_file: Path) -> clay.ClayEncoder:
+    """The tiny encoder of `encoder_file`; nobody changes it."""
+    return clay.load_encoder(encoder_file)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference's small checkpoint in the published layout."""
+    path = tmp_path_factory.mktemp("checkpoint") / "clay-micro.ckpt"
+    torch.save(golden.checkpoint(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint_sha256(checkpoint_file: Path) -> str:
+    return hashlib.sha256(checkpoint_file.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., FileServer]]:
+    """Starts http servers of files; all of them end with the test."""
+    started: list[FileServer] = []
+
+    def start(files: dict[str, bytes] | None = None, **options: object) -> FileServer:
+        started.append(FileServer(files or {}, **options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Points every AWS client at an endpoint, with credentials that are nobody's."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+
+    def point(endpoint: str) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        storage.s3_client.cache_clear()
+
+    yield point
+    storage.s3_client.cache_clear()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, aws: Callable[[str], None], request: pytest.FixtureRequest) -> str:
+    """`s3://` URI of an empty bucket of the test's own, on a server that speaks S3."""
+    aws(s3_endpoint)
+    name = "t-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
+    boto3.client("s3").create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+

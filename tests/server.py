@@ -1,0 +1,99 @@
+"""A web server of a few files that can misbehave: for downloads, ranges, throttling and broken connections."""
+
+import re
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class FileServer:
+    """Serves `files` by path, e.g. {"/a.bin": b"..."}.
+
+    `status` answers every request with that code; `break_at` cuts each answer's connection when the byte of that
+    offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer. All may be
+    changed while it runs. `requests` lists (method, path, Range header) as they came.
+    """
+
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        *,
+        etag: str = "one",
+        status: int = 0,
+        break_at: int | None = None,
+        ranges: bool = True,
+        hang: float = 0.0,
+        body: bytes = b"",
+    ) -> None:
+        self.files, self.etag, self.status, self.break_at = files, etag, status, break_at
+        self.ranges, self.hang, self.body = ranges, hang, body
+        self.requests: list[tuple[str, str, str | None]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self.answer(body=False)
+
+            def do_GET(self) -> None:
+                self.answer(body=True)
+
+            def do_PUT(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.answer(body=True)
+
+            do_POST = do_PUT
+
+            def answer(self, *, body: bool) -> None:
+                path = self.path.partition("?")[0]
+                asked = self.headers.get("Range")
+                outer.requests.append((self.command, path, asked))
+                if outer.hang:
+                    time.sleep(outer.hang)
+                data = outer.files.get(path)
+                status = outer.status or (404 if data is None else 200)
+                if status >= 300 or data is None:
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(outer.body)))
+                    self.end_headers()
+                    if body:
+                        self.wfile.write(outer.body)
+                    return
+                start, end = 0, len(data)
+                same = self.headers.get("If-Range", f'"{outer.etag}"') == f'"{outer.etag}"'
+                if asked and outer.ranges and same and (m := re.fullmatch(r"bytes=(\d+)-(\d*)", asked)):
+                    start, end = int(m[1]), min(int(m[2]) + 1, len(data)) if m[2] else len(data)
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+                else:
+                    self.send_response(200)
+                if outer.ranges:
+                    self.send_header("Accept-Ranges", "bytes")
+                if outer.etag:
+                    self.send_header("ETag", f'"{outer.etag}"')
+                self.send_header("Content-Length", str(end - start))
+                self.end_headers()
+                if not body:
+                    return
+                if outer.break_at is not None and end > outer.break_at:
+                    self.wfile.write(data[start : outer.break_at])
+                    self.close_connection = True
+                    return
+                self.wfile.write(data[start:end])
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it; its port is free afterwards."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
