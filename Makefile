@@ -31,8 +31,8 @@ format: $(VENV)/.test ## rewrite files as the linters want them
 	ruff format .
 	snakefmt Snakefile rules
 
-bench: $(VENV)/.test ## figures of planning, engine, merge and index, as ratios
-	python -m tests.bench.road
+bench: $(VENV)/.test ## what planning costs, against a bare workflow of as many jobs
+	python -m tests.bench.dry_run
 
 lock: ## renew envs/constraints.txt (needs the network)
 	bash envs/lock.sh

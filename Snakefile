@@ -22,11 +22,15 @@ rule all:
         partial(targets_of, "worldcover"),
         index_targets,
         picture_targets,
+    message:
+        "Everything that the config asks for is there"
 
 
 rule worldcover:
     input:
         partial(targets_of, "worldcover"),
+    message:
+        "WorldCover: every shard and product is there"
 
 
 onerror:

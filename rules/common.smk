@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from scripts.kiln import fingerprint as identity, lattice as lattices, storage as storage_of
+from scripts.kiln import fingerprint as identity, lattice as lattices
 from scripts.kiln.errors import ConfigError
 
 # Shell commands find the package whatever the working directory is, and end when this process does.
@@ -45,6 +45,14 @@ STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 def uri(path):
     """Where a path of the run really lies: below the default storage, if there is one."""
     return f"{STORAGE_ROOT.rstrip('/')}/{path}" if STORAGE_ROOT else path
+
+
+# What every embedding job is told, whatever the dataset.
+ENGINE_FLAGS = (
+    f"--storage {config['storage']} --max-failed-fraction {config['max_failed_fraction']}"
+    f" --batch-size {settings('resources', 'batch_size')} --read-threads {settings('resources', 'read_threads')}"
+    f" --read-ahead-mb {settings('resources', 'read_ahead_mb')} --device {settings('resources', 'device')}"
+)
 
 
 def pinned(value):
@@ -105,6 +113,8 @@ DATASETS = {}  # by name; each dataset's rules add theirs
 
 def existing(folder, names):
     """Those of the named shards that lie in a folder of the run."""
+    from scripts.kiln import storage as storage_of  # only here: nothing else asks a store when the workflow is parsed
+
     there = storage_of.listing(uri(folder)) if STORAGE_ROOT or os.path.isdir(folder) else {}
     return [n for n in names if f"{uri(folder)}/{n}.parquet" in there]
 

@@ -72,24 +72,13 @@ rule embed_worldcover:
     params:
         folder=partial(shards_uri, "worldcover"),
         fingerprint=WC_FINGERPRINT[:8],
-        max_nodata=WC["max_nodata"],
-        metadata=WC["metadata"],
-        gsd=WC["gsd"],
-        dtype=config["storage"],
-        max_failed=config["max_failed_fraction"],
-        batch=settings("resources", "batch_size"),
-        read_threads=settings("resources", "read_threads"),
-        read_ahead=settings("resources", "read_ahead_mb"),
-        device=settings("resources", "device"),
+        flags=f"{ENGINE_FLAGS} --max-nodata {WC['max_nodata']} --metadata {WC['metadata']} --gsd {WC['gsd']}",
     message:
         "WorldCover {wildcards.partition}: embed {wildcards.shard}"
     shell:
         "python -m scripts.embed_worldcover --units {input.plan:q} --shard {wildcards.shard} --weights {input.weights:q}"
-        " --folder {params.folder:q} --output {output:q} --expect-fingerprint {params.fingerprint}"
-        " --max-nodata {params.max_nodata} --metadata {params.metadata} --gsd {params.gsd}"
-        " --storage {params.dtype} --max-failed-fraction {params.max_failed} --batch-size {params.batch}"
-        " --threads {threads} --read-threads {params.read_threads} --read-ahead-mb {params.read_ahead}"
-        " --device {params.device} 2> {log:q}"
+        " --folder {params.folder:q} --output {output:q} --expect-fingerprint {params.fingerprint} {params.flags}"
+        " --threads {threads} 2> {log:q}"
 
 
 rule merge_worldcover:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,14 @@ from tests.server import FileServer
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 UNTRAINED = {"seed": 3, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}
+
+
+@pytest.fixture(autouse=True)
+def sigterm() -> Iterator[None]:
+    """Scripts that run inside a test take SIGTERM over; give it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A web server of a few files that can misbehave: for downloads, ranges, throttling and broken connections."""
 
+import contextlib
 import re
 import threading
 import time
@@ -11,8 +12,9 @@ class FileServer:
     """Serves `files` by path, e.g. {"/a.bin": b"..."}.
 
     `status` answers every request with that code; `break_at` cuts each answer's connection when the byte of that
-    offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer. All may be
-    changed while it runs. `requests` lists (method, path, Range header) as they came.
+    offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer; whoever GETs a path
+    in `held` sets `arrived` and waits for `release`. All may be changed while it runs. `requests` lists (method, path,
+    Range header) as they came.
     """
 
     def __init__(
@@ -28,6 +30,8 @@ class FileServer:
     ) -> None:
         self.files, self.etag, self.status, self.break_at = files, etag, status, break_at
         self.ranges, self.hang, self.body = ranges, hang, body
+        self.held: set[str] = set()
+        self.arrived, self.release = threading.Event(), threading.Event()
         self.requests: list[tuple[str, str, str | None]] = []
         outer = self
 
@@ -48,6 +52,7 @@ class FileServer:
                 self.answer(body=True)
 
             do_POST = do_PUT
+            do_DELETE = do_GET
 
             def answer(self, *, body: bool) -> None:
                 path = self.path.partition("?")[0]
@@ -55,6 +60,9 @@ class FileServer:
                 outer.requests.append((self.command, path, asked))
                 if outer.hang:
                     time.sleep(outer.hang)
+                if body and path in outer.held:
+                    outer.arrived.set()
+                    outer.release.wait(30)
                 data = outer.files.get(path)
                 status = outer.status or (404 if data is None else 200)
                 if status >= 300 or data is None:
@@ -84,7 +92,8 @@ class FileServer:
                     self.wfile.write(data[start : outer.break_at])
                     self.close_connection = True
                     return
-                self.wfile.write(data[start:end])
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(data[start:end])
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -94,6 +103,7 @@ class FileServer:
 
     def stop(self) -> None:
         """End it; its port is free afterwards."""
+        self.release.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

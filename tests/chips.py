@@ -1,0 +1,73 @@
+"""Chips and a source made by hand, for what comes after reading."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import shapely
+
+from scripts.kiln.chips import Chip, Dropped, Loaded, Read, Unit
+from scripts.kiln.sensors import Sensor
+
+PLAIN = Sensor("plain", ("a", "b"), (0.0, 0.0), (1.0, 1.0), (0.5, 0.6), 10.0)  # leaves pixels as they are
+
+
+def make_chip(n: int, unit: str = "u", pixels: np.ndarray | None = None, **changes: Any) -> Chip:
+    """A chip of one degree, the n-th east of Greenwich, two bands of 8 px."""
+    west = -180 + (n % 360)
+    facts: dict[str, Any] = {
+        "unit_id": unit,
+        "chip_id": f"{unit}:{n}",
+        "pixels": np.full((2, 8, 8), n % 1000, np.uint16) if pixels is None else pixels,
+        "footprint": shapely.box(west, 10, west + 1, 11),
+        "center": (west + 0.5, 10.5),
+        "crs": "EPSG:4326",
+        "x0": float(west),
+        "y0": 11.0,
+        "pixel_size": 0.125,
+        "col": n,
+        "row": -n,
+        "datetime": datetime(2021, 6, 1, tzinfo=UTC),
+        "item_id": f"item{n}",
+        "source": f"s3://b/item{n}.tif",
+        "sources": (f"s3://b/item{n}.tif", "s3://b/other.tif"),
+        "nodata_fraction": 0.25,
+        "extra": {"year": 2021},
+    }
+    return Chip(**(facts | changes))
+
+
+@dataclass
+class ListSource:
+    """A source of given events; each is read in a thread before it comes out."""
+
+    events: list[Chip | Dropped]
+    expected: dict[str, int]
+    sensor: Sensor = PLAIN
+    columns: list[pa.Field] = field(default_factory=lambda: [pa.field("year", pa.int16())])
+    broken: Exception | None = None  # raised by the read of the last event
+
+    def units(self) -> list[Unit]:
+        return [Unit(u, n, f"s3://b/{u}", f"etag-{u}", expected_known=n > 0) for u, n in self.expected.items()]
+
+    def check(self) -> None:
+        pass
+
+    def reads(self) -> Iterable[Read]:
+        for n, event in enumerate(self.events):
+            yield Read(100, lambda e=event, n=n: self._load(e, n))
+
+    def _load(self, event: Chip | Dropped, n: int) -> Chip | Dropped:
+        if self.broken is not None and n == len(self.events) - 1:
+            raise self.broken
+        return event
+
+    def chips(self, loaded: Iterator[Loaded]) -> Iterator[Chip | Dropped]:
+        for piece in loaded:
+            yield piece.value
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        return {}

@@ -1,0 +1,311 @@
+"""The streaming loop: order, memory, errors, the account of every chip, vectors that depend on nothing else."""
+
+import collections
+import itertools
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.kiln import clay, engine
+from scripts.kiln.chips import Chip, Dropped, Read
+from scripts.kiln.engine import Budget, Embedder, Policy, read_ahead
+from scripts.kiln.errors import SourceError, TooManyFailuresError, TransientError
+from tests.chips import PLAIN, ListSource, make_chip
+
+
+def threads_left() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(("read", "chips"))]
+
+
+class Echo:
+    """Stands for an encoder: the token of a chip is its first pixel, over four dimensions."""
+
+    cls_token = torch.zeros(1, 1, 4)
+
+    def __init__(self, values: dict[int, float] | None = None, fails_at: int = -1) -> None:
+        self.values, self.fails_at, self.sizes = values or {}, fails_at, []
+
+    def __call__(self, pixels: torch.Tensor, **told: object) -> torch.Tensor:
+        self.sizes.append(len(pixels))
+        if len(self.sizes) - 1 == self.fails_at:
+            raise RuntimeError("out of memory")
+        first = [self.values.get(int(v), float(v)) for v in pixels[:, 0, 0, 0]]
+        return torch.tensor(first).view(-1, 1, 1).expand(-1, 5, 4)
+
+
+def embed(source, encoder, path, *, storage="float32", batch=4, threads=2, ahead=1 << 20, allowed=1.0, dim=4):
+    return engine.embed(
+        source,
+        lambda: encoder,
+        dim,
+        path,
+        {},
+        policy=Policy("zeros", 10.0, storage),
+        budget=Budget(batch, threads, ahead),
+        max_failed_fraction=allowed,
+    )
+
+
+# ------------------------------------------------------------------------------------------- reading ahead
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 50), max_size=25), st.integers(1, 4), st.integers(1, 120))
+def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threads, budget):
+    lock, held, peaks = threading.Lock(), collections.deque(), []
+
+    def load(n: int) -> int:
+        with lock:
+            held.append(n)
+            peaks.append([sizes[i] for i in held])
+        return n
+
+    seen = []
+    for loaded in read_ahead((Read(s, lambda n=n: load(n), n) for n, s in enumerate(sizes)), threads, budget):
+        seen.append(loaded.value)
+        assert loaded.error is None
+        assert loaded.read.key == loaded.value
+        with lock:
+            held.remove(loaded.value)  # let go only when the next one is asked for
+    assert seen == list(range(len(sizes)))
+    for together in peaks:
+        assert sum(together) <= budget or len(together) == 1
+    assert threads_left() == []
+
+
+def test_reads_go_on_at_the_same_time():
+    together = threading.Barrier(3)
+    reads = [Read(1, lambda: together.wait(timeout=10)) for _ in range(3)]
+    assert sorted(loaded.value for loaded in read_ahead(reads, 3, 100)) == [0, 1, 2]
+
+
+def test_reads_are_asked_for_only_as_the_budget_allows():
+    asked = []
+
+    def reads() -> Iterator[Read]:
+        for n in itertools.count():
+            asked.append(n)
+            yield Read(10, lambda n=n: n)
+
+    ahead = read_ahead(reads(), 2, 50)
+    assert next(ahead).value == 0
+    assert len(asked) <= 7
+    assert next(ahead).value == 1
+    assert len(asked) <= 8
+    ahead.close()
+    assert threads_left() == []
+
+
+def test_a_bad_source_comes_as_the_value_of_its_read():
+    def bad() -> None:
+        raise SourceError("x.tif: unreadable")
+
+    good, broken, after = read_ahead([Read(1, lambda: 1), Read(1, bad), Read(1, lambda: 3)], 2, 10)
+    assert (good.value, good.error, after.value) == (1, None, 3)
+    assert broken.value is None
+    assert str(broken.error) == "x.tif: unreadable"
+
+
+@pytest.mark.parametrize("error", [TransientError("throttled"), ValueError("a bug"), MemoryError()])
+def test_any_other_error_of_a_read_ends_the_job_and_its_threads(tmp_path, error):
+    chips = [make_chip(n) for n in range(30)]
+    with pytest.raises(type(error)) as caught:
+        embed(ListSource(chips, {"u": 30}, broken=error), Echo(), tmp_path / "o")
+    assert caught.value is error
+    assert threads_left() == []
+
+
+def test_an_error_of_the_encoder_ends_the_job_and_its_threads(tmp_path):
+    chips = [make_chip(n) for n in range(200)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        embed(ListSource(chips, {"u": 200}), Echo(fails_at=1), tmp_path / "o", ahead=300)
+    assert threads_left() == []
+
+
+def test_an_error_of_the_source_s_stitching_ends_the_job_and_its_threads(tmp_path):
+    class Broken(ListSource):
+        def chips(self, loaded):
+            yield next(loaded).value
+            raise ArithmeticError("stitching")
+
+    with pytest.raises(ArithmeticError, match="stitching"):
+        embed(Broken([make_chip(n) for n in range(50)], {"u": 50}), Echo(), tmp_path / "o")
+    assert threads_left() == []
+
+
+# ---------------------------------------------------------------------------------------------- the account
+
+
+EVENT = st.tuples(st.sampled_from("abc"), st.sampled_from(["chip", "chip", "nan", "nodata", "cloud", "failed"]), st.integers(1, 3))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(EVENT, max_size=40), st.integers(1, 9))
+def test_every_expected_chip_is_embedded_skipped_or_failed(tmp_path_factory, told, batch):
+    path = tmp_path_factory.mktemp("account") / "o.parquet"
+    events: list[Chip | Dropped] = []
+    tally = {u: collections.Counter() for u in "abc"}
+    for n, (unit, kind, count) in enumerate(told):
+        if kind in ("chip", "nan"):
+            events.append(make_chip(n + 1 if kind == "chip" else 0, unit, chip_id=f"{unit}:{n}"))
+            tally[unit]["embedded" if kind == "chip" else "failed"] += 1
+        else:
+            events.append(Dropped(unit, kind, count, f"why {kind}"))
+            tally[unit][kind if kind == "failed" else f"skipped_{kind}"] += count
+    expected = {u: c.total() for u, c in tally.items()}
+    outcome = embed(ListSource(events, expected), Echo({0: float("nan")}), path, batch=batch)
+    rows = pq.read_table(path).to_pylist()
+    ledger = outcome.ledger.to_pylist()
+    assert [e["unit_id"] for e in ledger] == ["a", "b", "c"]
+    for entry in ledger:
+        counts = {k: entry[k] for k in ("embedded", "skipped_nodata", "skipped_cloud", "failed")}
+        assert counts == {k: tally[entry["unit_id"]][k] for k in counts}
+        assert entry["expected"] == sum(counts.values())
+        assert entry["embedded"] == sum(r["chip_id"].startswith(entry["unit_id"]) for r in rows)
+        assert entry["status"] == ("failed" if counts["failed"] else "embedded" if counts["embedded"] else "empty")
+        assert bool(entry["reason"]) == (entry["status"] == "failed" or bool(counts["skipped_nodata"] + counts["skipped_cloud"]) and entry["status"] == "empty")
+    order = [e.chip_id for e, (_, kind, _) in zip(events, told, strict=True) if kind == "chip"]
+    assert [r["chip_id"] for r in rows] == order
+    assert outcome.rows == len(rows)
+
+
+def test_a_chip_that_a_source_forgets_is_noticed(tmp_path):
+    with pytest.raises(AssertionError, match="u: 2 of 3 chips accounted for"):
+        embed(ListSource([make_chip(1), make_chip(2)], {"u": 3}), Echo(), tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("storage", "value", "kept"),
+    [
+        ("float32", float("nan"), False),
+        ("float32", float("inf"), False),
+        ("float32", -float("inf"), False),
+        ("float32", 1e6, True),
+        ("float16", 1e6, False),
+        ("float16", 65504.0, True),
+        ("float16", 65520.0, False),
+        ("float16", float("nan"), False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_a_vector_that_is_not_finite_as_stored_is_counted_and_never_written(tmp_path, storage, value, kept):
+    chips = [make_chip(n) for n in range(1, 8)]
+    outcome = embed(ListSource(chips, {"u": 7}), Echo({3: value}), tmp_path / "o", storage=storage)
+    (entry,) = outcome.ledger.to_pylist()
+    assert (entry["embedded"], entry["failed"]) == ((7, 0) if kept else (6, 1))
+    assert entry["reason"] == ("" if kept else f"vector not finite in {storage}")
+    rows = pq.read_table(tmp_path / "o")
+    assert ("u:3" in rows["chip_id"].to_pylist()) == kept
+    vectors = np.stack(rows["embeddings"].to_numpy())
+    assert vectors.dtype == storage
+    assert np.isfinite(vectors).all()
+
+
+def test_one_bad_channel_is_enough_to_fail_a_vector(tmp_path):
+    class OneNaN(Echo):
+        def __call__(self, pixels, **told):
+            tokens = super().__call__(pixels).clone()
+            tokens[1, 0, 2] = float("nan")
+            return tokens
+
+    outcome = embed(ListSource([make_chip(n) for n in range(4)], {"u": 4}), OneNaN(), tmp_path / "o")
+    assert outcome.rows == 3
+    assert pq.read_table(tmp_path / "o")["chip_id"].to_pylist() == ["u:0", "u:2", "u:3"]
+
+
+def test_more_failures_than_allowed_raise_with_the_ledger_in_the_log(tmp_path, caplog):
+    events = [make_chip(1, "a"), Dropped("b", "failed", 1, "b.tif: unreadable"), make_chip(3, "b"), make_chip(2, "c")]
+    source = ListSource(events, {"a": 1, "b": 2, "c": 1})  # half of one of three units
+    assert embed(source, Echo(), tmp_path / "o", allowed=1 / 6).rows == 3
+    caplog.clear()
+    with pytest.raises(TooManyFailuresError, match=r"17% of the shard failed.*the first reason: b\.tif: unreadable"):
+        embed(source, Echo(), tmp_path / "o", allowed=0.16)
+    logged = "\n".join(r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
+    for text in ("unit_id", "b.tif: unreadable", "embedded", "failed"):
+        assert text in logged
+    assert len(logged.splitlines()) == 5  # a title, the columns' names, three units
+
+
+def test_a_unit_of_which_nothing_is_known_counts_as_failed_altogether(tmp_path):
+    source = ListSource([Dropped("a", "failed", 0, "a.tif: unreadable"), make_chip(1, "b")], {"a": 0, "b": 1})
+    with pytest.raises(TooManyFailuresError, match="50% of the shard"):
+        embed(source, Echo(), tmp_path / "o", allowed=0.4)
+    entry = embed(source, Echo(), tmp_path / "o", allowed=0.5).ledger.to_pylist()[0]
+    assert (entry["status"], entry["expected"], entry["expected_known"]) == ("failed", 0, False)
+
+
+def test_long_stretches_without_a_chip_are_told_as_they_go():
+    drops = (Dropped("u", "nodata", 1) for _ in itertools.count())
+    first = next(engine._batches(itertools.chain([make_chip(1)], drops), 8))
+    assert (len(first.chips), len(first.dropped)) == (0, engine.TELL)
+
+
+# ------------------------------------------------------------------------------------------------- vectors
+
+
+def vectors_of(path) -> dict[str, bytes]:
+    rows = pq.read_table(path)
+    return {c: np.asarray(v).tobytes() for c, v in zip(rows["chip_id"].to_pylist(), rows["embeddings"].to_numpy(), strict=True)}
+
+
+def test_a_vector_is_bit_equal_alone_and_among_any_others(tmp_path, encoder):
+    rng = np.random.default_rng(1)
+    chips = [make_chip(n, pixels=rng.normal(size=(2, 16, 16)).astype(np.float32)) for n in range(7)]
+
+    def run(which: list[int], name: str) -> dict[str, bytes]:
+        copies = [make_chip(n, pixels=chips[n].pixels.copy()) for n in which]
+        embed(ListSource(copies, {"u": len(which)}), encoder, tmp_path / name, dim=32)
+        return vectors_of(tmp_path / name)
+
+    together = run(list(range(7)), "all")
+    assert len(set(together.values())) == 7
+    assert run([6, 2, 5, 0, 1], "mixed") == {k: together[k] for k in ("u:6", "u:2", "u:5", "u:0", "u:1")}
+    assert run([3], "alone") == {"u:3": together["u:3"]}
+
+
+def test_the_encoder_sees_full_batches_whatever_comes(tmp_path):
+    echo = Echo()
+    events = [make_chip(1), Dropped("u", "cloud", 4), *(make_chip(n) for n in range(2, 8))]
+    embed(ListSource(events, {"u": 11}), echo, tmp_path / "o", batch=3)
+    assert echo.sizes == [3, 3, 3]
+
+
+@pytest.mark.parametrize("when", [None, datetime(2020, 2, 19, tzinfo=UTC)])
+@pytest.mark.parametrize("metadata", ["zeros", "as_trained"])
+def test_time_and_place_are_told_together_or_not_at_all(encoder, metadata, when):
+    pixels = np.random.default_rng(2).normal(size=(2, 16, 16)).astype(np.float32)
+    chip = make_chip(30, pixels=pixels, datetime=when)
+    ours = Embedder(encoder, PLAIN, Policy(metadata, 3.0), 2)([chip])
+    known = metadata == "as_trained" and when is not None
+    told = {"time": clay.encode_time(when) if known else [0.0] * 4}
+    told["latlon"] = clay.encode_latlon(-149.5, 10.5) if known else [0.0] * 4
+    told = {k: torch.tensor([v]) for k, v in told.items()}
+    theirs = encoder(torch.from_numpy(pixels)[None], wavelengths=torch.tensor([0.5, 0.6]), gsd=3.0, **told)[:, 0]
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+
+
+def test_pixels_are_normalised_by_band_from_whole_numbers(encoder):
+    from scripts.kiln.sensors import WORLDCOVER
+
+    pixels = np.random.default_rng(3).integers(0, 65535, (4, 8, 8)).astype(np.uint16)
+    ours = Embedder(encoder, WORLDCOVER, Policy("zeros"), 1)([make_chip(1, pixels=pixels)])
+    mean, std = (np.array(v, np.float64).reshape(4, 1, 1) for v in ([1552, 1355, 1105, 2743], [1888, 1757, 1809, 1742]))
+    x = torch.from_numpy(((pixels - mean) / std).astype(np.float32))[None]
+    unknown = torch.zeros(1, 4)
+    waves = torch.tensor([0.665, 0.56, 0.493, 0.842])
+    theirs = encoder(x, wavelengths=waves, gsd=10.0, time=unknown, latlon=unknown)[:, 0]
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+def test_rows_wait_for_their_row_group_without_pixels(tmp_path):
+    chips = [make_chip(n) for n in range(9)]
+    embed(ListSource(chips, {"u": 9}), Echo(), tmp_path / "o")
+    assert sum(c.pixels.nbytes for c in chips) == 0

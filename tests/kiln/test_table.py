@@ -1,0 +1,213 @@
+"""The embeddings file and its ledger as the contract has them, and as other programs read them."""
+
+import json
+
+import geopandas
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import shapely
+
+from scripts.kiln import table
+from scripts.kiln.chips import Dropped, Unit
+from scripts.kiln.geoparquet import ROW_GROUP
+from tests.chips import make_chip
+
+YEAR = [pa.field("year", pa.int16())]
+
+
+def write(path, chips, dim=4, storage="float32", row_group=ROW_GROUP, batch=3, about=None):
+    """A file of chips, given in batches as the engine does; each vector counts up from the chip's column."""
+    columns = table.schema(dim, storage, YEAR, about or {"model": "x"})
+    with table.ShardWriter(path, columns, row_group) as out:
+        for at in range(0, len(chips), batch):
+            some = chips[at : at + batch]
+            out.append(some, np.array([[c.col + d / 8 for d in range(dim)] for c in some], storage))
+    return path
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_the_columns_are_those_of_the_contract(tmp_path, storage):
+    made = pq.read_schema(write(tmp_path / "o", [make_chip(1)], storage=storage))
+    bbox = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
+    vector = pa.list_(pa.field("element", {"float32": pa.float32(), "float16": pa.float16()}[storage], nullable=False), 4)
+    assert [(f.name, f.type, f.nullable) for f in made] == [
+        ("chip_id", pa.string(), False),
+        ("embeddings", vector, False),
+        ("geometry", pa.binary(), False),
+        ("bbox", bbox, False),
+        ("crs", pa.string(), False),
+        ("x0", pa.float64(), False),
+        ("y0", pa.float64(), False),
+        ("pixel_size", pa.float64(), False),
+        ("col", pa.int32(), False),
+        ("row", pa.int32(), False),
+        ("datetime", pa.timestamp("ms", tz="UTC"), True),
+        ("item_id", pa.string(), False),
+        ("source", pa.string(), False),
+        ("sources", pa.list_(pa.string()), False),
+        ("nodata_fraction", pa.float32(), False),
+        ("cloud_fraction", pa.float32(), True),
+        ("year", pa.int16(), True),
+    ]
+
+
+def test_what_goes_in_comes_out(tmp_path):
+    chips = [make_chip(1), make_chip(2, datetime=None, cloud_fraction=0.5)]
+    one, two = pq.read_table(write(tmp_path / "o", chips)).to_pylist()
+    assert one["embeddings"] == [1.0, 1.125, 1.25, 1.375]
+    assert one["datetime"].isoformat() == "2021-06-01T00:00:00+00:00"
+    assert (one["cloud_fraction"], two["cloud_fraction"], two["datetime"]) == (None, 0.5, None)
+    assert (one["chip_id"], one["x0"], one["y0"], one["pixel_size"]) == ("u:1", -179.0, 11.0, 0.125)
+    assert (two["col"], two["row"], two["crs"], two["year"]) == (2, -2, "EPSG:4326", 2021)
+    assert (one["item_id"], one["source"]) == ("item1", "s3://b/item1.tif")
+    assert one["sources"] == ["s3://b/item1.tif", "s3://b/other.tif"]
+    assert one["bbox"] == {"xmin": -179, "ymin": 10, "xmax": -178, "ymax": 11}
+    assert shapely.from_wkb(one["geometry"]).equals(chips[0].footprint)
+
+
+def test_geopandas_reads_the_file_with_its_crs_and_bounds(tmp_path):
+    path = write(tmp_path / "o", [make_chip(n) for n in (3, 1, 200)], row_group=2)
+    frame = geopandas.read_parquet(path)
+    assert frame.crs.to_epsg() == 4326
+    assert frame.total_bounds.tolist() == [-179, 10, 21, 11]
+    assert frame.geometry.iloc[0].exterior.is_ccw
+    near = geopandas.read_parquet(path, bbox=(19.9, 10.2, 20.2, 10.4))  # through the covering column
+    assert near["chip_id"].tolist() == ["u:200"]
+
+
+def test_geo_metadata_is_geoparquet_1_1_with_the_covering_and_the_bbox_of_all_row_groups(tmp_path):
+    geo = json.loads(pq.read_schema(write(tmp_path / "o", [make_chip(n) for n in (300, 7)], batch=1, row_group=1)).metadata[b"geo"])
+    column = geo["columns"]["geometry"]
+    assert (geo["version"], geo["primary_column"], column["encoding"]) == ("1.1.0", "geometry", "WKB")
+    assert column["bbox"] == [-173, 10, 121, 11]
+    assert column["geometry_types"] == ["Polygon"]
+    assert column["covering"] == {"bbox": {n: ["bbox", n] for n in ("xmin", "ymin", "xmax", "ymax")}}
+    assert column["crs"]["id"] == {"authority": "EPSG", "code": 4326}
+
+
+def test_a_footprint_in_two_parts_is_told_in_the_geometry_types(tmp_path):
+    parts = shapely.MultiPolygon([shapely.box(179, 0, 180, 1), shapely.box(-180, 0, -179, 1)])
+    path = write(tmp_path / "o", [make_chip(1), make_chip(2, footprint=parts)])
+    geo = json.loads(pq.read_schema(path).metadata[b"geo"])
+    assert geo["columns"]["geometry"]["geometry_types"] == ["MultiPolygon", "Polygon"]
+    assert geopandas.read_parquet(path).geometry.iloc[1].equals(parts)
+
+
+def test_kiln_metadata_is_what_was_given_in_a_fixed_order(tmp_path):
+    made = pq.read_schema(write(tmp_path / "o", [make_chip(1)], about={"b": [1, 2], "a": {"z": 0.5, "y": None}}))
+    assert made.metadata[b"kiln"] == b'{"a": {"y": null, "z": 0.5}, "b": [1, 2]}'
+
+
+def test_rows_are_written_in_groups_as_they_fill(tmp_path):
+    path = write(tmp_path / "o", [make_chip(n) for n in range(25)], row_group=10, batch=5)
+    found = pq.ParquetFile(path).metadata
+    assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [10, 10, 5]
+    assert pq.read_table(path)["col"].to_pylist() == list(range(25))
+
+
+def test_row_groups_have_the_size_that_reads_well_from_afar(tmp_path):
+    chips = [make_chip(n) for n in range(50)] * 700  # 35 000 rows
+    found = pq.ParquetFile(write(tmp_path / "o", chips, batch=50)).metadata
+    assert found.num_row_groups == 2
+    assert 32_000 <= found.row_group(0).num_rows <= 50_000
+
+
+@pytest.mark.parametrize(("storage", "split"), [("float32", True), ("float16", False)])
+def test_columns_are_zstd_and_float32_vectors_split_by_byte(tmp_path, storage, split):
+    group = pq.ParquetFile(write(tmp_path / "o", [make_chip(n) for n in range(9)], storage=storage)).metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert {c.compression for c in columns.values()} == {"ZSTD"}
+    assert ("BYTE_STREAM_SPLIT" in columns["embeddings.list.element"].encodings) == split
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_a_file_without_rows_has_the_same_columns_and_is_read_by_geopandas(tmp_path, storage):
+    empty, full = write(tmp_path / "e", [], storage=storage), write(tmp_path / "f", [make_chip(1)], storage=storage)
+    assert pq.read_schema(empty).equals(pq.read_schema(full))
+    assert len(geopandas.read_parquet(empty)) == 0
+    geo = json.loads(pq.read_schema(empty).metadata[b"geo"])
+    assert "bbox" not in geo["columns"]["geometry"]
+    assert geo["columns"]["geometry"]["geometry_types"] == []
+
+
+def test_equal_rows_make_byte_equal_files(tmp_path):
+    one, two = (write(tmp_path / n, [make_chip(i) for i in range(20)], row_group=7, batch=b) for n, b in (("a", 7), ("b", 7)))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_an_error_while_writing_closes_the_file_and_comes_through(tmp_path):
+    columns = table.schema(4, "float32", YEAR, {})
+    with pytest.raises(KeyError, match="year"), table.ShardWriter(tmp_path / "o", columns, row_group=1) as out:
+        out.append([make_chip(1, extra={})], np.zeros((1, 4), np.float32))
+
+
+# -------------------------------------------------------------------------------------------------- ledger
+
+
+def test_the_ledger_has_the_columns_of_the_contract():
+    text, count = pa.string(), pa.int64()
+    assert [(f.name, f.type, f.nullable) for f in table.LEDGER] == [
+        ("unit_id", text, False),
+        ("status", text, False),
+        ("reason", text, False),
+        ("expected", count, False),
+        ("expected_known", pa.bool_(), False),
+        ("embedded", count, False),
+        ("skipped_nodata", count, False),
+        ("skipped_cloud", count, False),
+        ("failed", count, False),
+        ("notes", text, False),
+        ("source", text, False),
+        ("etag", text, False),
+    ]
+
+
+def entry(expected, embedded=0, *drops, notes=()):
+    made = table.Entry(Unit("u", expected, "s3://b/u", "e1"), embedded=embedded, notes=list(notes))
+    for kind, count, reason in drops:
+        made.drop(Dropped("u", kind, count, reason))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "status", "reason"),
+    [
+        (entry(3, 3), "embedded", ""),
+        (entry(3, 1, ("nodata", 2, "sea")), "embedded", ""),
+        (entry(3, 0, ("nodata", 2, "sea"), ("cloud", 1, "clouds")), "empty", "sea; clouds"),
+        (entry(3, 2, ("failed", 1, "bad block")), "failed", "bad block"),
+        (entry(3, 0, ("failed", 2, "bad"), ("failed", 1, "worse"), ("nodata", 0, "sea")), "failed", "bad; worse"),
+        (entry(2, 0, ("failed", 1, "bad"), ("failed", 1, "bad")), "failed", "bad"),
+        (entry(0), "empty", ""),
+        (entry(0, 0, ("failed", 0, "cannot be opened")), "failed", "cannot be opened"),
+    ],
+)
+def test_a_unit_s_status_and_reason(made, status, reason):
+    row = made.row()
+    assert (row["status"], row["reason"]) == (status, reason)
+    assert row["expected"] == row["embedded"] + row["skipped_nodata"] + row["skipped_cloud"] + row["failed"]
+    assert (row["source"], row["etag"]) == ("s3://b/u", "e1")
+
+
+def test_an_account_that_does_not_close_is_an_assertion():
+    with pytest.raises(AssertionError, match="u: 1 of 3 chips"):
+        entry(3, 1).row()
+
+
+def test_a_ledger_survives_its_file_and_reads_as_text(tmp_path):
+    ledger = table.ledger_table([entry(3, 3, notes=["a", "b"]), entry(2, 0, ("failed", 2, "x.tif: unreadable"))])
+    table.write_ledger(tmp_path / "l.parquet", ledger)
+    again = pq.read_table(tmp_path / "l.parquet")
+    assert again.schema.equals(table.LEDGER)
+    assert again.equals(ledger)
+    assert again["notes"].to_pylist() == ["a; b", ""]
+    lines = table.ledger_text(again).splitlines()
+    assert len(lines) == 3
+    assert lines[0].split() == ["unit_id", "status", "expected", "embedded", "skipped_nodata", "skipped_cloud", "failed", "reason"]
+    assert lines[2].endswith("x.tif: unreadable")
+
+
+def test_the_ledger_of_a_shard_lies_beside_it():
+    assert table.ledger_name("s3://b/run/x-1.parquet") == "s3://b/run/x-1.ledger.parquet"
