@@ -55,7 +55,7 @@ def write_tile(root: Path, year: int, west: int, south: int, pixels: np.ndarray,
 
 
 def mosaic(root: Path, year: int, west: int, north: int, width: int, height: int, ppd: int) -> np.ndarray:
-    """[4, height * ppd, width * ppd] of every tile in whole degrees from a north-west corner, placed by its transform."""
+    """[4, height * ppd, width * ppd] of the tiles from a north-west corner in degrees, by their transforms."""
     out = np.zeros((4, height * ppd, width * ppd), np.uint16)
     for path in sorted((root / str(year)).rglob("*.tif")):
         with rasterio.open(path) as src:

@@ -114,5 +114,3 @@ def bucket(s3_endpoint: str, aws: Callable[[str], None], request: pytest.Fixture
     name = "t-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
-
-

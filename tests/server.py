@@ -12,9 +12,9 @@ class FileServer:
     """Serves `files` by path, e.g. {"/a.bin": b"..."}.
 
     `status` answers every request with that code; `break_at` cuts each answer's connection when the byte of that
-    offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer; whoever GETs a path
-    in `held` sets `arrived` and waits for `release`. All may be changed while it runs. `requests` lists (method, path,
-    Range header) as they came.
+    offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer; whoever GETs a
+    path in `held` sets `arrived` and waits for `release`. All may be changed while it runs. `requests` lists (method,
+    path, Range header) as they came.
     """
 
     def __init__(

@@ -78,7 +78,9 @@ def fails(capsys, argv):
     ],
     ids=["defaults", "as published", "actual gsd"],
 )
-def test_every_row_is_the_class_token_of_its_own_pixels(archive, plan, flags, tmp_path, encoder, more, gsd, time_, place):
+def test_every_row_is_the_class_token_of_its_own_pixels(
+    archive, plan, flags, tmp_path, encoder, more, gsd, time_, place
+):
     embed_worldcover.main(flags("--index", 1, "--batch-size", 3, *more))
     (name,) = [n for n in files(tmp_path / "shards") if not n.endswith(".ledger.parquet")]
     rows = pq.read_table(tmp_path / "shards" / name).to_pylist()
@@ -206,7 +208,12 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
     identity = json.loads(pq.read_schema(path).metadata[b"kiln"])["fingerprint"]
     embed_worldcover.main(flags("--index", 0, "--expect-fingerprint", identity[:8], folder=tmp_path / "right"))
     assert len(files(tmp_path / "right")) == 2
-    for more in (["--storage", "float16"], ["--max-nodata", "0.5"], ["--metadata", "as_published"], ["--gsd", "actual"]):
+    for more in (
+        ["--storage", "float16"],
+        ["--max-nodata", "0.5"],
+        ["--metadata", "as_published"],
+        ["--gsd", "actual"],
+    ):
         code, said = fails(
             capsys, flags("--index", 0, "--expect-fingerprint", identity[:8], *more, folder=tmp_path / "wrong")
         )

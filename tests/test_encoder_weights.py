@@ -23,7 +23,9 @@ def run(tmp_path, checkpoint, *more, output="encoder.safetensors"):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_verified_checkpoint_becomes_safetensors_with_its_digest(tmp_path, checkpoint_file, checkpoint_sha256, precision):
+def test_a_verified_checkpoint_becomes_safetensors_with_its_digest(
+    tmp_path, checkpoint_file, checkpoint_sha256, precision
+):
     made = run(tmp_path, checkpoint_file, "--sha256", checkpoint_sha256.upper(), "--precision", precision)
     about = clay.read_about(made)
     assert about["sha256"] == checkpoint_sha256
@@ -35,7 +37,9 @@ def test_a_verified_checkpoint_becomes_safetensors_with_its_digest(tmp_path, che
     assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.safetensors"]
 
 
-def test_a_wrong_digest_is_an_error_that_shows_both_and_makes_nothing(tmp_path, checkpoint_file, checkpoint_sha256, capsys):
+def test_a_wrong_digest_is_an_error_that_shows_both_and_makes_nothing(
+    tmp_path, checkpoint_file, checkpoint_sha256, capsys
+):
     with pytest.raises(SystemExit) as e:
         run(tmp_path, checkpoint_file, "--sha256", "0" * 64)
     assert e.value.code == 1
@@ -77,7 +81,9 @@ def test_a_verified_file_that_is_no_checkpoint_is_an_error_and_makes_nothing(tmp
     assert [p.name for p in tmp_path.iterdir()] == ["other.ckpt"]
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(tmp_path, monkeypatch, checkpoint_file, checkpoint_sha256, serve, capsys):
+def test_an_interrupted_download_goes_on_where_it_stopped(
+    tmp_path, monkeypatch, checkpoint_file, checkpoint_sha256, serve, capsys
+):
     monkeypatch.setattr(storage, "CHUNK", 1 << 16)
     data = checkpoint_file.read_bytes()
     server = serve({"/v1.5/clay-v1.5.ckpt": data}, break_at=3_000_000)
@@ -101,7 +107,9 @@ def test_a_finished_download_is_not_fetched_again(tmp_path, checkpoint_file, che
     assert len(server.requests) == asked
 
 
-def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(tmp_path, bucket, checkpoint_file, checkpoint_sha256):
+def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(
+    tmp_path, bucket, checkpoint_file, checkpoint_sha256
+):
     boto3.client("s3").upload_file(str(checkpoint_file), bucket.removeprefix("s3://"), "clay.ckpt")
     scratch = ["--scratch", str(tmp_path)]
     output = f"{bucket}/models/encoder.safetensors"
@@ -162,7 +170,11 @@ def test_on_a_full_disk_it_ends_with_a_clear_error_and_no_file(tmp_path, checkpo
     )
     told = ["--checkpoint", checkpoint_file, "--sha256", checkpoint_sha256, "--output", output]
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, told)], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code, *map(str, told)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: ") or "\nerror: " in done.stderr

@@ -136,7 +136,11 @@ def test_a_region_without_any_tile_is_planned_with_a_warning(archive, tmp_path, 
 
 def test_help_shows_the_flags_and_their_defaults():
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.plan_worldcover", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-m", "scripts.plan_worldcover", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
     )
     for text in ("--region", "--columns-per-shard", "(default: 512)", "scripts.plan_worldcover"):
         assert text in done.stdout

@@ -25,6 +25,10 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m {prog}", description=doc, formatter_class=Formatter)
 
 
+class Terminated(BaseException):
+    """SIGTERM: unwinds everything, so that nothing partial is left."""
+
+
 def run(work: Callable[[], None]) -> None:
     """Do the work of a script's `main`; exits 0, 2 (wrong settings), 1 (any named error) or 143 (SIGTERM)."""
     logging.basicConfig(level=os.environ.get("KILN_LOG", "INFO"), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -44,11 +48,14 @@ def run(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; nothing partial is left", file=sys.stderr)
         raise SystemExit(130) from None
+    except Terminated:
+        print("terminated; nothing partial is left", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)  # a read that hangs in a thread must not keep the process
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    print("terminated; nothing partial is left", file=sys.stderr)
-    raise SystemExit(128 + signum)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
 
 
 def _end_with_driver() -> None:

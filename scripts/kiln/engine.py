@@ -32,6 +32,7 @@ from scripts.kiln.progress import Progress
 from scripts.kiln.sensors import Sensor
 
 QUEUE = 2  # batches made ready while one is encoded
+PATIENCE = 10.0  # seconds a read may take to notice that the job ends
 TELL = 1024  # chips dropped before they are told, even if no batch is full
 NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of one ru_maxrss
@@ -80,7 +81,7 @@ def read_ahead(reads: Iterable[Read], threads: int, budget: int) -> Iterator[Loa
                 yield Loaded(read, None, e)
             held -= read.nbytes
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _in_thread(items: Iterator[T], ahead: int) -> Iterator[T]:
@@ -119,7 +120,7 @@ def _in_thread(items: Iterator[T], ahead: int) -> Iterator[T]:
             yield value
     finally:
         stop.set()
-        thread.join()
+        thread.join(PATIENCE)
 
 
 @dataclass

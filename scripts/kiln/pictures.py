@@ -21,7 +21,7 @@ from scripts.kiln.errors import KilnError, SourceError
 from scripts.kiln.storage import TIMEOUT
 
 SIZE = 256  # pixels of a picture's side
-STRETCH = {"worldcover": ((1, 2, 3), 0.0, 2800.0, 0.75)}  # bands of R G B, black, white (digital numbers), gamma
+STRETCH = {"worldcover": ((1, 2, 3), 0.0, 4000.0, 0.6)}  # bands of R G B, black, white (digital numbers), gamma
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from scripts.kiln.sensors import WORLDCOVER
 RECIPE = 1  # raised whenever the same tiles would give other vectors
 
 VERSIONS = {2020: "2020_v100", 2021: "2021_v200"}
+BUCKET, REGION = "s3://esa-worldcover-s2", "eu-central-1"
 BANDS = 4
 STRIP = 256  # least rows of a read, so that an untiled file is not read line by line
 OPEN_TILES = 4  # datasets a reading thread keeps open
@@ -44,7 +45,7 @@ GDAL = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-    "VSI_CACHE": False,
+    "GDAL_CACHEMAX": "256",  # MB; by default a twentieth of the machine, though no block is wanted twice
 }
 
 
@@ -115,7 +116,7 @@ def find_tiles(root: str, year: int, names: Sequence[str]) -> list[Tile]:
 
 def unsigned(root: str) -> bool:
     """Whether to read without credentials: the public bucket is, others need them."""
-    return root.startswith("s3://esa-worldcover-s2")
+    return root.startswith(BUCKET)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,10 @@ class WorldCoverSource:
         }
         self.span = (lattice.x(self.units_of[0].col), lattice.x(self.units_of[-1].col) + lattice.chip)
         self._local = threading.local()
-        self._rio: dict[str, Any] = {**GDAL, "AWS_NO_SIGN_REQUEST": "YES" if unsigned(root) else "NO"}
+        self._rio: dict[str, Any] = {
+            **GDAL,
+            **({"AWS_NO_SIGN_REQUEST": "YES", "AWS_REGION": REGION} if unsigned(root) else {}),
+        }
         if endpoint := os.environ.get("AWS_ENDPOINT_URL", ""):  # GDAL has a name of its own for it
             scheme, _, host = endpoint.partition("://")
             self._rio |= {

@@ -66,7 +66,12 @@ def test_tokens_equal_the_reference_implementation(micro, case):
     )
     assert tokens.shape == (about["batch"], 1 + (about["size"] // 8) ** 2, 64)
     tokens = tokens.float()
-    ours = {"cls": tokens[:, 0], "patch_mean": tokens[:, 1:].mean(1), "patch_first": tokens[:, 1], "patch_last": tokens[:, -1]}
+    ours = {
+        "cls": tokens[:, 0],
+        "patch_mean": tokens[:, 1:].mean(1),
+        "patch_first": tokens[:, 1],
+        "patch_last": tokens[:, -1],
+    }
     for kind in golden.OUTPUTS:
         if micro.cls_token.dtype == torch.float32:
             torch.testing.assert_close(ours[kind], reference[kind], rtol=0, atol=1e-4)
@@ -180,7 +185,9 @@ def test_wavelengths_are_encoded_as_sines_then_cosines_of_micrometres():
 
 def test_time_is_the_iso_week_of_52_at_noon():
     # 2020-02-19 is in ISO week 8: 8 * 2 pi / 52 = 0.96664 rad
-    assert clay.encode_time(datetime(2020, 2, 19, 23, 59, tzinfo=UTC)) == pytest.approx([0.822984, 0.568065, 0, -1], abs=1e-6)
+    assert clay.encode_time(datetime(2020, 2, 19, 23, 59, tzinfo=UTC)) == pytest.approx(
+        [0.822984, 0.568065, 0, -1], abs=1e-6
+    )
     # 2021-01-01 is in ISO week 53 of 2020
     assert clay.encode_time(datetime(2021, 1, 1, tzinfo=UTC)) == pytest.approx([0.120537, 0.992709, 0, -1], abs=1e-6)
     assert clay.encode_time(None) == [0, 0, 0, 0]
@@ -230,7 +237,9 @@ def test_a_missing_tensor_is_an_error_that_names_it(saved, name):
         clay.load_encoder(path)
 
 
-@pytest.mark.parametrize("name", ["register_tokens", "transformer.layers.1.0.to_qkv.bias", "transformer.layers.x.0.norm"])
+@pytest.mark.parametrize(
+    "name", ["register_tokens", "transformer.layers.1.0.to_qkv.bias", "transformer.layers.x.0.norm"]
+)
 def test_a_surplus_tensor_in_the_encoder_is_an_error_that_names_it(saved, name):
     path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(64)}))
     with pytest.raises(WeightsError, match=rf"model\.encoder\.{name}"):
@@ -259,7 +268,11 @@ def test_a_misshapen_tensor_is_an_error_that_names_it(saved, name, shape):
     ("name", "shape", "says"),
     [
         ("cls_token", (1, 1, 60), r"norm\.weight has shape \(64,\), want \(60,\)"),
-        ("patch_embedding.weight_generator.weight_tokens", (128, 120), r"bias_token has shape \(1, 128\), want \(1, 120\)"),
+        (
+            "patch_embedding.weight_generator.weight_tokens",
+            (128, 120),
+            r"bias_token has shape \(1, 128\), want \(1, 120\)",
+        ),
         ("transformer.layers.0.1.net.1.weight", (100, 64), r"net\.3\.weight has shape \(64, 128\), want \(64, 100\)"),
     ],
 )

@@ -144,7 +144,9 @@ def test_an_error_of_the_source_s_stitching_ends_the_job_and_its_threads(tmp_pat
 # ---------------------------------------------------------------------------------------------- the account
 
 
-EVENT = st.tuples(st.sampled_from("abc"), st.sampled_from(["chip", "chip", "nan", "nodata", "cloud", "failed"]), st.integers(1, 3))
+EVENT = st.tuples(
+    st.sampled_from("abc"), st.sampled_from(["chip", "chip", "nan", "nodata", "cloud", "failed"]), st.integers(1, 3)
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -171,7 +173,10 @@ def test_every_expected_chip_is_embedded_skipped_or_failed(tmp_path_factory, tol
         assert entry["expected"] == sum(counts.values())
         assert entry["embedded"] == sum(r["chip_id"].startswith(entry["unit_id"]) for r in rows)
         assert entry["status"] == ("failed" if counts["failed"] else "embedded" if counts["embedded"] else "empty")
-        assert bool(entry["reason"]) == (entry["status"] == "failed" or bool(counts["skipped_nodata"] + counts["skipped_cloud"]) and entry["status"] == "empty")
+        assert bool(entry["reason"]) == (
+            entry["status"] == "failed"
+            or (bool(counts["skipped_nodata"] + counts["skipped_cloud"]) and entry["status"] == "empty")
+        )
     order = [e.chip_id for e, (_, kind, _) in zip(events, told, strict=True) if kind == "chip"]
     assert [r["chip_id"] for r in rows] == order
     assert outcome.rows == len(rows)
@@ -222,12 +227,14 @@ def test_one_bad_channel_is_enough_to_fail_a_vector(tmp_path):
 
 
 def test_more_failures_than_allowed_raise_with_the_ledger_in_the_log(tmp_path, caplog):
-    events = [make_chip(1, "a"), Dropped("b", "failed", 1, "b.tif: unreadable"), make_chip(3, "b"), make_chip(2, "c")]
-    source = ListSource(events, {"a": 1, "b": 2, "c": 1})  # half of one of three units
-    assert embed(source, Echo(), tmp_path / "o", allowed=1 / 6).rows == 3
+    def source() -> ListSource:  # half of one of three units fails
+        bad = Dropped("b", "failed", 1, "b.tif: unreadable")
+        return ListSource([make_chip(1, "a"), bad, make_chip(3, "b"), make_chip(2, "c")], {"a": 1, "b": 2, "c": 1})
+
+    assert embed(source(), Echo(), tmp_path / "o", allowed=1 / 6).rows == 3
     caplog.clear()
     with pytest.raises(TooManyFailuresError, match=r"17% of the shard failed.*the first reason: b\.tif: unreadable"):
-        embed(source, Echo(), tmp_path / "o", allowed=0.16)
+        embed(source(), Echo(), tmp_path / "o", allowed=0.16)
     logged = "\n".join(r.getMessage() for r in caplog.records if r.levelno == logging.ERROR)
     for text in ("unit_id", "b.tif: unreadable", "embedded", "failed"):
         assert text in logged
@@ -235,10 +242,12 @@ def test_more_failures_than_allowed_raise_with_the_ledger_in_the_log(tmp_path, c
 
 
 def test_a_unit_of_which_nothing_is_known_counts_as_failed_altogether(tmp_path):
-    source = ListSource([Dropped("a", "failed", 0, "a.tif: unreadable"), make_chip(1, "b")], {"a": 0, "b": 1})
+    def source() -> ListSource:
+        return ListSource([Dropped("a", "failed", 0, "a.tif: unreadable"), make_chip(1, "b")], {"a": 0, "b": 1})
+
     with pytest.raises(TooManyFailuresError, match="50% of the shard"):
-        embed(source, Echo(), tmp_path / "o", allowed=0.4)
-    entry = embed(source, Echo(), tmp_path / "o", allowed=0.5).ledger.to_pylist()[0]
+        embed(source(), Echo(), tmp_path / "o", allowed=0.4)
+    entry = embed(source(), Echo(), tmp_path / "o", allowed=0.5).ledger.to_pylist()[0]
     assert (entry["status"], entry["expected"], entry["expected_known"]) == ("failed", 0, False)
 
 
@@ -253,7 +262,10 @@ def test_long_stretches_without_a_chip_are_told_as_they_go():
 
 def vectors_of(path) -> dict[str, bytes]:
     rows = pq.read_table(path)
-    return {c: np.asarray(v).tobytes() for c, v in zip(rows["chip_id"].to_pylist(), rows["embeddings"].to_numpy(), strict=True)}
+    return {
+        c: np.asarray(v).tobytes()
+        for c, v in zip(rows["chip_id"].to_pylist(), rows["embeddings"].to_numpy(), strict=True)
+    }
 
 
 def test_a_vector_is_bit_equal_alone_and_among_any_others(tmp_path, encoder):

@@ -102,7 +102,7 @@ def block_options(block: tuple[int, int] | int) -> dict[str, Any]:
     return {"tiled": True, "blockysize": block[0], "blockxsize": block[1]}
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(worlds())
 def test_every_chip_equals_the_mosaic_of_the_tiles(w):
     lattice = Lattice(w.chip, w.ppd)
@@ -151,7 +151,12 @@ def test_every_chip_equals_the_mosaic_of_the_tiles(w):
                     f":y{480000 + row * w.chip * (12000 // w.ppd):07d}" + (f":q{q}" if quarters else "")
                 )
                 assert (chip.col, chip.row, chip.crs) == (column.col, row, "EPSG:4326")
-                box = [edge(-125, x, w.ppd), edge(50, -y - side, w.ppd), edge(-125, x + side, w.ppd), edge(50, -y, w.ppd)]
+                box = [
+                    edge(-125, x, w.ppd),
+                    edge(50, -y - side, w.ppd),
+                    edge(-125, x + side, w.ppd),
+                    edge(50, -y, w.ppd),
+                ]
                 assert list(chip.footprint.bounds) == box  # to the bit
                 assert (chip.x0, chip.y0) == (box[0], box[3])
                 assert chip.pixel_size == 1 / w.ppd
@@ -409,7 +414,9 @@ def test_a_bad_tile_is_a_failed_part_of_the_ledger_and_the_rest_is_embedded(tmp_
     ledger = outcome.ledger.to_pylist()
     assert len(ledger) == 6
     for entry in ledger:
-        assert entry["expected"] == sum(entry[k] for k in ("embedded", "skipped_nodata", "skipped_cloud", "failed")) == 3
+        assert (
+            entry["expected"] == sum(entry[k] for k in ("embedded", "skipped_nodata", "skipped_cloud", "failed")) == 3
+        )
         assert entry["status"] in ("embedded", "failed")
     broken, whole = (ledger[:3], ledger[3:]) if side == "west" else (ledger[3:], ledger[:3])
     assert [e["failed"] for e in broken] == [3, 3, 3]
@@ -474,7 +481,9 @@ def test_a_tile_of_nothing_but_nodata_is_empty_not_failed(tmp_path, encoder):
     source = make_source(tmp_path, lattice, region_columns(lattice, [10, 45, 11, 46]))
     outcome = embed(source, encoder, tmp_path / "o")
     assert outcome.rows == 0
-    assert {(e["status"], e["reason"]) for e in outcome.ledger.to_pylist()} == {("empty", "more nodata than max_nodata")}
+    assert {(e["status"], e["reason"]) for e in outcome.ledger.to_pylist()} == {
+        ("empty", "more nodata than max_nodata")
+    }
 
 
 def test_the_check_before_the_weights_load_tells_a_wrong_resolution_of_the_whole_archive(tmp_path):
@@ -507,7 +516,9 @@ def test_tiles_are_named_after_their_south_west_corner(west, south):
 def test_tiles_lie_where_the_archive_keeps_them():
     uri = "s3://esa-worldcover-s2/rgbnir/2021/N37/ESA_WorldCover_10m_2021_v200_N37W122_S2RGBNIR.tif"
     assert tile_uri("s3://esa-worldcover-s2/rgbnir", 2021, "N37W122") == uri
-    assert tile_uri("s3://esa-worldcover-s2/rgbnir/", 2020, "S03E006").endswith("/2020/S03/ESA_WorldCover_10m_2020_v100_S03E006_S2RGBNIR.tif")
+    assert tile_uri("s3://esa-worldcover-s2/rgbnir/", 2020, "S03E006").endswith(
+        "/2020/S03/ESA_WorldCover_10m_2020_v100_S03E006_S2RGBNIR.tif"
+    )
     assert worldcover.unsigned("s3://esa-worldcover-s2/rgbnir")
     assert not worldcover.unsigned("s3://mine/rgbnir")
 
@@ -575,5 +586,3 @@ def test_an_archive_in_a_bucket_gives_the_same_chips(tmp_path, bucket):
     assert len(ours) == len(theirs) > 3
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(ours, theirs, strict=True))
     assert all(p["etag"] for p in remote.provenance().values())
-
-
