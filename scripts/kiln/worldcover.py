@@ -45,7 +45,7 @@ GDAL = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-    "GDAL_CACHEMAX": "256",  # MB; by default a twentieth of the machine, though no block is wanted twice
+    "GDAL_CACHEMAX": 256 << 20,  # bytes; by default a twentieth of the machine, though no block is wanted twice
 }
 
 
