@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Renew constraints.txt from the two requirements files: every direct and transitive dependency, for both builds of
-# torch (the CUDA build's packages are pinned too and simply unused beside the CPU wheel), without hashes.
+# Renew constraints.txt and kiln.yaml from the two requirements files: every direct and transitive dependency, for both
+# builds of torch (the CUDA build's packages are pinned too, and unused beside the CPU wheel), without hashes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool=$(mktemp -d)
 trap 'rm -rf "$tool"' EXIT
 python3 -m venv "$tool"
 "$tool/bin/pip" install -q uv
-lock=$tool/constraints.txt
-"$tool/bin/uv" pip compile -q --universal --python-version 3.11 --no-annotate --no-header \
-  envs/requirements.txt envs/requirements-test.txt -o "$lock"
-python3 envs/tidy_lock.py "$lock" > envs/constraints.txt
+solve() { "$tool/bin/uv" pip compile -q --universal --python-version 3.11 --no-annotate --no-header "$@"; }
+solve envs/requirements.txt envs/requirements-test.txt -o "$tool/all.txt"
+solve envs/requirements.txt --constraint "$tool/all.txt" -o "$tool/run.txt"
+python3 envs/write_locks.py "$tool/all.txt" "$tool/run.txt"

@@ -18,6 +18,7 @@ from scripts.kiln import clay, engine
 from scripts.kiln.chips import Chip, Dropped, Read
 from scripts.kiln.engine import Budget, Embedder, Policy, read_ahead
 from scripts.kiln.errors import SourceError, TooManyFailuresError, TransientError
+from scripts.kiln.progress import Progress
 from tests.chips import PLAIN, ListSource, make_chip
 
 
@@ -251,10 +252,23 @@ def test_a_unit_of_which_nothing_is_known_counts_as_failed_altogether(tmp_path):
     assert (entry["status"], entry["expected"], entry["expected_known"]) == ("failed", 0, False)
 
 
-def test_long_stretches_without_a_chip_are_told_as_they_go():
-    drops = (Dropped("u", "nodata", 1) for _ in itertools.count())
-    first = next(engine._batches(itertools.chain([make_chip(1)], drops), 8))
-    assert (len(first.chips), len(first.dropped)) == (0, engine.TELL)
+def test_long_stretches_without_a_chip_are_told_as_they_go(tmp_path, monkeypatch):
+    told, seen = [0], []
+    advance = Progress.advance
+    monkeypatch.setattr(
+        Progress, "advance", lambda self, n, **k: (told.__setitem__(0, told[0] + n), advance(self, n, **k))
+    )
+
+    class Sea(ListSource):
+        def chips(self, loaded):
+            yield from super().chips(loaded)
+            for n in range(8 * engine.TELL):
+                yield Dropped("u", "nodata")
+                seen.append(n - told[0])
+
+    embed(Sea([make_chip(1)], {"u": 8 * engine.TELL + 1}), Echo(), tmp_path / "o")
+    assert told[0] == 8 * engine.TELL + 1
+    assert max(seen) <= (engine.QUEUE + 3) * engine.TELL
 
 
 # ------------------------------------------------------------------------------------------------- vectors

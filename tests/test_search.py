@@ -1,0 +1,353 @@
+"""The search script: what is printed in each format, which chip a query is, the contact sheet."""
+
+import json
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+from PIL import Image
+
+from scripts import search
+from scripts.index import Select, build
+from scripts.kiln.explorer import Explorer, Filters
+from scripts.kiln.lattice import Column, Lattice
+from tests.archives import write_tile
+from tests.products import DIM, WORLD, about, chip_at, drawn, make_product
+
+SIDE = 512 / 12000
+COLUMNS = [Column(k, 0, 10) for k in range(10)]
+PLACE = f"{-125 + 4.5 * SIDE},{50 - 3.5 * SIDE}"  # in column 4, row 3
+CHIP = chip_at(WORLD, 2021, 4, 3).chip_id
+
+
+def database(run, *made):
+    build([m.record_file for m in made], [m.uri for m in made], str(run / "db"), Select())
+    return str(run / "db")
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory):
+    """100 chips in each of two years."""
+    run = tmp_path_factory.mktemp("search")
+    return database(run, *(make_product(run, year, columns=COLUMNS) for year in (2020, 2021)))
+
+
+def ask(capsys, db, *args):
+    """What the script prints."""
+    capsys.readouterr()
+    search.main(["--db", db, *args])
+    return capsys.readouterr().out
+
+
+def refused(capsys, db, *args):
+    """Exit status and what a person reads."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        search.main(["--db", db, *args])
+    return e.value.code, capsys.readouterr().err
+
+
+def best(k, keep=lambda chip: True):
+    """The k chips most like CHIP, itself left out, by NumPy."""
+    chips = [chip_at(WORLD, y, c, r) for y in (2020, 2021) for c in range(10) for r in range(10)]
+    unit = drawn(chips).astype(np.float16).astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    likes = unit @ unit[[c.chip_id for c in chips].index(CHIP)]
+    order = sorted((i for i, c in enumerate(chips) if keep(c) and c.chip_id != CHIP), key=lambda i: -likes[i])[:k]
+    return [chips[i].chip_id for i in order], [likes[i] for i in order]
+
+
+# ------------------------------------------------------------------------------------------------------- formats
+
+
+def test_the_table_has_the_query_and_k_results_in_order(db, capsys):
+    lines = ask(capsys, db, "--chip", CHIP, "-k", "7").splitlines()
+    assert lines[0].split() == ["cosine", "lon", "lat", "year", "chip"]
+    assert lines[1].split()[0] == "like"
+    assert lines[1].split()[-1] == CHIP
+    ids, likes = best(7)
+    assert [x.split()[-1] for x in lines[2:]] == ids
+    assert [x.split()[0] for x in lines[2:]] == [str(n) for n in range(1, 8)]
+    assert [float(x.split()[1]) for x in lines[2:]] == pytest.approx(likes, abs=1e-4)
+    assert len({len(x) for x in lines[1:]}) == 1  # aligned
+
+
+def test_json_has_ids_similarities_boxes_and_sources(db, capsys):
+    told = json.loads(ask(capsys, db, "--chip", CHIP, "-k", "5", "--format", "json"))
+    assert told["query"]["chip_id"] == CHIP
+    assert [r["chip_id"] for r in told["results"]] == best(5)[0]
+    first = told["results"][0]
+    assert set(first) == {*search.SHOWN, "bbox"}
+    assert first["datetime"].endswith("-06-01T00:00:00Z")
+    assert first["source"].startswith("s3://")
+    west, south, east, north = first["bbox"]
+    assert west < first["lon"] < east
+    assert south < first["lat"] < north
+
+
+def test_geojson_is_valid_and_the_query_is_rank_0(db, capsys, tmp_path):
+    text = ask(capsys, db, "--chip", CHIP, "-k", "4", "--format", "geojson")
+    told = json.loads(text)
+    assert told["type"] == "FeatureCollection"
+    assert [f["properties"]["rank"] for f in told["features"]] == [0, 1, 2, 3, 4]
+    assert [f["id"] for f in told["features"]] == [CHIP, *best(4)[0]]
+    for f in told["features"]:
+        ring = shapely.Polygon(f["geometry"]["coordinates"][0])
+        assert ring.is_valid
+        assert ring.exterior.is_ccw  # RFC 7946, 3.1.6
+        assert list(ring.bounds) == f["bbox"]
+        assert f["properties"]["chip_id"] == f["id"]
+    (tmp_path / "a.geojson").write_text(text)
+    frame = gpd.read_file(tmp_path / "a.geojson")
+    assert len(frame) == 5
+    assert frame.geometry[0].equals(chip_at(WORLD, 2021, 4, 3).footprint)
+
+
+@pytest.mark.parametrize("k", [1, 12, 199, 500])
+def test_k_results_are_given_or_all_there_are(db, capsys, k):
+    told = json.loads(ask(capsys, db, "--chip", CHIP, "-k", str(k), "--format", "json"))
+    ids = [r["chip_id"] for r in told["results"]]
+    assert len(ids) == min(k, 199)
+    assert CHIP not in ids
+
+
+@pytest.mark.parametrize("k", ["0", "-3"])
+def test_k_below_one_is_refused(db, capsys, k):
+    code, said = refused(capsys, db, "--chip", CHIP, "-k", k)
+    assert code == 2
+    assert "want at least 1" in said
+
+
+# ------------------------------------------------------------------------------------------------------- queries
+
+
+def test_a_place_is_the_chip_that_covers_it(db, capsys):
+    by_place = ask(capsys, db, f"--at={PLACE}", "--format", "json")
+    assert by_place == ask(capsys, db, "--chip", CHIP, "--format", "json")
+
+
+def test_a_place_outside_names_the_nearest_chip(db, capsys):
+    code, said = refused(capsys, db, f"--at={-125 - 0.5 * SIDE},{50 - 3.5 * SIDE}")
+    assert code == 2
+    assert "the nearest is worldcover:" in said
+    assert ":x0660000:y0481536" in said
+    assert "km away" in said
+
+
+@pytest.mark.parametrize("chip", ["worldcover:2021:512:x9999999:y0480000", "it's", "' OR 1=1 --"])
+def test_an_unknown_chip_is_said(db, capsys, chip):
+    code, said = refused(capsys, db, "--chip", chip)
+    assert code == 2
+    assert "no chip" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("text", ["1", "1,2,3", "a,b", "", "1;2"])
+def test_a_place_that_is_no_pair_of_numbers_is_refused(db, capsys, text):
+    code, said = refused(capsys, db, f"--at={text}")
+    assert code == 2
+    assert "want 2 numbers" in said
+
+
+@pytest.mark.parametrize("text", ["nan,49", "-124,inf", "1e400,0"])
+def test_a_place_that_is_not_finite_is_refused(db, capsys, text):
+    code, said = refused(capsys, db, f"--at={text}")
+    assert code == 2
+    assert "Traceback" not in said
+
+
+def test_an_example_is_always_the_same_chip(db, capsys):
+    first = ask(capsys, db, "--example", "--year", "2020", "--format", "json")
+    assert first == ask(capsys, db, "--example", "--year", "2020", "--format", "json")
+    told = json.loads(first)
+    assert told["query"]["year"] == 2020
+    assert {r["year"] for r in told["results"]} == {2020}
+
+
+def test_an_example_stands_out_more_than_others(tmp_path, capsys):
+    """Ten chips that are alike among noise: one of them is the example."""
+    group = {(c, 3) for c in range(10)}
+    noise = np.random.default_rng(3)
+
+    def vectors(chips):
+        out = noise.standard_normal((len(chips), 32))
+        for n, c in enumerate(chips):
+            if (c.col, c.row) in group:
+                out[n] = 5 + 0.1 * out[n]
+        return out
+
+    made = make_product(tmp_path, columns=COLUMNS, vectors=vectors, kiln=about(dimensions=32))
+    ids = {chip_at(WORLD, 2021, c, r).chip_id for c, r in group}
+    assert search.example(Explorer(database(tmp_path, made)), Filters(), 5)["chip_id"] in ids
+
+
+def test_no_example_where_the_filters_leave_none(db, capsys):
+    code, said = refused(capsys, db, "--example", "--year", "1999")
+    assert code == 2
+    assert "no chip in it that the filters leave" in said
+
+
+# ------------------------------------------------------------------------------------------------------- filters
+
+
+def test_year_dataset_and_bbox_filter_the_results(db, capsys):
+    told = json.loads(ask(capsys, db, "--chip", CHIP, "--year", "2020", "--format", "json"))
+    assert [r["chip_id"] for r in told["results"]] == best(10, lambda c: c.extra["year"] == 2020)[0]
+    box = (-125.0, 50 - 5 * SIDE, -125 + 3 * SIDE, 50 - 1 * SIDE)
+    said = ask(capsys, db, "--chip", CHIP, f"--bbox={','.join(map(str, box))}", "--format", "json")
+    want = best(10, lambda c: box[0] <= c.center[0] <= box[2] and box[1] <= c.center[1] <= box[3])[0]
+    assert [r["chip_id"] for r in json.loads(said)["results"]] == want
+    assert len(want) == 10
+    both = ask(capsys, db, "--chip", CHIP, "--year", "2020", "--year", "2021", "--dataset", "worldcover")
+    assert both == ask(capsys, db, "--chip", CHIP)
+    none = json.loads(ask(capsys, db, "--chip", CHIP, "--dataset", "na'ip", "--format", "json"))
+    assert none["results"] == []
+
+
+def test_a_bbox_the_wrong_way_round_is_refused(db, capsys):
+    code, said = refused(capsys, db, "--chip", CHIP, "--bbox=1,2,0,3")
+    assert code == 2
+    assert "west < east" in said
+
+
+# ---------------------------------------------------------------------------------------------- databases and flags
+
+
+def test_a_missing_or_empty_or_half_built_database_is_said(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for name in ("none", "empty"):
+        code, said = refused(capsys, str(tmp_path / name), "--chip", CHIP)
+        assert code == 2
+        assert "explorer database there" in said
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("args", [["--chip", CHIP], [f"--at={PLACE}"], ["--example"]])
+def test_a_database_without_chips_is_said(tmp_path, capsys, args):
+    made = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
+    code, said = refused(capsys, database(tmp_path, made), *args)
+    assert code == 2
+    assert "no chip" in said
+
+
+@pytest.mark.parametrize(("untrained", "told"), [(True, True), (False, False)])
+def test_untrained_weights_are_said(tmp_path, capsys, caplog, untrained, told):
+    made = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(untrained=untrained))
+    with caplog.at_level("INFO"):
+        search.main(["--db", database(tmp_path, made), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id])
+    assert ("UNTRAINED" in caplog.text) == told
+
+
+def test_one_query_is_wanted(db, capsys):
+    assert refused(capsys, db)[0] == 2
+    assert refused(capsys, db, "--chip", CHIP, "--example")[0] == 2
+
+
+def test_pictures_that_are_no_json_are_refused(db, capsys):
+    code, said = refused(capsys, db, "--chip", CHIP, "--pictures", "{")
+    assert code == 2
+    assert "--pictures is no JSON" in said
+
+
+# ------------------------------------------------------------------------------------------------- contact sheet
+
+SMALL = Lattice(24, 240)  # a tenth of a degree a chip
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A tile of noise whose brightness tells chips apart, and a database of its 10 x 10 chips."""
+    run = tmp_path_factory.mktemp("scene")
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(200, 2600, (4, 240, 240)).astype(np.uint16)
+    tile = write_tile(run / "archive", 2021, -125, 49, pixels)
+    made = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=about(untrained=True))
+    return database(run, made)
+
+
+def cells_of(png, hits):
+    """The pictures' squares in a sheet, by the layout that the script draws: large, then five a line."""
+    with Image.open(png) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    lines = max(2, -(-hits // search.COLUMNS))
+    assert pixels.shape[:2] == (round((2.32 * lines + 1.35) * 110), round((2.0 * 7 + 0.7) * 110))
+    height, width = pixels.shape[:2]
+    top = 0.85 * 110
+    line = (height - 0.85 * 110 - 0.5 * 110) / lines
+    column = width / 7
+    large = pixels[int(top + 30) : int(top + 1.2 * line), 60 : int(1.6 * column)]
+    small = []
+    for n in range(hits):
+        r, c = divmod(n, search.COLUMNS)
+        y, x = int(top + r * line + 0.35 * line), int((c + 2.35) * column)
+        small.append(pixels[y : y + 50, x : x + 50])
+    return large, small
+
+
+def test_the_sheet_shows_every_chip_and_says_untrained(scene, tmp_path, capsys):
+    png = tmp_path / "sheet.png"
+    chip = chip_at(SMALL, 2021, 5, 5).chip_id
+    ask(capsys, scene, "--chip", chip, "-k", "7", "--png", str(png))
+    large, small = cells_of(png, 7)
+    for picture in (large, *small):
+        assert np.ptp(picture.reshape(-1, 3), axis=0).min() > 60  # noise, not a blank
+    with Image.open(png) as image:
+        top = np.asarray(image.convert("RGB")).astype(int)[:80]
+    red = (top[..., 0] > 150) & (top[..., 1] < 80) & (top[..., 2] < 80)
+    assert red.sum() > 100  # the words about untrained weights
+    assert list(tmp_path.iterdir()) == [png]
+
+
+def test_trained_weights_are_not_called_untrained(scene, tmp_path):
+    db = Explorer(scene)
+    chip = db.chip(chip_at(SMALL, 2021, 5, 5).chip_id)
+    for untrained in (False, True):
+        search.contact_sheet(chip, db.similar(chip["vector"], 3), {}, untrained=untrained, path=tmp_path / f"{untrained}")
+    tops = []
+    for untrained in (False, True):
+        with Image.open(tmp_path / f"{untrained}") as image:
+            tops.append(np.asarray(image.convert("RGB")).astype(int)[:80])
+    red = [((t[..., 0] > 150) & (t[..., 1] < 80) & (t[..., 2] < 80)).sum() for t in tops]
+    assert red[0] == 0 < red[1]
+
+
+def test_the_same_question_draws_the_same_bytes(scene, tmp_path, capsys):
+    for name in "ab":
+        ask(capsys, scene, "--example", "-k", "5", "--png", str(tmp_path / f"{name}.png"))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_more_results_make_a_taller_sheet(scene, tmp_path, capsys):
+    ask(capsys, scene, "--example", "-k", "17", "--png", str(tmp_path / "a.png"))
+    _, small = cells_of(tmp_path / "a.png", 17)
+    assert all(np.ptp(s.reshape(-1, 3), axis=0).min() > 60 for s in small)
+
+
+def test_the_sheet_is_made_grey_where_no_picture_can_be_had(tmp_path, capsys, caplog):
+    made = make_product(tmp_path, columns=COLUMNS[:2], source=str(tmp_path / "gone.tif"))
+    services = json.dumps({"worldcover": {"wms": {"url": "http://127.0.0.1:9/", "version": "1.3.0", "layers": "a"}}})
+    png = tmp_path / "sheet.png"
+    with caplog.at_level("INFO"):
+        search.main(
+            ["--db", database(tmp_path, made), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id, "-k", "4"]
+            + ["--png", str(png), "--pictures", services]
+        )
+    large, small = cells_of(png, 4)
+    for picture in (*small, large):
+        grey = (np.abs(picture - np.array([0xD9, 0xD9, 0xD6])).max(axis=-1) <= 1).mean()
+        assert grey > 0.7
+    assert "5 missing" in caplog.text
+    assert "the service does not answer" in caplog.text
+    assert "gone.tif" in caplog.text
+
+
+def test_a_place_that_cannot_be_written_is_said(scene, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, said = refused(capsys, scene, "--example", "--png", str(tmp_path / "file" / "a.png"))
+    assert code == 1
+    assert "cannot be written" in said
+
+
+def test_the_dimension_of_the_fixture_is_that_of_the_products():
+    assert DIM == 8
