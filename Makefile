@@ -11,9 +11,8 @@ unexport PYTHONPATH
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.run ## make a sample archive and take it through every rule
-	@test -d sample/worldcover || python -m scripts.make_sample --out sample/worldcover
-	snakemake --cores $(CORES)
+demo: sample/.made ## make a sample archive and take it through every rule
+	snakemake --cores $(CORES) --quiet reason host
 	@snakemake --cores 1 --quiet all -- summary
 
 test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
@@ -39,6 +38,10 @@ lock: ## renew envs/constraints.txt (needs the network)
 
 clean: ## remove results, samples and logs, keep .venv
 	rm -rf results sample logs benchmarks .snakemake
+
+sample/.made: | $(VENV)/.run
+	python -m scripts.make_sample --out sample/worldcover
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Kiln needs Python >= 3.11; say which: make PYTHON=python3.12 ..."; exit 1; }

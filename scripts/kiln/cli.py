@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,12 +18,21 @@ POLL = 1.0  # seconds between looks at the driver
 
 
 def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
-    """A parser whose help is the module's docstring and shows the defaults."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
+    """A parser whose help is the module's docstring and tells the defaults that say something."""
     return argparse.ArgumentParser(prog=f"python -m {prog}", description=doc, formatter_class=Formatter)
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's lines, and adds a default where there is one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=min(100, shutil.get_terminal_size().columns))
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = action.help or ""
+        if action.default in (None, False, "", argparse.SUPPRESS) or action.default in ([], {}, "{}"):
+            return told
+        return f"{told} (default: %(default)s)"
 
 
 class Terminated(BaseException):
@@ -32,7 +42,7 @@ class Terminated(BaseException):
 def run(work: Callable[[], None]) -> None:
     """Do the work of a script's `main`; exits 0, 2 (wrong settings), 1 (any named error) or 143 (SIGTERM)."""
     logging.basicConfig(level=os.environ.get("KILN_LOG", "INFO"), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("botocore", "rasterio", "urllib3", "matplotlib", "fontTools"):
+    for noisy in ("botocore", "rasterio", "urllib3", "matplotlib", "fontTools", "numexpr"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)

@@ -41,13 +41,13 @@ class GeoParquetWriter:
         embedding = schema.field("embeddings").type
         floats = pa.types.is_float32(embedding.value_type)
         nested = "embeddings.list.element"
-        plain = [f.name for f in schema if f.name not in ("embeddings", geometry, box)]
+        plain = [f.name for f in schema if f.name not in ("embeddings", "sources", geometry, box)]
         self._writer = pq.ParquetWriter(
             path,
             schema,
             compression="zstd",
             compression_level=3,
-            use_dictionary=plain,
+            use_dictionary=[*plain, "sources.list.element"],
             column_encoding={nested: "BYTE_STREAM_SPLIT"} if floats else None,
             write_page_index=True,
             store_schema=True,

@@ -4,6 +4,7 @@ import collections
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -23,7 +24,13 @@ from tests.chips import PLAIN, ListSource, make_chip
 
 
 def threads_left() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("read", "chips"))]
+    """Names of the engine's threads that have not ended within a second."""
+    end = time.monotonic() + 1
+    while True:
+        left = [t.name for t in threading.enumerate() if t.name.startswith(("read", "chips"))]
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.002)
 
 
 class Echo:

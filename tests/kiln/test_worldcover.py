@@ -335,8 +335,8 @@ def test_a_real_tile_of_1200_px_comes_out_pixel_for_pixel(shared):
 # ----------------------------------------------------------------------------------- missing and bad tiles
 
 
-def half_pixel(path: Path) -> None:
-    write_like(path, transform=from_origin(path_west(path) + 0.5 / 48, 46, 1 / 48, 1 / 48))
+def half_pixel(path: Path, east: float, south: float) -> None:
+    write_like(path, transform=from_origin(path_west(path) + east / 48, 46 - south / 48, 1 / 48, 1 / 48))
 
 
 def path_west(path: Path) -> int:
@@ -371,7 +371,12 @@ BAD = {
     "bytes": (lambda p: write_like(p, random_pixels(48, 1).astype(np.uint8)), "pixels are uint8, want uint16"),
     "other CRS": (lambda p: write_like(p, crs="EPSG:3857"), "CRS is EPSG:3857, want EPSG:4326"),
     "no CRS": (lambda p: write_like(p, crs=None), "CRS is None, want EPSG:4326"),
-    "half a pixel off": (half_pixel, r"off the 1/48 degree lattice by up to 0\.50 px"),
+    "half a pixel east": (lambda p: half_pixel(p, 0.5, 0), r"off the 1/48 degree lattice by up to 0\.50 px"),
+    "half a pixel south": (lambda p: half_pixel(p, 0, 0.5), r"off the 1/48 degree lattice by up to 0\.50 px"),
+    "coarser pixels": (
+        lambda p: write_like(p, transform=from_origin(path_west(p), 46, 1 / 47, 1 / 48)),
+        r"off the 1/48 degree lattice by up to 1\.02 px",
+    ),
     "another place": (lambda p: write_like(p, transform=from_origin(0, 0, 1 / 48, 1 / 48)), "off the 1/48 degree"),
     "other size": (lambda p: write_like(p, random_pixels(24, 1)), "24 x 24 px, want 48 x 48"),
 }
