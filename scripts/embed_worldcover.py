@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     def work() -> None:
-        line = job.choose(args)
+        line = job.choose(args, "worldcover")
         if line is None:
             return
         lattice = Lattice(line["chip"], line["ppd"])

@@ -59,9 +59,12 @@ def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> No
     """Write an encoder of seeded random weights; `settings` are `model.untrained` of the config."""
     from scripts.kiln import clay
 
-    heads = settings["heads"]
-    if settings["dim"] % heads or settings["dim"] % 4:
-        raise ConfigError(f"model.untrained: dim {settings['dim']} must divide by 4 and by heads {heads}")
+    names = ("seed", "dim", "depth", "heads", "mlp_ratio")
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(n), int) for n in names):
+        raise ConfigError(f"model.untrained: {settings!r}: want the whole numbers {', '.join(names)}")
+    dim, heads = settings["dim"], settings["heads"]
+    if dim < 16 or min(heads, settings["depth"], settings["mlp_ratio"]) < 1 or dim % 4 or dim % heads:
+        raise ConfigError(f"model.untrained: dim {dim} must be 16 or more and divide by 4 and by heads {heads}")
     geometry = clay.Geometry(
         dim=settings["dim"],
         depth=settings["depth"],

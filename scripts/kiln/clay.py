@@ -7,8 +7,10 @@ pixels, L = H W / patch^2 patches, D dimensions.
 Architecture and constants: Clay Foundation Model v1.5, https://github.com/Clay-foundation/model (Apache-2.0).
 """
 
+import errno
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -340,7 +342,8 @@ def read_geometry(tensors: dict[str, Tensor], hyper: dict[str, Any], path: Path)
         return tensors[name].shape
 
     dim = shape("cls_token", 3)[-1]
-    depth = 1 + max((int(k.split(".")[2]) for k in tensors if k.startswith("transformer.layers.")), default=-1)
+    blocks = {k.split(".")[2] for k in tensors if k.startswith("transformer.layers.")}
+    depth = 1 + max((int(b) for b in blocks if b.isdigit()), default=-1)
     inner = shape("transformer.layers.0.0.to_qkv.weight", 2)[0] // 3
     mlp = shape("transformer.layers.0.1.net.1.weight", 2)[0]
     wave_tokens, wave_dim = shape("patch_embedding.weight_generator.weight_tokens", 2)
@@ -373,11 +376,18 @@ def _check(tensors: dict[str, Tensor], encoder: ClayEncoder, path: Path) -> None
 
 
 def save_encoder(encoder: ClayEncoder, path: Path, about: dict[str, Any]) -> None:
-    """Write safetensors in the encoder's precision; `about` and the head sizes go into its metadata."""
+    """Write safetensors in the encoder's precision; `about` and the head sizes go into its metadata.
+
+    Raises OSError for what the disk says.
+    """
     g = asdict(encoder.geometry)
     about = about | {"geometry": g, "encoder_heads": g["heads"], "encoder_dim_head": g["dim_head"]}
     tensors = {k: v.contiguous() for k, v in encoder.state_dict().items()}
-    save_file(tensors, path, metadata={"kiln": json.dumps(about, sort_keys=True)})
+    try:
+        save_file(tensors, path, metadata={"kiln": json.dumps(about, sort_keys=True)})
+    except SafetensorError as e:  # what the disk says, as other writers say it
+        number = re.search(r"os error (\d+)", str(e))
+        raise OSError(int(number[1]) if number else errno.EIO, _first_line(e)) from e
 
 
 def untrained_encoder(geometry: Geometry, seed: int) -> ClayEncoder:

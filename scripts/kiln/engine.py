@@ -32,7 +32,7 @@ from scripts.kiln.progress import Progress
 from scripts.kiln.sensors import Sensor
 
 QUEUE = 2  # batches made ready while one is encoded
-PATIENCE = 10.0  # seconds a read may take to notice that the job ends
+PATIENCE = 3.0  # seconds a read may take to notice that the job ends
 TELL = 1024  # chips dropped before they are told, even if no batch is full
 NO_PIXELS = np.empty((0, 0, 0), np.uint8)
 MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of one ru_maxrss
@@ -215,13 +215,16 @@ def embed(
             reads[1] += read.nbytes
             yield read
 
-    events = source.chips(read_ahead(counted(), budget.read_threads, budget.read_ahead))
+    def events() -> Iterator[Chip | Dropped]:
+        with closing(read_ahead(counted(), budget.read_threads, budget.read_ahead)) as loaded:
+            yield from source.chips(loaded)
+
     columns = table.schema(dim, policy.storage, source.columns, about)
     progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
     embedder: Embedder | None = None
     waited = encoded = 0.0
     with table.ShardWriter(path, columns) as out:
-        batches = _in_thread(_batches(events, budget.batch), QUEUE)
+        batches = _in_thread(_batches(events(), budget.batch), QUEUE)
         with closing(batches):
             while True:
                 began = time.monotonic()

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,25 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     return p
 
 
-def choose(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The plan's line to do; None if there is nothing to do, which is said in the log."""
+def choose(args: argparse.Namespace, dataset: str) -> dict[str, Any] | None:
+    """The plan's line to do; None if there is nothing to do, which is said in the log.
+
+    Raises ConfigError for flags out of range, or a plan of another dataset.
+    """
+    for flag in ("batch_size", "read_threads"):
+        if getattr(args, flag) < 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: want 1 or more")
+    for flag in ("max_nodata", "max_failed_fraction"):
+        if not 0 <= getattr(args, flag) <= 1:
+            raise ConfigError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: want a share, 0 to 1")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        raise ConfigError(f"--device {args.device}: want cpu, cuda or cuda:N")
     line = plans.pick(plans.read_plan(args.units), args.units, shard=args.shard, index=args.index)
     if line is None:
         log.info("line %d is past the end of %s: nothing to do", args.index, args.units)
         return None
+    if line["dataset"] != dataset:
+        raise ConfigError(f"{args.units}: a plan of {line['dataset']}, not of {dataset}")
     args.output = args.output or storage.join(args.folder, f"{line['shard']}.parquet")
     if storage.stat(args.output) and not args.overwrite:
         log.info("%s is finished: left alone (--overwrite does it again)", args.output)

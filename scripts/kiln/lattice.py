@@ -24,6 +24,8 @@ class Lattice:
     ppd: int = NATIVE
 
     def __post_init__(self) -> None:
+        if self.chip < 1 or self.ppd < 1:
+            raise ConfigError(f"chips of {self.chip} px at {self.ppd} px per degree: both must be 1 or more")
         if NATIVE % self.ppd:
             raise ConfigError(f"pixels_per_degree {self.ppd} does not divide {NATIVE}: chip ids would not be whole")
 

@@ -27,6 +27,7 @@ DISK = {  # what a disk says that a person can mend
 }
 CHUNK = 1 << 22  # bytes read at a time
 TIMEOUT = (10, 60)  # seconds to connect, and between bytes
+BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)  # of a connection
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 TRANSIENT_CODES = {"SlowDown", "Throttling", "RequestTimeout", "InternalError", "ServiceUnavailable", "503", "500"}
 
@@ -95,8 +96,8 @@ def named_errors(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {e}") from e
     except NoCredentialsError as e:
         raise StorageError(f"{uri}: no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID") from e
-    except (ConnectionError, HTTPClientError, requests.ConnectionError, requests.Timeout) as e:
-        raise TransientError(f"{uri}: {e}") from e
+    except (ConnectionError, HTTPClientError, *BROKEN) as e:
+        raise TransientError(f"{uri}: the connection broke, or there was none: {e}") from e
     except FileNotFoundError as e:
         raise SourceError(f"{uri}: does not exist") from e
     except OSError as e:
@@ -176,8 +177,18 @@ def sweep(uri: str) -> None:
         return
     for left in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.partial"):
         pid = left.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+        if pid.isdigit() and not _alive(int(pid)):
             left.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, and alive
+        return True
+    return True
 
 
 @contextmanager
@@ -200,7 +211,7 @@ def atomic(uri: str) -> Iterator[Path]:
                 try:
                     s3_client().upload_file(str(path), bucket, key)
                 except S3UploadFailedError as e:
-                    raise StorageError(f"{uri}: {e}") from e
+                    raise e.__cause__ or e.__context__ or e from None  # the ClientError, which tells its kind
         return
     target = Path(uri)
     partial = _partial(target)
@@ -265,50 +276,45 @@ def fetch(uri: str, path: Path, *, unsigned: bool = False) -> None:
     What is there already is kept only beside a note (`<path>.etag`) of the version it came from; a server without
     ETag or ranges is read from the start. Raises SourceError, TransientError or StorageError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not is_remote(uri):
-        if not Path(uri).is_file():
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source = stat(uri, unsigned=unsigned)
+        if source is None:
             raise SourceError(f"{uri}: does not exist")
-        with named_errors(uri):
+        if not is_remote(uri):
             shutil.copyfile(uri, path)
-        return
-    source = stat(uri, unsigned=unsigned)
-    if source is None:
-        raise SourceError(f"{uri}: does not exist")
-    note = path.with_name(path.name + ".etag")
-    have = path.stat().st_size if path.exists() else 0
-    if not (have and source.etag and note.exists() and note.read_text() == source.etag and have <= source.size):
-        path.unlink(missing_ok=True)
-        have = 0
-    note.write_text(source.etag)
-    with named_errors(uri):
-        if have < source.size or source.size < 0:
-            for chunk in _chunks(uri, have, source, unsigned):
-                with path.open("ab") as f:
-                    f.write(chunk)
-    size = path.stat().st_size
-    if source.size >= 0 and size != source.size:
-        raise TransientError(f"{uri}: {size} of {source.size} bytes came; run again and it goes on from there")
-    note.unlink()
+            return
+        note = path.with_name(path.name + ".etag")
+        have = path.stat().st_size if path.exists() else 0
+        if not (have and source.etag and note.exists() and note.read_text() == source.etag and have <= source.size):
+            have = 0
+        note.write_text(source.etag)
+        if not have:
+            path.write_bytes(b"")
+        if have != source.size:
+            with named_errors(uri):
+                start, chunks = _chunks(uri, have, source, unsigned)
+                with path.open("rb+") as f:
+                    f.truncate(start)
+                    f.seek(start)
+                    for chunk in chunks:
+                        f.write(chunk)
+        size = path.stat().st_size
+        if source.size >= 0 and size != source.size:
+            raise TransientError(f"{uri}: {size} of {source.size} bytes came; run again and it goes on from there")
+        note.unlink()
 
 
-def _chunks(uri: str, start: int, source: Stat, unsigned: bool) -> Iterator[bytes]:
-    """The bytes of `uri` from `start` on, a few megabytes at a time."""
+def _chunks(uri: str, start: int, source: Stat, unsigned: bool) -> tuple[int, Iterator[bytes]]:
+    """Where the answer begins, `start` or 0 from a server without ranges, and its bytes, a few megabytes at a time."""
     if is_s3(uri):
         bucket, key = split_s3(uri)
-        body = s3_client(unsigned=unsigned).get_object(
-            Bucket=bucket, Key=key, Range=f"bytes={start}-", IfMatch=source.etag
-        )["Body"]
-        yield from body.iter_chunks(CHUNK)
-        return
+        where = {"Range": f"bytes={start}-"} if start else {}
+        body = s3_client(unsigned=unsigned).get_object(Bucket=bucket, Key=key, IfMatch=source.etag, **where)["Body"]
+        return start, body.iter_chunks(CHUNK)
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{source.etag}"'} if start else {}
-    with http_check(requests.get(uri, headers=headers, stream=True, timeout=TIMEOUT)) as response:
-        if start and response.status_code != 206:
-            raise TransientError(f"{uri}: the server does not go on from byte {start}; delete the partial file")
-        try:
-            yield from response.iter_content(CHUNK)
-        except requests.exceptions.ChunkedEncodingError as e:
-            raise TransientError(f"{uri}: the connection broke: {e}") from e
+    response = http_check(requests.get(uri, headers=headers, stream=True, timeout=TIMEOUT))
+    return (start if response.status_code == 206 else 0), response.iter_content(CHUNK)
 
 
 def sha256(path: Path) -> str:

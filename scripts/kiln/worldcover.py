@@ -199,15 +199,17 @@ class WorldCoverSource:
         return {t.uri: {"size": t.size, **({"etag": t.etag} if t.etag else {})} for t in self.tiles.values()}
 
     def check(self) -> None:
-        """Open one tile, so that a wrong `pixels_per_degree` shows before the weights load."""
+        """Open tiles until one fits: if none does, and their size is why, `pixels_per_degree` is wrong."""
+        wrong = ""
         for tile in self.tiles.values():
             try:
                 with rasterio.Env(**self._rio):
                     self._open(tile)
                 return
             except SourceError as e:
-                if "pixels per degree" in str(e):
-                    raise ConfigError(str(e)) from e
+                wrong = wrong or (str(e) if "pixels per degree" in str(e) else "")
+        if wrong:
+            raise ConfigError(wrong)
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -360,7 +362,7 @@ class WorldCoverSource:
                     continue
                 here = (slice(y - top, y - top + side), slice(x - x0, x - x0 + side))
                 count = int(np.count_nonzero(valid[here]))
-                nodata = 1 - count / side**2
+                nodata = (side**2 - count) / side**2
                 if count == 0 or nodata > self.max_nodata:
                     yield Dropped(unit, "nodata", 1, self._why_nodata[column])
                     continue
