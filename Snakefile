@@ -19,7 +19,6 @@ include: "rules/index.smk"
 rule all:
     default_target: True
     input:
-        partial(targets_of, "worldcover"),
         index_targets,
         picture_targets,
     message:
@@ -31,6 +30,13 @@ rule worldcover:
         partial(targets_of, "worldcover"),
     message:
         "WorldCover: every shard and product is there"
+
+
+rule index:
+    input:
+        index_targets,
+    message:
+        "The explorer database is there"
 
 
 onerror:

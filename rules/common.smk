@@ -1,6 +1,7 @@
 # Readers of the config and input functions; no rules.
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,8 @@ from scripts.kiln import fingerprint as identity, lattice as lattices
 from scripts.kiln.errors import ConfigError
 
 # Shell commands find the package whatever the working directory is, and end when this process does.
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={workflow.basedir}${{{{PYTHONPATH:+:$PYTHONPATH}}}} KILN_DRIVER_PID=$PPID; "
-)
+CODE = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={CODE}${{{{PYTHONPATH:+:$PYTHONPATH}}}} KILN_DRIVER_PID=$PPID; ")
 
 RUN = f"results/{config['run']}"
 LOGS = f"logs/{config['run']}"
@@ -58,6 +58,10 @@ ENGINE_FLAGS = (
 def pinned(value):
     """The value, unless the checkpoint's digest is unknown: then nothing but encoder_weights can run."""
     if WEIGHTS_DIGEST is None:
+        if os.path.exists(weights_path()):
+            raise WorkflowError(
+                f"config: model.sha256 is missing. The checkpoint was fetched: {weights_path()} tells it."
+            )
         raise WorkflowError(
             "config: model.sha256 is missing, and vectors must be traceable to weights. Run "
             "`snakemake --cores 1 encoder_weights` with this config: it fetches the checkpoint and prints the line to paste."
@@ -73,8 +77,9 @@ def weights_path():
 
 
 def encoder(wildcards):
-    """The weights, as input of an embedding job."""
-    return pinned(weights_path())
+    """The weights, as input of an embedding job. A checkpoint, or weights made again would redo finished shards."""
+    pinned(None)
+    return checkpoints.encoder_weights.get().output[0]
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ class Dataset:
         if config["allow_missing"]:
             merged = {p: existing(f"{folder}/shards/{p}", names) for p, names in shards.items()}
         return cls(folder, plans, shards, merged)
+
+    def plan_digest(self, partition):
+        """The last part of the plan's name."""
+        return self.plans[partition].rpartition("-")[2].removesuffix(".jsonl")
 
     def shard_files(self, partition, names):
         return [f"{self.folder}/shards/{partition}/{name}.parquet" for name in names]
@@ -120,7 +129,11 @@ def existing(folder, names):
 
 
 def plan_of(dataset, wildcards):
-    return DATASETS[dataset].plans[wildcards.partition]
+    """A partition's plan. A checkpoint, or a plan made again would redo finished shards."""
+    planned = getattr(checkpoints, f"plan_{dataset}").get(
+        partition=wildcards.partition, digest=DATASETS[dataset].plan_digest(wildcards.partition)
+    )
+    return planned.output[0]
 
 
 def shards_of(dataset, wildcards):
@@ -151,9 +164,14 @@ def targets_of(dataset, wildcards):
     return [*made.plans.values(), *shards, *made.records().values()]
 
 
-def selected_records(wildcards=None):
+def selected():
     """Records of the products that the explorer database takes."""
     datasets, partitions = SELECT.get("datasets"), SELECT.get("partitions")
+    known = {p for d in DATASETS.values() for p in d.plans}
+    if strange := set(partitions or ()) - known:
+        raise WorkflowError(
+            f"config: index.select.partitions: no {', '.join(strange)} among {', '.join(sorted(known))}"
+        )
     return [
         record
         for name, dataset in DATASETS.items()
@@ -162,24 +180,42 @@ def selected_records(wildcards=None):
     ]
 
 
+def selected_records(wildcards):
+    """The same, as input: nothing to search through is said, not built."""
+    return pinned(selected()) or nothing(
+        "no product to index or to draw: embed something first, or look at index.select"
+    )
+
+
 def selected_products(wildcards):
     """Their folders."""
-    return [uri(r.removesuffix(".json")) for r in selected_records()]
+    return [uri(r.removesuffix(".json")) for r in selected()]
 
 
-def every_plan(wildcards=None):
+def nothing(why):
+    raise WorkflowError(f"nothing to do: {why}")
+
+
+def every_plan(wildcards):
     """The plans of all datasets."""
-    return [plan for dataset in DATASETS.values() for plan in dataset.plans.values()]
+    plans = pinned([plan for dataset in DATASETS.values() for plan in dataset.plans.values()])
+    return plans or nothing("the config turns no dataset on")
 
 
 def plan_uris(wildcards):
-    return [uri(plan) for plan in every_plan()]
+    return [uri(plan) for plan in every_plan(wildcards)]
+
+
+def index_folder(wildcards):
+    """Where the records of the index lie: one at a time, that of what the database holds."""
+    return uri(f"{RUN}/index")
 
 
 def index_targets(wildcards):
-    return [INDEX_RECORD] if pinned(selected_records()) else []
+    """The shards too, or a deleted one would go unnoticed."""
+    every_plan(wildcards)
+    return [*(f for name in DATASETS for f in targets_of(name, wildcards)), *selected_records(wildcards), INDEX_RECORD]
 
 
 def picture_targets(wildcards):
-    names = ("similar.png", "coverage.png", "ledger.html")
-    return [f"{PICTURES}/{name}" for name in names] if pinned(selected_records()) else []
+    return [SIMILAR, *(f"{PICTURES}/{name}" for name in ("coverage.png", "ledger.html"))]

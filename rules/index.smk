@@ -2,20 +2,21 @@
 
 
 DATABASE = f"{RUN}/explorer"
-INDEX_DIGEST = identity.digest([selected_records(), SELECT])[:16]
+INDEX_DIGEST = identity.digest([selected(), SELECT])[:16]
 INDEX_RECORD = f"{RUN}/index/{INDEX_DIGEST}.json"
 PICTURES = f"{RUN}/pictures/{INDEX_DIGEST}"
+SIMILAR = f"{PICTURES}/similar-{identity.digest(config['pictures'])[:8]}.png"
 
 
-rule index:
+rule build_index:
     input:
         selected_records,
     output:
         INDEX_RECORD,
     log:
-        local(f"{LOGS}/index-{INDEX_DIGEST}.log"),
+        local(f"{LOGS}/build_index-{INDEX_DIGEST}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/index-{INDEX_DIGEST}.tsv")
+        local(f"{BENCHMARKS}/build_index-{INDEX_DIGEST}.tsv")
     conda:
         CONDA
     threads: 1
@@ -24,12 +25,13 @@ rule index:
     params:
         products=selected_products,
         db=uri(DATABASE),
+        records=index_folder,
         select=json.dumps(SELECT, sort_keys=True),
     message:
         "Explorer database from the merged products"
     shell:
         "python -m scripts.index --records {input:q} --products {params.products:q} --db {params.db:q}"
-        " --record {output:q} --select {params.select:q} 2> {log:q}"
+        " --record {output:q} --withdraw {params.records:q} --select {params.select:q} 2> {log:q}"
 
 
 rule picture_similar:
@@ -37,7 +39,7 @@ rule picture_similar:
         INDEX_RECORD,
     output:
         report(
-            f"{PICTURES}/similar.png",
+            SIMILAR,
             category="Explorer",
             labels={"picture": "a chip and its nearest neighbours"},
             caption="../docs/report/similar.rst",
@@ -54,12 +56,11 @@ rule picture_similar:
     params:
         db=uri(DATABASE),
         k=settings("pictures", "neighbours"),
-        year=max(SELECT.get("years") or WC["years"], default=0),  # one year, or each place comes once a year
         pictures=json.dumps(settings("pictures"), sort_keys=True),
     message:
         "Contact sheet of a chip and its nearest neighbours"
     shell:
-        "python -m scripts.search --db {params.db:q} --example --year {params.year} -k {params.k} --pictures {params.pictures:q}"
+        "python -m scripts.search --db {params.db:q} --example -k {params.k} --pictures {params.pictures:q}"
         " --png {output:q} > {log:q} 2>&1"
 
 
@@ -101,7 +102,7 @@ rule summary:
     input:
         records=selected_records,
         index=INDEX_RECORD,
-        similar=f"{PICTURES}/similar.png",
+        similar=SIMILAR,
         coverage=f"{PICTURES}/coverage.png",
         ledger=f"{PICTURES}/ledger.html",
     log:

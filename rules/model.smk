@@ -1,7 +1,7 @@
 # Checkpoint -> pinned encoder weights.
 
 
-rule encoder_weights:
+checkpoint encoder_weights:
     output:
         weights_path(),
     log:

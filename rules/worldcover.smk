@@ -3,6 +3,7 @@
 
 WC = config["worldcover"]
 WC_LATTICE = named(lattices.Lattice, WC["chip_size"], WC["pixels_per_degree"])
+named(lattices.check_encode, WC_LATTICE, WC["encode"])
 WC_COLUMNS = named(lattices.region_columns, WC_LATTICE, WC["region"]) if WC["years"] else []
 WC_FINGERPRINT = identity.fingerprint(
     "worldcover",
@@ -27,7 +28,7 @@ DATASETS["worldcover"] = Dataset.of(
 WC_DIR = DATASETS["worldcover"].folder
 
 
-rule plan_worldcover:
+checkpoint plan_worldcover:
     output:
         f"{WC_DIR}/plan-{{partition}}-{{digest}}.jsonl",
     log:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -120,21 +121,22 @@ def ledger_page(records: Sequence[dict[str, Any]], products: Sequence[str]) -> s
     """The ledgers as one HTML page: totals per product, then the units, failed ones first."""
     names = ("expected", "embedded", "skipped_nodata", "skipped_cloud", "failed")
     head = "".join(f'<th class="n" scope="col">{n.replace("_", " ")}</th>' for n in names)
-    totals, units, left = [], [], 0
+    totals, units, ledgers = [], [], []
     for record, product in zip(records, products, strict=True):
         counts = "".join(f'<td class="n">{record["counts"][n]:,}</td>' for n in names)
         states = ", ".join(f"{n:,} {s}" for s, n in record["units"].items())
         totals.append(f"<tr><td>{record['dataset']} {record['partition']}</td>{counts}<td>{states}</td></tr>")
         with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
-            rows = pq.read_table(path, schema=table.LEDGER)
-        rows = rows.append_column("bad", pc.equal(rows["status"], "failed"))
-        rows = rows.sort_by([("bad", "descending"), ("unit_id", "ascending")])
-        left += max(0, len(rows) - LONGEST)
-        for r in rows.slice(0, LONGEST).to_pylist():
-            cells = "".join(f'<td class="n">{r[n]:,}</td>' for n in names)
-            why = html.escape("; ".join(filter(None, (r["reason"], r["notes"]))))
-            unit, status = html.escape(r["unit_id"]), r["status"]
-            units.append(f'<tr class="{status}"><td>{unit}</td>{cells}<td>{status}</td><td>{why}</td></tr>')
+            ledgers.append(table.read_ledger(path))
+    every = pa.concat_tables(ledgers)
+    every = every.append_column("bad", pc.equal(every["status"], "failed"))
+    every = every.sort_by([("bad", "descending"), ("unit_id", "ascending")])
+    for r in every.slice(0, LONGEST).to_pylist():
+        cells = "".join(f'<td class="n">{r[n]:,}</td>' for n in names)
+        why = html.escape("; ".join(filter(None, (r["reason"], r["notes"]))))
+        unit, status = html.escape(r["unit_id"]), r["status"]
+        units.append(f'<tr class="{status}"><td>{unit}</td>{cells}<td>{status}</td><td>{why}</td></tr>')
+    left = max(0, len(every) - LONGEST)
     warn = "<p class=warn>UNTRAINED weights: a demonstration.</p>" if any(r["untrained"] for r in records) else ""
     missing = sum(len(r["missing_shards"]) for r in records)
     warn += f"<p class=warn>{missing} shards are missing in these products.</p>" if missing else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.kiln import cli, storage
 from scripts.kiln.errors import ConfigError, SourceError, WeightsError
-from scripts.kiln.fingerprint import UNTRAINED, weights_digest
+from scripts.kiln.fingerprint import UNTRAINED, check_untrained, weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +59,14 @@ def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> No
     """Write an encoder of seeded random weights; `settings` are `model.untrained` of the config."""
     from scripts.kiln import clay
 
-    names = ("seed", "dim", "depth", "heads", "mlp_ratio")
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(n), int) for n in names):
-        raise ConfigError(f"model.untrained: {settings!r}: want the whole numbers {', '.join(names)}")
+    check_untrained(settings)
     dim, heads = settings["dim"], settings["heads"]
-    if dim < 16 or min(heads, settings["depth"], settings["mlp_ratio"]) < 1 or dim % 4 or dim % heads:
-        raise ConfigError(f"model.untrained: dim {dim} must be 16 or more and divide by 4 and by heads {heads}")
     geometry = clay.Geometry(
-        dim=settings["dim"],
+        dim=dim,
         depth=settings["depth"],
         heads=heads,
-        dim_head=settings["dim"] // heads,
-        mlp=settings["dim"] * settings["mlp_ratio"],
+        dim_head=dim // heads,
+        mlp=dim * settings["mlp_ratio"],
     )
     encoder = clay.untrained_encoder(geometry, settings["seed"]).to(clay.DTYPES[precision])
     digest = weights_digest({"checkpoint": UNTRAINED, "untrained": settings})

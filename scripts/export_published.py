@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, storage
+from scripts.kiln import cli, storage, table
 from scripts.kiln.errors import ConfigError
 from scripts.kiln.geoparquet import GeoParquetWriter
+from scripts.kiln.lattice import Lattice
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def export(record: str, product: str, out: str, version: str) -> list[str]:
         kiln = json.loads(pq.read_schema(paths[0]).metadata[b"kiln"])
         if kiln["lattice"]["encode"] != "whole":
             raise ConfigError(f"{record}: embedded in quarters; the published files hold whole chips")
-        columns = sorted({c for p in paths for c in pq.read_table(p, columns=["col"])["col"].to_pylist()})
+        columns = planned_columns(product, kiln["lattice"])
         for column in columns:
             rows = pa.concat_tables(
                 pq.read_table(
@@ -43,14 +44,24 @@ def export(record: str, product: str, out: str, version: str) -> list[str]:
                 for p in paths
             ).sort_by("row")
             box = rows["bbox"].combine_chunks()
-            ends = [(np.min if k < 2 else np.max)(np.asarray(box.field(k))) for k in range(4)]
+            low, high = ([np.asarray(box.field(k)) for k in pair] for pair in ((0, 1), (2, 3)))
+            ends = [*(v.min(initial=np.inf) for v in low), *(v.max(initial=-np.inf) for v in high)]
             name = f"worldcover_embeddings_{about['partition']}_{column}_v{version}.gpq"
-            table = pa.table({"embeddings": rows["embeddings"], "bbox": rows["geometry"]})
+            written_rows = pa.table({"embeddings": rows["embeddings"], "bbox": rows["geometry"]})
             with storage.atomic(storage.join(out, name)) as path:
-                with GeoParquetWriter(path, table.schema, geometry="bbox", box=None) as file:
-                    file.write(table, [float(v) for v in ends], {"Polygon"})
+                with GeoParquetWriter(path, written_rows.schema, geometry="bbox", box=None) as file:
+                    file.write(written_rows, [float(v) for v in ends], {"Polygon"} if len(rows) else set())
             written.append(name)
     return written
+
+
+def planned_columns(product: str, layout: dict) -> list[int]:
+    """Numbers of the columns in the product's ledger, those without a chip too."""
+    lattice = Lattice(layout["chip_size"], layout["pixels_per_degree"])
+    with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
+        units = table.read_ledger(path)["unit_id"].to_pylist()
+    starts = [int(u.split(":")[3].removeprefix("x")) for u in units]  # on the 1/12000 grid
+    return sorted((x - lattice.native(lattice.x(0))) // lattice.native(lattice.chip) for x in starts)
 
 
 def main(argv: list[str] | None = None) -> None:

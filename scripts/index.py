@@ -1,13 +1,16 @@
 """Build or grow the explorer database from merged products: LanceDB, float16, checked, then tagged.
 
-Products already in it are left alone, new or changed ones are upserted by chip_id, chips that no product has any more
-are removed. A product of other weights or settings makes a new version of the whole table. Readers see the old
-version until the new one is indexed, counted, its recall measured, and tagged.
+Work starts from the tagged version, whatever a killed job left after it. Products already in it are left alone, new or
+changed ones are upserted by chip_id, chips that no product has any more are removed; products of other weights or
+settings make a new table. Readers see the old version until the new one is indexed, counted, its recall measured, and
+tagged. `state/<version>.json` beside the table says which products a version holds.
 """
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,12 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, explorer, storage
-from scripts.kiln.errors import ConfigError, SourceError
+from scripts.kiln import cli, explorer, storage, table
+from scripts.kiln.errors import ConfigError, KilnError, SourceError, TransientError
 from scripts.kiln.explorer import Table, lancedb
 from scripts.kiln.fingerprint import digest
 
-STATE = "products"  # table beside `chips`: which products are in it
 BATCH = 2048  # rows fed at a time
 EXACT_BELOW = 50_000  # rows; fewer are searched exactly, faster than an index would pay for itself
 RECALL_QUERIES = 100
@@ -59,6 +61,10 @@ class Select:
     bbox: tuple[float, float, float, float] | None = None
     max_rows: int = 10_000_000
 
+    def __post_init__(self) -> None:
+        if self.bbox is not None:
+            explorer.check_bbox(self.bbox)
+
 
 def read_products(records: Sequence[str], products: Sequence[str]) -> list[Product]:
     """The products of the given records. Raises ConfigError for a record that is none."""
@@ -66,8 +72,8 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
     for record, uri in zip(records, products, strict=True):
         try:
             made.append(Product(json.loads(storage.read_bytes(record)), uri))
-            made[-1].key  # noqa: B018 (raises KeyError for another JSON)
-        except (ValueError, KeyError) as e:
+            made[-1].key  # noqa: B018 (raises for another JSON)
+        except (ValueError, KeyError, TypeError) as e:
             raise ConfigError(f"{record}: not the record of a product ({e}); merge it again") from e
     return sorted(made, key=lambda p: p.key)
 
@@ -77,7 +83,7 @@ def batches(product: Product, select: Select, columns: pa.Schema) -> Iterator[pa
     bare = columns.remove_metadata()
     for path in _files(product):
         wanted = [n for n in pq.read_schema(path).names if n not in ("geometry", "sources", "crs")]
-        for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=wanted):
+        for batch in _read(path, wanted):
             if (rows := _rows(batch, product.record["dataset"], select, bare)) is not None:
                 yield rows
 
@@ -86,7 +92,7 @@ def chip_ids(product: Product, select: Select) -> Iterator[str]:
     """The ids of a product's rows that `select` takes, without reading a vector."""
     for path in _files(product):
         wanted = [n for n in ("chip_id", "bbox", "year", "datetime") if n in pq.read_schema(path).names]
-        for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=wanted):
+        for batch in _read(path, wanted):
             yield from batch["chip_id"].filter(pa.array(_keep(batch, select))).to_pylist()
 
 
@@ -97,6 +103,17 @@ def _files(product: Product) -> Iterator[Path]:
             if path.stat().st_size != file["size"]:
                 raise SourceError(f"{path}: not the {file['size']} bytes its record says; merge the product again")
             yield path
+
+
+def _read(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with table.reading(path):
+        batches = pq.ParquetFile(path).iter_batches(BATCH, columns=columns)
+    while True:
+        with table.reading(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _year(batch: pa.RecordBatch) -> pa.Array:
@@ -152,7 +169,7 @@ def table_about(products: Sequence[Product]) -> tuple[dict[str, Any], int]:
     about: dict[str, Any] = {}
     for p in products:
         with storage.local_copy(storage.join(p.uri, p.record["files"][0]["name"])) as path:
-            kiln = json.loads(pq.read_schema(path).metadata[b"kiln"])
+            kiln = table.about_of(path)
         for per_product in ("sources", "partition", "missing_shards"):
             kiln.pop(per_product, None)
         known = about.setdefault(p.record["dataset"], kiln)
@@ -168,7 +185,7 @@ def build(records: Sequence[str], products: Sequence[str], db: str, select: Sele
     """Bring the database at `db` to the state of these products; returns what was measured.
 
     Raises ConfigError for more rows than `select.max_rows`, products that do not belong together, or none at all;
-    SourceError for a broken product or recall below 0.95.
+    SourceError for a broken product or recall below 0.95; TransientError if another job writes the same database.
     """
     chosen = [
         p
@@ -179,131 +196,175 @@ def build(records: Sequence[str], products: Sequence[str], db: str, select: Sele
     if not chosen:
         raise ConfigError("index.select leaves no product: look at its datasets and partitions")
     total = sum(p.record["rows"] for p in chosen)
-    if total > select.max_rows and not (select.years or select.bbox):
-        raise ConfigError(_too_many(total, select))
+    if select.years or select.bbox:
+        total = sum(1 for p in chosen for _ in chip_ids(p, select))
+        if not total:
+            raise ConfigError("index.select leaves no chip: look at its years and bbox")
+    if total > select.max_rows:
+        raise ConfigError(
+            f"{total} chips are more than index.select.max_rows {select.max_rows}: raise it (a million 1024-d chips "
+            "take 2 GB), or choose datasets, partitions, years or a bbox"
+        )
     about, dim = table_about(chosen)
     columns = explorer.chips_schema(dim, about)
-    state = digest([sorted(p.key for p in chosen), select.years, select.bbox, json.loads(columns.metadata[b"kiln"])])
-    connection = explorer.connect(db)
-    table = _open(connection)
-    if table is not None and _tagged(table, f"state-{state[:16]}") == _tagged(table, explorer.TAG) is not None:
+    scope = digest([select.years, select.bbox, columns.metadata[b"kiln"].decode()])
+    state = {"scope": scope, "products": sorted(list(p.key) for p in chosen)}
+    try:
+        with _conflicts(db):
+            return _bring(explorer.connect(db), db, chosen, columns, select, state)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise ConfigError(f"{db}: no place for a database: {e.strerror}") from e
+
+
+def _bring(
+    connection: Any, db: str, chosen: Sequence[Product], columns: pa.Schema, select: Select, state: dict[str, Any]
+) -> dict[str, Any]:
+    there = explorer.TABLE in connection.list_tables().tables
+    chips = connection.open_table(explorer.TABLE) if there else None
+    tagged = _tagged(chips) if chips is not None else None
+    held = _state(db, tagged)
+    if held == state:
         log.info("%s holds these products already: nothing to do", db)
-        table.checkout(explorer.TAG)
-        return _measure(table, state)
-    present = _present(connection, state_of=table, columns=columns, select=select)
-    if present is None:
-        log.info("%s: a new table of %d products", db, len(chosen))
-        reader = pa.RecordBatchReader.from_batches(
-            columns, (b for p in chosen for b in _counted(batches(p, select, columns), select))
-        )
-        table = connection.create_table(explorer.TABLE, reader, schema=columns, mode="overwrite")
-        table.set_unenforced_primary_key("chip_id")
-    else:
-        assert table is not None
-        table.checkout_latest()
-        grown = [p for p in chosen if p.key not in present]
+        chips.checkout(explorer.TAG)
+        return _measure(chips, state)
+    wanted = {c for p in chosen for c in chip_ids(p, select)}
+    if held.get("scope") == state["scope"]:
+        grown = [p for p in chosen if list(p.key) not in held["products"]]
         log.info("%s: %d of %d products are new or changed", db, len(grown), len(chosen))
-        wanted = {c for p in chosen for c in chip_ids(p, select)}
-        if len(wanted) > select.max_rows:
-            raise ConfigError(_too_many(len(wanted), select))
-        reader = pa.RecordBatchReader.from_batches(columns, (b for p in grown for b in batches(p, select, columns)))
-        table.merge_insert("chip_id").when_matched_update_all().when_not_matched_insert_all().execute(reader)
-        have = table.search().select(["chip_id"]).limit(table.count_rows()).to_arrow()["chip_id"].to_pylist()
-        gone = sorted(set(have) - wanted)
+        chips.checkout(explorer.TAG)
+        chips.restore()  # what a killed job wrote after the tag is not built upon
+        with _stream(grown, select, columns) as reader:
+            upsert = chips.merge_insert("chip_id").when_matched_update_all().when_not_matched_insert_all()
+            upsert.use_index(False).execute(reader)  # through the index, two writers would double rows
+        gone = sorted(set(_ids(chips)) - wanted)
         for first in range(0, len(gone), 500):
-            table.delete(f"chip_id IN ({', '.join(explorer.quote(c) for c in gone[first : first + 500])})")
-    _index(table)
-    measured = _measure(table, state)
+            chips.delete(f"chip_id IN ({', '.join(explorer.quote(c) for c in gone[first : first + 500])})")
+    else:
+        log.info("%s: a new table of %d products", db, len(chosen))
+        with _stream(chosen, select, columns) as reader:
+            mode = "overwrite" if there else "create"
+            chips = connection.create_table(explorer.TABLE, reader, schema=columns, mode=mode)
+        chips.set_unenforced_primary_key("chip_id")
+    ids = _ids(chips)
+    if twice := [c for c, n in Counter(ids).items() if n > 1]:
+        raise SourceError(f"{twice[0]} and {len(twice) - 1} more chips are in two products; ids must be unique")
+    if set(ids) != wanted:
+        raise SourceError(f"{db}: {len(ids)} chips were written, {len(wanted)} are in the products; run again")
+    _index(chips)
+    measured = _measure(chips, state)
     if measured["recall_at_10"] < LEAST_RECALL:
         raise SourceError(
             f"{db}: recall@10 is {measured['recall_at_10']:.3f}, under {LEAST_RECALL}; the old version stays tagged"
         )
-    for tag in table.tags.list():
-        if tag.startswith("state-"):
-            table.tags.delete(tag)
-    _tag(table, f"state-{state[:16]}")
-    _tag(table, explorer.TAG)
-    table.optimize(cleanup_older_than=KEPT)
-    keys = [dict(zip(("dataset", "partition", "digest"), p.key, strict=True)) for p in chosen]
-    scope = digest([select.years, select.bbox, columns.metadata[b"kiln"].decode()])
-    connection.create_table(STATE, pa.Table.from_pylist([k | {"scope": scope} for k in keys]), mode="overwrite")
+    text = json.dumps(state, sort_keys=True) + "\n"
+    storage.write_bytes(storage.join(db, "state", f"{chips.version}.json"), text.encode())
+    _tag(chips)
     return measured
 
 
-def _too_many(rows: int, select: Select) -> str:
-    return (
-        f"{rows} chips are more than index.select.max_rows {select.max_rows}: raise it (a million 1024-d chips take "
-        "2 GB), or choose datasets, partitions, years or a bbox"
-    )
+@contextmanager
+def _conflicts(db: str) -> Iterator[None]:
+    """TransientError for what LanceDB says when two jobs write one table."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as e:
+        said = str(e).lower()
+        if not any(word in said for word in ("conflict", "incompatible transaction", "preempted", "already exists")):
+            raise
+        raise TransientError(f"{db}: another job is writing it; run again ({str(e).splitlines()[0][:160]})") from e
 
 
-def _counted(rows: Iterator[pa.RecordBatch], select: Select) -> Iterator[pa.RecordBatch]:
-    n = 0
-    for batch in rows:
-        n += len(batch)
-        if n > select.max_rows:
-            raise ConfigError(_too_many(n, select))
-        yield batch
+@contextmanager
+def _stream(products: Sequence[Product], select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatchReader]:
+    """The products' rows for LanceDB, which hides our errors in its own: they are raised here as they were."""
+    failed: list[KilnError] = []
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        try:
+            for product in products:
+                yield from batches(product, select, columns)
+        except KilnError as e:
+            failed.append(e)
+            raise
+
+    try:
+        yield pa.RecordBatchReader.from_batches(columns, rows())
+    except (RuntimeError, OSError, ValueError, KilnError):
+        if failed:
+            raise failed[0] from None
+        raise
 
 
-def _open(connection: Any) -> Table | None:
-    return connection.open_table(explorer.TABLE) if explorer.TABLE in connection.list_tables().tables else None
+def _ids(chips: Table) -> list[str]:
+    return chips.search().select(["chip_id"]).limit(max(1, chips.count_rows())).to_arrow()["chip_id"].to_pylist()
 
 
-def _present(connection: Any, *, state_of: Table | None, columns: pa.Schema, select: Select) -> set | None:
-    """Keys of the products that are in the table; None if it must be made anew."""
-    if state_of is None or STATE not in connection.list_tables().tables:
-        return None
-    rows = connection.open_table(STATE).to_arrow().to_pylist()
-    scope = digest([select.years, select.bbox, columns.metadata[b"kiln"].decode()])
-    if any(r["scope"] != scope for r in rows) or _tagged(state_of, explorer.TAG) is None:
-        return None
-    return {(r["dataset"], r["partition"], r["digest"]) for r in rows}
+def _tagged(chips: Table) -> int | None:
+    return chips.tags.list().get(explorer.TAG, {}).get("version")
 
 
-def _tagged(table: Table, tag: str) -> int | None:
-    return table.tags.list().get(tag, {}).get("version")
-
-
-def _tag(table: Table, tag: str) -> None:
-    if _tagged(table, tag) is None:
-        table.tags.create(tag, table.version)
+def _tag(chips: Table) -> None:
+    """Show this version to readers; versions that nobody can have open any more go."""
+    if _tagged(chips) is None:
+        chips.tags.create(explorer.TAG, chips.version)
     else:
-        table.tags.update(tag, table.version)
+        chips.tags.update(explorer.TAG, chips.version)
+        chips.optimize(cleanup_older_than=KEPT)
 
 
-def _index(table: Table) -> None:
+def _state(db: str, version: int | None) -> dict[str, Any]:
+    """Which products a version holds; empty if there is no such version."""
+    uri = storage.join(db, "state", f"{version}.json")
+    return json.loads(storage.read_bytes(uri)) if version is not None and storage.stat(uri) else {}
+
+
+def _index(chips: Table) -> None:
     """Vector and filter indexes where they are missing; new rows folded into those that are there."""
-    have = {c for i in table.list_indices() for c in i.columns}
-    rows = table.count_rows()
+    have = {c for i in chips.list_indices() for c in i.columns}
+    rows = chips.count_rows()
     if rows >= EXACT_BELOW and explorer.VECTOR not in have:
-        table.create_index(explorer.VECTOR, config=lancedb.index.IvfSq(distance_type=explorer.METRIC))
+        chips.create_index(explorer.VECTOR, config=lancedb.index.IvfSq(distance_type=explorer.METRIC))
     bitmap, tree = lancedb.index.Bitmap, lancedb.index.BTree
     scalar = {"cell": bitmap(), "dataset": bitmap(), "year": bitmap(), "chip_id": tree()}
     for column, config in scalar.items():
         if column not in have and rows:
-            table.create_index(column, config=config)
-    table.optimize()
+            chips.create_index(column, config=config)
+    chips.optimize()
 
 
-def _measure(table: Table, state: str) -> dict[str, Any]:
-    """Rows, kind of search, and recall@10 against exact search of seeded rows."""
-    rows = table.count_rows()
-    indexed = any(explorer.VECTOR in i.columns for i in table.list_indices())
-    k = min(10, rows)
-    recall = 1.0
-    if indexed:
+def _measure(chips: Table, state: dict[str, Any]) -> dict[str, Any]:
+    """Rows, kind of search, and recall@10 of that search for seeded rows.
+
+    The truth is NumPy's over all vectors where they are few, else LanceDB's own exact search.
+    """
+    rows = chips.count_rows()
+    indexed = any(explorer.VECTOR in i.columns for i in chips.list_indices())
+    k, found, asked = min(10, rows), 0, 0
+    if rows:
         chosen = np.random.default_rng(0).choice(rows, min(RECALL_QUERIES, rows), replace=False)
-        vectors = table.take_offsets(sorted(chosen.tolist())).select([explorer.VECTOR]).to_arrow()[explorer.VECTOR]
-        found = 0
-        for vector in vectors:
-            query = np.asarray(vector.as_py(), np.float32)
-            ask = lambda: table.search(query, vector_column_name=explorer.VECTOR).distance_type(explorer.METRIC)  # noqa: E731, B023
-            fast = ask().nprobes(explorer.PROBES).refine_factor(explorer.REFINE).limit(k).select(["chip_id"]).to_list()
-            true = ask().bypass_vector_index().limit(k).select(["chip_id"]).to_list()
-            found += len({r["chip_id"] for r in fast} & {r["chip_id"] for r in true})
-        recall = found / (k * len(vectors))
-    return {"rows": rows, "search": "IVF_SQ" if indexed else "exact", "recall_at_10": recall, "state": state[:16]}
+        columns = ["chip_id", explorer.VECTOR]
+        queries = _matrix(chips.take_offsets(sorted(chosen.tolist())).select(columns).to_arrow())[1]
+        every = None if indexed else _matrix(chips.search().select(columns).limit(rows).to_arrow())
+        for query in queries:
+            fast = {h["chip_id"] for h in explorer.nearest(chips, query, k)}
+            if every is None:
+                true = {h["chip_id"] for h in explorer.nearest(chips, query, k, exact=True)}
+                found += len(fast & true)
+            else:  # ties count as found: any k rows as near as the k-th are right
+                ids, vectors = every
+                cosine = vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-12)
+                near = cosine >= np.partition(cosine, -k)[-k] - 1e-6
+                found += len(fast & {ids[i] for i in np.flatnonzero(near)})
+            asked += k
+    recall = found / asked if asked else 1.0
+    kind = "IVF_SQ" if indexed else "exact"
+    return {"rows": rows, "search": kind, "recall_at_10": recall, "state": digest(state)[:16]}
+
+
+def _matrix(rows: pa.Table) -> tuple[list[str], np.ndarray]:
+    """Ids and vectors [n, D], float32."""
+    vectors = rows[explorer.VECTOR].combine_chunks().flatten().cast(pa.float32())
+    return rows["chip_id"].to_pylist(), np.asarray(vectors).reshape(len(rows), -1)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -313,6 +374,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--products", nargs="+", help="their folders, path or s3://, if not the records' names less .json")
     p.add_argument("--db", required=True, help="path or s3:// of the database")
     p.add_argument("--record", required=True, help="the record to write last")
+    p.add_argument("--withdraw", metavar="FOLDER", help="folder of records: others speak of a database that is gone")
     p.add_argument("--select", type=json.loads, default={}, help="JSON: datasets, partitions, years, bbox, max_rows")
     args = p.parse_args(argv)
 
@@ -324,6 +386,9 @@ def main(argv: list[str] | None = None) -> None:
         if unknown:
             raise ConfigError(f"index.select: unknown {', '.join(sorted(unknown))}")
         select = Select(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.select.items() if v is not None})
+        for other in storage.listing(args.withdraw) if args.withdraw else {}:
+            if other.rpartition("/")[2] != args.record.rpartition("/")[2]:
+                storage.delete(other)
         measured = build(args.records, products, args.db, select)
         record = {
             **measured,

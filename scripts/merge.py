@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from scripts.kiln import cli, plans, stac, storage, table
 from scripts.kiln.errors import ConfigError, SourceError
 from scripts.kiln.fingerprint import digest
-from scripts.kiln.geoparquet import ROW_GROUP, GeoParquetWriter
+from scripts.kiln.geoparquet import GeoParquetWriter
 
+ROW_GROUP = 50_000  # rows at most; one giant group would make every remote hit download the whole column
 PART_BYTES = 2_000_000_000  # of a product's file
 LEVEL = 16  # bits per axis of the Hilbert curve over the partition's own bounds (geopandas' default)
 READ_ROWS = 4096  # rows read at a time
@@ -40,10 +41,19 @@ class Order:
 
 def open_shard(path: Path) -> pq.ParquetFile:
     """A shard's file. Raises SourceError if it is no whole Parquet file."""
-    try:
+    with table.reading(path):
         return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise SourceError(f"{path}: not a whole Parquet file ({e}); delete it and run again") from e
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """A shard's rows, a few thousand at a time. Raises SourceError for rotten pages."""
+    batches = open_shard(path).iter_batches(READ_ROWS)
+    while True:
+        with table.reading(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def hilbert_order(shards: Sequence[Path]) -> Order:
@@ -54,7 +64,8 @@ def hilbert_order(shards: Sequence[Path]) -> Order:
     boxes, starts, n = [], [], 0
     for path in shards:
         starts.append(n)
-        box = open_shard(path).read(columns=["bbox"])["bbox"].combine_chunks()
+        with table.reading(path):
+            box = open_shard(path).read(columns=["bbox"])["bbox"].combine_chunks()
         xy = [np.asarray(box.field(k)) for k in ("xmin", "ymin", "xmax", "ymax")]
         boxes.append(np.stack([(xy[0] + xy[2]) / 2, (xy[1] + xy[3]) / 2], axis=1))
         n += len(box)
@@ -88,7 +99,7 @@ def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memo
         files = [stack.enter_context(pa.ipc.new_file(str(p), numbered)) for p in paths]
         for path, start in zip(shards, order.starts, strict=True):
             at = start
-            for batch in open_shard(path).iter_batches(READ_ROWS):
+            for batch in read_batches(path):
                 rank = order.rank[at : at + len(batch)]
                 at += len(batch)
                 rows = pa.Table.from_batches([batch]).replace_schema_metadata(None)
@@ -113,7 +124,7 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
     """
     whole: dict[str, Any] = {}
     for path in shards:
-        about = json.loads(open_shard(path).schema_arrow.metadata[b"kiln"])
+        about = table.about_of(path)
         sources = about.pop("sources")
         if whole and any(whole[k] != about[k] for k in ("fingerprint", "partition", "storage", "dimensions")):
             raise ConfigError(f"{path}: made with other settings than {shards[0]}; they cannot be one product")
@@ -128,6 +139,7 @@ def write_parts(
 ) -> list[stac.Part]:
     """Write the sorted parts below `product`; each at most `part_bytes`, given row groups that are smaller."""
     order = hilbert_order(shards)
+    row_group = max(1, -(-len(order.rank) // max(1, -(-len(order.rank) // row_group))))  # all about as large
     columns = open_shard(shards[0]).schema_arrow.remove_metadata().with_metadata(
         {"kiln": json.dumps(about, sort_keys=True)}
     )  # fmt: skip
@@ -161,8 +173,11 @@ def merge_ledgers(uris: Sequence[str]) -> pa.Table:
     """The ledgers of all shards, in the shards' order."""
     ledgers = []
     for uri in uris:
+        if storage.stat(uri) is None:
+            shard = uri.replace(".ledger.parquet", ".parquet")
+            raise SourceError(f"{uri}: the ledger is gone; delete {shard} and run again, so that both are made")
         with storage.local_copy(uri) as path:
-            ledgers.append(pq.read_table(path, schema=table.LEDGER))
+            ledgers.append(table.read_ledger(path))
     return pa.concat_tables(ledgers) if ledgers else table.LEDGER.empty_table()
 
 
@@ -201,6 +216,9 @@ def merge(
         table.write_ledger(path, ledger)
         ledger_file = {"name": "ledger.parquet", "size": path.stat().st_size, "sha256": storage.sha256(path)}
     written = stac.write(product, parts, about, counts)
+    mine = {storage.join(product, n) for n in ("ledger.parquet", *written, *(p.name for p in parts))}
+    for left in set(storage.listing(product)) - mine:
+        storage.delete(left)  # of an earlier merge into the same folder
     status = dict(sorted((v["values"], v["counts"]) for v in pc.value_counts(ledger["status"]).to_pylist()))
     record = {
         "dataset": about["dataset"],

@@ -50,7 +50,7 @@ def summarise(plan: str, dim: int, store: str) -> Summary:
         chips,
         sum(x["expected"] for x in left),
         sum(x["bytes"] for x in left),
-        chips * (dim * BYTES[store] + ROW_BYTES),
+        chips * (2 * (dim * BYTES[store] + ROW_BYTES) + dim * BYTES["float16"] + ROW_BYTES),
     )
 
 
@@ -83,6 +83,7 @@ def report(summaries: Sequence[Summary], numbers: dict[str, float]) -> str:
         [
             *text,
             "",
+            "Storage is that of shards, product and explorer database.",
             f"Chips are the most there can be: open sea and nodata are skipped. Hours are for what is left, at "
             f"{numbers['chips_per_second']:g} chips/s of one job's encoder; prices as configured under `plan`.",
         ]

@@ -8,8 +8,12 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow.compute as pc
+import yaml
 
 from scripts.kiln import cli, storage
 from scripts.kiln.errors import ConfigError
@@ -42,11 +46,9 @@ def search(db: Explorer, query: dict[str, Any], k: int, filters: Filters) -> lis
     return [h for h in hits if h["chip_id"] != query["chip_id"]][:k]
 
 
-def example(db: Explorer, filters: Filters, k: int) -> dict[str, Any]:
-    """A query worth a picture: of some chips, the one whose k likes stand out most from the rest."""
+def example(db: Explorer, filters: Filters, k: int) -> dict[str, Any] | None:
+    """A query worth a picture: of some chips, the one whose k likes stand out most from the rest; None of none."""
     rows = db.table.search().where(filters.sql() or "true").select(["chip_id"]).limit(EXAMPLES_FROM).to_list()
-    if not rows:
-        raise ConfigError(f"{db.uri}: no chip in it that the filters leave")
     ids = sorted(r["chip_id"] for r in rows)
     best: tuple[float, dict[str, Any]] | None = None
     for chip_id in ids[:: max(1, len(ids) // EXAMPLES)]:
@@ -55,8 +57,23 @@ def example(db: Explorer, filters: Filters, k: int) -> dict[str, Any]:
         spread = hits[min(k, len(hits) - 1)]["similarity"] - hits[-1]["similarity"]
         if best is None or spread > best[0]:
             best = (spread, chip)
-    assert best is not None
-    return best[1]
+    return best[1] if best else None
+
+
+def newest_year(db: Explorer) -> tuple[int, ...]:
+    """The newest year in the database: an example of one year shows a place once."""
+    years = db.table.search().select(["year"]).limit(max(1, db.table.count_rows())).to_arrow()["year"]
+    return tuple(y for y in [pc.max(years).as_py()] if y is not None)
+
+
+def read_services(text: str) -> dict[str, Any]:
+    """`pictures` of a config: its JSON, or the path of the config. Raises ConfigError."""
+    try:
+        if text.endswith((".yaml", ".yml")):
+            return yaml.safe_load(Path(text).read_text()).get("pictures") or {}
+        return json.loads(text)
+    except (ValueError, OSError, AttributeError, yaml.YAMLError) as e:
+        raise ConfigError(f"--pictures is no JSON, and no config file: {text} ({e})") from e
 
 
 def as_table(query: dict[str, Any], hits: Sequence[dict[str, Any]]) -> str:
@@ -163,6 +180,15 @@ def contact_sheet(
     return origins
 
 
+def empty_sheet(path: Path) -> None:
+    """A picture that says that there is nothing to show."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2), dpi=110, facecolor="#faf9f6")
+    figure.text(0.5, 0.5, "There is no chip in the database.", fontsize=14, color="#6b7280", ha="center", va="center")
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
 def main(argv: list[str] | None = None) -> None:
     """Search."""
     p = cli.parser(__doc__, "scripts.search")
@@ -177,22 +203,29 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--bbox", type=degrees(4), metavar="W,S,E,N", help="only with their centre in this box, degrees")
     p.add_argument("--format", choices=("table", "json", "geojson"), default="table", help="of what is printed")
     p.add_argument("--png", metavar="FILE", help="also draw the chips' pictures into this file")
-    p.add_argument("--pictures", default="{}", help="JSON, `pictures` of the config: the datasets' image services")
+    p.add_argument("--pictures", default="{}", help="config file, or JSON of its `pictures`: the image services")
     args = p.parse_args(argv)
 
     def work() -> None:
         if args.k < 1:
             raise ConfigError(f"-k {args.k}: want at least 1")
-        try:
-            services = json.loads(args.pictures)
-        except ValueError as e:
-            raise ConfigError(f"--pictures is no JSON: {e}") from e
+        services = read_services(args.pictures)
         db = Explorer(args.db)
         filters = Filters(tuple(args.year), tuple(args.dataset), args.bbox)
         if args.chip:
             query = db.chip(args.chip)
+        elif args.at:
+            query = db.at(*args.at, filters)
         else:
-            query = db.at(*args.at, filters) if args.at else example(db, filters, args.k)
+            filters = replace(filters, years=filters.years or newest_year(db))
+            query = example(db, filters, args.k)
+        if query is None:
+            if not args.png:
+                raise ConfigError(f"{args.db}: no chip in it that the filters leave")
+            log.warning("%s: no chip in it that the filters leave: an empty sheet", args.db)
+            with storage.atomic(args.png) as path:
+                empty_sheet(path)
+            return
         hits = search(db, query, args.k, filters)
         if db.untrained:
             log.warning("UNTRAINED weights: these similarities are a demonstration")

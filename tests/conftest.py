@@ -1,6 +1,7 @@
 """Fixtures that more than one test module uses."""
 
 import hashlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -80,6 +81,7 @@ def serve() -> Iterator[Callable[..., FileServer]]:
 def s3_endpoint() -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

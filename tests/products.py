@@ -53,7 +53,12 @@ def about(**changes: Any) -> dict[str, Any]:
 def chip_at(lattice: Lattice, year: int, col: int, row: int, *, source: str = "", nodata: float = 0.0) -> Chip:
     """The chip of a lattice place, facts as the WorldCover source gives them, and no pixels."""
     x, y = lattice.x(col), lattice.y(row)
-    west, south, east, north = lattice.lon(x), lattice.lat(y + lattice.chip), lattice.lon(x + lattice.chip), lattice.lat(y)
+    west, south, east, north = (
+        lattice.lon(x),
+        lattice.lat(y + lattice.chip),
+        lattice.lon(x + lattice.chip),
+        lattice.lat(y),
+    )
     name = f"tile-{int(np.floor((south + north) / 2))}-{int(np.floor((west + east) / 2))}"
     source = source or f"s3://esa-worldcover-s2/{year}/{name}.tif"
     return Chip(
@@ -133,7 +138,7 @@ def write_shard(
                 entry.embedded += 1
                 chips.append(chip_at(lattice, year, c.col, row, source=source))
         entries.append(entry)
-    kiln = kiln | {"sources": dict.fromkeys(sorted({c.source for c in chips}), {"size": 1})}
+    kiln = kiln | {"sources": {s: {"size": 1} for s in sorted({c.source for c in chips})}}
     made = vectors(chips) if vectors else drawn(chips, dim)
     columns_ = table.schema(dim, store, [YEAR], kiln)
     with table.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:

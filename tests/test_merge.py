@@ -201,10 +201,11 @@ def test_no_part_is_larger_than_part_bytes(tmp_path, part_bytes):
     assert max(f["size"] for f in made.record["files"]) <= part_bytes
 
 
-def test_row_groups_are_full_but_the_last(grid):
+def test_row_groups_are_about_as_large(grid):
     groups = [f.metadata.row_group(g).num_rows for f in tables(grid) for g in range(f.metadata.num_row_groups)]
-    assert set(groups[:-1]) == {100}
-    assert 0 < groups[-1] <= 100
+    assert max(groups) <= 100
+    assert set(groups[:-1]) == {groups[0]}
+    assert groups[0] - len(groups) <= groups[-1] <= groups[0]
 
 
 def test_the_default_row_group_is_that_of_remote_reading():
@@ -215,7 +216,7 @@ def test_a_full_row_group_of_wide_rows_is_one_row_group(tmp_path):
     """More rows than a writer's default row-group size and page limits must not split them."""
     made = make_product(tmp_path, columns=[Column(k, 0, 300) for k in range(10)], row_group=2500)
     (file,) = tables(made)
-    assert [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)] == [2500, 500]
+    assert [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)] == [1500, 1500]
 
 
 def test_geo_bbox_is_that_of_each_parts_own_rows(grid):
@@ -246,7 +247,8 @@ def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
     assert column.compression == "ZSTD"
     assert ("BYTE_STREAM_SPLIT" in column.encodings) == (store == "float32")
     rows = made.rows()
-    chips = [products.chip_at(WORLD, 2021, c, r) for c, r in zip(*(rows[k].to_pylist() for k in ("col", "row")))]
+    places = zip(rows["col"].to_pylist(), rows["row"].to_pylist(), strict=True)
+    chips = [products.chip_at(WORLD, 2021, c, r) for c, r in places]
     got = np.asarray(rows["embeddings"].combine_chunks().flatten()).reshape(len(rows), -1)
     assert np.array_equal(got, drawn(chips).astype(store))
 
@@ -270,7 +272,7 @@ def test_geopandas_reads_the_product_and_filters_by_bbox(grid):
     assert whole.crs.to_epsg() == 4326
     assert whole.geometry.name == "geometry"
     assert (whole.geom_type == "Polygon").all()
-    west, south, east, north = whole.total_bounds
+    west, south = whole.total_bounds[:2]
     window = (west + 2.5 * side, south + 2.5 * side, west + 4.5 * side, south + 4.5 * side)
     some = gpd.read_parquet(path, bbox=window)
     want = whole[whole.intersects(shapely.box(*window))]

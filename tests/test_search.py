@@ -303,7 +303,9 @@ def test_trained_weights_are_not_called_untrained(scene, tmp_path):
     db = Explorer(scene)
     chip = db.chip(chip_at(SMALL, 2021, 5, 5).chip_id)
     for untrained in (False, True):
-        search.contact_sheet(chip, db.similar(chip["vector"], 3), {}, untrained=untrained, path=tmp_path / f"{untrained}")
+        search.contact_sheet(
+            chip, db.similar(chip["vector"], 3), {}, untrained=untrained, path=tmp_path / f"{untrained}"
+        )
     tops = []
     for untrained in (False, True):
         with Image.open(tmp_path / f"{untrained}") as image:
@@ -330,9 +332,9 @@ def test_the_sheet_is_made_grey_where_no_picture_can_be_had(tmp_path, capsys, ca
     png = tmp_path / "sheet.png"
     with caplog.at_level("INFO"):
         search.main(
-            ["--db", database(tmp_path, made), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id, "-k", "4"]
-            + ["--png", str(png), "--pictures", services]
-        )
+            ["--db", database(tmp_path, made), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id, "-k", "4",
+             "--png", str(png), "--pictures", services]
+        )  # fmt: skip
     large, small = cells_of(png, 4)
     for picture in (*small, large):
         grey = (np.abs(picture - np.array([0xD9, 0xD9, 0xD6])).max(axis=-1) <= 1).mean()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("LANCE_LOG", "error")  # read once, when lancedb is imported: it warns of every new table
+os.environ.setdefault("LANCEDB_LOG", "error")  # read once, when lancedb is imported: it warns of every new table
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ VECTOR = "vector"
 METRIC = "cosine"
 PROBES = 20  # partitions of the index that a query looks into
 REFINE = 5  # times k candidates compared again with their full vectors
+MOST_CELLS = 400  # of a box, named in a filter; a larger box is compared alone
 FACTS = (
     "chip_id", "dataset", "year", "datetime", "item_id", "source", "nodata_fraction", "cloud_fraction",
     "lon", "lat", "xmin", "ymin", "xmax", "ymax",
@@ -70,6 +71,17 @@ def connect(uri: str) -> lancedb.DBConnection:
     return lancedb.connect(uri, storage_options=options or None)
 
 
+def check_bbox(bbox: Sequence[float]) -> tuple[float, float, float, float]:
+    """West, south, east, north in degrees. Raises ConfigError for a box that holds nothing."""
+    west, south, east, north = (float(v) for v in bbox)
+    if not all(map(math.isfinite, (west, south, east, north))) or west >= east or south >= north:
+        raise ConfigError(
+            f"bbox {tuple(bbox)}: want west < east and south < north in degrees; "
+            "where the antimeridian cuts a box, ask for its two halves"
+        )
+    return west, south, east, north
+
+
 @dataclass(frozen=True)
 class Filters:
     """What a result must be: every field that is set. `bbox` [west, south, east, north] holds the chip's centre."""
@@ -82,20 +94,17 @@ class Filters:
         """The condition for LanceDB, built from typed values alone."""
         terms = []
         if self.years:
+            if bad := [y for y in self.years if not 0 < int(y) < 10_000]:
+                raise ConfigError(f"year {bad[0]}: want a year such as 2021")
             terms.append(f"year IN ({', '.join(str(int(y)) for y in self.years)})")
         if self.datasets:
             quoted = ", ".join(quote(d) for d in self.datasets)
             terms.append(f"dataset IN ({quoted})")
         if self.bbox is not None:
-            west, south, east, north = (float(v) for v in self.bbox)
-            if not all(map(math.isfinite, (west, south, east, north))) or west >= east or south >= north:
-                raise ConfigError(f"bbox {self.bbox}: want west < east and south < north in degrees")
-            span = [
-                (s, w)
-                for s in range(math.floor(south), math.ceil(north))
-                for w in range(math.floor(west), math.ceil(east))
-            ]
-            if len(span) <= 400:  # the bitmap index of cells is the cheapest spatial filter
+            west, south, east, north = check_bbox(self.bbox)
+            rows, cols = (range(math.floor(a), math.floor(b) + 1) for a, b in ((south, north), (west, east)))
+            span = [(s, w) for s in rows for w in cols] if len(rows) * len(cols) <= MOST_CELLS else []
+            if span:  # the bitmap index of cells is the cheapest spatial filter
                 terms.append(f"cell IN ({', '.join(quote(_cell(s, w)) for s, w in span)})")
             terms.append(f"lon >= {west} AND lon <= {east} AND lat >= {south} AND lat <= {north}")
         return " AND ".join(terms) or None
@@ -139,6 +148,8 @@ class Explorer:
 
         Raises ConfigError, naming the nearest chip within a degree, if none covers it.
         """
+        if not (-180 <= lon <= 180 and -90 <= lat <= 90):
+            raise ConfigError(f"{lon}, {lat} is no place: want longitude -180 to 180, latitude -90 to 90")
         inside = f"xmin <= {lon} AND xmax >= {lon} AND ymin <= {lat} AND ymax >= {lat}"
         extra = Filters(filters.years, filters.datasets).sql()
         where = f"{inside} AND {extra}" if extra else inside
@@ -151,7 +162,8 @@ class Explorer:
             return min(rows, key=lambda r: (-(r["year"] or 0), distance(r), r["chip_id"]))
         near = self.table.search().where(
             f"lon >= {lon - 1} AND lon <= {lon + 1} AND lat >= {lat - 1} AND lat <= {lat + 1}"
-        )  # fmt: skip
+            + (f" AND {extra}" if extra else "")
+        )
         rows = near.limit(10_000).select(["chip_id", "lon", "lat"]).to_list()
         hint = ""
         if rows:
@@ -168,14 +180,21 @@ class Explorer:
         exact: bool = False,
     ) -> list[dict[str, Any]]:
         """The k nearest chips, most alike first (ties by chip_id), with their facts and `similarity` (cosine)."""
-        query = self.table.search(np.asarray(vector, np.float32), vector_column_name=VECTOR).distance_type(METRIC)
-        query = query.bypass_vector_index() if exact else query.nprobes(PROBES).refine_factor(REFINE)
-        if where := filters.sql():
-            query = query.where(where, prefilter=True)
-        rows = query.limit(k).select([*FACTS, "_distance"]).to_list()
-        for row in rows:
-            row["similarity"] = 1 - row.pop("_distance")
-        return sorted(rows, key=lambda r: (-r["similarity"], r["chip_id"]))
+        return nearest(self.table, vector, k, filters, exact=exact)
+
+
+def nearest(
+    table: Table, vector: Sequence[float] | np.ndarray, k: int, filters: Filters = Filters(), *, exact: bool = False
+) -> list[dict[str, Any]]:
+    """What `Explorer.similar` does, for any version of the table."""
+    query = table.search(np.asarray(vector, np.float32), vector_column_name=VECTOR).distance_type(METRIC)
+    query = query.bypass_vector_index() if exact else query.nprobes(PROBES).refine_factor(REFINE)
+    if where := filters.sql():
+        query = query.where(where, prefilter=True)
+    rows = query.limit(k).select([*FACTS, "_distance"]).to_list()
+    for row in rows:
+        row["similarity"] = 1 - row.pop("_distance")
+    return sorted(rows, key=lambda r: (-r["similarity"], r["chip_id"]))
 
 
 def _first_line(e: Exception) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyproj
 
-ROW_GROUP = 32768  # rows; one giant group would make every remote hit download the whole column
+ROW_GROUP = 32_768  # rows collected before they are written
 BBOX = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
 CRS = json.loads(pyproj.CRS.from_epsg(4326).to_json())
 

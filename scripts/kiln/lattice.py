@@ -55,6 +55,13 @@ class Lattice:
         return pixels * (NATIVE // self.ppd)
 
 
+def check_encode(lattice: Lattice, encode: str) -> None:
+    """Raise ConfigError unless chips, or their quarters, are whole patches of the model (8 px)."""
+    least = 16 if encode == "quarters" else 8
+    if lattice.chip % least:
+        raise ConfigError(f"chip_size {lattice.chip}: with encode: {encode} it must divide by {least}")
+
+
 @dataclass(frozen=True, order=True)
 class Column:
     """One lattice column `col` of `rows` chips, from row `row` southwards: the unit of WorldCover."""
@@ -74,6 +81,8 @@ def region_columns(lattice: Lattice, region: str | Sequence[float]) -> list[Colu
     if region == "conus":
         west, south, east, north = CONUS
         rows = (north - south) * lattice.ppd // lattice.chip
+        if not rows:
+            raise ConfigError(f"region conus holds no whole chip of {lattice.chip} px")
         return [Column(k, 0, rows) for k in range((east - west) * lattice.ppd // lattice.chip)]
     if isinstance(region, str) or len(region) != 4:
         raise ConfigError(f"region {region!r}: write 'conus' or [west, south, east, north] in degrees")

@@ -17,6 +17,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
+from scripts.kiln import raster
 from scripts.kiln.errors import KilnError, SourceError
 from scripts.kiln.storage import TIMEOUT
 
@@ -86,7 +87,7 @@ def from_source(dataset: str, source: str, bbox: tuple[float, float, float, floa
     """RGB [SIZE, SIZE, 3] of a box read from the chip's main source; nodata is grey. Raises SourceError."""
     bands, black, white, gamma = STRETCH[dataset]
     try:
-        with rasterio.Env(AWS_NO_SIGN_REQUEST="YES" if source.startswith("s3://esa-worldcover") else "NO"):
+        with raster.environment(source):
             with rasterio.open(source) as file:
                 box = transform_bounds("EPSG:4326", file.crs, *bbox)
                 window = from_bounds(*box, transform=file.transform)

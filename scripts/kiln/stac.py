@@ -15,6 +15,8 @@ import pystac
 from scripts.kiln import storage
 
 EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
+FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+TABLE = "https://stac-extensions.github.io/table/v1.2.0/schema.json"
 PARQUET = "application/vnd.apache.parquet"
 MODEL = "https://huggingface.co/made-with-clay/Clay"
 SOURCES: dict[str, dict[str, Any]] = {
@@ -114,7 +116,7 @@ def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int
                 },
                 "table:row_count": part.rows,
             },
-            stac_extensions=[EXTENSION],
+            stac_extensions=[EXTENSION, FILE, TABLE],
         )
         item.add_links([link.clone() for link in links])
         item.add_asset(

@@ -19,12 +19,13 @@ from typing import Any
 
 import requests
 
-from scripts.kiln.errors import SourceError, StorageError, TransientError
+from scripts.kiln.errors import ConfigError, SourceError, StorageError, TransientError
 
 DISK = {  # what a disk says that a person can mend
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
+PUBLIC = {"esa-worldcover-s2": "eu-central-1"}  # archives read without credentials, and their regions
 CHUNK = 1 << 22  # bytes read at a time
 TIMEOUT = (10, 60)  # seconds to connect, and between bytes
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)  # of a connection
@@ -55,6 +56,13 @@ def is_remote(uri: str) -> bool:
     return is_s3(uri) or is_http(uri)
 
 
+def _path(uri: str) -> Path:
+    """A local path. Raises ConfigError for a store that Kiln does not know."""
+    if "://" in str(uri):
+        raise ConfigError(f"{uri}: Kiln reads and writes paths and s3://, and reads http:// and https://")
+    return Path(uri)
+
+
 def join(root: str, *parts: str) -> str:
     """`root/part/part`, for paths and URIs alike."""
     return "/".join([str(root).rstrip("/"), *parts]) if str(root) else "/".join(parts)
@@ -67,14 +75,14 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 
 @cache
-def s3_client(*, unsigned: bool = False) -> Any:
-    """A boto3 client, retrying as AWS advises; unsigned for public buckets."""
+def s3_client(bucket: str) -> Any:
+    """A boto3 client for a bucket, retrying as AWS advises; without credentials for the public archives."""
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
 
     options: dict[str, Any] = {"retries": {"mode": "standard", "max_attempts": 5}, "max_pool_connections": 32}
-    return boto3.client("s3", config=Config(**options, **({"signature_version": UNSIGNED} if unsigned else {})))
+    return boto3.client("s3", config=Config(**options, **({"signature_version": UNSIGNED} if bucket in PUBLIC else {})))
 
 
 @contextmanager
@@ -113,14 +121,14 @@ def http_check(response: requests.Response) -> requests.Response:
     return response
 
 
-def stat(uri: str, *, unsigned: bool = False) -> Stat | None:
+def stat(uri: str) -> Stat | None:
     """Size and ETag, or None where nothing is. Raises TransientError, SourceError (no access), StorageError."""
     with named_errors(uri):
         if is_s3(uri):
             bucket, key = split_s3(uri)
             try:
-                head = s3_client(unsigned=unsigned).head_object(Bucket=bucket, Key=key)
-            except s3_client(unsigned=unsigned).exceptions.ClientError as e:
+                head = s3_client(bucket).head_object(Bucket=bucket, Key=key)
+            except s3_client(bucket).exceptions.ClientError as e:
                 if e.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                     return None
                 raise
@@ -132,11 +140,11 @@ def stat(uri: str, *, unsigned: bool = False) -> Stat | None:
             http_check(response)
             etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
             return Stat(int(response.headers.get("Content-Length", -1)), etag)
-        path = Path(uri)
+        path = _path(uri)
         return Stat(path.stat().st_size) if path.is_file() else None
 
 
-def listing(prefix: str, *, unsigned: bool = False) -> dict[str, Stat]:
+def listing(prefix: str) -> dict[str, Stat]:
     """Every file below a folder or S3 prefix, by its full name, in order. One request per thousand on S3."""
     if is_http(prefix):
         raise StorageError(f"{prefix}: http has no listing")
@@ -144,26 +152,26 @@ def listing(prefix: str, *, unsigned: bool = False) -> dict[str, Stat]:
     with named_errors(prefix):
         if is_s3(prefix):
             bucket, key = split_s3(join(prefix, ""))
-            pages = s3_client(unsigned=unsigned).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+            pages = s3_client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
             for page in pages:
                 for entry in page.get("Contents", []):
                     found[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'))
         else:
-            for path in Path(prefix).rglob("*"):
+            for path in _path(prefix).rglob("*"):
                 if path.is_file():
                     found[join(prefix, path.relative_to(prefix).as_posix())] = Stat(path.stat().st_size)
     return dict(sorted(found.items()))
 
 
-def read_bytes(uri: str, *, unsigned: bool = False) -> bytes:
+def read_bytes(uri: str) -> bytes:
     """The whole of a small file. Raises SourceError where nothing is."""
     with named_errors(uri):
         if is_s3(uri):
             bucket, key = split_s3(uri)
-            return s3_client(unsigned=unsigned).get_object(Bucket=bucket, Key=key)["Body"].read()
+            return s3_client(bucket).get_object(Bucket=bucket, Key=key)["Body"].read()
         if is_http(uri):
             return http_check(requests.get(uri, timeout=TIMEOUT)).content
-        return Path(uri).read_bytes()
+        return _path(uri).read_bytes()
 
 
 def _partial(path: Path) -> Path:
@@ -209,11 +217,11 @@ def atomic(uri: str) -> Iterator[Path]:
                 from boto3.exceptions import S3UploadFailedError
 
                 try:
-                    s3_client().upload_file(str(path), bucket, key)
+                    s3_client(bucket).upload_file(str(path), bucket, key)
                 except S3UploadFailedError as e:
                     raise e.__cause__ or e.__context__ or e from None  # the ClientError, which tells its kind
         return
-    target = Path(uri)
+    target = _path(uri)
     partial = _partial(target)
     with _writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -251,13 +259,13 @@ def delete(uri: str) -> None:
     with named_errors(uri):
         if is_s3(uri):
             bucket, key = split_s3(uri)
-            s3_client().delete_object(Bucket=bucket, Key=key)
+            s3_client(bucket).delete_object(Bucket=bucket, Key=key)
         else:
             Path(uri).unlink(missing_ok=True)
 
 
 @contextmanager
-def local_copy(uri: str, *, unsigned: bool = False) -> Iterator[Path]:
+def local_copy(uri: str) -> Iterator[Path]:
     """The file on this machine: itself where it is local, else a download that is gone after the block."""
     if not is_remote(uri):
         if not Path(uri).is_file():
@@ -266,11 +274,11 @@ def local_copy(uri: str, *, unsigned: bool = False) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
         path = Path(folder) / Path(uri).name
-        fetch(uri, path, unsigned=unsigned)
+        fetch(uri, path)
         yield path
 
 
-def fetch(uri: str, path: Path, *, unsigned: bool = False) -> None:
+def fetch(uri: str, path: Path) -> None:
     """Copy a file to `path`, going on where an earlier, interrupted copy of the same version stopped.
 
     What is there already is kept only beside a note (`<path>.etag`) of the version it came from; a server without
@@ -278,7 +286,7 @@ def fetch(uri: str, path: Path, *, unsigned: bool = False) -> None:
     """
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        source = stat(uri, unsigned=unsigned)
+        source = stat(uri)
         if source is None:
             raise SourceError(f"{uri}: does not exist")
         if not is_remote(uri):
@@ -293,7 +301,7 @@ def fetch(uri: str, path: Path, *, unsigned: bool = False) -> None:
             path.write_bytes(b"")
         if have != source.size:
             with named_errors(uri):
-                start, chunks = _chunks(uri, have, source, unsigned)
+                start, chunks = _chunks(uri, have, source)
                 with path.open("rb+") as f:
                     f.truncate(start)
                     f.seek(start)
@@ -305,12 +313,12 @@ def fetch(uri: str, path: Path, *, unsigned: bool = False) -> None:
         note.unlink()
 
 
-def _chunks(uri: str, start: int, source: Stat, unsigned: bool) -> tuple[int, Iterator[bytes]]:
+def _chunks(uri: str, start: int, source: Stat) -> tuple[int, Iterator[bytes]]:
     """Where the answer begins, `start` or 0 from a server without ranges, and its bytes, a few megabytes at a time."""
     if is_s3(uri):
         bucket, key = split_s3(uri)
         where = {"Range": f"bytes={start}-"} if start else {}
-        body = s3_client(unsigned=unsigned).get_object(Bucket=bucket, Key=key, IfMatch=source.etag, **where)["Body"]
+        body = s3_client(bucket).get_object(Bucket=bucket, Key=key, IfMatch=source.etag, **where)["Body"]
         return start, body.iter_chunks(CHUNK)
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{source.etag}"'} if start else {}
     response = http_check(requests.get(uri, headers=headers, stream=True, timeout=TIMEOUT))

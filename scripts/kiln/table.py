@@ -1,8 +1,8 @@
 """The embeddings file and its ledger: the columns, metadata and accounts that every dataset shares."""
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import shapely
 
 from scripts.kiln.chips import Chip, Dropped, Unit
+from scripts.kiln.errors import SourceError
 from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
 
 Storage = Literal["float32", "float16"]
@@ -187,6 +188,30 @@ class Entry:
             "source": self.unit.source,
             "etag": self.unit.etag,
         }
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """SourceError, naming the file, for what Arrow says of a Parquet file that is not whole."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as e:
+        raise SourceError(f"{path}: not a whole Parquet file ({str(e).splitlines()[0][:120]}); make it again") from e
+
+
+def about_of(path: Path) -> dict[str, Any]:
+    """The `kiln` metadata of an embeddings file. Raises SourceError for another file."""
+    with reading(path):
+        metadata = pq.read_schema(path).metadata or {}
+    if b"kiln" not in metadata:
+        raise SourceError(f"{path}: not an embeddings file of Kiln; remove it")
+    return json.loads(metadata[b"kiln"])
+
+
+def read_ledger(path: Path) -> pa.Table:
+    """A ledger. Raises SourceError for a file that is none."""
+    with reading(path):
+        return pq.read_table(path, schema=LEDGER)
 
 
 def ledger_table(entries: Sequence[Entry]) -> pa.Table:

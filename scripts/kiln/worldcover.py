@@ -5,7 +5,6 @@ south-west corner; uint16 R G B NIR, EPSG:4326, nodata 0. A tile that does not e
 """
 
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,31 +21,19 @@ import shapely
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from scripts.kiln import storage
+from scripts.kiln import raster, storage
 from scripts.kiln.chips import Chip, Dropped, Loaded, Read, Unit
 from scripts.kiln.errors import ConfigError, SourceError, TransientError
 from scripts.kiln.fingerprint import digest
-from scripts.kiln.lattice import Column, Lattice, chip_id, unit_id
+from scripts.kiln.lattice import Column, Lattice, check_encode, chip_id, unit_id
 from scripts.kiln.sensors import WORLDCOVER
 
 RECIPE = 1  # raised whenever the same tiles would give other vectors
 
 VERSIONS = {2020: "2020_v100", 2021: "2021_v200"}
-BUCKET, REGION = "s3://esa-worldcover-s2", "eu-central-1"
 BANDS = 4
 STRIP = 256  # least rows of a read, so that an untiled file is not read line by line
 OPEN_TILES = 4  # datasets a reading thread keeps open
-GDAL = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_MAX_RETRY": "5",
-    "GDAL_HTTP_RETRY_DELAY": "1",
-    "GDAL_HTTP_MULTIPLEX": "YES",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "GDAL_HTTP_LOW_SPEED_TIME": "60",
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-    "GDAL_CACHEMAX": 256 << 20,  # bytes; by default a twentieth of the machine, though no block is wanted twice
-}
 
 
 @dataclass(frozen=True)
@@ -106,17 +93,12 @@ def find_tiles(root: str, year: int, names: Sequence[str]) -> list[Tile]:
             found = dict(zip(uris, pool.map(storage.stat, uris), strict=True))
     else:
         try:
-            found = storage.listing(folder, unsigned=unsigned(root))
+            found = storage.listing(folder)
         except SourceError as e:
             raise ConfigError(f"no WorldCover archive for {year}: {e}") from e
         if not found:
             raise ConfigError(f"{folder}: nothing there; is `archive` the folder that holds the years?")
     return [Tile(n, u, s.size, s.etag) for u, n in uris.items() if (s := found.get(u))]
-
-
-def unsigned(root: str) -> bool:
-    """Whether to read without credentials: the public bucket is, others need them."""
-    return root.startswith(BUCKET)
 
 
 @dataclass(frozen=True)
@@ -147,10 +129,7 @@ class WorldCoverSource:
         max_nodata: float,
         encode: Literal["whole", "quarters"] = "whole",
     ) -> None:
-        if encode == "quarters" and lattice.chip % 16:
-            raise ConfigError(f"encode: quarters needs a chip size that divides by 16, not {lattice.chip}")
-        if lattice.chip % 8:
-            raise ConfigError(f"chip_size {lattice.chip} is no multiple of the model's patch of 8 px")
+        check_encode(lattice, encode)
         rows = {(c.row, c.rows) for c in columns}
         if len(rows) != 1:
             raise ConfigError("a shard's columns must share their rows")
@@ -164,17 +143,6 @@ class WorldCoverSource:
         }
         self.span = (lattice.x(self.units_of[0].col), lattice.x(self.units_of[-1].col) + lattice.chip)
         self._local = threading.local()
-        self._rio: dict[str, Any] = {
-            **GDAL,
-            **({"AWS_NO_SIGN_REQUEST": "YES", "AWS_REGION": REGION} if unsigned(root) else {}),
-        }
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL", ""):  # GDAL has a name of its own for it
-            scheme, _, host = endpoint.partition("://")
-            self._rio |= {
-                "AWS_S3_ENDPOINT": host,
-                "AWS_HTTPS": "YES" if scheme == "https" else "NO",
-                "AWS_VIRTUAL_HOSTING": "FALSE",
-            }
 
     @property
     def per_chip(self) -> int:
@@ -203,7 +171,7 @@ class WorldCoverSource:
         wrong = ""
         for tile in self.tiles.values():
             try:
-                with rasterio.Env(**self._rio):
+                with raster.environment(self.root):
                     self._open(tile)
                 return
             except SourceError as e:
@@ -235,7 +203,7 @@ class WorldCoverSource:
         """Rows of a read: the block height of the first tile that opens, or a multiple that is not tiny."""
         for tile in self.tiles.values():
             try:
-                with rasterio.Env(**self._rio):
+                with raster.environment(self.root):
                     block = self._open(tile).block_shapes[0][0]
             except SourceError:
                 continue
@@ -250,7 +218,7 @@ class WorldCoverSource:
             strip.x0 - (left + 180) * ppd, strip.y0 - (90 - north) * ppd, strip.x1 - strip.x0, strip.y1 - strip.y0
         )
         for last in (False, True):
-            with rasterio.Env(**self._rio):
+            with raster.environment(self.root):
                 dataset = self._open(strip.tile)
                 try:
                     return dataset.read(window=window)
@@ -288,7 +256,7 @@ class WorldCoverSource:
 
     def _same(self, tile: Tile) -> None:
         """Raise unless the tile is there, reachable and the one that was planned."""
-        now = storage.stat(tile.uri, unsigned=unsigned(self.root))
+        now = storage.stat(tile.uri)
         if now is None:
             raise SourceError(f"{tile.uri}: gone since the plan was made; delete the plan to look again")
         if (now.size, now.etag) != (tile.size, tile.etag):

@@ -51,7 +51,14 @@ def main(argv: list[str] | None = None) -> None:
         pinned = folder / "pinned.yaml"
         pinned.write_text(yaml.safe_dump({"model": {"sha256": "0" * 64}}))
         snakemake = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--directory", name]
-        conus = [*snakemake, "-s", str(ROOT / "Snakefile"), "--configfile", str(ROOT / "config/conus.yaml"), str(pinned)]
+        conus = [
+            *snakemake,
+            "-s",
+            str(ROOT / "Snakefile"),
+            "--configfile",
+            str(ROOT / "config/conus.yaml"),
+            str(pinned),
+        ]
         jobs = sum(job_counts(timed(conus, folder)[1]).values()) - 1  # but for `all`
         bare = folder / "Snakefile"
         bare.write_text(BARE.format(jobs=jobs))
@@ -63,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     medians = {k: statistics.median(v) for k, v in times.items()}
     ratio = medians["conus"] / medians["bare"]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{jobs} jobs: CONUS {medians['conus']:.2f} s, bare {medians['bare']:.2f} s, ratio {ratio:.2f}, peak {peak:.0f} MB")
+    seconds = f"CONUS {medians['conus']:.2f} s, bare {medians['bare']:.2f} s"
+    print(f"{jobs} jobs: {seconds}, ratio {ratio:.2f}, peak {peak:.0f} MB")
     print(json.dumps({"jobs": jobs, "seconds": times, "ratio": round(ratio, 3), "peak_mb": round(peak)}))
     sys.exit(ratio > args.most)
 

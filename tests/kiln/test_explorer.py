@@ -227,7 +227,7 @@ def test_a_place_beside_names_the_nearest_chip_and_how_far_it_is(db):
 
 
 def test_a_place_far_away_has_no_hint(db):
-    with pytest.raises(ConfigError, match="no chip covers 10, 10$"):
+    with pytest.raises(ConfigError, match=r"no chip covers 10, 10$"):
         db.at(10, 10)
 
 

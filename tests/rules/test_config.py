@@ -33,7 +33,7 @@ def test_shipped_config_dry_runs_without_network(tmp_path: Path, config: Path) -
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     counts = job_counts(dry_run(tmp_path, config, PYTHONPATH=str(tmp_path)))
     assert counts["embed_worldcover"] >= 2
-    assert counts["index"] == 1
+    assert counts["build_index"] == 1
     if config.stem == "conus":
         assert counts["embed_worldcover"] == 2 * 170
 
@@ -66,6 +66,10 @@ def test_without_a_digest_only_encoder_weights_runs(tmp_path: Path, config: Path
         ({"max_failed_fraction": 2}, "2"),
         ({"model": {"sha256": "abc"}}, "abc"),
         ({"index": {"select": {"max_rows": 0}}}, "0"),
+        ({"index": {"select": {"partitions": ["2019"]}}}, "2019"),
+        ({"worldcover": {"encode": "quarters", "chip_size": 24}}, "divide by 16"),
+        ({"model": {"untrained": {"heads": 3}}}, "heads 3"),
+        ({"worldcover": {"years": []}}, "turns no dataset on"),
     ],
     ids=lambda v: str(v)[:40],
 )
@@ -118,7 +122,7 @@ def rules_text() -> str:
 
 
 def test_every_rule_carries_what_a_rule_must() -> None:
-    rules = re.split(r"^rule ", rules_text(), flags=re.M)[1:]
+    rules = re.split(r"^(?:rule|checkpoint) ", rules_text(), flags=re.M)[1:]
     assert len(rules) >= 8
     for rule in rules:
         name = rule.partition(":")[0]

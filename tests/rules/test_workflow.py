@@ -11,10 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from scripts.kiln.explorer import Explorer
 from scripts.make_sample import make_archive
 from tests.rules.workflow import ROOT, Run, fresh, job_counts
 
-REDO = {"merge_worldcover": 1, "index": 1, "coverage": 1, "picture_similar": 1}
+REDO = {"merge_worldcover": 1, "build_index": 1, "coverage": 1, "picture_similar": 1}
 
 
 def kiln_of(path: Path) -> dict:
@@ -89,12 +90,17 @@ def test_a_setting_that_changes_vectors_is_another_folder(finished: Run, tmp_pat
     assert not any(name in said for name in before)
 
 
-def test_a_raised_recipe_is_another_folder(finished: Run, tmp_path: Path) -> None:
-    other = tmp_path / "checkout"
+def copied(folder: Path) -> Path:
+    """A checkout of the code alone."""
     for part in ("Snakefile", "rules", "scripts", "config", "profiles", "envs", "docs"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        other.mkdir(exist_ok=True)
-        copy(ROOT / part, other / part)
+        folder.mkdir(exist_ok=True)
+        copy(ROOT / part, folder / part)
+    return folder
+
+
+def test_a_raised_recipe_is_another_folder(finished: Run, tmp_path: Path) -> None:
+    other = copied(tmp_path / "checkout")
     source = other / "scripts" / "kiln" / "worldcover.py"
     text = source.read_text()
     assert "\nRECIPE = 1 " in text
@@ -127,18 +133,62 @@ def test_printed_commands_run_by_hand(finished: Run, tmp_path: Path) -> None:
 
 def test_a_grown_region_leaves_finished_shards_alone(finished: Run, tmp_path: Path) -> None:
     run = finished.clone(tmp_path / "clone")
-    kept = {p.name for p in run.shards()}
+    kept = {p: p.stat().st_mtime_ns for p in run.shards()}
+    rows = json.loads(run.one("results/tiny/index/*.json").read_text())["rows"]
     make_archive(run.folder / "archive", tiles=["N43E001"], years=[2021], ppd=120, seed=7)
     run.configure({"worldcover": {"region": [-1, 43, 2, 44]}})
-    jobs = run.jobs()
-    assert 1 <= jobs["embed_worldcover"] <= 3
     run.snakemake("--cores", "2")
-    names = {p.name for p in run.shards()}
-    assert len(kept - names) == 0
-    records = [json.loads(p.read_text()) for p in run.folder.glob("results/tiny/index/*.json")]
-    assert len(records) == 2
-    assert len({r["state"] for r in records}) == 2
-    assert len({r["rows"] for r in records}) == 2
+    assert len(run.shards()) == 3
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept, "a finished shard was done again"
+    assert json.loads(run.one("results/tiny/index/*.json").read_text())["rows"] > rows
+
+
+def test_a_lost_plan_or_lost_weights_redo_no_finished_shard(finished: Run, tmp_path: Path) -> None:
+    run = finished.clone(tmp_path / "clone")
+    before = run.files()
+    lost, kept = run.shards()
+    time_of = kept.stat().st_mtime_ns
+    lost.unlink()
+    shutil.rmtree(run.folder / "results/models")
+    run.one("results/tiny/worldcover-*/plan-*.jsonl").unlink()
+    run.snakemake("--cores", "2")
+    assert kept.stat().st_mtime_ns == time_of
+    assert run.files() == before
+
+
+def test_going_back_to_an_earlier_config_brings_its_database_back(finished: Run, tmp_path: Path) -> None:
+    run = finished.clone(tmp_path / "clone")
+    record = json.loads(run.one("results/tiny/index/*.json").read_text())
+    run.configure({"index": {"select": {"bbox": [-1, 43, 0, 44]}}})
+    run.snakemake("--cores", "2", "index")
+    other = json.loads(run.one("results/tiny/index/*.json").read_text())
+    assert 0 < other["rows"] < record["rows"]
+    run.configure({})
+    assert run.jobs("index") == {"build_index": 1, "index": 1}
+    run.snakemake("--cores", "2")
+    assert json.loads(run.one("results/tiny/index/*.json").read_text()) == record
+    assert Explorer(str(run.folder / "results/tiny/explorer")).table.count_rows() == record["rows"]
+
+
+def test_index_alone_notices_a_deleted_shard(finished: Run, tmp_path: Path) -> None:
+    run = finished.clone(tmp_path / "clone")
+    run.shards()[0].unlink()
+    assert run.jobs("index") == {"embed_worldcover": 1, "merge_worldcover": 1, "build_index": 1, "index": 1}
+
+
+def test_open_sea_alone_goes_the_whole_road(tmp_path: Path) -> None:
+    run = fresh(tmp_path / "run", {"worldcover": {"region": [5, 43, 6, 43.5]}})
+    run.snakemake("--cores", "2")
+    record = json.loads(run.one("results/tiny/worldcover-*/products/2021/*.json").read_text())
+    assert (record["rows"], set(record["units"])) == (0, {"empty"})
+    assert "Nothing to be done" in run.snakemake("--cores", "2")
+
+
+def test_a_folder_with_spaces_and_a_checkout_with_spaces(tmp_path: Path) -> None:
+    checkout = copied(tmp_path / "the checkout")
+    run = fresh(tmp_path / "the run", root=checkout)
+    run.snakemake("--cores", "2")
+    assert len(run.shards()) == 2
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -157,7 +207,7 @@ def processes_of(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
-@pytest.mark.parametrize("wait_for", ["embed_worldcover", "merge_worldcover", "index"])
+@pytest.mark.parametrize("wait_for", ["embed_worldcover", "merge_worldcover", "build_index"])
 def test_a_driver_killed_at_any_moment_leaves_nothing_partial(finished: Run, tmp_path: Path, wait_for: str) -> None:
     run = fresh(tmp_path / "run")
     driver = subprocess.Popen(
@@ -169,7 +219,9 @@ def test_a_driver_killed_at_any_moment_leaves_nothing_partial(finished: Run, tmp
     )
     until = time.monotonic() + 60
     while not any(
-        (run.folder / "logs").rglob(f"{wait_for}*/*") if wait_for != "index" else (run.folder / "logs").rglob("index*")
+        (run.folder / "logs").rglob(f"{wait_for}*/*")
+        if wait_for != "build_index"
+        else (run.folder / "logs").rglob("build_index*")
     ):
         assert time.monotonic() < until
         assert driver.poll() is None, (tmp_path / "said").read_text()
@@ -234,7 +286,7 @@ def test_report_shows_map_ledger_and_contact_sheet(finished: Run, tmp_path: Path
     report = tmp_path / "report.html"
     run.snakemake("--report", str(report))
     text = report.read_text()
-    for name in ("coverage.png", "ledger.html", "similar.png"):
+    for name in ("coverage.png", "ledger.html", "similar-"):
         assert name in text
     assert ".parquet" not in text, "shards do not belong into a report"
 

@@ -1,0 +1,35 @@
+"""How GDAL is asked: bounded, patient and anonymous where the bucket is public. Used wherever a raster is opened."""
+
+import os
+from typing import Any
+
+import rasterio
+
+from scripts.kiln.storage import PUBLIC, is_s3, split_s3
+
+OPTIONS: dict[str, Any] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no look for side files, which over http is a request each
+    "GDAL_HTTP_MAX_RETRY": "5",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_LOW_SPEED_TIME": "60",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+    "GDAL_CACHEMAX": 256 << 20,  # bytes; by default a twentieth of the machine, though no block is wanted twice
+}
+
+
+def environment(uri: str) -> rasterio.Env:
+    """The context to open and read a raster at `uri` in, with the AWS_* settings that the rest of Kiln uses."""
+    options = dict(OPTIONS)
+    if is_s3(uri) and (region := PUBLIC.get(split_s3(uri)[0])):
+        options |= {"AWS_NO_SIGN_REQUEST": "YES", "AWS_REGION": region}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL", ""):  # GDAL has a name of its own for it
+        scheme, _, host = endpoint.partition("://")
+        options |= {
+            "AWS_S3_ENDPOINT": host,
+            "AWS_HTTPS": "YES" if scheme == "https" else "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+        }
+    return rasterio.Env(**options)
