@@ -76,10 +76,15 @@ def weights_path():
     return f"results/models/{WEIGHTS_DIGEST[:8]}-{config['model']['precision']}.safetensors"
 
 
+def finished_work():
+    """Whether shards of this run may exist, which a plan or weights made again must not redo."""
+    return bool(STORAGE_ROOT) or any(os.path.isdir(f"{d.folder}/shards") for d in DATASETS.values())
+
+
 def encoder(wildcards):
-    """The weights, as input of an embedding job. A checkpoint, or weights made again would redo finished shards."""
+    """The weights, as input of an embedding job: a checkpoint where there is finished work, or it would be redone."""
     pinned(None)
-    return checkpoints.encoder_weights.get().output[0]
+    return checkpoints.encoder_weights.get().output[0] if FINISHED_WORK else weights_path()
 
 
 @dataclass(frozen=True)
@@ -129,11 +134,12 @@ def existing(folder, names):
 
 
 def plan_of(dataset, wildcards):
-    """A partition's plan. A checkpoint, or a plan made again would redo finished shards."""
-    planned = getattr(checkpoints, f"plan_{dataset}").get(
-        partition=wildcards.partition, digest=DATASETS[dataset].plan_digest(wildcards.partition)
-    )
-    return planned.output[0]
+    """A partition's plan: a checkpoint where there is finished work, or it would be redone."""
+    made, partition = DATASETS[dataset], wildcards.partition
+    if not FINISHED_WORK:
+        return made.plans[partition]
+    planner = getattr(checkpoints, f"plan_{dataset}")
+    return planner.get(partition=partition, digest=made.plan_digest(partition)).output[0]
 
 
 def shards_of(dataset, wildcards):

@@ -1,6 +1,7 @@
 # Merged products -> the explorer database, and pictures to look at.
 
 
+FINISHED_WORK = finished_work()  # looked at once: it must not change while jobs run
 DATABASE = f"{RUN}/explorer"
 INDEX_DIGEST = identity.digest([selected(), SELECT])[:16]
 INDEX_RECORD = f"{RUN}/index/{INDEX_DIGEST}.json"
