@@ -128,7 +128,10 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
         sources = about.pop("sources")
         if whole and any(whole[k] != about[k] for k in ("fingerprint", "partition", "storage", "dimensions")):
             raise ConfigError(f"{path}: made with other settings than {shards[0]}; they cannot be one product")
-        whole = whole or {**about, "sources": {}}
+        versions = about.pop("software")
+        whole = whole or {**about, "sources": {}, "software": []}
+        if versions not in whole["software"]:
+            whole["software"].append(versions)  # shards of several machines may differ
         whole["sources"].update(sources)
     whole["sources"] = dict(sorted(whole["sources"].items()))
     return whole

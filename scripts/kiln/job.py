@@ -91,23 +91,32 @@ def run(
     from scripts.kiln import clay, engine, table  # here: torch is slow to import, and --help should not be
 
     about_weights = clay.read_about(args.weights)
-    identity = fingerprint(
-        dataset,
-        weights=about_weights["sha256"],
-        precision=about_weights["precision"],
-        dtype=args.storage,
-        metadata=metadata,
-        gsd=args.gsd,
-        max_nodata=args.max_nodata,
-        max_cloud=max_cloud,
-        lattice=lattice,
-    )
+    settings = {
+        "weights": about_weights["sha256"],
+        "precision": about_weights["precision"],
+        "dtype": args.storage,
+        "metadata": metadata,
+        "gsd": args.gsd,
+        "max_nodata": args.max_nodata,
+        "max_cloud": max_cloud,
+        "lattice": lattice,
+    }
+    identity = fingerprint(dataset, **settings)
     if args.expect_fingerprint and not identity.startswith(args.expect_fingerprint):
         raise ConfigError(
             f"these flags and weights have the fingerprint {identity[:8]}, but {args.expect_fingerprint} is expected: "
             "the weights are another file, or flags and folder do not belong together"
         )
-    about = _about(about_weights, identity, source, dataset, line, args, lattice, metadata, gsd, max_cloud)
+    about = {
+        "dataset": dataset,
+        "partition": line["partition"],
+        "fingerprint": identity,
+        "recipes": {m: recipe(m) for m in ("clay", dataset)},
+        **_model(about_weights),
+        **_pixels(source, settings, gsd),
+        "software": _software(),
+        "sources": source.provenance(),
+    }
     policy = engine.Policy("zeros" if metadata == "zeros" else "as_trained", gsd, args.storage)
     budget = engine.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
     with storage.atomic(args.output) as partial:
@@ -141,29 +150,9 @@ def _loader(args: argparse.Namespace, precision: str) -> Callable[[], Any]:
     return load
 
 
-def _about(
-    weights: dict[str, Any],
-    identity: str,
-    source: Source,
-    dataset: str,
-    line: dict[str, Any],
-    args: argparse.Namespace,
-    lattice: dict[str, Any],
-    metadata: str,
-    gsd: float,
-    max_cloud: float | None,
-) -> dict[str, Any]:
-    """The `kiln` metadata of a file: how every vector in it came to be."""
-    import numpy
-    import pyarrow
-    import rasterio
-    import torch
-
-    sensor = source.sensor
+def _model(weights: dict[str, Any]) -> dict[str, Any]:
+    """Of the `kiln` metadata: which weights made the vectors."""
     return {
-        "dataset": dataset,
-        "partition": line["partition"],
-        "fingerprint": identity,
         "model": MODEL,
         "weights_sha256": weights["sha256"],
         "checkpoint": weights.get("checkpoint", ""),
@@ -171,23 +160,37 @@ def _about(
         "embedding": "class",
         "dimensions": weights["geometry"]["dim"],
         "precision": weights["precision"],
-        "storage": args.storage,
+    }
+
+
+def _pixels(source: Source, settings: dict[str, Any], gsd: float) -> dict[str, Any]:
+    """Of the `kiln` metadata: what the model was shown, and in which type its vectors are kept."""
+    sensor = source.sensor
+    return {
+        "storage": settings["dtype"],
         "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
         "wavelengths": sensor.wavelengths,
         "gsd": gsd,
-        "metadata": metadata,
-        "chip_size": lattice["chip_size"],
-        "lattice": lattice,
-        "limits": {"max_nodata": args.max_nodata, "max_cloud": max_cloud},
-        "recipes": {m: recipe(m) for m in ("clay", dataset)},
-        "software": {
-            "kiln": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-            "pyarrow": pyarrow.__version__,
-            "rasterio": rasterio.__version__,
-            "gdal": rasterio.__gdal_version__,
-        },
-        "sources": source.provenance(),
+        "metadata": settings["metadata"],
+        "chip_size": settings["lattice"]["chip_size"],
+        "lattice": settings["lattice"],
+        "limits": {"max_nodata": settings["max_nodata"], "max_cloud": settings["max_cloud"]},
+    }
+
+
+def _software() -> dict[str, str]:
+    """Of the `kiln` metadata: versions of what had a hand in the vectors."""
+    import numpy
+    import pyarrow
+    import rasterio
+    import torch
+
+    return {
+        "kiln": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "pyarrow": pyarrow.__version__,
+        "rasterio": rasterio.__version__,
+        "gdal": rasterio.__gdal_version__,
     }

@@ -343,3 +343,27 @@ def test_on_object_storage(s3_endpoint: str, finished: Run, tmp_path: Path) -> N
     assert "Nothing to be done" in clone.snakemake("--cores", "1", *storage, **environment)
     client.delete_object(Bucket="kiln-run", Key=shard)
     assert job_counts(clone.snakemake("-n", *storage, **environment)) == {"embed_worldcover": 1, **REDO, "all": 1}
+
+
+def test_a_tile_of_real_pixels_goes_the_whole_road(shared: Path | None, tmp_path: Path) -> None:
+    """A degree at a tenth of the resolution, a third of it nodata; where it is not at hand, a made-up one."""
+    if shared is not None:
+        archive = str(shared / "archive" / "esa-worldcover-s2" / "rgbnir_1200px")
+        world = {"archive": archive, "years": [2020], "region": [-12, 24, -11, 25], "chip_size": 128}
+    else:
+        make_archive(tmp_path / "made", tiles=["N43W002"], years=[2020], ppd=1200, seed=7)
+        world = {
+            "archive": str(tmp_path / "made/rgbnir"),
+            "years": [2020],
+            "region": [-2, 43, -1, 44],
+            "chip_size": 128,
+        }
+    run = Run(tmp_path, {"worldcover": {**world, "pixels_per_degree": 1200, "columns_per_shard": 6}})
+    run.snakemake("--cores", "2")
+    record = json.loads(run.one("results/tiny/worldcover-*/products/2020/*.json").read_text())
+    counts = record["counts"]
+    assert counts["embedded"] > 30
+    assert counts["skipped_nodata"] > 5
+    assert counts["expected"] == counts["embedded"] + counts["skipped_nodata"]
+    assert json.loads(run.one("results/tiny/index/*.json").read_text())["rows"] == counts["embedded"]
+    assert run.one("results/tiny/pictures/*/similar-*.png").stat().st_size > 50_000
