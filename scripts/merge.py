@@ -88,7 +88,7 @@ def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memo
     n = len(order.rank)
     if not n:
         return
-    columns = open_shard(shards[0]).schema_arrow.remove_metadata()
+    columns = pa.schema([f.with_type(_plain(f.type)) for f in open_shard(shards[0]).schema_arrow])
     size = columns.field("embeddings").type
     row_bytes = size.list_size * size.value_type.bit_width // 8 + 1024  # and what the other columns take, about
     per_bucket = max(1, memory // (4 * row_group * row_bytes)) * row_group
@@ -115,6 +115,11 @@ def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memo
                 for first in range(0, len(rows), row_group):
                     yield rows.take(index[first : first + row_group]).drop_columns("rank").combine_chunks()
             path.unlink()
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type on the way through the buckets: Arrow files cannot change a column's dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:

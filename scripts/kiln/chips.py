@@ -76,6 +76,16 @@ class Dropped:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A unit turned out to hold `expected` chips, where the plan could only estimate; what was noticed on the way."""
+
+    unit_id: str
+    expected: int
+    etag: str = ""
+    notes: tuple[str, ...] = ()
+
+
 class Source(Protocol):
     """A dataset's pixels: the only part that differs between datasets."""
 
@@ -91,8 +101,8 @@ class Source(Protocol):
     def reads(self) -> Iterable[Read]:
         """What to read, in order; every byte of the archive once."""
 
-    def chips(self, loaded: Iterator[Loaded]) -> Iterator[Chip | Dropped]:
+    def chips(self, loaded: Iterator[Loaded]) -> Iterator["Chip | Dropped | Opened"]:
         """Chips cut from what was read, with an account of those that are not to be encoded."""
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """Each source file's URI with its ETag (local files: size)."""
+        """Each source file's URI with its ETag (local files: size); known after `check`."""

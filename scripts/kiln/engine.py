@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 
 from scripts.kiln import table
-from scripts.kiln.chips import Chip, Dropped, Loaded, Read, Source
+from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Source
 from scripts.kiln.clay import ClayEncoder, encode_latlon, encode_time
 from scripts.kiln.errors import SourceError, TooManyFailuresError
 from scripts.kiln.progress import Progress
@@ -128,13 +128,13 @@ class Batch:
     """Chips to encode together and what was dropped on the way to them."""
 
     chips: list[Chip]
-    dropped: list[Dropped]
+    dropped: list[Dropped | Opened]
 
 
-def _batches(events: Iterator[Chip | Dropped], size: int) -> Iterator[Batch]:
+def _batches(events: Iterator[Chip | Dropped | Opened], size: int) -> Iterator[Batch]:
     """Batches filled across tiles and units; long stretches without a chip are reported as they go."""
     chips: list[Chip] = []
-    dropped: list[Dropped] = []
+    dropped: list[Dropped | Opened] = []
     for event in events:
         if isinstance(event, Chip):
             chips.append(event)
@@ -215,11 +215,11 @@ def embed(
             reads[1] += read.nbytes
             yield read
 
-    def events() -> Iterator[Chip | Dropped]:
+    def events() -> Iterator[Chip | Dropped | Opened]:
         with closing(read_ahead(counted(), budget.read_threads, budget.read_ahead)) as loaded:
             yield from source.chips(loaded)
 
-    columns = table.schema(dim, policy.storage, source.columns, about)
+    columns = table.schema(dim, policy.storage, source.columns, {**about, "sources": source.provenance()})
     progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
     embedder: Embedder | None = None
     waited = encoded = 0.0
@@ -232,9 +232,14 @@ def embed(
                 if batch is None:
                     break
                 got = time.monotonic()
-                for drop in batch.dropped:
-                    entries[drop.unit_id].drop(drop)
-                    progress.advance(drop.count)
+                for event in batch.dropped:
+                    entry = entries[event.unit_id]
+                    if isinstance(event, Opened):
+                        progress.grow(event.expected - entry.unit.expected)
+                        entry.open(event)
+                    else:
+                        entry.drop(event)
+                        progress.advance(event.count)
                 if not batch.chips:
                     continue
                 if embedder is None:

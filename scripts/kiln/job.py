@@ -115,7 +115,6 @@ def run(
         **_model(about_weights),
         **_pixels(source, settings, gsd),
         "software": _software(),
-        "sources": source.provenance(),
     }
     policy = engine.Policy("zeros" if metadata == "zeros" else "as_trained", gsd, args.storage)
     budget = engine.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)

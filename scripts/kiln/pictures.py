@@ -22,7 +22,10 @@ from scripts.kiln.errors import KilnError, SourceError
 from scripts.kiln.storage import TIMEOUT
 
 SIZE = 256  # pixels of a picture's side
-STRETCH = {"worldcover": ((1, 2, 3), 0.0, 4000.0, 0.6)}  # bands of R G B, black, white (digital numbers), gamma
+STRETCH = {
+    "worldcover": ((1, 2, 3), 0.0, 4000.0, 0.6),
+    "naip": ((1, 2, 3), 0.0, 255.0, 1.0),
+}  # bands of R G B, black, white (digital numbers), gamma
 
 
 @dataclass(frozen=True)

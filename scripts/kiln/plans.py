@@ -1,18 +1,27 @@
 """Plans: files of one JSON line per shard, written by `scripts/plan_*`, read by everything after."""
 
+import gzip
 import json
+import zlib
 from typing import Any
 
 from scripts.kiln import storage
 from scripts.kiln.errors import ConfigError
 
+GZIP = b"\x1f\x8b"
 INDEX = "AWS_BATCH_JOB_ARRAY_INDEX"  # set by AWS Batch in the children of an array job
 
 
 def read_plan(uri: str) -> list[dict[str, Any]]:
     """The plan's shards. Raises ConfigError for a file that is no plan."""
     lines = []
-    for n, line in enumerate(storage.read_bytes(uri).decode("utf-8", "replace").splitlines(), 1):
+    data = storage.read_bytes(uri)
+    if data.startswith(GZIP):
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            raise ConfigError(f"{uri}: a damaged plan ({e}); make it again") from e
+    for n, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         try:
             shard = json.loads(line)
             if not {"dataset", "shard", "partition", "units", "expected", "bytes"} <= set(shard):

@@ -36,6 +36,12 @@ class Progress:
                 self.what, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate, _duration(left),
             )  # fmt: skip
 
+    def grow(self, more: int) -> None:
+        """Expect `more` chips than before, or fewer."""
+        self.total += more
+        if self._bar is not None:
+            self._bar.total = self.total
+
     @property
     def rate(self) -> float:
         """Chips encoded per second since the start."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import rasterio
 
+from scripts.kiln.errors import TransientError
 from scripts.kiln.storage import PUBLIC, is_s3, split_s3
 
 OPTIONS: dict[str, Any] = {
@@ -33,3 +34,16 @@ def environment(uri: str) -> rasterio.Env:
             "AWS_VIRTUAL_HOSTING": "FALSE",
         }
     return rasterio.Env(**options)
+
+
+def reason(e: BaseException) -> str:
+    """What GDAL said, from the exception and its causes; a failing host or quota is TransientError, raised here."""
+    said = []
+    while e is not None:
+        said.append(str(e))
+        e = e.__cause__ or e.__context__
+    text = "; ".join(dict.fromkeys(said))
+    passing = ("response_code=5", "response code: 5", "response code: 429", "Could not resolve", "timed out", "Timeout")
+    if any(p in text for p in passing):
+        raise TransientError(text)
+    return text[:200]

@@ -39,4 +39,12 @@ def select(sensor: Sensor, name: str, bands: tuple[str, ...]) -> Sensor:
 
 
 WORLDCOVER = select(SENTINEL2, "worldcover-s2-rgbnir", ("red", "green", "blue", "nir"))
-SENSORS = {"worldcover": WORLDCOVER}
+NAIP = Sensor(
+    "naip",
+    ("red", "green", "blue", "nir"),
+    (110.16, 115.41, 98.15, 139.04),
+    (47.23, 39.82, 35.43, 49.86),
+    (0.65, 0.56, 0.48, 0.842),
+    1.0,
+)
+SENSORS = {"worldcover": WORLDCOVER, "naip": NAIP}

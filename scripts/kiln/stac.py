@@ -27,6 +27,13 @@ SOURCES: dict[str, dict[str, Any]] = {
         "provider": "VITO / ESA WorldCover, contains modified Copernicus Sentinel data",
         "temporal_resolution": "annual",
     },
+    "naip": {
+        "title": "NAIP aerial imagery, Clay embeddings",
+        "href": "https://registry.opendata.aws/naip/",
+        "license": "CC-PDDC",
+        "provider": "USDA Farm Service Agency",
+        "temporal_resolution": "single_acquisition",
+    },
 }
 
 
@@ -43,12 +50,12 @@ class Part:
 
 
 def period(about: dict[str, Any], parts: Sequence[Part]) -> tuple[datetime, datetime]:
-    """What a partition really covers in time: the year of a composite, else its first and last acquisition."""
-    year = int(about["partition"][:4]) if about["dataset"] == "worldcover" else None
-    if year is not None:
-        return datetime(year, 1, 1, tzinfo=UTC), datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
+    """What a partition covers in time: first and last acquisition, or its year, as of composites and undated scenes."""
     times = [t for p in parts for t in p.span if t is not None]
-    return (min(times), max(times)) if times else (datetime(1970, 1, 1, tzinfo=UTC),) * 2
+    if times and about["dataset"] != "worldcover":
+        return min(times), max(times)
+    year = int(about["partition"].rpartition("-")[2])  # `2021`, or `id-2015`, whose scenes have no dates
+    return datetime(year, 1, 1, tzinfo=UTC), datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
 def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int]) -> tuple[dict, list[dict]]:

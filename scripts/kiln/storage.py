@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,8 @@ DISK = {  # what a disk says that a person can mend
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 PUBLIC = {"esa-worldcover-s2": "eu-central-1"}  # archives read without credentials, and their regions
+PAID = {"naip-analytic": "us-west-2"}  # archives whose readers pay for requests and transfer, and their regions
+RANGE, RANGES = 16 << 20, 8  # bytes of a ranged read, and how many at a time
 CHUNK = 1 << 22  # bytes read at a time
 TIMEOUT = (10, 60)  # seconds to connect, and between bytes
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)  # of a connection
@@ -74,6 +77,10 @@ def split_s3(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+def _payer(bucket: str) -> dict[str, str]:
+    return {"RequestPayer": "requester"} if bucket in PAID else {}
+
+
 @cache
 def s3_client(bucket: str) -> Any:
     """A boto3 client for a bucket, retrying as AWS advises; without credentials for the public archives."""
@@ -97,6 +104,8 @@ def named_errors(uri: str) -> Iterator[None]:
         status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in TRANSIENT_CODES or status in TRANSIENT_STATUS:
             raise TransientError(f"{uri}: the store answers {code or status}; try again later") from e
+        if status == 412:
+            raise SourceError(f"{uri}: changed while it was read") from e
         if status == 404:
             raise SourceError(f"{uri}: does not exist") from e
         if status == 403:
@@ -127,7 +136,7 @@ def stat(uri: str) -> Stat | None:
         if is_s3(uri):
             bucket, key = split_s3(uri)
             try:
-                head = s3_client(bucket).head_object(Bucket=bucket, Key=key)
+                head = s3_client(bucket).head_object(Bucket=bucket, Key=key, **_payer(bucket))
             except s3_client(bucket).exceptions.ClientError as e:
                 if e.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                     return None
@@ -138,8 +147,7 @@ def stat(uri: str) -> Stat | None:
             if response.status_code in (404, 410):
                 return None
             http_check(response)
-            etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
-            return Stat(int(response.headers.get("Content-Length", -1)), etag)
+            return Stat(int(response.headers.get("Content-Length", -1)), _etag(response))
         path = _path(uri)
         return Stat(path.stat().st_size) if path.is_file() else None
 
@@ -152,7 +160,9 @@ def listing(prefix: str) -> dict[str, Stat]:
     with named_errors(prefix):
         if is_s3(prefix):
             bucket, key = split_s3(join(prefix, ""))
-            pages = s3_client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+            pages = (
+                s3_client(bucket).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key, **_payer(bucket))
+            )
             for page in pages:
                 for entry in page.get("Contents", []):
                     found[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'))
@@ -168,10 +178,48 @@ def read_bytes(uri: str) -> bytes:
     with named_errors(uri):
         if is_s3(uri):
             bucket, key = split_s3(uri)
-            return s3_client(bucket).get_object(Bucket=bucket, Key=key)["Body"].read()
+            return s3_client(bucket).get_object(Bucket=bucket, Key=key, **_payer(bucket))["Body"].read()
         if is_http(uri):
             return http_check(requests.get(uri, timeout=TIMEOUT)).content
         return _path(uri).read_bytes()
+
+
+def read_ranges(uri: str, source: Stat) -> bytes:
+    """The whole of a remote file whose size and ETag are known, in parallel ranged reads.
+
+    Raises SourceError if it is another version by now; TransientError if less of it came.
+    """
+    if source.size < 0:  # a server that tells no size
+        return read_bytes(uri)
+    spans = [(a, min(a + RANGE, source.size) - 1) for a in range(0, source.size, RANGE)]
+    whole, ranged = _range(uri, *spans[0], source.etag)
+    if ranged and len(spans) > 1:
+        with ThreadPoolExecutor(RANGES) as pool:
+            whole = b"".join(
+                [whole, *(part for part, _ in pool.map(lambda s: _range(uri, *s, source.etag), spans[1:]))]
+            )
+    if len(whole) != source.size:
+        raise TransientError(f"{uri}: {len(whole)} of {source.size} bytes came; try again")
+    return whole
+
+
+def _range(uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
+    """Bytes `first` to `last`, and whether the server knows ranges: else it is all of them."""
+    wanted = f"bytes={first}-{last}"
+    with named_errors(uri):
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            same = {"IfMatch": etag} if etag else {}
+            answer = s3_client(bucket).get_object(Bucket=bucket, Key=key, Range=wanted, **same, **_payer(bucket))
+            return answer["Body"].read(), True
+        response = http_check(requests.get(uri, headers={"Range": wanted}, timeout=TIMEOUT))
+        if etag and _etag(response) not in ("", etag):
+            raise SourceError(f"{uri}: changed while it was read")
+        return response.content, response.status_code == 206
+
+
+def _etag(response: requests.Response) -> str:
+    return response.headers.get("ETag", "").removeprefix("W/").strip('"')
 
 
 def _partial(path: Path) -> Path:
@@ -318,7 +366,9 @@ def _chunks(uri: str, start: int, source: Stat) -> tuple[int, Iterator[bytes]]:
     if is_s3(uri):
         bucket, key = split_s3(uri)
         where = {"Range": f"bytes={start}-"} if start else {}
-        body = s3_client(bucket).get_object(Bucket=bucket, Key=key, IfMatch=source.etag, **where)["Body"]
+        body = s3_client(bucket).get_object(Bucket=bucket, Key=key, IfMatch=source.etag, **where, **_payer(bucket))[
+            "Body"
+        ]
         return start, body.iter_chunks(CHUNK)
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{source.etag}"'} if start else {}
     response = http_check(requests.get(uri, headers=headers, stream=True, timeout=TIMEOUT))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from scripts.kiln.chips import Chip, Dropped, Unit
+from scripts.kiln.chips import Chip, Dropped, Opened, Unit
 from scripts.kiln.errors import SourceError
 from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
 
@@ -151,6 +151,11 @@ class Entry:
         told = self.reasons if what.kind == "failed" else self.why_empty
         if what.reason and what.reason not in told:
             told.append(what.reason)
+
+    def open(self, what: Opened) -> None:
+        """Take what the unit turned out to be."""
+        self.unit = replace(self.unit, expected=what.expected, expected_known=True, etag=what.etag or self.unit.etag)
+        self.notes.extend(what.notes)
 
     @property
     def accounted(self) -> int:

@@ -23,7 +23,7 @@ from rasterio.windows import Window
 
 from scripts.kiln import raster, storage
 from scripts.kiln.chips import Chip, Dropped, Loaded, Read, Unit
-from scripts.kiln.errors import ConfigError, SourceError, TransientError
+from scripts.kiln.errors import ConfigError, SourceError
 from scripts.kiln.fingerprint import digest
 from scripts.kiln.lattice import Column, Lattice, check_encode, chip_id, unit_id
 from scripts.kiln.sensors import WORLDCOVER
@@ -226,7 +226,7 @@ class WorldCoverSource:
                     self._forget(strip.tile)
                     if last or not storage.is_remote(strip.tile.uri):
                         self._same(strip.tile)
-                        raise SourceError(f"{strip.tile.uri}: unreadable ({_reason(e)})") from e
+                        raise SourceError(f"{strip.tile.uri}: unreadable ({raster.reason(e)})") from e
         raise AssertionError
 
     def _open(self, tile: Tile) -> rasterio.DatasetReader:
@@ -239,7 +239,7 @@ class WorldCoverSource:
             dataset = rasterio.open(tile.uri)
         except RasterioError as e:
             self._same(tile)
-            raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({_reason(e)})") from e
+            raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({raster.reason(e)})") from e
         try:
             self._fits(tile, dataset)
         except SourceError:
@@ -368,16 +368,3 @@ class WorldCoverSource:
                 if count := int(np.count_nonzero(valid[rows, cols])):
                     shares.append((count, self.tiles[tile_name(west - 180, 89 - north)]))
         return [tile for _, tile in sorted(shares, key=lambda s: -s[0])]
-
-
-def _reason(e: BaseException) -> str:
-    """What GDAL said, from the exception and its causes; a failing host or quota is TransientError, raised here."""
-    said = []
-    while e is not None:
-        said.append(str(e))
-        e = e.__cause__ or e.__context__
-    text = "; ".join(dict.fromkeys(said))
-    passing = ("response_code=5", "response code: 5", "response code: 429", "Could not resolve", "timed out", "Timeout")
-    if any(p in text for p in passing):
-        raise TransientError(text)
-    return text[:200]

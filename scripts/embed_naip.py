@@ -1,0 +1,45 @@
+"""Embed one shard of NAIP scenes: scenes in, an embeddings file and its ledger out.
+
+By hand, the first shard of a plan:
+
+    python -m scripts.plan_naip --manifest manifest.zip --states nd --years 2019 --output plan.jsonl.gz
+    python -m scripts.embed_naip --units plan.jsonl.gz --index 0 --folder shards \\
+        --weights results/models/1234abcd-float32.safetensors
+
+In an AWS Batch array job --index may be left out, and an index past the last line is no error. A finished shard is
+left alone. Scenes that cannot be read are `failed` rows of the ledger, which is put in place just before the file.
+"""
+
+from scripts.kiln import cli, job
+from scripts.kiln.errors import ConfigError
+from scripts.kiln.naip import NaipSource
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Embed one shard."""
+    p = job.parser(__doc__, "scripts.embed_naip")
+    own = p.add_argument_group("NAIP")
+    own.add_argument("--chip-size", type=int, default=256, help="pixels of a chip's side")
+    own.add_argument("--edge", choices=("drop", "flush"), default="drop", help="what is less than a chip at the edges")
+    own.add_argument(
+        "--metadata", choices=("as_trained", "zeros"), default="as_trained", help="date and place told to the model"
+    )
+    args = p.parse_args(argv)
+
+    def work() -> None:
+        line = job.choose(args, "naip")
+        if line is None:
+            return
+        source = NaipSource(
+            line["units"], archive=line["archive"], chip=args.chip_size, max_nodata=args.max_nodata, edge=args.edge
+        )
+        layout = {"chip_size": args.chip_size, "lattice": "scene", "edge": args.edge}
+        if args.gsd == "actual":
+            raise ConfigError("--gsd actual: NAIP's scenes differ in it; as_trained is what the model knows")
+        job.run(args, line, source, dataset="naip", lattice=layout, metadata=args.metadata, gsd=source.sensor.gsd)
+
+    cli.run(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,479 @@
+"""NAIP's scenes: where chips are cut and lie, what counts as nodata, and how broken or remote files are read."""
+
+import boto3
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+
+from scripts.kiln import storage
+from scripts.kiln.chips import Chip, Dropped, Opened
+from scripts.kiln.engine import read_ahead
+from scripts.kiln.errors import ConfigError, SourceError, TransientError
+from scripts.kiln.naip import NaipSource, parse_key
+
+CHIP = 16
+KEY = "nd/2019/100cm/rgbir_cog/47099/m_4709963_se_14_1_20190904.tif"
+OTHER = "va/2016/100cm/rgbir_cog/37078/m_3707801_ne_17_1_20160620.tif"
+UNDATED = "id/2015/100cm/rgbir_cog/48117/m_4811716_se_11_1.tif"
+PLACE = from_origin(500_000, 5_209_000, 1, 1)
+COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+
+
+def scene_pixels(height=40, width=56, seed=1, bands=4, dtype="uint8"):
+    """[bands, height, width] above 0."""
+    return np.random.default_rng(seed).integers(1, 255, (bands, height, width)).astype(dtype)
+
+
+def write_scene(root, key, pixels, colours=None, **profile):
+    """A scene in its place; `profile` overrides what rasterio is told."""
+    path = root / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, height, width = pixels.shape
+    told = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": pixels.dtype}
+    told |= {"crs": "EPSG:26914", "transform": PLACE, "compress": "deflate", **profile}
+    if colours:
+        told |= {"photometric": "RGB", "alpha": "unspecified" if ColorInterp.alpha in colours else "no"}
+    with rasterio.open(path, "w", **told) as file:
+        if colours:
+            file.colorinterp = colours
+        file.write(pixels)
+    return path
+
+
+def make(root, *keys, chip=CHIP, max_nodata=0.05, edge="drop"):
+    return NaipSource(keys or [KEY], archive=str(root), chip=chip, max_nodata=max_nodata, edge=edge)
+
+
+def events(source):
+    """All that a source gives, after its check."""
+    source.check()
+    return list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
+
+
+def cut(source):
+    return [e for e in events(source) if isinstance(e, Chip)]
+
+
+def dropped(source):
+    return [(e.unit_id, e.kind, e.count, e.reason) for e in events(source) if isinstance(e, Dropped)]
+
+
+def only_reason(source):
+    """Why the only scene failed; that nothing else came of it."""
+    (event,) = events(source)
+    assert isinstance(event, Dropped)
+    assert (event.kind, event.count) == ("failed", parse_key(KEY).estimate(CHIP)[0])
+    return event.reason
+
+
+# ------------------------------------------------------------------------------------------------ where chips are
+
+
+@pytest.mark.parametrize(
+    ("edge", "height", "width", "rows", "cols"),
+    [
+        ("drop", 40, 56, [0, 16], [0, 16, 32]),
+        ("flush", 40, 56, [0, 16, 24], [0, 16, 32, 40]),
+        ("flush", 32, 48, [0, 16], [0, 16, 32]),
+        ("flush", 33, 47, [0, 16, 17], [0, 16, 31]),
+        ("drop", 16, 31, [0], [0]),
+        ("flush", 16, 17, [0], [0, 1]),
+    ],
+)
+def test_chips_from_the_top_left_equal_a_windowed_read_of_the_file(tmp_path, edge, height, width, rows, cols):
+    path = write_scene(tmp_path, KEY, scene_pixels(height, width))
+    chips = cut(make(tmp_path, edge=edge))
+    unit = "naip:nd:2019:m_4709963_se_14_1_20190904"
+    places = [(y, x, r, c) for r, y in enumerate(rows) for c, x in enumerate(cols)]
+    assert [c.chip_id for c in chips] == [f"{unit}:{c}:{r}" for _, _, r, c in places]
+    with rasterio.open(path) as file:
+        for chip, (y, x, row, col) in zip(chips, places, strict=True):
+            assert np.array_equal(chip.pixels, file.read(window=Window(x, y, CHIP, CHIP)))
+            assert (chip.col, chip.row) == (col, row)
+            assert (chip.x0, chip.y0) == file.xy(y, x, offset="ul")
+
+
+@pytest.mark.parametrize("gsd", [0.5, 0.6, 1.0, 5.0])
+@pytest.mark.parametrize("epsg", [26910, 26914, 26919])
+def test_footprints_and_centres_follow_the_files_own_transform_and_crs(tmp_path, gsd, epsg):
+    transform = from_origin(612_345.25, 4_207_739.5, gsd, gsd)
+    path = write_scene(tmp_path, KEY, scene_pixels(), crs=f"EPSG:{epsg}", transform=transform)
+    chips = cut(make(tmp_path, edge="flush"))
+    assert len(chips) == 12
+    to_degrees = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True).transform
+    with rasterio.open(path) as file:
+        for chip in chips:
+            row, col = file.index(chip.x0 + gsd / 2, chip.y0 - gsd / 2)
+            corners = [(row, col), (row + CHIP, col), (row + CHIP, col + CHIP), (row, col + CHIP)]
+            ring = [to_degrees(*file.xy(r, c, offset="ul")) for r, c in corners]
+            np.testing.assert_allclose(shapely.get_coordinates(chip.footprint)[:4], ring, rtol=0, atol=1e-10)
+            assert chip.footprint.exterior.is_ccw
+            middle = to_degrees(*file.xy(row + CHIP / 2, col + CHIP / 2, offset="ul"))
+            assert chip.center == pytest.approx(middle, abs=1e-10)
+            assert (chip.crs, chip.pixel_size) == (f"EPSG:{epsg}", pytest.approx(gsd))
+
+
+def test_a_row_tells_its_scene_state_year_and_day(tmp_path):
+    write_scene(tmp_path, KEY, scene_pixels(16, 16))
+    (chip,) = cut(make(tmp_path))
+    assert (chip.unit_id, chip.item_id) == (
+        "naip:nd:2019:m_4709963_se_14_1_20190904",
+        "m_4709963_se_14_1_20190904",
+    )
+    assert chip.extra == {"state": "nd", "year": 2019}
+    assert chip.datetime.isoformat() == "2019-09-04T00:00:00+00:00"
+    assert (chip.source, chip.sources) == (f"{tmp_path}/{KEY}", (f"{tmp_path}/{KEY}",))
+    assert (chip.nodata_fraction, chip.cloud_fraction) == (0, None)
+
+
+def test_a_stem_that_occurs_in_two_states_gives_ids_that_differ(tmp_path):
+    twice = [KEY, KEY.replace("nd/", "mn/"), KEY.replace("2019/", "2020/")]
+    for key in twice:
+        write_scene(tmp_path, key, scene_pixels())
+    ids = [c.chip_id for c in cut(make(tmp_path, *twice, edge="flush"))]
+    assert len(ids) == len(set(ids)) == 36
+
+
+@pytest.mark.parametrize(("gsd", "noted"), [(1.0, False), (1.19, False), (0.81, False), (1.25, True), (0.6, True)])
+def test_a_file_wins_over_its_key_and_a_large_disagreement_is_noted(tmp_path, gsd, noted):
+    write_scene(tmp_path, KEY, scene_pixels(16, 16), transform=from_origin(0, 5e6, gsd, gsd), crs="EPSG:26914")
+    opened, chip = events(make(tmp_path))
+    assert chip.pixel_size == pytest.approx(gsd)
+    assert opened.notes == ((f"pixels of {gsd:g} m, where the key says 1 m",) if noted else ())
+
+
+def test_an_opened_scene_says_how_many_chips_it_has(tmp_path):
+    write_scene(tmp_path, KEY, scene_pixels(40, 56))
+    source = make(tmp_path)
+    opened = events(source)[0]
+    (unit,) = source.units()
+    assert (unit.expected, unit.expected_known) == (parse_key(KEY).estimate(CHIP)[0], False)
+    assert opened == Opened(unit.unit_id, 6, "", ())
+
+
+def test_a_scene_without_a_date_has_no_datetime_and_says_so(tmp_path):
+    write_scene(tmp_path, UNDATED, scene_pixels(16, 16))
+    opened, chip = events(make(tmp_path, UNDATED))
+    assert chip.datetime is None
+    assert opened.notes == ("no date in the name",)
+
+
+def test_a_scene_smaller_than_a_chip_expects_none_and_says_why(tmp_path):
+    write_scene(tmp_path, KEY, scene_pixels(15, 40))
+    opened, *rest = events(make(tmp_path, edge="flush"))
+    assert opened.expected == 0
+    assert [(d.kind, d.count) for d in rest] == [("nodata", 0)]
+    assert "smaller than a chip" in rest[0].reason
+
+
+# ---------------------------------------------------------------------------------------------------------- nodata
+
+
+def test_nodata_is_where_all_four_bands_are_zero(tmp_path):
+    pixels = scene_pixels(16, 64)
+    pixels[:, :, :2] = 0  # an eighth of the first chip
+    pixels[:, 0, 16:28] = 0  # 12 of 256 pixels of the second: just within the limit
+    pixels[:, 0, 32:45] = 0  # 13 of the third: just beyond
+    pixels[:3, :, 48:] = 0  # three bands of the fourth are dark water
+    write_scene(tmp_path, KEY, pixels, nodata=0)
+    assert [(c.col, c.nodata_fraction) for c in cut(make(tmp_path))] == [(1, 12 / 256), (3, 0)]
+    assert dropped(make(tmp_path)) == [(parse_key(KEY).unit_id, "nodata", 1, "more nodata than max_nodata")] * 2
+
+
+def test_an_empty_chip_is_dropped_whatever_the_limit(tmp_path):
+    pixels = scene_pixels(16, 32)
+    pixels[:, :, :16] = 0
+    pixels[:, 1:, 16:] = 0
+    write_scene(tmp_path, KEY, pixels)
+    assert [c.col for c in cut(make(tmp_path, max_nodata=1.0))] == [1]
+
+
+def test_zeros_in_a_band_tagged_alpha_take_no_chip_away(tmp_path):
+    pixels = scene_pixels(32, 32)
+    pixels[3] = 0
+    path = write_scene(tmp_path, KEY, pixels, (*COLOURS, ColorInterp.alpha))
+    with rasterio.open(path) as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+        assert not file.dataset_mask().any()  # what a reader who trusts the mask would lose
+    chips = cut(make(tmp_path))
+    assert [c.nodata_fraction for c in chips] == [0] * 4
+    assert np.array_equal(chips[3].pixels, pixels[:, 16:, 16:])
+
+
+def test_the_real_scene_whose_band_4_is_tagged_alpha_gives_all_its_chips(shared):
+    if not shared:
+        pytest.skip("no real scenes here")
+    path = shared / "archive" / "naip-analytic" / OTHER
+    with rasterio.open(path) as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+        whole = file.read()
+    chips = cut(make(shared / "archive" / "naip-analytic", OTHER, chip=64))
+    assert len(chips) == (510 // 64) * (597 // 64)
+    for chip in chips:
+        assert np.array_equal(chip.pixels, whole[:, chip.row * 64 :, chip.col * 64 :][:, :64, :64])
+
+
+# --------------------------------------------------------------------------------------------------- broken scenes
+
+
+def damage_truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_offsets(path):
+    """Make the file's directory point its strips beyond its end."""
+    data = bytearray(path.read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    for i in range(int.from_bytes(data[start : start + 2], "little")):
+        at = start + 2 + 12 * i
+        if int.from_bytes(data[at : at + 2], "little") == 273:  # StripOffsets
+            data[at + 8 : at + 12] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda p: p.unlink(), "does not exist"),
+        (lambda p: p.write_bytes(b""), "empty, 0 bytes"),
+        (lambda p: p.write_bytes(b"<!DOCTYPE html><html>Sign in to the proxy</html>"), "not a readable GeoTIFF"),
+        (damage_truncated, "not a readable GeoTIFF"),
+        (damage_offsets, "not a readable GeoTIFF"),
+    ],
+    ids=["missing", "zero bytes", "html", "truncated", "lying offsets"],
+)
+def test_a_file_that_is_no_scene_fails_with_a_reason(tmp_path, damage, says):
+    path = write_scene(tmp_path, KEY, scene_pixels(), compress=None, blockysize=40)
+    damage(path)
+    reason = only_reason(make(tmp_path))
+    assert reason.startswith(f"{path}: ")
+    assert says in reason
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"bands": 3}, "3 bands, want the 4 of R G B NIR"),
+        ({"bands": 5}, "5 bands, want the 4"),
+        ({"dtype": "uint16"}, "pixels are uint16, want uint8"),
+        ({"crs": None}, "no CRS or no transform"),
+        ({"transform": Affine.identity()}, "no CRS or no transform"),
+        ({"transform": PLACE * Affine.rotation(10)}, "not square and north-up"),
+        ({"transform": PLACE * Affine.rotation(90)}, "not square and north-up"),
+        ({"transform": PLACE * Affine.rotation(180)}, "not square and north-up"),
+        ({"transform": PLACE * Affine.scale(1, -1)}, "not square and north-up"),
+        ({"transform": PLACE * Affine.scale(1, 1.1)}, "not square and north-up"),
+    ],
+    ids=[
+        "3 bands",
+        "5 bands",
+        "uint16",
+        "no crs",
+        "no place",
+        "rotated",
+        "quarter turn",
+        "half turn",
+        "flip",
+        "oblong",
+    ],
+)
+def test_a_raster_that_is_no_naip_scene_fails_with_a_reason(tmp_path, told, says):
+    pixels = scene_pixels(bands=told.pop("bands", 4), dtype=told.pop("dtype", "uint8"))
+    write_scene(tmp_path, KEY, pixels, **told)
+    assert says in only_reason(make(tmp_path))
+
+
+def test_a_crs_that_leads_nowhere_on_earth_fails_with_a_reason(tmp_path):
+    write_scene(tmp_path, KEY, scene_pixels(), crs='LOCAL_CS["drawing board",UNIT["metre",1]]')
+    assert "CRS" in only_reason(make(tmp_path))
+
+
+def test_a_broken_scene_does_not_touch_its_neighbours(tmp_path):
+    write_scene(tmp_path, KEY, scene_pixels(16, 16, 1))
+    write_scene(tmp_path, OTHER, scene_pixels(16, 16, 2)).write_bytes(b"no TIFF")
+    write_scene(tmp_path, UNDATED, scene_pixels(16, 16, 3))
+    told = [(type(e).__name__, e.unit_id) for e in events(make(tmp_path, KEY, OTHER, UNDATED))]
+    first, second, third = (parse_key(k).unit_id for k in (KEY, OTHER, UNDATED))
+    assert told == [("Opened", first), ("Chip", first), ("Dropped", second), ("Opened", third), ("Chip", third)]
+
+
+def test_a_key_that_is_no_scene_is_a_wrong_plan():
+    with pytest.raises(ConfigError, match="no key of a NAIP scene"):
+        make("/nowhere", "nd/2019/readme.txt")
+
+
+@pytest.mark.parametrize("chip", [255, 4])
+def test_a_chip_size_off_the_models_patch_is_a_wrong_setting(chip):
+    with pytest.raises(ConfigError, match="multiple of the model's patch"):
+        make("/nowhere", chip=chip)
+
+
+# --------------------------------------------------------------------------------------------------- remote scenes
+
+
+@pytest.fixture
+def remote(tmp_path, serve, monkeypatch):
+    """Two scenes on a web server and the same on disk; ranges of 1000 bytes, so that a scene comes in several."""
+    monkeypatch.setattr(storage, "RANGE", 1000)
+    monkeypatch.setattr(storage, "RANGES", 3)  # the server takes few connections at a time
+    files = {f"/{k}": write_scene(tmp_path, k, scene_pixels(seed=n)).read_bytes() for n, k in enumerate((KEY, OTHER))}
+    assert all(len(f) > 5000 for f in files.values())
+    return serve(files)
+
+
+def facts(chip):
+    """All of a chip but where its scene lies."""
+    names = [n for n in Chip.__dataclass_fields__ if n not in ("pixels", "source", "sources")]
+    return [getattr(chip, n) for n in names] + [chip.pixels.tobytes()]
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_scenes_over_http_give_the_chips_of_local_ones(tmp_path, remote, ranges):
+    remote.ranges = ranges
+    far = cut(make(remote.url, KEY, OTHER))
+    assert len(far) == 12
+    assert [facts(c) for c in far] == [facts(c) for c in cut(make(tmp_path, KEY, OTHER))]
+    assert {c.source for c in far} == {f"{remote.url}/{k}" for k in (KEY, OTHER)}
+
+
+def test_every_byte_of_a_scene_is_asked_for_once(remote):
+    events(make(remote.url, KEY, OTHER))
+    for path, data in remote.files.items():
+        asked = [r.removeprefix("bytes=").split("-") for m, p, r in remote.requests if (m, p) == ("GET", path)]
+        spans = sorted((int(a), int(b)) for a, b in asked)
+        assert [b for span in spans for b in range(span[0], span[1] + 1)] == list(range(len(data)))
+        assert [m for m, p, _ in remote.requests if p == path].count("HEAD") == 1
+
+
+def test_a_scene_that_a_server_without_ranges_sends_comes_once(remote):
+    remote.ranges = False
+    events(make(remote.url, KEY))
+    assert [m for m, _, _ in remote.requests].count("GET") == 1
+
+
+def test_a_scene_gone_from_the_server_before_the_check_has_failed(remote):
+    del remote.files[f"/{KEY}"]
+    assert "does not exist" in only_reason(make(remote.url))
+
+
+def test_a_scene_gone_from_the_server_after_the_check_has_failed(remote):
+    source = make(remote.url)
+    source.check()
+    del remote.files[f"/{KEY}"]
+    (event,) = source.chips(read_ahead(source.reads(), 1, 1 << 30))
+    assert (event.kind, "404" in event.reason) == ("failed", True)
+
+
+def test_a_scene_that_changes_on_the_server_has_failed(remote):
+    source = make(remote.url)
+    source.check()
+    remote.etag = "two"
+    (event,) = source.chips(read_ahead(source.reads(), 1, 1 << 30))
+    assert isinstance(event, Dropped)
+    assert (event.kind, "changed" in event.reason) == ("failed", True)
+
+
+def test_a_throttling_server_is_a_passing_trouble(remote):
+    source = make(remote.url)
+    source.check()
+    remote.status = 503
+    with pytest.raises(TransientError, match="503; try again later"):
+        list(source.chips(read_ahead(source.reads(), 1, 1 << 30)))
+    with pytest.raises(TransientError, match="503; try again later"):
+        source.check()
+
+
+def test_a_connection_that_breaks_is_a_passing_trouble(remote):
+    source = make(remote.url)
+    source.check()
+    remote.break_at = 2500
+    with pytest.raises(TransientError):
+        list(source.chips(read_ahead(source.reads(), 1, 1 << 30)))
+
+
+def test_a_server_that_refuses_is_a_wrong_setting_and_the_message_says_who_pays(remote):
+    remote.status = 403
+    with pytest.raises(ConfigError, match=r"403.*requester-pays"):
+        make(remote.url).check()
+
+
+def test_a_server_that_tells_no_size_is_read_nonetheless_or_fails_with_a_reason(remote, monkeypatch):
+    stat = storage.stat
+    monkeypatch.setattr(storage, "stat", lambda uri: storage.Stat(-1, stat(uri).etag))
+    for event in events(make(remote.url)):
+        assert isinstance(event, Opened | Chip) or event.kind == "failed"
+
+
+@pytest.fixture
+def paid(tmp_path, bucket):
+    """The bucket that readers pay for, with two scenes; and all that is asked of it."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="naip-analytic")
+    for n, key in enumerate((KEY, OTHER)):
+        client.upload_file(str(write_scene(tmp_path, key, scene_pixels(seed=n))), "naip-analytic", key)
+    asked = []
+    reader = storage.s3_client("naip-analytic")
+    reader.meta.events.register("before-parameter-build.s3", lambda params, model, **_: asked.append((model, params)))
+    yield asked
+    for key in (KEY, OTHER):
+        client.delete_object(Bucket="naip-analytic", Key=key)
+    client.delete_bucket(Bucket="naip-analytic")
+
+
+def test_scenes_in_the_paid_bucket_give_the_chips_of_local_ones(tmp_path, paid, monkeypatch):
+    monkeypatch.setattr(storage, "RANGE", 1000)
+    source = make("s3://naip-analytic", KEY, OTHER)
+    far = cut(source)
+    assert len(far) == 12
+    assert [facts(c) for c in far] == [facts(c) for c in cut(make(tmp_path, KEY, OTHER))]
+    told = {f"s3://naip-analytic/{k}": storage.stat(f"s3://naip-analytic/{k}") for k in (KEY, OTHER)}
+    assert source.provenance() == {uri: {"size": s.size, "etag": s.etag} for uri, s in told.items()}
+    assert {u.source: u.etag for u in source.units()} == {uri: s.etag for uri, s in told.items()}
+
+
+def test_every_request_to_the_paid_bucket_says_who_pays_and_asks_for_a_byte_once(tmp_path, paid, monkeypatch):
+    monkeypatch.setattr(storage, "RANGE", 1000)
+    events(make("s3://naip-analytic", KEY, OTHER))
+    assert {p.get("RequestPayer") for _, p in paid} == {"requester"}
+    assert {m.name for m, _ in paid} == {"HeadObject", "GetObject"}
+    for key in (KEY, OTHER):
+        spans = [p["Range"].removeprefix("bytes=").split("-") for m, p in paid if p["Key"] == key and "Range" in p]
+        asked = [b for first, last in sorted((int(a), int(b)) for a, b in spans) for b in range(first, last + 1)]
+        assert asked == list(range((tmp_path / key).stat().st_size))
+
+
+def test_another_bucket_is_not_told_who_pays(tmp_path, bucket):
+    storage.write_bytes(f"{bucket}/{KEY}", write_scene(tmp_path, KEY, scene_pixels()).read_bytes())
+    asked = []
+    client = storage.s3_client(bucket.removeprefix("s3://"))
+    client.meta.events.register("before-parameter-build.s3", lambda params, **_: asked.append("RequestPayer" in params))
+    assert len(cut(make(bucket))) == 6
+    assert set(asked) == {False}
+
+
+def test_a_scene_that_changes_in_the_bucket_has_failed(tmp_path, paid):
+    source = make("s3://naip-analytic")
+    source.check()
+    boto3.client("s3").put_object(Bucket="naip-analytic", Key=KEY, Body=b"x" * (tmp_path / KEY).stat().st_size)
+    with pytest.raises(SourceError, match="changed"):
+        next(iter(source.reads())).load()  # which the engine makes a failed row
+
+
+def test_a_scene_gone_from_the_bucket_after_the_check_has_failed(paid):
+    source = make("s3://naip-analytic")
+    source.check()
+    boto3.client("s3").delete_object(Bucket="naip-analytic", Key=KEY)
+    (event,) = source.chips(read_ahead(source.reads(), 1, 1 << 30))
+    assert (event.kind, event.reason) == ("failed", f"s3://naip-analytic/{KEY}: does not exist")
+
+
+def test_a_bucket_that_refuses_is_a_wrong_setting_and_the_message_says_who_pays(serve, aws):
+    aws(serve(status=403).url)
+    with pytest.raises(ConfigError, match=r"access denied.*requester-pays: AWS credentials are needed"):
+        make("s3://naip-analytic").check()
