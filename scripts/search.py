@@ -1,6 +1,6 @@
 """Find the chips most like a chip or a place in an explorer database, as a table, JSON, GeoJSON or pictures.
 
-python -m scripts.search --db results/sample/explorer --at=-1.9,45.3 -k 10 --png similar.png
+python -m scripts.search --db results/sample/explorer --at -0.6,43.5 -k 10 --png similar.png
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,7 +20,9 @@ POLL = 1.0  # seconds between looks at the driver
 
 def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     """A parser whose help is the module's docstring and tells the defaults that say something."""
-    return argparse.ArgumentParser(prog=f"python -m {prog}", description=doc, formatter_class=Formatter)
+    made = argparse.ArgumentParser(prog=f"python -m {prog}", description=doc, formatter_class=Formatter)
+    made._negative_number_matcher = re.compile(r"^-\.?\d")  # `--at -98,47` is a place, not an option
+    return made
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

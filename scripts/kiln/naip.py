@@ -230,7 +230,9 @@ class NaipSource:
     def reads(self) -> Iterator[Read]:
         """Whole scenes, one after the other."""
         for scene in self.scenes:
-            yield Read(scene.estimate(self.chip)[1], lambda s=scene: self._load(s), scene)
+            found = self._found.get(scene.key)
+            size = max(scene.estimate(self.chip)[1], found.size if found else 0)
+            yield Read(size, lambda s=scene: self._load(s), scene)
 
     def _load(self, scene: SceneKey) -> Scene:
         """The scene's pixels; a remote one comes down once, in parallel ranges. Raises SourceError for a broken one."""
@@ -324,6 +326,8 @@ def _scene(uri: str, file: rasterio.DatasetReader) -> Scene:
         raise SourceError(f"{uri}: pixels are {'/'.join(sorted(set(file.dtypes)))}, want uint8")
     if file.crs is None or file.transform.is_identity:
         raise SourceError(f"{uri}: no CRS or no transform: its place is unknown")
+    if file.crs.is_geographic:
+        raise SourceError(f"{uri}: in degrees ({file.crs}), want a projected CRS in metres")
     t = file.transform
     if t.b or t.d or t.a <= 0 or abs(t.a + t.e) > 1e-6 * t.a:
         raise SourceError(f"{uri}: pixels are not square and north-up: {tuple(t)[:6]}")

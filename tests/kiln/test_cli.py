@@ -74,3 +74,11 @@ def test_without_a_driver_a_script_goes_on_until_sigterm(pid):
     said = script.communicate(timeout=10)[1]
     assert script.returncode == 143
     assert said == "terminated; nothing partial is left\n"
+
+
+def test_a_place_west_of_greenwich_is_no_option():
+    p = cli.parser("A script.", "scripts.any")
+    p.add_argument("--at")
+    p.add_argument("--bbox")
+    args = p.parse_args(["--at", "-98,47", "--bbox", "-.5,40,9,50"])
+    assert (args.at, args.bbox) == ("-98,47", "-.5,40,9,50")
