@@ -83,7 +83,7 @@ def batches(product: Product, select: Select, columns: pa.Schema) -> Iterator[pa
     bare = columns.remove_metadata()
     for path in _files(product):
         wanted = [n for n in pq.read_schema(path).names if n not in ("geometry", "sources", "crs")]
-        for batch in _read(path, wanted):
+        for batch in table.read_batches(path, BATCH, wanted):
             if (rows := _rows(batch, product.record["dataset"], select, bare)) is not None:
                 yield rows
 
@@ -92,7 +92,7 @@ def chip_ids(product: Product, select: Select) -> Iterator[str]:
     """The ids of a product's rows that `select` takes, without reading a vector."""
     for path in _files(product):
         wanted = [n for n in ("chip_id", "bbox", "year", "datetime") if n in pq.read_schema(path).names]
-        for batch in _read(path, wanted):
+        for batch in table.read_batches(path, BATCH, wanted):
             yield from batch["chip_id"].filter(pa.array(_keep(batch, select))).to_pylist()
 
 
@@ -103,17 +103,6 @@ def _files(product: Product) -> Iterator[Path]:
             if path.stat().st_size != file["size"]:
                 raise SourceError(f"{path}: not the {file['size']} bytes its record says; merge the product again")
             yield path
-
-
-def _read(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with table.reading(path):
-        batches = pq.ParquetFile(path).iter_batches(BATCH, columns=columns)
-    while True:
-        with table.reading(path):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
 
 
 def _year(batch: pa.RecordBatch) -> pa.Array:

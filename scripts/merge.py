@@ -45,17 +45,6 @@ def open_shard(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, memory_map=True)
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """A shard's rows, a few thousand at a time. Raises SourceError for rotten pages."""
-    batches = open_shard(path).iter_batches(READ_ROWS)
-    while True:
-        with table.reading(path):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
-
-
 def hilbert_order(shards: Sequence[Path]) -> Order:
     """Rank of every row along a Hilbert curve through the footprints' centres; ties keep the shards' order.
 
@@ -99,7 +88,7 @@ def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memo
         files = [stack.enter_context(pa.ipc.new_file(str(p), numbered)) for p in paths]
         for path, start in zip(shards, order.starts, strict=True):
             at = start
-            for batch in read_batches(path):
+            for batch in table.read_batches(path, READ_ROWS):
                 rank = order.rank[at : at + len(batch)]
                 at += len(batch)
                 rows = pa.Table.from_batches([batch]).replace_schema_metadata(None)

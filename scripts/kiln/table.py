@@ -204,6 +204,18 @@ def reading(path: Path) -> Iterator[None]:
         raise SourceError(f"{path}: not a whole Parquet file ({str(e).splitlines()[0][:120]}); make it again") from e
 
 
+def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A file's rows, at most `rows` at a time. Raises SourceError for a file that is not whole, or rotten pages."""
+    with reading(path):
+        batches = pq.ParquetFile(path, memory_map=True).iter_batches(rows, columns=columns)
+    while True:
+        with reading(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 def about_of(path: Path) -> dict[str, Any]:
     """The `kiln` metadata of an embeddings file. Raises SourceError for another file."""
     with reading(path):
