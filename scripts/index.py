@@ -208,8 +208,7 @@ def build(records: Sequence[str], products: Sequence[str], db: str, select: Sele
 def _bring(
     connection: Any, db: str, chosen: Sequence[Product], columns: pa.Schema, select: Select, state: dict[str, Any]
 ) -> dict[str, Any]:
-    there = explorer.TABLE in connection.list_tables().tables
-    chips = connection.open_table(explorer.TABLE) if there else None
+    chips = _open(connection)
     tagged = _tagged(chips) if chips is not None else None
     held = _state(db, tagged)
     if held == state:
@@ -231,7 +230,7 @@ def _bring(
     else:
         log.info("%s: a new table of %d products", db, len(chosen))
         with _stream(chosen, select, columns) as reader:
-            mode = "overwrite" if there else "create"
+            mode = "create" if chips is None else "overwrite"
             chips = connection.create_table(explorer.TABLE, reader, schema=columns, mode=mode)
         chips.set_unenforced_primary_key("chip_id")
     ids = _ids(chips)
@@ -282,6 +281,18 @@ def _stream(products: Sequence[Product], select: Select, columns: pa.Schema) -> 
         if failed:
             raise failed[0] from None
         raise
+
+
+def _open(connection: Any) -> Table | None:
+    """The table, if it has a version: a folder without one is being made, or its maker was killed."""
+    if explorer.TABLE not in connection.list_tables().tables:
+        return None
+    try:
+        return connection.open_table(explorer.TABLE)
+    except ValueError as e:
+        if "not found" not in str(e):
+            raise
+        return None
 
 
 def _ids(chips: Table) -> list[str]:

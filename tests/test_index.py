@@ -668,3 +668,10 @@ def test_float16_products_are_taken_as_they_are(tmp_path):
     build_of(tmp_path / "db", made)
     assert pq.read_schema(f"{made.uri}/part-0000.parquet").field("embeddings").type.value_type == pa.float16()
     assert ready(tmp_path / "db") == wanted(made)
+
+
+def test_a_folder_that_a_killed_maker_left_without_a_version_is_built_anew(tmp_path, two):
+    (tmp_path / "db" / "chips.lance" / "data").mkdir(parents=True)
+    (tmp_path / "db" / "chips.lance" / "data" / "half.lance").write_bytes(b"half")
+    assert build_of(tmp_path / "db", *two)["rows"] == 200
+    assert ready(tmp_path / "db") == wanted(*two)
