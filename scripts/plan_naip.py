@@ -28,9 +28,7 @@ from scripts.kiln.naip import BUCKET, SceneKey, parse_key
 from scripts.kiln.shards import stable_shards
 
 LONGEST = 1024  # characters of a key; a longer line is none
-UNPACKING = (  # what damaged or unusual archives raise; a password is asked for by a RuntimeError
-    *(EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError, RuntimeError),
-)
+UNPACKING = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)  # what damaged archives raise
 SHOWN = 50  # kinds and unreadable keys that a report names
 WORD = re.compile(r"[\w.-]{1,80}", re.ASCII)
 log = logging.getLogger(__name__)
@@ -85,7 +83,10 @@ def open_manifest(uri: str) -> Iterator[Iterable[str]]:
             elif head == b"PK\x03\x04":
                 archive = zipfile.ZipFile(raw)
                 files = [i for i in archive.infolist() if not i.is_dir()]
-                stream = archive.open(max(files, key=lambda i: i.file_size))
+                try:
+                    stream = archive.open(max(files, key=lambda i: i.file_size))
+                except (RuntimeError, NotImplementedError) as e:  # asks for a password; packed in an unknown way
+                    raise ConfigError(f"manifest {uri}: a zip that cannot be unpacked ({e}); unpack it first") from e
             else:
                 stream = raw
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace")
