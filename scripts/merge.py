@@ -238,7 +238,8 @@ def merge(
 def main(argv: list[str] | None = None) -> None:
     """Merge one partition of one dataset."""
     p = cli.parser(__doc__, "scripts.merge")
-    p.add_argument("--plan", required=True, help="the partition's plan; its shards are merged")
+    p.add_argument("--plan", required=True, help="the plan whose shards are merged")
+    p.add_argument("--partition", help="those of one partition, where the plan has several")
     p.add_argument("--shards", required=True, help="local folder of the embeddings files")
     p.add_argument("--ledgers", help="path or s3:// of the folder of the ledgers, if not that of the shards")
     p.add_argument("--product", required=True, help="path or s3:// of the folder to write")
@@ -248,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     def work() -> None:
-        planned = [line["shard"] for line in plans.read_plan(args.plan)]
+        planned = [line["shard"] for line in plans.read_plan(args.plan, args.partition)]
         have = [n for n in planned if not args.allow_missing or (Path(args.shards) / f"{n}.parquet").is_file()]
         record = merge(
             have,

@@ -9,7 +9,6 @@ kind; what looks like a scene and cannot be read is listed.
 import argparse
 import gzip
 import io
-import json
 import logging
 import math
 import re
@@ -19,10 +18,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from scripts.kiln import cli, storage
+from scripts.kiln import cli, plans, storage
 from scripts.kiln.errors import ConfigError, SourceError
 from scripts.kiln.naip import BUCKET, SceneKey, parse_key
 from scripts.kiln.shards import stable_shards
@@ -160,17 +158,6 @@ def plan(partitions: dict[str, list[Scene]], archive: str, nominal: int) -> Iter
             }
 
 
-def written(lines: Iterable[dict[str, Any]], path: Path) -> tuple[int, int]:
-    """Write a plan, gzipped without a time, so that equal plans are equal bytes; returns shards and scenes."""
-    shards = scenes = 0
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-        for line in lines:
-            shards += 1
-            scenes += len(line["units"])
-            file.write((json.dumps(line) + "\n").encode())
-    return shards, scenes
-
-
 def report(account: Account) -> str:
     """The account as text."""
     told = [
@@ -197,6 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--scenes-per-shard", type=int, default=100, help="about; no shard has more than twice as many")
     p.add_argument("--chip-size", type=int, default=256, help="pixels, for the estimate of chips")
     p.add_argument("--output", required=True, help="path or s3:// of the plan, gzipped JSON lines")
+    p.add_argument("--names", help="path or s3:// of a small JSON file of the shards' names by partition")
     args = p.parse_args(argv)
 
     def work() -> None:
@@ -214,8 +202,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         if not account.kept:
             raise ConfigError(f"the filters leave none of {account.scenes:,} scenes: look at states, years and bbox")
-        with storage.atomic(args.output) as path:
-            shards, scenes = written(plan(partitions, args.archive, args.scenes_per_shard), path)
+        lines = plan(partitions, args.archive, args.scenes_per_shard)
+        shards, scenes = plans.write_plan(lines, args.output, args.names)
         log.info("%s: %d scenes in %d shards of %d states and years", args.output, scenes, shards, len(partitions))
 
     cli.run(work)

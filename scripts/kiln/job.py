@@ -60,7 +60,7 @@ def choose(args: argparse.Namespace, dataset: str) -> dict[str, Any] | None:
             raise ConfigError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: want a share, 0 to 1")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
         raise ConfigError(f"--device {args.device}: want cpu, cuda or cuda:N")
-    line = plans.pick(plans.read_plan(args.units), args.units, shard=args.shard, index=args.index)
+    line = plans.pick(args.units, shard=args.shard, index=args.index)
     if line is None:
         log.info("line %d is past the end of %s: nothing to do", args.index, args.units)
         return None
