@@ -40,7 +40,7 @@ clean: ## remove results, samples and logs, keep .venv
 	rm -rf results sample logs benchmarks .snakemake
 
 sample/.made: | $(VENV)/.run
-	python -m scripts.make_sample --out sample/worldcover
+	python -m scripts.make_sample --out sample
 	@touch $@
 
 $(VENV)/bin/python:

@@ -13,12 +13,14 @@ validate(config, Path(workflow.basedir) / "config" / "schemas" / "config.schema.
 include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/worldcover.smk"
+include: "rules/naip.smk"
 include: "rules/index.smk"
 
 
 rule all:
     default_target: True
     input:
+        *every_dataset(),
         index_targets,
         picture_targets,
     message:
@@ -32,8 +34,16 @@ rule worldcover:
         "WorldCover: every shard and product is there"
 
 
+rule naip:
+    input:
+        partial(targets_of, "naip"),
+    message:
+        "NAIP: every shard and product is there"
+
+
 rule index:
     input:
+        *every_dataset(),
         index_targets,
     message:
         "The explorer database is there"

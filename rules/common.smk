@@ -1,16 +1,17 @@
 # Readers of the config and input functions; no rules.
 import json
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from scripts.kiln import fingerprint as identity, lattice as lattices
+from scripts.kiln import fingerprint as identity, lattice as lattices, plans
 from scripts.kiln.errors import ConfigError
 
 # Shell commands find the package whatever the working directory is, and end when this process does.
@@ -55,6 +56,30 @@ ENGINE_FLAGS = (
 )
 
 
+MERGE_MEMORY_MB = settings("resources", "merge_mem_mb") // 2
+ALLOW_MISSING = ["--allow-missing"] if config["allow_missing"] else []
+
+
+def quoted(text):
+    """For the shell, in a string whose wildcards are filled in."""
+    return shlex.quote(text.replace("{", "{{").replace("}", "}}"))
+
+
+def folder_flag(dataset):
+    """Where a partition's shards and ledgers lie; a string with a wildcard, since a function costs every dry run."""
+    return f"--folder {quoted(uri(dataset.folder))}/shards/{{partition}}"
+
+
+def parts_flag(dataset):
+    """Where finished units of unfinished shards are kept."""
+    return f"--parts {quoted(uri('parts/' + dataset.folder.partition('/')[2]))}/{{partition}}"
+
+
+def plan_uri(dataset):
+    """The plan of all partitions, read where it lies: no input, since it is there once its shards are known."""
+    return quoted(uri(dataset.plans[ALL]))
+
+
 def pinned(value):
     """The value, unless the checkpoint's digest is unknown: then nothing but encoder_weights can run."""
     if WEIGHTS_DIGEST is None:
@@ -76,70 +101,115 @@ def weights_path():
     return f"results/models/{WEIGHTS_DIGEST[:8]}-{config['model']['precision']}.safetensors"
 
 
-def finished_work():
-    """Whether shards of this run may exist, which a plan or weights made again must not redo."""
-    return bool(STORAGE_ROOT) or any(os.path.isdir(f"{d.folder}/shards") for d in DATASETS.values())
+def weights_of(dataset):
+    """The weights, as input of embedding jobs. A checkpoint where there is finished work, or it would be redone."""
+    return made_weights if dataset.begun else weights_path()
 
 
-def encoder(wildcards):
-    """The weights, as input of an embedding job: a checkpoint where there is finished work, or it would be redone."""
+def made_weights(wildcards):
     pinned(None)
-    return checkpoints.encoder_weights.get().output[0] if FINISHED_WORK else weights_path()
+    return checkpoints.encoder_weights.get().output[0]
+
+
+def begun(folder):
+    """Whether a dataset's folder may hold shards; with results on a store it may."""
+    return bool(STORAGE_ROOT) or os.path.isdir(f"{folder}/shards")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the rules of a dataset share: its folder, and per merge partition the plan and the names of the shards."""
+    """What the rules of a dataset share: its folder, its plans by merge partition, and the names of its shards.
 
+    Where the plan alone tells the shards, `known` is None, and one plan of all partitions lies under `ALL`, with a small
+    file of the shards' names beside it.
+    """
+
+    name: str
     folder: str
     plans: dict[str, str]
-    shards: dict[str, list[str]]
-    merged: dict[str, list[str]]  # all shards, or with allow_missing those that exist
+    known: dict[str, list[str]] | None
+    begun: bool  # whether shards may exist, which a plan or weights made again must not redo; looked at once
+    merging: tuple[str, ...] = ()  # flags of the merge that change a product
 
     @classmethod
     def of(cls, name, fingerprint, archive, shards):
-        """A dataset's paths. A plan's name changes with the units and the archive, a folder's with the fingerprint."""
+        """A dataset of known shards. A plan's name changes with the units and the archive, a folder's with the values."""
         folder = f"{RUN}/{name}-{fingerprint[:8]}"
         plans = {p: f"{folder}/plan-{p}-{identity.digest([names, archive])[:8]}.jsonl" for p, names in shards.items()}
-        merged = shards
-        if config["allow_missing"]:
-            merged = {p: existing(f"{folder}/shards/{p}", names) for p, names in shards.items()}
-        return cls(folder, plans, shards, merged)
+        return cls(name, folder, plans, shards, begun(folder))
 
-    def plan_digest(self, partition):
-        """The last part of the plan's name."""
-        return self.plans[partition].rpartition("-")[2].removesuffix(".jsonl")
+    @classmethod
+    def planned(cls, name, fingerprint, asked, merging=()):
+        """A dataset whose shards its plan tells; a plan's name changes with what is asked of it."""
+        folder = f"{RUN}/{name}-{fingerprint[:8]}"
+        plan = f"{folder}/plan-{identity.digest(asked)[:8]}.jsonl.gz"
+        return cls(name, folder, {ALL: plan}, None, begun(folder), tuple(merging))
+
+    @property
+    def names(self):
+        """The file of the shards' names, beside a plan of all partitions."""
+        return self.plans[ALL].replace(".jsonl.gz", ".json")
+
+    def plan_of(self, partition):
+        """A partition's plan. A checkpoint if shards are to be known by it or exist already: they would be redone."""
+        planner = getattr(checkpoints, f"plan_{self.name}")
+        if self.known is None:
+            return planner.get().output[0]
+        if not self.begun:
+            return self.plans[partition]
+        digest = self.plans[partition].rpartition("-")[2].removesuffix(".jsonl")
+        return planner.get(partition=partition, digest=digest).output[0]
+
+    @cached_property
+    def shards(self):
+        """Names by partition; of a dataset that is not planned yet Snakemake asks again."""
+        if self.known is not None:
+            return self.known
+        self.plan_of(ALL)
+        return named(plans.read_names, uri(self.names))
+
+    @cached_property
+    def merged(self):
+        """Those to merge: all, or with allow_missing those that exist."""
+        if not config["allow_missing"]:
+            return self.shards
+        return {p: existing(f"{self.folder}/shards/{p}", names) for p, names in self.shards.items()}
 
     def shard_files(self, partition, names):
         return [f"{self.folder}/shards/{partition}/{name}.parquet" for name in names]
 
     def record(self, partition):
-        """The product's record, named by its shards."""
-        return f"{self.folder}/products/{partition}/{identity.digest(self.merged[partition])[:16]}.json"
+        """The product's record, named by its shards and how they are merged."""
+        made_of = [self.merged[partition], *self.merging] if self.merging else self.merged[partition]
+        return f"{self.folder}/products/{partition}/{identity.digest(made_of)[:16]}.json"
 
     def records(self):
         """Records by partition; none where no shard is there to merge."""
         return {p: self.record(p) for p, names in self.merged.items() if names}
 
+    def targets(self, wanted=None):
+        """Plans first (keys directly in the folder: one listing shows the rest), then shards, then products."""
+        partitions = [p for p in self.shards if wanted is None or wanted(p)]
+        shards = [] if config["allow_missing"] else [f for p in partitions for f in self.shard_files(p, self.shards[p])]
+        records = self.records()
+        return [*self.plans.values(), *shards, *(records[p] for p in partitions if p in records)]
 
+
+ALL = ""  # as a partition: every one
 DATASETS = {}  # by name; each dataset's rules add theirs
 
 
 def existing(folder, names):
     """Those of the named shards that lie in a folder of the run."""
-    from scripts.kiln import storage as storage_of  # only here: nothing else asks a store when the workflow is parsed
+    from scripts.kiln import storage as storage_of  # only here: the workflow is parsed without a look at a store
 
     there = storage_of.listing(uri(folder)) if STORAGE_ROOT or os.path.isdir(folder) else {}
     return [n for n in names if f"{uri(folder)}/{n}.parquet" in there]
 
 
 def plan_of(dataset, wildcards):
-    """A partition's plan: a checkpoint where there is finished work, or it would be redone."""
-    made, partition = DATASETS[dataset], wildcards.partition
-    if not FINISHED_WORK:
-        return made.plans[partition]
-    planner = getattr(checkpoints, f"plan_{dataset}")
-    return planner.get(partition=partition, digest=made.plan_digest(partition)).output[0]
+    """A job's plan."""
+    return DATASETS[dataset].plan_of(wildcards.partition)
 
 
 def shards_of(dataset, wildcards):
@@ -164,26 +234,30 @@ def folder_of_shards(wildcards, input):
 
 
 def targets_of(dataset, wildcards):
-    """Plans first (keys directly in the folder: one listing shows the rest), then shards, then products."""
-    made = pinned(DATASETS[dataset])
-    shards = [] if config["allow_missing"] else [f for p, n in made.shards.items() for f in made.shard_files(p, n)]
-    return [*made.plans.values(), *shards, *made.records().values()]
+    """Everything of a dataset."""
+    if dataset not in DATASETS:
+        raise WorkflowError(f"config: {dataset} is not among `datasets`, or nothing of it is asked for")
+    pinned(None)
+    return DATASETS[dataset].targets()
+
+
+def targets_of_state(state, wildcards):
+    """Everything of a state of NAIP's."""
+    targets_of("naip", wildcards)
+    mine = DATASETS["naip"].targets(re.compile(rf"{state}-\d+").fullmatch)
+    return mine[1:] and mine or nothing(f"the plan has no scene of {state}: look at naip.states and naip.years")
 
 
 def selected():
     """Records of the products that the explorer database takes."""
     datasets, partitions = SELECT.get("datasets"), SELECT.get("partitions")
-    known = {p for d in DATASETS.values() for p in d.plans}
+    made = {d: DATASETS[d].records() for d in DATASETS if not datasets or d in datasets}
+    known = {p for d in made for p in DATASETS[d].shards}
     if strange := set(partitions or ()) - known:
         raise WorkflowError(
             f"config: index.select.partitions: no {', '.join(strange)} among {', '.join(sorted(known))}"
         )
-    return [
-        record
-        for name, dataset in DATASETS.items()
-        for partition, record in dataset.records().items()
-        if (not datasets or name in datasets) and (not partitions or partition in partitions)
-    ]
+    return [r for records in made.values() for p, r in records.items() if not partitions or p in partitions]
 
 
 def selected_records(wildcards):
@@ -204,8 +278,8 @@ def nothing(why):
 
 def every_plan(wildcards):
     """The plans of all datasets."""
-    plans = pinned([plan for dataset in DATASETS.values() for plan in dataset.plans.values()])
-    return plans or nothing("the config turns no dataset on")
+    made = pinned([plan for dataset in DATASETS.values() for plan in dataset.plans.values()])
+    return made or nothing("the config turns no dataset on")
 
 
 def plan_uris(wildcards):
@@ -217,11 +291,29 @@ def index_folder(wildcards):
     return uri(f"{RUN}/index")
 
 
+def index_digest():
+    """What tells databases apart: the products in them, and what was selected."""
+    return identity.digest([selected(), SELECT])[:16]
+
+
+def index_record(wildcards):
+    return f"{RUN}/index/{index_digest()}.json"
+
+
+def picture(name, wildcards):
+    """A picture of what the database holds."""
+    return f"{RUN}/pictures/{index_digest()}/{name}"
+
+
+def every_dataset():
+    """Input functions: everything of each dataset, for itself, so that one waits for no other's plan."""
+    return [every_plan, *(partial(targets_of, name) for name in DATASETS)]
+
+
 def index_targets(wildcards):
-    """The shards too, or a deleted one would go unnoticed."""
-    every_plan(wildcards)
-    return [*(f for name in DATASETS for f in targets_of(name, wildcards)), *selected_records(wildcards), INDEX_RECORD]
+    """The products and the database of them; who asks for it asks for the shards too, or a deleted one is not noticed."""
+    return [*selected_records(wildcards), index_record(wildcards)]
 
 
 def picture_targets(wildcards):
-    return [SIMILAR, *(f"{PICTURES}/{name}" for name in ("coverage.png", "ledger.html"))]
+    return [picture(name, wildcards) for name in (SIMILAR, "coverage.png", "ledger.html")]

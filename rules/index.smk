@@ -1,23 +1,20 @@
 # Merged products -> the explorer database, and pictures to look at.
 
 
-FINISHED_WORK = finished_work()  # looked at once: it must not change while jobs run
 DATABASE = f"{RUN}/explorer"
-INDEX_DIGEST = identity.digest([selected(), SELECT])[:16]
-INDEX_RECORD = f"{RUN}/index/{INDEX_DIGEST}.json"
-PICTURES = f"{RUN}/pictures/{INDEX_DIGEST}"
-SIMILAR = f"{PICTURES}/similar-{identity.digest(config['pictures'])[:8]}.png"
+PICTURES = f"{RUN}/pictures/{{digest}}"
+SIMILAR = f"similar-{identity.digest(config['pictures'])[:8]}.png"
 
 
 rule build_index:
     input:
         selected_records,
     output:
-        INDEX_RECORD,
+        f"{RUN}/index/{{digest}}.json",
     log:
-        local(f"{LOGS}/build_index-{INDEX_DIGEST}.log"),
+        local(f"{LOGS}/build_index-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/build_index-{INDEX_DIGEST}.tsv")
+        local(f"{BENCHMARKS}/build_index-{{digest}}.tsv")
     conda:
         CONDA
     threads: 1
@@ -37,18 +34,18 @@ rule build_index:
 
 rule picture_similar:
     input:
-        INDEX_RECORD,
+        f"{RUN}/index/{{digest}}.json",
     output:
         report(
-            SIMILAR,
+            f"{PICTURES}/{SIMILAR}",
             category="Explorer",
             labels={"picture": "a chip and its nearest neighbours"},
             caption="../docs/report/similar.rst",
         ),
     log:
-        local(f"{LOGS}/picture_similar-{INDEX_DIGEST}.log"),
+        local(f"{LOGS}/picture_similar-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/picture_similar-{INDEX_DIGEST}.tsv")
+        local(f"{BENCHMARKS}/picture_similar-{{digest}}.tsv")
     conda:
         CONDA
     threads: 1
@@ -82,9 +79,9 @@ rule coverage:
             caption="../docs/report/ledger.rst",
         ),
     log:
-        local(f"{LOGS}/coverage-{INDEX_DIGEST}.log"),
+        local(f"{LOGS}/coverage-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/coverage-{INDEX_DIGEST}.tsv")
+        local(f"{BENCHMARKS}/coverage-{{digest}}.tsv")
     conda:
         CONDA
     threads: 1
@@ -102,10 +99,10 @@ rule coverage:
 rule summary:
     input:
         records=selected_records,
-        index=INDEX_RECORD,
-        similar=SIMILAR,
-        coverage=f"{PICTURES}/coverage.png",
-        ledger=f"{PICTURES}/ledger.html",
+        index=index_record,
+        similar=partial(picture, SIMILAR),
+        coverage=partial(picture, "coverage.png"),
+        ledger=partial(picture, "ledger.html"),
     log:
         local(f"{LOGS}/summary.log"),
     conda:

@@ -16,7 +16,7 @@ WC_FINGERPRINT = identity.fingerprint(
     max_cloud=None,
     lattice={"chip_size": WC["chip_size"], "pixels_per_degree": WC["pixels_per_degree"], "encode": WC["encode"]},
 )
-DATASETS["worldcover"] = Dataset.of(
+WORLDCOVER = Dataset.of(
     "worldcover",
     WC_FINGERPRINT,
     WC["archive"],
@@ -25,12 +25,13 @@ DATASETS["worldcover"] = Dataset.of(
         for year in WC["years"]
     },
 )
-WC_DIR = DATASETS["worldcover"].folder
+if "worldcover" in config["datasets"] and WC["years"]:
+    DATASETS["worldcover"] = WORLDCOVER
 
 
 checkpoint plan_worldcover:
     output:
-        f"{WC_DIR}/plan-{{partition}}-{{digest}}.jsonl",
+        f"{WORLDCOVER.folder}/plan-{{partition}}-{{digest}}.jsonl",
     log:
         local(f"{LOGS}/plan_worldcover/{{partition}}-{{digest}}.log"),
     benchmark:
@@ -57,10 +58,10 @@ checkpoint plan_worldcover:
 
 rule embed_worldcover:
     input:
-        weights=ancient(encoder),
+        weights=ancient(weights_of(WORLDCOVER)),
         plan=ancient(partial(plan_of, "worldcover")),
     output:
-        f"{WC_DIR}/shards/{{partition}}/{{shard}}.parquet",
+        f"{WORLDCOVER.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
         local(f"{LOGS}/embed_worldcover/{{partition}}/{{shard}}.log"),
     benchmark:
@@ -71,15 +72,15 @@ rule embed_worldcover:
     resources:
         mem_mb=settings("resources", "embed_mem_mb"),
     params:
-        folder=partial(shards_uri, "worldcover"),
-        fingerprint=WC_FINGERPRINT[:8],
-        flags=f"{ENGINE_FLAGS} --max-nodata {WC['max_nodata']} --metadata {WC['metadata']} --gsd {WC['gsd']}",
+        flags=(
+            f"{folder_flag(WORLDCOVER)} {ENGINE_FLAGS} --max-nodata {WC['max_nodata']} --metadata {WC['metadata']} --gsd {WC['gsd']}"
+            f" --expect-fingerprint {WC_FINGERPRINT[:8]}"
+        ),
     message:
         "WorldCover {wildcards.partition}: embed {wildcards.shard}"
     shell:
         "python -m scripts.embed_worldcover --units {input.plan:q} --shard {wildcards.shard} --weights {input.weights:q}"
-        " --folder {params.folder:q} --output {output:q} --expect-fingerprint {params.fingerprint} {params.flags}"
-        " --threads {threads} 2> {log:q}"
+        " --output {output:q} {params.flags} --threads {threads} 2> {log:q}"
 
 
 rule merge_worldcover:
@@ -87,7 +88,7 @@ rule merge_worldcover:
         plan=ancient(partial(plan_of, "worldcover")),
         shards=partial(shards_of, "worldcover"),
     output:
-        f"{WC_DIR}/products/{{partition}}/{{digest}}.json",
+        f"{WORLDCOVER.folder}/products/{{partition}}/{{digest}}.json",
     log:
         local(f"{LOGS}/merge_worldcover/{{partition}}-{{digest}}.log"),
     benchmark:
@@ -101,10 +102,9 @@ rule merge_worldcover:
         shards=folder_of_shards,
         ledgers=partial(shards_uri, "worldcover"),
         product=partial(product_uri, "worldcover"),
-        missing="--allow-missing" if config["allow_missing"] else "",
-        memory=settings("resources", "merge_mem_mb") // 2,
+        flags=" ".join([f"--memory-mb {MERGE_MEMORY_MB}", *ALLOW_MISSING]),
     message:
         "WorldCover {wildcards.partition}: merge its shards"
     shell:
         "python -m scripts.merge --plan {input.plan:q} --shards {params.shards:q} --ledgers {params.ledgers:q}"
-        " --product {params.product:q} --record {output:q} --memory-mb {params.memory} {params.missing} 2> {log:q}"
+        " --product {params.product:q} --record {output:q} {params.flags} 2> {log:q}"

@@ -3,7 +3,9 @@
 import html
 import json
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from scripts.kiln.errors import ConfigError
 
 log = logging.getLogger(__name__)
 CELLS = 900  # of the map's longer side, at most: beyond, chips are drawn as density
+ACROSS, WIDTH = 3, 5.2  # panels side by side, and inches of one
+MOST = 9  # products of a dataset with a panel each
 INK, QUIET, FULL, SEA = "#22262b", "#6b7280", "#0f766e", "#eef2f4"
 
 
@@ -47,53 +51,98 @@ def raster(chips: np.ndarray, bounds: tuple[float, float, float, float]) -> np.n
     return covered
 
 
-def coverage_map(records: Sequence[dict[str, Any]], products: Sequence[str], path: Path) -> None:
-    """One panel per product: covered cells, the ledger's counts below the title."""
+def frame(products: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
+    """West, south, east, north of a dataset's map: its chips [n, 5] and a margin; the world if there is none."""
+    every = np.concatenate(products)
+    if not len(every):
+        return -180.0, -90.0, 180.0, 90.0
+    pad = 0.04 * max(np.ptp(every[:, [0, 2]]), np.ptp(every[:, [1, 3]]))
+    low, high = every[:, :2].min(axis=0) - pad, every[:, 2:4].max(axis=0) + pad
+    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def stretch(south: float, north: float) -> float:
+    """Length of a degree of latitude over one of longitude in the middle of a map; bounded near the poles."""
+    return 1 / max(math.cos(math.radians((south + north) / 2)), 0.1)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A map of its own: a product, or all of a dataset that has many; chips [n, 5] as `boxes` gives them."""
+
+    title: str
+    chips: np.ndarray
+    counts: dict[str, int]
+
+
+def panels(records: Sequence[dict[str, Any]], chips: Sequence[np.ndarray]) -> dict[str, list[Panel]]:
+    """What to draw, by dataset."""
+    made: dict[str, list[Panel]] = {}
+    for record, rows in zip(records, chips, strict=True):
+        title = f"{record['dataset']} {record['partition']}"
+        made.setdefault(record["dataset"], []).append(Panel(title, rows, record["counts"]))
+    for name, group in made.items():
+        if len(group) > MOST:
+            counts = {c: sum(p.counts[c] for p in group) for c in group[0].counts}
+            made[name] = [Panel(f"{name}, {len(group)} products", np.concatenate([p.chips for p in group]), counts)]
+    return made
+
+
+def tall(bounds: tuple[float, float, float, float]) -> float:
+    """Inches of a panel's map."""
+    west, south, east, north = bounds
+    return WIDTH * min(max((north - south) / (east - west) * stretch(south, north), 0.35), 1.6)
+
+
+def draw(axes: Any, panel: Panel, bounds: tuple[float, float, float, float]) -> None:
+    """One panel: covered cells, outlines of chips where they are few, the ledger's counts below the title."""
+    from matplotlib.collections import PatchCollection
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    rows, counts = panel.chips, panel.counts
+    ramp = LinearSegmentedColormap.from_list("kiln", [SEA, "#99d5c9", FULL])
+    covered = np.minimum(raster(rows, bounds), 1) if len(rows) else np.zeros((2, 2))
+    axes.imshow(
+        covered, extent=(bounds[0], bounds[2], bounds[1], bounds[3]), cmap=ramp, vmin=0, vmax=1,
+        aspect=stretch(bounds[1], bounds[3]), interpolation="nearest",
+    )  # fmt: skip
+    if 0 < len(rows) <= 4000:
+        outlines = [Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1, _ in rows]
+        axes.add_collection(PatchCollection(outlines, facecolor="none", edgecolor="#faf9f6", linewidth=0.4))
+    axes.set_title(panel.title, loc="left", color=INK, fontweight="bold", pad=24)
+    said = f"{counts['embedded']:,} chips embedded, {counts['skipped_nodata']:,} nodata"
+    said += f", {counts['skipped_cloud']:,} cloud" if counts["skipped_cloud"] else ""
+    said += f", {counts['failed']:,} failed"
+    axes.annotate(
+        said, (0, 1), xytext=(0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9,
+        color="#b91c1c" if counts["failed"] else QUIET,
+    )  # fmt: skip
+    axes.tick_params(colors=QUIET, labelsize=8, length=3)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel("longitude", fontsize=8, color=QUIET)
+    axes.set_ylabel("latitude", fontsize=8, color=QUIET)
+    for spine in axes.spines.values():
+        spine.set_color("#d6d3cb")
+
+
+def coverage_map(records: Sequence[dict[str, Any]], products: Sequence[str], path: Path) -> None:
+    """One panel per product, those of a dataset in rows of their own and in one frame."""
     from matplotlib.figure import Figure
 
-    chips = [boxes(r, p) for r, p in zip(records, products, strict=True)]
-    every = np.concatenate(chips)
-    bounds = (-180.0, -90.0, 180.0, 90.0)
-    if len(every):
-        pad = 0.04 * max(np.ptp(every[:, [0, 2]]), np.ptp(every[:, [1, 3]]))
-        low, high = every[:, :2].min(axis=0) - pad, every[:, 2:4].max(axis=0) + pad
-        bounds = (*low, *high)
-    across = min(len(records), 3)
-    down = -(-len(records) // across)
-    ratio = (
-        (bounds[3] - bounds[1]) / (bounds[2] - bounds[0]) / max(np.cos(np.radians((bounds[1] + bounds[3]) / 2)), 0.1)
-    )
-    width = 5.2
+    maps = panels(records, [boxes(r, p) for r, p in zip(records, products, strict=True)])
+    frames = {name: frame([m.chips for m in group]) for name, group in maps.items()}
+    heights = [height for name, group in maps.items() for height in [tall(frames[name])] * -(-len(group) // ACROSS)]
+    across = min(ACROSS, max(map(len, maps.values())))
     figure = Figure(
-        figsize=(width * across, (width * min(max(ratio, 0.35), 1.6) + 1.25) * down), dpi=110, facecolor="#faf9f6",
-        layout="constrained",
-    )  # fmt: skip
-    ramp = LinearSegmentedColormap.from_list("kiln", [SEA, "#99d5c9", FULL])
-    for at, (record, rows) in enumerate(zip(records, chips, strict=True)):
-        axes = figure.add_subplot(down, across, at + 1)
-        covered = np.minimum(raster(rows, bounds), 1) if len(rows) else np.zeros((2, 2))
-        axes.imshow(
-            covered, extent=(bounds[0], bounds[2], bounds[1], bounds[3]), cmap=ramp, vmin=0, vmax=1, aspect="auto",
-            interpolation="nearest",
-        )  # fmt: skip
-        if 0 < len(rows) <= 4000:
-            from matplotlib.collections import PatchCollection
-            from matplotlib.patches import Rectangle
-
-            outlines = [Rectangle((x0, y0), x1 - x0, y1 - y0) for x0, y0, x1, y1, _ in rows]
-            axes.add_collection(PatchCollection(outlines, facecolor="none", edgecolor="#faf9f6", linewidth=0.4))
-        counts = record["counts"]
-        axes.set_title(f"{record['dataset']} {record['partition']}", loc="left", color=INK, fontweight="bold", pad=24)
-        said = f"{counts['embedded']:,} chips embedded, {counts['skipped_nodata']:,} nodata"
-        said += f", {counts['skipped_cloud']:,} cloud" if counts["skipped_cloud"] else ""
-        said += f", {counts['failed']:,} failed"
-        axes.text(0, 1.02, said, transform=axes.transAxes, fontsize=9, color="#b91c1c" if counts["failed"] else QUIET)
-        axes.tick_params(colors=QUIET, labelsize=8, length=3)
-        axes.set_xlabel("longitude", fontsize=8, color=QUIET)
-        axes.set_ylabel("latitude", fontsize=8, color=QUIET)
-        for spine in axes.spines.values():
-            spine.set_color("#d6d3cb")
+        figsize=(WIDTH * across, sum(h + 1.25 for h in heights)), dpi=110, facecolor="#faf9f6", layout="constrained"
+    )
+    grid = figure.add_gridspec(len(heights), across, height_ratios=[h + 1.25 for h in heights])
+    row = 0
+    for name, group in maps.items():
+        for at, panel in enumerate(group):
+            draw(figure.add_subplot(grid[row + at // ACROSS, at % ACROSS], anchor="N"), panel, frames[name])
+        row += -(-len(group) // ACROSS)
     notes = []
     if any(r["untrained"] for r in records):
         notes.append("UNTRAINED weights: a demonstration")

@@ -11,7 +11,6 @@ left alone. Scenes that cannot be read are `failed` rows of the ledger, which is
 """
 
 from scripts.kiln import cli, job
-from scripts.kiln.errors import ConfigError
 from scripts.kiln.naip import NaipSource
 
 
@@ -22,6 +21,13 @@ def main(argv: list[str] | None = None) -> None:
     own.add_argument("--chip-size", type=int, default=256, help="pixels of a chip's side")
     own.add_argument("--edge", choices=("drop", "flush"), default="drop", help="what is less than a chip at the edges")
     own.add_argument(
+        "--lattice",
+        choices=("scene", "utm"),
+        default="scene",
+        help="chips from scenes' top left, or a zone's grid",
+    )
+    own.add_argument("--lattice-gsd", type=float, default=1.0, help="metres a pixel of that grid")
+    own.add_argument(
         "--metadata", choices=("as_trained", "zeros"), default="as_trained", help="date and place told to the model"
     )
     args = p.parse_args(argv)
@@ -31,12 +37,16 @@ def main(argv: list[str] | None = None) -> None:
         if line is None:
             return
         source = NaipSource(
-            line["units"], archive=line["archive"], chip=args.chip_size, max_nodata=args.max_nodata, edge=args.edge
+            line["units"],
+            archive=line["archive"],
+            chip=args.chip_size,
+            max_nodata=args.max_nodata,
+            edge=args.edge,
+            lattice=args.lattice,
+            lattice_gsd=args.lattice_gsd,
         )
-        layout = {"chip_size": args.chip_size, "lattice": "scene", "edge": args.edge}
-        if args.gsd == "actual":
-            raise ConfigError("--gsd actual: NAIP's scenes differ in it; as_trained is what the model knows")
-        job.run(args, line, source, dataset="naip", lattice=layout, metadata=args.metadata, gsd=source.sensor.gsd)
+        gsd = source.sensor.gsd if args.gsd == "as_trained" else source.lattice_gsd  # None: each chip's own pixel size
+        job.run(args, line, source, dataset="naip", lattice=source.layout, metadata=args.metadata, gsd=gsd)
 
     cli.run(work)
 

@@ -2,12 +2,14 @@
 
 Works out of core: keys come from the footprints' boxes alone, rows go to buckets on disk, and each bucket is sorted
 and written as whole row groups. What comes out is the same whatever --memory-mb is. Data first, the record last.
+
+With --unique, of rows in the same cell of a lattice that scenes share the one with the least nodata stays.
 """
 
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +33,20 @@ READ_ROWS = 4096  # rows read at a time
 log = logging.getLogger(__name__)
 
 
+LEFT_ALL = "every chip is covered by scenes with less nodata"
+
+
 @dataclass(frozen=True)
 class Order:
-    """Where every row goes: `rank[i]` of row i, shards one after the other in the order of `shards`."""
+    """Where every row goes: `rank[i]` of row i, shards one after the other in the order of `shards`; -1: nowhere."""
 
     rank: np.ndarray
     starts: list[int]
+
+    @property
+    def rows(self) -> int:
+        """How many go somewhere."""
+        return int((self.rank >= 0).sum())
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
@@ -45,10 +55,10 @@ def open_shard(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, memory_map=True)
 
 
-def hilbert_order(shards: Sequence[Path]) -> Order:
+def hilbert_order(shards: Sequence[Path], keep: np.ndarray | None = None) -> Order:
     """Rank of every row along a Hilbert curve through the footprints' centres; ties keep the shards' order.
 
-    Reads the `bbox` columns alone. The curve spans the bounds of all rows.
+    Reads the `bbox` columns alone. The curve spans the bounds of all rows, of those to `keep` where that is given.
     """
     boxes, starts, n = [], [], 0
     for path in shards:
@@ -59,22 +69,26 @@ def hilbert_order(shards: Sequence[Path]) -> Order:
         boxes.append(np.stack([(xy[0] + xy[2]) / 2, (xy[1] + xy[3]) / 2], axis=1))
         n += len(box)
     centres = np.concatenate(boxes) if boxes else np.empty((0, 2))
-    if not n:
-        return Order(np.empty(0, np.int64), starts)
+    rank = np.full(n, -1, np.int64)
+    kept = np.flatnonzero(keep) if keep is not None else np.arange(n)
+    if not len(kept):
+        return Order(rank, starts)
+    centres = centres[kept]
     bounds = (*centres.min(axis=0), *centres.max(axis=0))
     points = gpd.GeoSeries(gpd.points_from_xy(*centres.T))
-    keys = points.hilbert_distance(total_bounds=bounds, level=LEVEL).to_numpy() if np.ptp(centres) else np.zeros(n)
-    rank = np.empty(n, np.int64)
-    rank[np.argsort(keys, kind="stable")] = np.arange(n)
+    keys = (
+        points.hilbert_distance(total_bounds=bounds, level=LEVEL).to_numpy() if np.ptp(centres) else np.zeros(len(kept))
+    )
+    rank[kept[np.argsort(keys, kind="stable")]] = np.arange(len(kept))
     return Order(rank, starts)
 
 
 def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memory: int) -> Iterator[pa.Table]:
-    """The rows of all shards in order, as tables of `row_group` rows, using about `memory` bytes.
+    """The rows of all shards that go somewhere, in order, as tables of `row_group` rows, using about `memory` bytes.
 
     Rows go to buckets of whole row groups (Arrow files on disk), which are then sorted one by one.
     """
-    n = len(order.rank)
+    n = order.rows
     if not n:
         return
     columns = pa.schema([f.with_type(_plain(f.type)) for f in open_shard(shards[0]).schema_arrow])
@@ -94,7 +108,7 @@ def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memo
                 rows = pa.Table.from_batches([batch]).replace_schema_metadata(None)
                 rows = rows.cast(columns).append_column("rank", pa.array(rank))
                 where = rank // per_bucket
-                for bucket in np.unique(where):
+                for bucket in np.unique(where[rank >= 0]):
                     files[bucket].write_table(rows.take(pa.array(np.flatnonzero(where == bucket))).combine_chunks())
         stack.close()
         for path in paths:
@@ -109,6 +123,93 @@ def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memo
 def _plain(kind: pa.DataType) -> pa.DataType:
     """The type on the way through the buckets: Arrow files cannot change a column's dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which rows stay, in the order of the shards, and how many each unit of the ledger loses."""
+
+    keep: np.ndarray
+    lost: np.ndarray
+
+
+def choose_unique(shards: Sequence[Path], ledger: pa.Table) -> Chosen:
+    """One row per lattice cell (crs, col, row): that with the least nodata, of equal ones that with the first chip_id.
+
+    Holds some 60 bytes a row, and the ids of rows that tie. A row's unit is the one of its `source`. Raises ConfigError
+    for shards whose lattice no two units share, SourceError for rows that the ledger does not know.
+    """
+    for path in shards:
+        lattice = table.about_of(path)["lattice"]
+        if lattice.get("lattice") != "utm":
+            raise ConfigError(f"{path}: --unique wants chips of lattice utm; those of {lattice} are unique as they are")
+    sources = ledger["source"].to_pylist()
+    units, zones = {s: n for n, s in enumerate(sources)}, {}
+    if len(units) < len(sources):
+        raise ConfigError("--unique wants units of one source each, and these share some")
+    total = sum(open_shard(p).metadata.num_rows for p in shards)
+    kinds = (np.int16, np.int32, np.int32, np.float32, np.int32)
+    zone, col, row, nodata, unit = (np.empty(total, kind) for kind in kinds)
+    first = 0
+    for path in shards:
+        for batch in table.read_batches(path, READ_ROWS, ["crs", "col", "row", "nodata_fraction", "source"]):
+            here = slice(first, first := first + len(batch))
+            zone[here] = _numbered(batch["crs"], lambda crs: zones.setdefault(crs, len(zones)))
+            for values, name in ((col, "col"), (row, "row"), (nodata, "nodata_fraction")):
+                values[here] = np.asarray(batch[name])
+            unit[here] = _numbered(batch["source"], lambda source: units.get(source, -1))
+            if (unit[here] < 0).any():
+                raise SourceError(f"{path}: rows of scenes that the ledgers do not know: embed the shards again")
+    order = np.lexsort((nodata, row, col, zone))
+    new = np.zeros(total, bool)  # in that order: the first row of its cell
+    new[:1] = True
+    for key in (zone, col, row):
+        new[1:] |= np.diff(key[order]) != 0
+    group = np.cumsum(new, dtype=np.int32) - 1
+    best = order[new]  # row of each cell with the least nodata
+    equal = nodata[order] == nodata[best][group]
+    tied = equal & (np.bincount(group[equal], minlength=len(best))[group] > 1)
+    _first_ids(shards, order[tied], group[tied], best)
+    keep = np.zeros(total, bool)
+    keep[best] = True
+    return Chosen(keep, np.bincount(unit[~keep], minlength=len(ledger)))
+
+
+def _numbered(column: pa.Array, number: Callable[[str], int]) -> np.ndarray:
+    """Strings as numbers; each different one is asked for once."""
+    coded = column.dictionary_encode()
+    return np.array([number(s) for s in coded.dictionary.to_pylist()], np.int64)[np.asarray(coded.indices)]
+
+
+def _first_ids(shards: Sequence[Path], rows: np.ndarray, group: np.ndarray, best: np.ndarray) -> None:
+    """Set `best` of each group to that of its rows whose chip_id comes first; reads the ids of those rows alone."""
+    by_row = np.argsort(rows)
+    rows, group = rows[by_row], group[by_row]
+    ids, first = [], 0
+    for path in shards:
+        for batch in table.read_batches(path, READ_ROWS, ["chip_id"]):
+            here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))]
+            ids.append(batch["chip_id"].take(pa.array(here - first)))
+            first += len(batch)
+    named = pa.table({"group": group, "chip_id": pa.chunked_array(ids, pa.string())})
+    order = np.asarray(pc.sort_indices(named, [("group", "ascending"), ("chip_id", "ascending")]))
+    groups, firsts = np.unique(group[order], return_index=True)
+    best[groups] = rows[order[firsts]]
+
+
+def without_lost(ledger: pa.Table, lost: np.ndarray) -> pa.Table:
+    """The ledger of a product that left `lost` rows of each unit out: it closes, and says where they went."""
+    rows = ledger.to_pylist()
+    for row, n in zip(rows, lost.tolist(), strict=True):
+        if not n:
+            continue
+        note = f"{n} chip{'s' if n > 1 else ''} left to scenes with less nodata"
+        row["expected"] -= n
+        row["embedded"] -= n
+        row["notes"] = "; ".join(filter(None, [row["notes"], note]))
+        if row["status"] == "embedded" and not row["embedded"]:
+            row |= {"status": "empty", "reason": LEFT_ALL}
+    return pa.Table.from_pylist(rows, schema=table.LEDGER)
 
 
 def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
@@ -132,11 +233,18 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
 
 
 def write_parts(
-    shards: Sequence[Path], product: str, about: dict[str, Any], *, memory: int, row_group: int, part_bytes: int
+    shards: Sequence[Path],
+    product: str,
+    about: dict[str, Any],
+    *,
+    memory: int,
+    row_group: int,
+    part_bytes: int,
+    keep: np.ndarray | None = None,
 ) -> list[stac.Part]:
     """Write the sorted parts below `product`; each at most `part_bytes`, given row groups that are smaller."""
-    order = hilbert_order(shards)
-    row_group = max(1, -(-len(order.rank) // max(1, -(-len(order.rank) // row_group))))  # all about as large
+    order = hilbert_order(shards, keep)
+    row_group = max(1, -(-order.rows // max(1, -(-order.rows // row_group))))  # all about as large
     columns = open_shard(shards[0]).schema_arrow.remove_metadata().with_metadata(
         {"kiln": json.dumps(about, sort_keys=True)}
     )  # fmt: skip
@@ -185,6 +293,7 @@ def merge(
     product: str,
     *,
     missing: Sequence[str] = (),
+    unique: bool = False,
     memory: int = 1 << 30,
     row_group: int = ROW_GROUP,
     part_bytes: int = PART_BYTES,
@@ -192,7 +301,8 @@ def merge(
     """Make a product of the named shards and return its record.
 
     `shards` is the local folder of the embeddings files, `ledgers` the path or s3:// of the ledgers, `product` that of
-    the folder to write. `missing` names planned shards that are left out on purpose, and is said in the product.
+    the folder to write. `missing` names planned shards that are left out on purpose, and is said in the product, as is
+    `unique`: one row per lattice cell.
     Raises ConfigError or SourceError for shards that are missing, broken or do not belong together.
     """
     paths = [Path(shards) / f"{n}.parquet" for n in names]
@@ -204,7 +314,12 @@ def merge(
     if missing:
         about["missing_shards"] = sorted(missing)
     ledger = merge_ledgers([table.ledger_name(storage.join(ledgers, f"{n}.parquet")) for n in names])
-    parts = write_parts(paths, product, about, memory=memory, row_group=row_group, part_bytes=part_bytes)
+    keep = None
+    if unique:
+        about["unique"] = True
+        chosen = choose_unique(paths, ledger)
+        keep, ledger = chosen.keep, without_lost(ledger, chosen.lost)
+    parts = write_parts(paths, product, about, memory=memory, row_group=row_group, part_bytes=part_bytes, keep=keep)
     rows = sum(p.rows for p in parts)
     counts = {c: pc.sum(ledger[c]).as_py() or 0 for c in table.COUNTS}
     if rows != counts["embedded"]:
@@ -231,6 +346,7 @@ def merge(
         "files": [{"name": p.name, "size": p.size, "sha256": p.sha256, "rows": p.rows} for p in parts],
         "ledger": ledger_file,
         "stac": written,
+        **({"unique": True} if unique else {}),
     }
     return record | {"tag": digest([record["fingerprint"], record["files"]])[:8]}
 
@@ -245,6 +361,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--product", required=True, help="path or s3:// of the folder to write")
     p.add_argument("--record", help="the record to write last, if not <product>.json")
     p.add_argument("--allow-missing", action="store_true", help="merge the shards that exist, and say so")
+    p.add_argument("--unique", action="store_true", help="of chips in one lattice cell keep that with the least nodata")
     p.add_argument("--memory-mb", type=int, default=1024, help="megabytes to sort in")
     args = p.parse_args(argv)
 
@@ -257,6 +374,7 @@ def main(argv: list[str] | None = None) -> None:
             args.ledgers or args.shards,
             args.product,
             missing=sorted(set(planned) - set(have)),
+            unique=args.unique,
             memory=args.memory_mb << 20,
         )
         storage.write_bytes(

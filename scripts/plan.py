@@ -3,15 +3,19 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Self
 
 from scripts.kiln import cli, plans, storage
 from scripts.kiln.errors import ConfigError
+from scripts.kiln.text import aligned
 
 log = logging.getLogger(__name__)
 ROW_BYTES = 400  # of a row besides its vector, compressed, about
 BYTES = {"float32": 4, "float16": 2}
+SEVERAL = 3  # partitions; more get a sum
 
 
 @dataclass(frozen=True)
@@ -20,45 +24,60 @@ class Summary:
 
     dataset: str
     partition: str
-    units: int
-    shards: int
-    done: int
-    chips: int
-    chips_left: int
-    read: int
-    stored: int
+    units: int = 0
+    shards: int = 0
+    done: int = 0
+    chips: int = 0
+    chips_left: int = 0
+    read: int = 0
+    stored: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        """The sums of both, under this one's name."""
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)[2:]}
+        return replace(self, **sums)
 
 
-def summarise(plan: str, dim: int, store: str) -> Summary:
-    """A plan's sums; finished shards are those in `shards/<partition>/` beside it."""
-    lines = plans.read_plan(plan)
-    if not lines:
-        raise ConfigError(f"{plan}: no shard in it")
-    partition = lines[0]["partition"]
-    folder = storage.join(plan.rpartition("/")[0] or ".", "shards", partition)
+def summarise(plan: str, dim: int, store: str) -> list[Summary]:
+    """A plan's sums by partition; finished shards are those in `shards/<partition>/` beside it."""
+    folder = storage.join(plan.rpartition("/")[0] or ".", "shards")
     there = storage.listing(folder) if storage.is_s3(folder) or Path(folder).is_dir() else {}
-    done = [x for x in lines if f"{folder}/{x['shard']}.parquet" in there]
-    finished = {x["shard"] for x in done}
-    left = [x for x in lines if x["shard"] not in finished]
-    chips = sum(x["expected"] for x in lines)
-    return Summary(
-        lines[0]["dataset"],
-        partition,
-        sum(len(x["units"]) for x in lines),
-        len(lines),
-        len(done),
-        chips,
-        sum(x["expected"] for x in left),
-        sum(x["bytes"] for x in left),
-        chips * (2 * (dim * BYTES[store] + ROW_BYTES) + dim * BYTES["float16"] + ROW_BYTES),
-    )
+    made: dict[str, Summary] = {}
+    for line in plans.read_plan(plan):
+        done = f"{folder}/{line['partition']}/{line['shard']}.parquet" in there
+        before = made.get(line["partition"], Summary(line["dataset"], line["partition"]))
+        made[line["partition"]] = before + Summary(
+            line["dataset"],
+            line["partition"],
+            units=len(line["units"]),
+            shards=1,
+            done=int(done),
+            chips=line["expected"],
+            chips_left=0 if done else line["expected"],
+            read=0 if done else line["bytes"],
+            stored=line["expected"] * (2 * (dim * BYTES[store] + ROW_BYTES) + dim * BYTES["float16"] + ROW_BYTES),
+        )
+    if not made:
+        raise ConfigError(f"{plan}: no shard in it")
+    return list(made.values())
+
+
+def totals(summaries: Sequence[Summary]) -> list[Summary]:
+    """The rows to show: partitions, and under those of a dataset that has several, their sum."""
+    rows = []
+    for dataset, group in groupby(summaries, key=lambda s: s.dataset):
+        several = list(group)
+        rows += several
+        if len(several) > SEVERAL:
+            rows.append(sum(several, Summary(dataset, "in all")))
+    return rows
 
 
 def report(summaries: Sequence[Summary], numbers: dict[str, float]) -> str:
     """The table: what is left to do and what it costs at the configured rate and prices."""
     head = ("", "units", "shards", "done", "chips", "to read", "encoder-h", "storage", "compute", "per month")
     rows = [head]
-    for s in summaries:
+    for s in totals(summaries):
         hours = s.chips_left / numbers["chips_per_second"] / 3600
         rows.append(
             (
@@ -74,17 +93,12 @@ def report(summaries: Sequence[Summary], numbers: dict[str, float]) -> str:
                 f"{s.stored / 1e9 * numbers['price_per_gb_month']:,.2f}",
             )
         )
-    widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
-    text = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
     return "\n".join(
         [
-            *text,
+            *aligned(rows),
             "",
             "Storage is that of shards, product and explorer database.",
-            f"Chips are the most there can be: open sea and nodata are skipped. Hours are for what is left, at "
+            f"Chips are the most there can be: sea, clouds and nodata are skipped. Hours are for what is left, at "
             f"{numbers['chips_per_second']:g} chips/s of one job's encoder; prices as configured under `plan`.",
         ]
     )
@@ -109,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     def work() -> None:
-        found = [summarise(x, args.dimensions, args.storage) for x in args.plans]
+        found = [s for x in args.plans for s in summarise(x, args.dimensions, args.storage)]
         print(report(found, args.numbers))
 
     cli.run(work)

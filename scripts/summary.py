@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scripts.kiln import cli, storage
+from scripts.kiln.text import aligned
 
 COUNTS = ("expected", "embedded", "skipped_nodata", "skipped_cloud", "failed")
 
@@ -17,17 +18,7 @@ def summary(
     for r in records:
         units = ", ".join(f"{n:,} {s}" for s, n in r["units"].items())
         rows.append((f"{r['dataset']} {r['partition']}", *(f"{r['counts'][c]:,}" for c in COUNTS), units))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for n, row in enumerate(rows):
-        cells = [
-            c.ljust(w) if i in (0, len(row) - 1) else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-        if n == 0:
-            lines.append("  ".join("-" * w for w in widths))
-    lines.append("")
+    lines = [*aligned(rows, left=(0, len(rows[0]) - 1), rule=True), ""]
     if any(r["untrained"] for r in records):
         lines.append("The weights are UNTRAINED: a demonstration of the road, no use for science.")
     if missing := sum(len(r["missing_shards"]) for r in records):

@@ -17,7 +17,10 @@ import torch
 
 from scripts import embed_naip, embed_worldcover, index, merge, plan_naip, plan_worldcover, search
 from scripts.kiln import clay, storage, table
-from scripts.kiln.naip import parse_key
+from scripts.kiln.chips import Chip
+from scripts.kiln.engine import read_ahead
+from scripts.kiln.naip import NaipSource, parse_key
+from scripts.kiln.naip_layout import layout
 from tests.archives import random_pixels, write_tile
 from tests.conftest import ROOT
 from tests.kiln.test_naip import scene_pixels, write_scene
@@ -93,15 +96,15 @@ def closes(ledger, rows):
 # ------------------------------------------------------------------------------------------------- what it writes
 
 
-def class_token(encoder, pixels, week=None, place=None):
-    """The reference: normalised pixels, gsd 1, what is told of time and place (zeros where nothing is)."""
+def class_token(encoder, pixels, week=None, place=None, gsd=1.0):
+    """The reference: normalised pixels, gsd, what is told of time and place (zeros where nothing is)."""
     x = (torch.from_numpy(pixels[None].astype(np.float32)) - torch.tensor(MEAN).view(4, 1, 1)) / torch.tensor(STD).view(
         4, 1, 1
     )
     time_ = [np.sin(week * 2 * np.pi / 52), np.cos(week * 2 * np.pi / 52), 0, -1] if week else [0] * 4
     here = [f(np.radians(v)) for v in place for f in (np.sin, np.cos)] if place else [0] * 4
     told = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
-    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=1.0, **told)[0, 0].tolist()
+    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **told)[0, 0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -380,10 +383,75 @@ def test_a_plan_of_worldcover_is_refused(tmp_path, capsys):
     assert "a plan of worldcover, not of naip" in said
 
 
-def test_an_actual_gsd_is_refused(tmp_path, capsys, encoder_file):
+@pytest.mark.parametrize(("size", "more"), [(0.6, []), (2.5, []), (2.5, ["--lattice=utm", "--lattice-gsd=1.5"])])
+def test_an_actual_gsd_is_that_of_each_scenes_pixels_or_of_the_lattice(tmp_path, run, encoder, size, more):
+    transform = rasterio.transform.from_origin(5e5, 5.2e6, size, size)
+    write_scene(tmp_path, ND[0], scene_pixels(80, 80), transform=transform)
+    write_scene(tmp_path, ND[1], scene_pixels(80, 80), transform=rasterio.transform.from_origin(5e5, 5.2e6, 1, 1))
+    units, _ = make_plan(tmp_path / "plan.gz", ND[:2], tmp_path)
+    rows, _ = run(units, 0, "--gsd", "actual", "--metadata", "zeros", *more)
+    assert sorted({r["pixel_size"] for r in rows}) == pytest.approx([1.5] if more else sorted([1.0, size]))
+    source = NaipSource(
+        ND[:2], archive=str(tmp_path), chip=16, max_nodata=0.05,
+        lattice="utm" if more else "scene", lattice_gsd=1.5,
+    )  # fmt: skip
+    source.check()
+    pixels = {c.chip_id: c.pixels for c in source.chips(read_ahead(source.reads(), 1, 1 << 30)) if isinstance(c, Chip)}
+    assert len(rows) == len(pixels)
+    for row in rows[:: len(rows) // 6]:
+        right = class_token(encoder, pixels[row["chip_id"]], gsd=row["pixel_size"])
+        assert row["embeddings"] == pytest.approx(right, abs=1e-4)
+        assert row["embeddings"] != pytest.approx(class_token(encoder, pixels[row["chip_id"]]), abs=1e-4) or (
+            row["pixel_size"] == 1
+        )
+
+
+# -------------------------------------------------------------------------------------------- the common lattice
+
+
+def test_the_common_lattice_is_said_in_the_file_and_in_another_fingerprint(tmp_path, run):
+    write_scene(tmp_path, ND[0], scene_pixels(80, 80))
     units, _ = make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)
-    code, said = fails(capsys, flags(units, 0, tmp_path / "shards", encoder_file, "--gsd", "actual"))
-    assert (code, "--gsd actual" in said) == (2, True)
+    told = [["--lattice=utm"], ["--lattice=utm", "--lattice-gsd=0.6"], []]
+    abouts = []
+    for n, more in enumerate(told):
+        rows, ledger = run(units, 0, *more, folder=tmp_path / str(n))
+        assert closes(ledger, rows)
+        abouts.append(table.about_of(next(p for p in (tmp_path / str(n)).iterdir() if "ledger" not in p.name)))
+    assert [a["lattice"] for a in abouts] == [layout(16, "utm", 1.0), layout(16, "utm", 0.6), layout(16)]
+    assert len({a["fingerprint"] for a in abouts}) == 3
+    assert [a["gsd"] for a in abouts] == [1.0] * 3
+
+
+def test_flush_edges_of_the_common_lattice_are_refused_before_anything_is_read(tmp_path, capsys, encoder_file):
+    units, _ = make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)
+    code, said = fails(
+        capsys, flags(units, 0, tmp_path / "shards", encoder_file, "--lattice", "utm", "--edge", "flush")
+    )
+    assert (code, "edge flush" in said) == (2, True)
+    assert files(tmp_path / "shards") == {}
+
+
+def test_overlapping_scenes_are_merged_to_one_chip_a_cell(tmp_path, encoder_file):
+    west, north = 31_250 * 16, 325_500 * 16
+    holed = scene_pixels(64, 64, 2)
+    holed[:, 20, 20:24] = 0  # 4 of 256 pixels of a cell that both scenes have
+    for key, left, pixels in ((ND[0], west, scene_pixels(64, 64, 1)), (ND[1], west + 32, holed)):
+        write_scene(tmp_path, key, pixels, transform=rasterio.transform.from_origin(left, north, 1, 1))
+    units, lines = make_plan(tmp_path / "plan.gz", ND[:2], tmp_path, per_shard=1)
+    embed_all(units, lines, tmp_path / "shards", encoder_file, "--lattice", "utm")
+    for name, more in (("all", []), ("unique", ["--unique"])):
+        merge.main([f"--plan={units}", f"--shards={tmp_path}/shards", f"--product={tmp_path}/{name}", *more])
+    every, unique = (pq.read_table(tmp_path / n / "part-0000.parquet").to_pylist() for n in ("all", "unique"))
+    assert (len(every), len(unique)) == (32, 24)
+    best = {}
+    for row in every:
+        cell, rank = (row["crs"], row["col"], row["row"]), (row["nodata_fraction"], row["chip_id"])
+        best[cell] = min(best.get(cell, rank), rank)
+    assert {r["chip_id"] for r in unique} == {i for _, i in best.values()}
+    ledger = {e["unit_id"]: e for e in pq.read_table(tmp_path / "unique" / "ledger.parquet").to_pylist()}
+    assert closes(ledger, unique)
+    assert ledger[unit(ND[1])]["notes"] == "8 chips left to scenes with less nodata"
 
 
 def test_help_shows_every_flag_and_does_not_import_torch():
@@ -393,7 +461,15 @@ def test_help_shows_every_flag_and_does_not_import_torch():
         "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    for flag in ("--index", "--chip-size", "--edge", "--metadata", "--expect-fingerprint"):
+    for flag in (
+        "--index",
+        "--chip-size",
+        "--edge",
+        "--lattice",
+        "--lattice-gsd",
+        "--metadata",
+        "--expect-fingerprint",
+    ):
         assert flag in done.stdout
     assert done.stdout.endswith("exit 0 False\n")
 

@@ -253,7 +253,7 @@ def test_wrong_flags_are_errors_of_one_line_and_leave_nothing(flags, tmp_path, c
 def test_a_damaged_plan_is_an_error_that_names_the_line(flags, tmp_path, capsys, plan, text):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(plan[0].read_text().splitlines()[0] + "\n" + text + "\n", encoding="latin-1")
-    code, said = fails(capsys, flags("--index", 0, units=bad))
+    code, said = fails(capsys, flags("--index", 1, units=bad))
     assert (code, "bad.jsonl, line 2: not a shard of a plan" in said) == (2, True)
 
 

@@ -31,11 +31,11 @@ def finish(root, shard, *, where="shards/2021"):
 
 def test_the_sums_of_a_plan_are_those_reckoned_by_hand(tmp_path):
     uri = written(tmp_path, line(0), line(1, units=2, expected=600_000, size=1_000_000_000))
-    s = plan.summarise(uri, 1024, "float32")
+    (s,) = plan.summarise(uri, 1024, "float32")
     assert (s.dataset, s.partition, s.units, s.shards, s.done) == ("worldcover", "2021", 5, 2, 0)
     assert (s.chips, s.chips_left, s.read) == (1_500_000, 1_500_000, 5_000_000_000)
     assert s.stored == 1_500_000 * (2 * (4096 + 400) + 2048 + 400), "shards, product, database"
-    half = plan.summarise(uri, 1024, "float16")
+    (half,) = plan.summarise(uri, 1024, "float16")
     assert half.stored == 1_500_000 * 3 * (2048 + 400)
 
 
@@ -46,7 +46,7 @@ def test_finished_shards_are_counted_and_no_longer_to_do(tmp_path):
     finish(tmp_path, "s2", where="shards/2020")  # of another partition
     (tmp_path / "shards/2021/s1.ledger.parquet").write_bytes(b"its shard is missing")
     (tmp_path / "shards/2021/.s1.parquet.host.1.partial").write_bytes(b"half")
-    s = plan.summarise(uri, 1024, "float32")
+    (s,) = plan.summarise(uri, 1024, "float32")
     assert (s.shards, s.done) == (3, 1)
     assert s.chips == 1_500_001
     assert (s.chips_left, s.read) == (600_001, 1_000_000_001)
@@ -55,7 +55,7 @@ def test_finished_shards_are_counted_and_no_longer_to_do(tmp_path):
 def test_finished_shards_are_found_on_s3(bucket):
     storage.write_bytes(f"{bucket}/run/plan-2021.jsonl", "\n".join(json.dumps(line(n)) for n in range(3)).encode())
     finish(f"{bucket}/run", "s1")
-    s = plan.summarise(f"{bucket}/run/plan-2021.jsonl", 1024, "float32")
+    (s,) = plan.summarise(f"{bucket}/run/plan-2021.jsonl", 1024, "float32")
     assert (s.shards, s.done, s.chips_left) == (3, 1, 1_800_000)
 
 
@@ -63,7 +63,7 @@ def test_a_plan_in_the_working_directory_is_found_with_its_shards(tmp_path, monk
     written(tmp_path, line(0), line(1))
     finish(tmp_path, "s1")
     monkeypatch.chdir(tmp_path)
-    assert plan.summarise("plan-2021-abcd.jsonl", 8, "float32").done == 1
+    assert plan.summarise("plan-2021-abcd.jsonl", 8, "float32")[0].done == 1
 
 
 def test_the_table_says_hours_and_prices_of_what_is_left(tmp_path, capsys):
@@ -93,6 +93,18 @@ def test_several_plans_are_several_rows_in_order(tmp_path, capsys):
     assert rows[0].split()[-4:-2] == ["1.1", "GB"]  # 900 000 rows of three times 16 + 400 B
 
 
+def test_a_plan_of_many_partitions_has_a_row_for_each_and_their_sum(tmp_path, capsys):
+    lines = [line(n, units=n + 1) | {"partition": f"nd-{2010 + n // 2}"} for n in range(8)]
+    finish(tmp_path, "s2", where="shards/nd-2011")
+    plan.main(["--plans", written(tmp_path, *lines), "--numbers", json.dumps(NUMBERS)])
+    rows = [r.split() for r in capsys.readouterr().out.splitlines()[1:6]]
+    assert [r[1:5] for r in rows[:4]] == [
+        ["nd-2010", "3", "2", "0"], ["nd-2011", "7", "2", "1"], ["nd-2012", "11", "2", "0"],
+        ["nd-2013", "15", "2", "0"],
+    ]  # fmt: skip
+    assert rows[4][1:7] == ["in", "all", "36", "8", "1", "7,200,000"]
+
+
 def test_a_real_plan_is_read(tmp_path):
     from scripts import plan_worldcover
     from tests.archives import random_pixels, write_tile
@@ -106,7 +118,7 @@ def test_a_real_plan_is_read(tmp_path):
     )  # fmt: skip
     sizes = [p.stat().st_size for p in (tmp_path / "archive").rglob("*.tif")]
     lines = [json.loads(x) for x in (tmp_path / "plan.jsonl").read_text().splitlines()]
-    s = plan.summarise(out, 1024, "float32")
+    (s,) = plan.summarise(out, 1024, "float32")
     assert s.units == 10  # 2 degrees are ten columns of 48 px
     assert s.chips == 10 * 5
     assert s.shards == len(lines)

@@ -15,22 +15,31 @@ from scripts.kiln.sensors import Sensor
 
 @dataclass(frozen=True)
 class Unit:
-    """What cannot be split; `expected` rows, an estimate where `expected_known` is false."""
+    """What cannot be split; `expected` rows, an estimate where `expected_known` is false.
+
+    `version` tells this state of the unit's files from any other (sizes, ETags); it is known after `Source.check`. A
+    source whose units come one after the other sets it: a finished unit can then be kept while its shard is not.
+    """
 
     unit_id: str
     expected: int
     source: str
     etag: str = ""
     expected_known: bool = True
+    version: str = ""
 
 
 @dataclass(frozen=True)
 class Read:
-    """A piece of reading: `load` runs in a thread and raises SourceError or TransientError; `nbytes` it will hold."""
+    """A piece of reading: `load` runs in a thread and raises SourceError or TransientError; `nbytes` it will hold.
+
+    `unit_id`: the unit it is for, if it is for one alone; a unit that is kept from an earlier try is not read.
+    """
 
     nbytes: int
     load: Callable[[], Any]
     key: Any = None
+    unit_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,9 +25,10 @@ import pyarrow as pa
 import torch
 
 from scripts.kiln import table
-from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Source
+from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Source, Unit
 from scripts.kiln.clay import ClayEncoder, encode_latlon, encode_time
 from scripts.kiln.errors import SourceError, TooManyFailuresError
+from scripts.kiln.parts import Parts
 from scripts.kiln.progress import Progress
 from scripts.kiln.sensors import Sensor
 
@@ -54,7 +55,7 @@ class Policy:
     """What the encoder is told besides pixels; part of the fingerprint."""
 
     metadata: Literal["zeros", "as_trained"] = "as_trained"
-    gsd: float = 10.0
+    gsd: float | None = 10.0  # metres; None: each chip's own pixel size
     storage: table.Storage = "float32"
 
 
@@ -131,12 +132,18 @@ class Batch:
     dropped: list[Dropped | Opened]
 
 
-def _batches(events: Iterator[Chip | Dropped | Opened], size: int) -> Iterator[Batch]:
-    """Batches filled across tiles and units; long stretches without a chip are reported as they go."""
+def _batches(events: Iterator[Chip | Dropped | Opened], size: int, *, one_gsd: bool = False) -> Iterator[Batch]:
+    """Batches filled across tiles and units; long stretches without a chip are reported as they go.
+
+    `one_gsd`: a batch holds chips of one pixel size alone.
+    """
     chips: list[Chip] = []
     dropped: list[Dropped | Opened] = []
     for event in events:
         if isinstance(event, Chip):
+            if one_gsd and chips and chips[-1].pixel_size != event.pixel_size:
+                yield Batch(chips, dropped)
+                chips, dropped = [], []
             chips.append(event)
         else:
             dropped.append(event)
@@ -174,7 +181,7 @@ class Embedder:
             tokens = self.encoder(
                 (x - self.mean) / self.std,
                 wavelengths=self.wavelengths,
-                gsd=self.policy.gsd,
+                gsd=chips[0].pixel_size if self.policy.gsd is None else self.policy.gsd,
                 time=torch.from_numpy(time_),
                 latlon=torch.from_numpy(place),
             )
@@ -189,6 +196,96 @@ class Outcome:
     ledger: pa.Table
 
 
+class Account:
+    """Rows and ledger of a shard as they come about: chips are counted, finished units kept as parts, in one order."""
+
+    def __init__(self, units: Sequence[Unit], out: table.ShardWriter, parts: Parts | None) -> None:
+        self.entries = {u.unit_id: table.Entry(u) for u in units}
+        self.out, self.parts = out, parts
+        self.done = parts.finished(units, out.schema) if parts else {}
+        self.entries |= {unit_id: entry for unit_id, (_, entry) in self.done.items()}
+        self._order = {unit_id: n for n, unit_id in enumerate(self.entries)}
+        self._earlier = deque(sorted(self.done, key=self._order.__getitem__))  # parts whose rows are still to come
+        self._open: str | None = None  # the unit whose rows are held until it is finished
+        self._held: list[tuple[list[Chip], np.ndarray]] = []
+
+    def drop(self, event: Dropped | Opened) -> None:
+        """Account for what is no chip."""
+        entry = self.entries[event.unit_id]
+        if isinstance(event, Opened):
+            entry.open(event)
+            return
+        entry.drop(event)
+        if self.parts and self._finished(entry) and not entry.embedded:
+            self.parts.keep(self.out.schema.empty_table(), entry)
+
+    @staticmethod
+    def _finished(entry: table.Entry) -> bool:
+        """Whether all is known of a unit that can be kept as a part; a failed one is tried again instead."""
+        unit = entry.unit
+        return bool(unit.version) and unit.expected_known and entry.left == 0 and entry.status != "failed"
+
+    def add(self, chips: list[Chip], vectors: np.ndarray) -> int:
+        """Account for encoded chips, vectors [n, D] as they are stored; one that is not finite has failed.
+
+        Returns how many are good.
+        """
+        for chip in chips:
+            chip.pixels = NO_PIXELS  # rows wait for their row group without pixels
+        finite = np.isfinite(vectors).all(axis=1)
+        first = 0
+        for unit_id, group in itertools.groupby(chips, key=lambda c: c.unit_id):
+            size = len(list(group))
+            here = slice(first, first + size)
+            first += size
+            entry = self.entries[unit_id]
+            good = int(finite[here].sum())
+            entry.embedded += good
+            if good < size:
+                entry.drop(Dropped(unit_id, "failed", size - good, f"vector not finite in {vectors.dtype}"))
+            self._append(entry, list(itertools.compress(chips[here], finite[here])), vectors[here][finite[here]])
+        return int(finite.sum())
+
+    def _append(self, entry: table.Entry, chips: list[Chip], vectors: np.ndarray) -> None:
+        unit_id = entry.unit.unit_id
+        if self.parts is None or not entry.unit.version:
+            self.out.append(chips, vectors)
+            return
+        if self._open != unit_id:
+            self.settle()
+            self._earlier_rows(self._order[unit_id])
+            self._open = unit_id
+        self._held.append((chips, vectors))
+
+    def settle(self) -> None:
+        """Hand the held rows on; those of a unit that is finished become its part, so that no retry encodes them."""
+        if self._open is None:
+            return
+        chips = [c for some, _ in self._held for c in some]
+        rows = table.rows(chips, np.concatenate([v for _, v in self._held]), self.out.schema)
+        entry = self.entries[self._open]
+        if self.parts and self._finished(entry):
+            self.parts.keep(rows, entry)
+        self.out.append_rows(rows)
+        self._open, self._held = None, []
+
+    def settle_if_finished(self) -> None:
+        """The same, once nothing more of the unit can come."""
+        if self._open is not None and self._finished(self.entries[self._open]):
+            self.settle()
+
+    def _earlier_rows(self, before: int) -> None:
+        """Rows of the parts of units that come before the one of that place."""
+        while self._earlier and self._order[self._earlier[0]] < before:
+            self.out.append_rows(self.done[self._earlier.popleft()][0])
+
+    def close(self) -> list[table.Entry]:
+        """Hand on all that is held; returns the ledger's entries."""
+        self.settle()
+        self._earlier_rows(len(self._order))
+        return list(self.entries.values())
+
+
 def embed(
     source: Source,
     load: Callable[[], ClayEncoder],
@@ -199,32 +296,41 @@ def embed(
     policy: Policy,
     budget: Budget,
     max_failed_fraction: float,
+    parts: Parts | None = None,
 ) -> Outcome:
     """Stream a source through the encoder into the embeddings file `path`; the caller puts file and ledger in place.
 
     `load` is called when the first chip is there, while reading goes on; a shard without chips loads no weights.
+    Units that `parts` holds from an earlier try are neither read nor encoded; the file is the same, byte by byte.
     Raises TooManyFailuresError, with the ledger in the log, if more than `max_failed_fraction` of the units failed (a
     partly failed one counts by its share), and TransientError for what another try may mend.
     """
-    entries = {u.unit_id: table.Entry(u) for u in source.units()}
-    reads = [0, 0]  # count, bytes
-
-    def counted() -> Iterator[Read]:
-        for read in source.reads():
-            reads[0] += 1
-            reads[1] += read.nbytes
-            yield read
-
-    def events() -> Iterator[Chip | Dropped | Opened]:
-        with closing(read_ahead(counted(), budget.read_threads, budget.read_ahead)) as loaded:
-            yield from source.chips(loaded)
-
     columns = table.schema(dim, policy.storage, source.columns, {**about, "sources": source.provenance()})
-    progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
+    reads = [0, 0]  # count, bytes
     embedder: Embedder | None = None
     waited = encoded = 0.0
-    with table.ShardWriter(path, columns) as out:
-        batches = _in_thread(_batches(events(), budget.batch), QUEUE)
+    with parts or nullcontext(), table.ShardWriter(path, columns) as out:
+        account = Account(source.units(), out, parts)
+        entries = account.entries
+        progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
+        if account.done:
+            log.info("%d of %d units are kept from an earlier try", len(account.done), len(entries))
+            kept = [e for _, e in account.done.values()]
+            progress.advance(sum(e.unit.expected for e in kept), embedded=sum(e.embedded for e in kept))
+
+        def counted() -> Iterator[Read]:
+            for read in source.reads():
+                if read.unit_id in account.done:
+                    continue
+                reads[0] += 1
+                reads[1] += read.nbytes
+                yield read
+
+        def events() -> Iterator[Chip | Dropped | Opened]:
+            with closing(read_ahead(counted(), budget.read_threads, budget.read_ahead)) as loaded:
+                yield from source.chips(loaded)
+
+        batches = _in_thread(_batches(events(), budget.batch, one_gsd=policy.gsd is None), QUEUE)
         with closing(batches):
             while True:
                 began = time.monotonic()
@@ -233,45 +339,34 @@ def embed(
                     break
                 got = time.monotonic()
                 for event in batch.dropped:
-                    entry = entries[event.unit_id]
                     if isinstance(event, Opened):
-                        progress.grow(event.expected - entry.unit.expected)
-                        entry.open(event)
+                        progress.grow(event.expected - entries[event.unit_id].unit.expected)
                     else:
-                        entry.drop(event)
                         progress.advance(event.count)
-                if not batch.chips:
-                    continue
-                if embedder is None:
-                    embedder = Embedder(load(), source.sensor, policy, budget.batch)
-                    got = time.monotonic()
-                else:
-                    waited += got - began
-                vectors = embedder(batch.chips).astype(policy.storage)
-                encoded += time.monotonic() - got
-                finite = np.isfinite(vectors).all(axis=1)
-                for chip, good in zip(batch.chips, finite, strict=True):
-                    chip.pixels = NO_PIXELS  # rows wait for their row group without pixels
-                    if good:
-                        entries[chip.unit_id].embedded += 1
+                    account.drop(event)
+                if batch.chips:
+                    if embedder is None:
+                        embedder = Embedder(load(), source.sensor, policy, budget.batch)
+                        got = time.monotonic()
                     else:
-                        entries[chip.unit_id].drop(
-                            Dropped(chip.unit_id, "failed", 1, f"vector not finite in {policy.storage}")
-                        )
-                out.append(list(itertools.compress(batch.chips, finite)), vectors[finite])
-                progress.advance(len(batch.chips), embedded=int(finite.sum()))
+                        waited += got - began
+                    vectors = embedder(batch.chips).astype(policy.storage)
+                    encoded += time.monotonic() - got
+                    progress.advance(len(batch.chips), embedded=account.add(batch.chips, vectors))
+                account.settle_if_finished()
+        ledger_entries = account.close()
     progress.close()
-    ledger = table.ledger_table(list(entries.values()))
+    ledger = table.ledger_table(ledger_entries)
     log.info(
         "%d rows; encoding %.1f s, waiting for reads %.1f s; %d reads, %.1f MB of pixels; peak memory %.0f MB",
         out.rows, encoded, waited, reads[0], reads[1] / 1e6,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MEMORY_UNIT / 1e6,
     )  # fmt: skip
-    assert out.rows == sum(e.embedded for e in entries.values())
-    share = sum(e.failed_share for e in entries.values()) / max(len(entries), 1)
+    assert out.rows == sum(e.embedded for e in ledger_entries)
+    share = sum(e.failed_share for e in ledger_entries) / max(len(ledger_entries), 1)
     if share > max_failed_fraction:
         log.error("the ledger of this shard:\n%s", table.ledger_text(ledger))
-        reason = next(e.reasons[0] for e in entries.values() if e.reasons)
+        reason = next(e.reasons[0] for e in ledger_entries if e.reasons)
         raise TooManyFailuresError(
             f"{share:.0%} of the shard failed, more than max_failed_fraction {max_failed_fraction:.0%}; the first "
             f"reason: {reason}. Its ledger is in the log above. Mend the source, or raise the limit"

@@ -17,6 +17,10 @@ class SourceError(KilnError):
     """A source that would fail again (corrupt, missing, of another shape): a `failed` row of the ledger."""
 
 
+class AccessError(SourceError):
+    """A source that refuses to be read: no rights, or nobody who pays."""
+
+
 class TransientError(KilnError):
     """A source or store that may work on the next try (throttled, vanished host): the job exits non-zero."""
 

@@ -44,6 +44,7 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     how.add_argument("--read-threads", type=int, default=4, help="reading and decoding ahead of the encoder")
     how.add_argument("--read-ahead-mb", type=int, default=512, help="megabytes of pixels held ahead of the encoder")
     how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    how.add_argument("--parts", help="path or s3:// of a folder that keeps finished units until the shard is whole")
     return p
 
 
@@ -81,14 +82,15 @@ def run(
     dataset: str,
     lattice: dict[str, Any],
     metadata: str,
-    gsd: float,
+    gsd: float | None,
     max_cloud: float | None = None,
 ) -> None:
-    """Embed the shard `line` of a plan from its source; `gsd` in metres is what the model is told.
+    """Embed the shard `line` of a plan from its source; `gsd` in metres is what the model is told (None: each chip's).
 
     Everything that would fail again fails before the weights load. Raises any KilnError.
     """
     from scripts.kiln import clay, engine, table  # here: torch is slow to import, and --help should not be
+    from scripts.kiln.parts import Parts
 
     about_weights = clay.read_about(args.weights)
     settings = {
@@ -118,6 +120,7 @@ def run(
     }
     policy = engine.Policy("zeros" if metadata == "zeros" else "as_trained", gsd, args.storage)
     budget = engine.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
+    parts = Parts.of(args.parts, about) if args.parts else None
     with storage.atomic(args.output) as partial:
         source.check()
         outcome = engine.embed(
@@ -129,10 +132,13 @@ def run(
             policy=policy,
             budget=budget,
             max_failed_fraction=args.max_failed_fraction,
+            parts=parts,
         )
         ledger = table.ledger_name(storage.join(args.folder, f"{line['shard']}.parquet"))
         with storage.atomic(ledger) as partial_ledger:
             table.write_ledger(partial_ledger, outcome.ledger)
+    if parts:
+        parts.remove(source.units())
     log.info("%s: %d rows of %d units", args.output, outcome.rows, len(outcome.ledger))
 
 
@@ -162,14 +168,14 @@ def _model(weights: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pixels(source: Source, settings: dict[str, Any], gsd: float) -> dict[str, Any]:
+def _pixels(source: Source, settings: dict[str, Any], gsd: float | None) -> dict[str, Any]:
     """Of the `kiln` metadata: what the model was shown, and in which type its vectors are kept."""
     sensor = source.sensor
     return {
         "storage": settings["dtype"],
         "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
         "wavelengths": sensor.wavelengths,
-        "gsd": gsd,
+        "gsd": "actual" if gsd is None else gsd,
         "metadata": settings["metadata"],
         "chip_size": settings["lattice"]["chip_size"],
         "lattice": settings["lattice"],

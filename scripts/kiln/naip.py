@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,10 @@ from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 from rasterio.io import MemoryFile
 
-from scripts.kiln import raster, storage
+from scripts.kiln import raster, storage, utm
 from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Unit
-from scripts.kiln.errors import ConfigError, SourceError
+from scripts.kiln.errors import AccessError, ConfigError, SourceError
+from scripts.kiln.naip_layout import Edge, Lattice, layout
 from scripts.kiln.sensors import NAIP
 
 RECIPE = 1  # raised whenever the same scenes would give other vectors
@@ -148,18 +149,38 @@ def _is_date(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene as it was read: pixels [4, rows, cols], and where they lie."""
+    """A scene as it was read: pixels [4, rows, cols], where they lie, and the pixel size of its file.
+
+    On the common lattice the pixels are whole cells of `grid`, and `cells` are those that the scene touches.
+    """
 
     pixels: np.ndarray
     transform: Affine
     crs: str
+    gsd: float
+    grid: utm.Grid | None = None
+    cells: Sequence[utm.Cell] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chip begins in a scene's pixels, its place in the lattice, and its name."""
+
+    y: int
+    x: int
+    col: int
+    row: int
+    chip_id: str
 
 
 class NaipSource:
-    """The scenes of one shard, each cut into chips from its top left.
+    """The scenes of one shard, each cut into chips.
 
-    `edge`: `drop` leaves out what is less than a chip at the right and bottom, `flush` adds a last column and row that
-    end with the scene. Nodata is 0 in all four bands: band 4 is near infrared, also where it is tagged alpha.
+    `lattice`: `scene` cuts from each scene's top left; `edge` `drop` leaves out what is less than a chip at the right
+    and bottom, `flush` adds a last column and row that end with the scene. `utm` cuts every cell that a scene touches
+    of its zone's grid of `lattice_gsd` metres (scripts/kiln/utm.py), resampled where its pixels do not fall on that.
+    Nodata is 0 in all four bands: band 4 is near infrared, also where it is tagged alpha.
     """
 
     sensor = NAIP
@@ -175,11 +196,13 @@ class NaipSource:
         archive: str,
         chip: int,
         max_nodata: float,
-        edge: Literal["drop", "flush"] = "drop",
+        edge: Edge = "drop",
+        lattice: Lattice = "scene",
+        lattice_gsd: float = 1.0,
     ) -> None:
-        if chip % 8:
-            raise ConfigError(f"chip size {chip}: want a multiple of the model's patch of 8 px")
+        self.layout = layout(chip, lattice, lattice_gsd, edge)
         self.chip, self.edge, self.max_nodata, self.archive = chip, edge, max_nodata, archive
+        self.lattice_gsd = lattice_gsd if lattice == "utm" else None
         self.scenes = []
         for key in keys:
             scene = parse_key(key)
@@ -187,6 +210,7 @@ class NaipSource:
                 raise ConfigError(f"{key!r} is no key of a NAIP scene; make the plan again")
             self.scenes.append(scene)
         self._found: dict[str, storage.Stat] = {}
+        self._refused: dict[str, AccessError] = {}
 
     def uri(self, scene: SceneKey) -> str:
         """Where a scene lies."""
@@ -195,9 +219,13 @@ class NaipSource:
     def units(self) -> list[Unit]:
         """One per scene, its chips estimated until it is opened."""
         return [
-            Unit(s.unit_id, s.estimate(self.chip)[0], self.uri(s), self._etag(s), expected_known=False)
+            Unit(s.unit_id, s.estimate(self.chip)[0], self.uri(s), self._etag(s), False, self._version(s))
             for s in self.scenes
         ]
+
+    def _version(self, scene: SceneKey) -> str:
+        found = self._found.get(scene.key)
+        return f"{found.size} {found.etag}" if found else ""
 
     def _etag(self, scene: SceneKey) -> str:
         found = self._found.get(scene.key)
@@ -214,43 +242,76 @@ class NaipSource:
     def check(self) -> None:
         """Ask for every scene's size and ETag; scenes that are gone fail later, one by one.
 
-        Raises ConfigError if the bucket refuses, which it does without credentials that pay for requests.
+        Raises ConfigError if all are refused, as a bucket does whose readers pay, to one who does not.
         """
 
-        def ask(scene: SceneKey) -> storage.Stat | None:
+        def ask(scene: SceneKey) -> storage.Stat | AccessError | None:
             try:
                 return storage.stat(self.uri(scene))
-            except SourceError as e:
-                raise ConfigError(f"{e}. The bucket is requester-pays: AWS credentials are needed, and pay") from e
+            except AccessError as e:
+                return e
 
         with ThreadPoolExecutor(STATS) as pool:
-            found = pool.map(ask, self.scenes)
-            self._found = {s.key: f for s, f in zip(self.scenes, found, strict=True) if f}
+            for scene, found in zip(self.scenes, pool.map(ask, self.scenes), strict=True):
+                if isinstance(found, AccessError):
+                    self._refused[scene.key] = found
+                elif found:
+                    self._found[scene.key] = found
+        if self._refused and not self._found:
+            e = next(iter(self._refused.values()))
+            raise ConfigError(f"{e}. If the bucket is requester-pays: AWS credentials are needed, and pay") from e
 
     def reads(self) -> Iterator[Read]:
         """Whole scenes, one after the other."""
         for scene in self.scenes:
             found = self._found.get(scene.key)
             size = max(scene.estimate(self.chip)[1], found.size if found else 0)
-            yield Read(size, lambda s=scene: self._load(s), scene)
+            if self.lattice_gsd:  # for a while both are there: the file's pixels, and whole cells of the lattice
+                side = math.sqrt(scene.estimate(self.chip)[1] / BANDS) * scene.cm / 100
+                size += BANDS * int(side / self.lattice_gsd + 2 * self.chip) ** 2
+            yield Read(size, lambda s=scene: self._load(s), scene, scene.unit_id)
 
     def _load(self, scene: SceneKey) -> Scene:
-        """The scene's pixels; a remote one comes down once, in parallel ranges. Raises SourceError for a broken one."""
+        """The scene's pixels, on the lattice; a remote one comes down once, in parallel ranges.
+
+        Raises SourceError for a broken one.
+        """
         uri = self.uri(scene)
         found = self._found.get(scene.key)
+        if scene.key in self._refused:
+            raise self._refused[scene.key]
         if found is None:
             raise SourceError(f"{uri}: does not exist")
         if found.size == 0:
             raise SourceError(f"{uri}: empty, 0 bytes")
         try:
             with raster.environment(uri):
-                if not storage.is_remote(uri):
+                if storage.is_remote(uri):
+                    with MemoryFile(storage.read_ranges(uri, found)) as memory, memory.open() as file:
+                        read = _scene(uri, file)
+                else:
                     with rasterio.open(uri) as file:
-                        return _scene(uri, file)
-                with MemoryFile(storage.read_ranges(uri, found)) as memory, memory.open() as file:
-                    return _scene(uri, file)
+                        read = _scene(uri, file)
         except RasterioError as e:
             raise SourceError(f"{uri}: not a readable GeoTIFF ({raster.reason(e)})") from e
+        return self._aligned(uri, scene, read) if self.lattice_gsd else read
+
+    def _aligned(self, uri: str, key: SceneKey, scene: Scene) -> Scene:
+        """The scene on the grid of its file's zone, of its key's where the file is not in UTM."""
+        told = utm.zone_of(scene.crs)
+        zone = told or key.zone
+        if zone not in utm.ZONES:
+            raise SourceError(f"{uri}: in UTM zone {zone}; NAD83 has {utm.ZONES[0]} to {utm.ZONES[-1]}")
+        grid = utm.Grid(zone, self.chip, self.lattice_gsd)
+        try:
+            on = utm.align(scene.pixels, scene.transform, scene.crs, grid)
+        except RasterioError as e:
+            raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({raster.reason(e)})") from e
+        except SourceError as e:
+            raise SourceError(f"{uri}: {e}") from e
+        notes = [f"in UTM zone {zone}, where the key says {key.zone}"] if zone != key.zone else []
+        notes += [on.how] if on.how else []
+        return Scene(on.pixels, on.transform, grid.crs, scene.gsd, grid, on.cells, tuple(notes))
 
     def chips(self, loaded: Iterator[Loaded]) -> Iterator[Chip | Dropped | Opened]:
         """Chips, scene by scene, row by row."""
@@ -263,45 +324,44 @@ class NaipSource:
 
     def _cut(self, key: SceneKey, scene: Scene) -> Iterator[Chip | Dropped | Opened]:
         _, height, width = scene.pixels.shape
-        places = list(itertools.product(self._starts(height), self._starts(width)))
-        gsd, told = math.sqrt(abs(scene.transform.determinant)), key.cm / 100
+        places, told = self._places(key, scene), key.cm / 100
         notes = []
-        if abs(gsd / told - 1) > DISAGREE:
-            notes.append(f"pixels of {gsd:g} m, where the key says {told:g} m")
+        if abs(scene.gsd / told - 1) > DISAGREE:
+            notes.append(f"pixels of {scene.gsd:g} m, where the key says {told:g} m")
         if key.when is None:
             notes.append("no date in the name")
-        yield Opened(key.unit_id, len(places), self._etag(key), tuple(notes))
+        yield Opened(key.unit_id, len(places), self._etag(key), (*notes, *scene.notes))
         if not places:
             yield Dropped(key.unit_id, "nodata", 0, f"{width} x {height} px: smaller than a chip")
             return
         valid = scene.pixels.any(axis=0)
-        corners = np.array(
-            [[(x, y), (x, y + self.chip), (x + self.chip, y + self.chip), (x + self.chip, y)] for y, x in places]
-        )
-        middles = np.array([(x + self.chip / 2, y + self.chip / 2) for y, x in places])
+        firsts = np.array([(p.x, p.y) for p in places])
+        corners = firsts[:, None] + self.chip * np.array([(0, 0), (0, 1), (1, 1), (1, 0)])
+        middles = firsts + self.chip / 2
         rings, centers = (_degrees(p, scene.transform, scene.crs) for p in (corners, middles))
         footprints = shapely.polygons(rings)
-        for n, (y, x) in enumerate(places):
-            here = (slice(y, y + self.chip), slice(x, x + self.chip))
+        for n, place in enumerate(places):
+            here = (slice(place.y, place.y + self.chip), slice(place.x, place.x + self.chip))
             count = int(np.count_nonzero(valid[here]))
             nodata = (self.chip**2 - count) / self.chip**2
             if count == 0 or nodata > self.max_nodata:
                 yield Dropped(key.unit_id, "nodata", 1, "more nodata than max_nodata")
                 continue
-            col, row = -(-x // self.chip), -(-y // self.chip)
-            x0, y0 = scene.transform * (x, y)
+            x0, y0 = scene.transform * (place.x, place.y)
+            if scene.grid:  # not by the scene's transform: equal in every scene, to the last bit
+                x0, y0 = scene.grid.x0(place.col), scene.grid.y0(place.row)
             yield Chip(
                 unit_id=key.unit_id,
-                chip_id=f"{key.unit_id}:{col}:{row}",
+                chip_id=place.chip_id,
                 pixels=scene.pixels[(slice(None), *here)],
                 footprint=footprints[n],
                 center=(float(centers[n, 0]), float(centers[n, 1])),
                 crs=scene.crs,
                 x0=x0,
                 y0=y0,
-                pixel_size=gsd,
-                col=col,
-                row=row,
+                pixel_size=scene.grid.gsd if scene.grid else scene.gsd,
+                col=place.col,
+                row=place.row,
                 datetime=key.when,
                 item_id=key.stem,
                 source=self.uri(key),
@@ -309,6 +369,17 @@ class NaipSource:
                 nodata_fraction=nodata,
                 extra={"state": key.state, "year": key.year},
             )
+
+    def _places(self, key: SceneKey, scene: Scene) -> list[Place]:
+        """The chips of a scene, row by row from the north."""
+        _, height, width = scene.pixels.shape
+        if scene.grid is None:
+            return [
+                Place(y, x, col := -(-x // self.chip), row := -(-y // self.chip), f"{key.unit_id}:{col}:{row}")
+                for y, x in itertools.product(self._starts(height), self._starts(width))
+            ]
+        lattice, name = f"naip:{scene.grid.name}", key.unit_id.removeprefix("naip:")
+        return [Place(*cell, f"{lattice}:{cell.col}:{cell.row}:{name}") for cell in scene.cells]
 
     def _starts(self, length: int) -> list[int]:
         """First pixels of the chips along a side of `length` pixels."""
@@ -340,7 +411,7 @@ def _scene(uri: str, file: rasterio.DatasetReader) -> Scene:
         raise SourceError(f"{uri}: its CRS is of no use: {e}") from e
     if not np.isfinite(here).all():
         raise SourceError(f"{uri}: its corners lie nowhere on the Earth in {crs[:60]}")
-    return Scene(file.read(), t, crs)
+    return Scene(file.read(), t, crs, math.sqrt(abs(t.determinant)))
 
 
 def _degrees(pixels: np.ndarray, transform: Affine, crs: str) -> np.ndarray:

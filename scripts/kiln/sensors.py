@@ -47,4 +47,4 @@ NAIP = Sensor(
     (0.65, 0.56, 0.48, 0.842),
     1.0,
 )
-SENSORS = {"worldcover": WORLDCOVER, "naip": NAIP}
+SENSORS = {"worldcover": WORLDCOVER, "naip": NAIP, "sentinel2": SENTINEL2}

@@ -74,7 +74,7 @@ def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int
         "emb:chip_layout": {"layout_type": "regular_grid", "chip_size": [chip, chip], "stride": [chip, chip]},
         "emb:temporal_resolution": source["temporal_resolution"],
         "data_type": about["storage"],
-        "gsd": about["gsd"],
+        **({} if about["gsd"] == "actual" else {"gsd": about["gsd"]}),
     }
     quantization = {"method": "none", "original_dtype": "float32", "quantized_dtype": about["storage"]}
     collection = pystac.Collection(

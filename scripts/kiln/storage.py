@@ -20,14 +20,21 @@ from typing import Any
 
 import requests
 
-from scripts.kiln.errors import ConfigError, SourceError, StorageError, TransientError
+from scripts.kiln.errors import AccessError, ConfigError, SourceError, StorageError, TransientError
 
 DISK = {  # what a disk says that a person can mend
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
-PUBLIC = {"esa-worldcover-s2": "eu-central-1"}  # archives read without credentials, and their regions
-PAID = {"naip-analytic": "us-west-2"}  # archives whose readers pay for requests and transfer, and their regions
+PUBLIC = {  # archives read without credentials, and their regions
+    "esa-worldcover-s2": "eu-central-1",
+    "sentinel-cogs": "us-west-2",
+    "e84-earth-search-sentinel-data": "us-west-2",
+}
+PAID = {  # archives whose readers pay for requests and transfer, and their regions
+    "naip-analytic": "us-west-2",
+    "sentinel-s2-l2a": "eu-central-1",
+}
 RANGE, RANGES = 16 << 20, 8  # bytes of a ranged read, and how many at a time
 CHUNK = 1 << 22  # bytes read at a time
 TIMEOUT = (10, 60)  # seconds to connect, and between bytes
@@ -94,7 +101,10 @@ def s3_client(bucket: str) -> Any:
 
 @contextmanager
 def named_errors(uri: str) -> Iterator[None]:
-    """Turn what stores say into SourceError (would fail again), TransientError or StorageError, naming `uri`."""
+    """Turn what stores say into SourceError (would fail again), TransientError or StorageError, naming `uri`.
+
+    No credentials at all are a ConfigError.
+    """
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, NoCredentialsError
 
     try:
@@ -108,11 +118,15 @@ def named_errors(uri: str) -> Iterator[None]:
             raise SourceError(f"{uri}: changed while it was read") from e
         if status == 404:
             raise SourceError(f"{uri}: does not exist") from e
-        if status == 403:
-            raise SourceError(f"{uri}: access denied ({code}); check the credentials and the bucket's policy") from e
+        if status in (401, 403):
+            pays = split_s3(uri)[0] in PAID
+            hint = (
+                "the bucket is requester-pays, and who asks must be allowed to pay" if pays else "the bucket's policy"
+            )
+            raise AccessError(f"{uri}: access denied ({code}); check the credentials: {hint}") from e
         raise StorageError(f"{uri}: {e}") from e
     except NoCredentialsError as e:
-        raise StorageError(f"{uri}: no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID") from e
+        raise ConfigError(f"{uri}: no AWS credentials found; set AWS_PROFILE or AWS_ACCESS_KEY_ID") from e
     except (ConnectionError, HTTPClientError, *BROKEN) as e:
         raise TransientError(f"{uri}: the connection broke, or there was none: {e}") from e
     except FileNotFoundError as e:
@@ -122,9 +136,11 @@ def named_errors(uri: str) -> Iterator[None]:
 
 
 def http_check(response: requests.Response) -> requests.Response:
-    """The response, if it is a success; else SourceError or TransientError by its status."""
+    """The response, if it is a success; else AccessError, SourceError or TransientError by its status."""
     if response.status_code in TRANSIENT_STATUS:
         raise TransientError(f"{response.url}: the server answers {response.status_code}; try again later")
+    if response.status_code in (401, 403):
+        raise AccessError(f"{response.url}: the server answers {response.status_code} {response.reason}")
     if response.status_code >= 400:
         raise SourceError(f"{response.url}: the server answers {response.status_code} {response.reason}")
     return response

@@ -16,6 +16,7 @@ import shapely
 from scripts.kiln.chips import Chip, Dropped, Opened, Unit
 from scripts.kiln.errors import SourceError
 from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
+from scripts.kiln.text import aligned
 
 Storage = Literal["float32", "float16"]
 TYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -68,10 +69,10 @@ def schema(dim: int, storage: Storage, extra: Sequence[pa.Field], about: dict[st
     return pa.schema(fields, metadata={"kiln": json.dumps(about, sort_keys=True)})
 
 
-def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> tuple[pa.Table, list[float], set[str]]:
-    """Chips and their vectors [n, D] as a table, with the bounds and geometry types of their footprints."""
+def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> pa.Table:
+    """Chips and their vectors [n, D] as a table."""
     footprints = np.array([c.footprint for c in chips], dtype=object)
-    boxes = shapely.bounds(footprints)  # [n, 4]
+    boxes = shapely.bounds(footprints).reshape(-1, 4)
     embedding = columns.field("embeddings").type
     values = pa.array(vectors.reshape(-1), embedding.value_type)
     arrays: dict[str, Any] = {
@@ -83,13 +84,14 @@ def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> tupl
         if f.name not in arrays:
             own = f.name in Chip.__dataclass_fields__
             arrays[f.name] = pa.array([getattr(c, f.name) if own else c.extra[f.name] for c in chips], f.type)
-    table = pa.table([arrays[f.name] for f in columns], schema=columns)
-    bounds = [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]
-    return table, bounds, {g.geom_type for g in footprints}
+    return pa.table([arrays[f.name] for f in columns], schema=columns)
 
 
 class ShardWriter:
-    """Collects rows and writes a row group when one is full: memory does not grow with the shard."""
+    """Collects rows and writes a row group when one is full: memory does not grow with the shard.
+
+    Every row group but the last has `row_group` rows, however the rows came: the file depends on them alone.
+    """
 
     def __init__(self, path: Path, columns: pa.Schema, row_group: int = ROW_GROUP) -> None:
         self.schema, self.row_group = columns, row_group
@@ -97,23 +99,40 @@ class ShardWriter:
         self._stack = ExitStack()
         self._chips: list[Chip] = []
         self._vectors: list[np.ndarray] = []
+        self._tables: list[pa.Table] = []
+        self.rows = 0  # given so far
 
     def append(self, chips: Sequence[Chip], vectors: np.ndarray) -> None:
         """Add rows; vectors [n, D] in the type they are stored in."""
         self._chips.extend(chips)
         self._vectors.append(vectors)
+        self.rows += len(chips)
         if len(self._chips) >= self.row_group:
-            self._flush()
+            self._write(whole=False)
 
-    def _flush(self) -> None:
+    def append_rows(self, table: pa.Table) -> None:
+        """Add rows that `rows` made."""
+        self._collect()
+        self._tables.append(table.cast(self.schema))
+        self.rows += len(table)
+        if sum(map(len, self._tables)) >= self.row_group:
+            self._write(whole=False)
+
+    def _collect(self) -> None:
         if self._chips:
-            self._file.write(*rows(self._chips, np.concatenate(self._vectors), self.schema))
+            self._tables.append(rows(self._chips, np.concatenate(self._vectors), self.schema))
         self._chips, self._vectors = [], []
 
-    @property
-    def rows(self) -> int:
-        """Rows given so far."""
-        return self._file.rows + len(self._chips)
+    def _write(self, *, whole: bool) -> None:
+        """Write the row groups that are full; at the end the last one too."""
+        self._collect()
+        waiting = pa.concat_tables([self.schema.empty_table(), *self._tables])
+        first = 0
+        while len(waiting) - first >= self.row_group or (whole and first < len(waiting)):
+            group = waiting.slice(first, self.row_group)
+            self._file.write(_canonical(group, self.schema), *extent(group))
+            first += self.row_group
+        self._tables = [waiting.slice(first)] if first < len(waiting) else []
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._file)
@@ -122,9 +141,24 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         with self._stack:
             if kind is None:
-                self._flush()
+                self._write(whole=True)
                 if not self._file.rows:
                     self._file.write(self.schema.empty_table(), [np.inf, np.inf, -np.inf, -np.inf], set())
+
+
+def _canonical(group: pa.Table, columns: pa.Schema) -> pa.Table:
+    """The rows in one piece, each dictionary made of them alone, in order: equal rows are equal bytes."""
+    plain = pa.schema([f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in columns])
+    return group.cast(plain).combine_chunks().cast(columns)
+
+
+def extent(group: pa.Table) -> tuple[list[float], set[str]]:
+    """Bounds [xmin, ymin, xmax, ymax] of the rows' boxes and the types of their footprints."""
+    box = group["bbox"].combine_chunks()
+    sides = [np.asarray(box.field(f.name)) for f in BBOX]
+    footprints = shapely.from_wkb(np.asarray(group["geometry"], dtype=object))
+    bounds = [*(float(s.min()) for s in sides[:2]), *(float(s.max()) for s in sides[2:])]
+    return bounds, {g.geom_type for g in footprints}
 
 
 @dataclass
@@ -163,6 +197,11 @@ class Entry:
         return self.embedded + self.skipped_nodata + self.skipped_cloud + self.failed
 
     @property
+    def left(self) -> int:
+        """Chips whose fate is not known yet."""
+        return self.unit.expected - self.accounted
+
+    @property
     def status(self) -> Literal["embedded", "empty", "failed"]:
         """`failed` if any of it failed: a half-done unit is not called done."""
         if self.failed or self.reasons:
@@ -196,7 +235,7 @@ class Entry:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path | str) -> Iterator[None]:
     """SourceError, naming the file, for what Arrow says of a Parquet file that is not whole."""
     try:
         yield
@@ -245,5 +284,4 @@ def ledger_text(ledger: pa.Table) -> str:
     """A ledger as aligned text, for logs and terminals."""
     names = ["unit_id", "status", *COUNTS, "reason"]
     table = [names] + [[str(r[n]) for n in names] for r in ledger.to_pylist()]
-    widths = [max(len(r[i]) for r in table) for i in range(len(names) - 1)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, [*widths, 0], strict=True)).rstrip() for r in table)
+    return "\n".join(aligned(table, left=range(len(names))))

@@ -20,7 +20,8 @@ def write(path, groups, *, store="float32"):
     with GeoParquetWriter(path, columns) as out:
         for places in groups:
             chips = [chip_at(WORLD, 2021, c, r) for c, r in places]
-            out.write(*table.rows(chips, drawn(chips).astype(store), columns))
+            rows = table.rows(chips, drawn(chips).astype(store), columns)
+            out.write(rows, *table.extent(rows))
     return pq.ParquetFile(path)
 
 

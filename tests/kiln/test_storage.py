@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from scripts.kiln import storage
-from scripts.kiln.errors import KilnError, SourceError, StorageError, TransientError
+from scripts.kiln.errors import ConfigError, KilnError, SourceError, StorageError, TransientError
 from tests.conftest import ROOT
 
 
@@ -418,7 +418,7 @@ def test_missing_credentials_are_a_clear_error(aws, s3_endpoint, monkeypatch, tm
         monkeypatch.delenv(name)
     boto3.DEFAULT_SESSION = None
     for ask in ("read", "write"):
-        with pytest.raises(StorageError, match="no AWS credentials found; set AWS_PROFILE"):
+        with pytest.raises(ConfigError, match="no AWS credentials found; set AWS_PROFILE"):
             ASK_S3[ask]("s3://b/a.bin", tmp_path / "a.bin")
 
 

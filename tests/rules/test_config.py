@@ -28,12 +28,17 @@ def dry_run(tmp_path: Path, config: Path, *arguments: str, **environment: str) -
     return run.snakemake(*command, **environment)
 
 
+PLANNED = {"naip"}  # datasets whose plan tells the shards
+
+
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_config_dry_runs_without_network(tmp_path: Path, config: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     counts = job_counts(dry_run(tmp_path, config, PYTHONPATH=str(tmp_path)))
-    assert counts["embed_worldcover"] >= 2
-    assert counts["build_index"] == 1
+    datasets = set(yaml.safe_load(config.read_text())["datasets"])
+    assert {d for d in datasets if f"plan_{d}" in counts} == datasets
+    assert {d for d in datasets if f"embed_{d}" in counts} == datasets - PLANNED, "known before the plan, or by it"
+    assert ("build_index" in counts) == (not datasets & PLANNED)
     if config.stem == "conus":
         assert counts["embed_worldcover"] == 2 * 170
 
@@ -70,6 +75,13 @@ def test_without_a_digest_only_encoder_weights_runs(tmp_path: Path, config: Path
         ({"worldcover": {"encode": "quarters", "chip_size": 24}}, "divide by 16"),
         ({"model": {"untrained": {"heads": 3}}}, "heads 3"),
         ({"worldcover": {"years": []}}, "turns no dataset on"),
+        ({"datasets": []}, "turns no dataset on"),
+        ({"datasets": ["naip2"]}, "naip2"),
+        ({"naip": {"states": ["North Dakota"]}}, "North Dakota"),
+        ({"naip": {"lattice": "utm", "edge": "flush"}}, "edge flush goes with lattice scene"),
+        ({"naip": {"unique": True}}, "naip.unique wants naip.lattice utm"),
+        ({"naip": {"chip_size": 100}}, "100"),
+        ({"naip": {"bbox": [1, 2, 3]}}, "bbox"),
     ],
     ids=lambda v: str(v)[:40],
 )

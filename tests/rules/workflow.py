@@ -16,6 +16,7 @@ from scripts.make_sample import make_archive
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = {
     "run": "tiny",
+    "datasets": ["worldcover"],
     "model": {"untrained": {"seed": 1, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}},
     "worldcover": {
         "archive": "archive/rgbnir",

@@ -1,0 +1,125 @@
+# NAIP: plan -> embed -> merge, one partition a state and year. The plan tells the shards.
+from scripts.kiln import naip_layout
+
+# The conterminous states, which is what NAIP covers.
+STATES = (
+    "al ar az ca co ct de fl ga ia id il in ks ky la ma md me mi mn mo ms mt nc nd ne nh nj nm nv ny oh ok or pa ri sc sd"
+    " tn tx ut va vt wa wi wv wy"
+).split()
+NAIP = config["naip"]
+NAIP_FINGERPRINT = identity.fingerprint(
+    "naip",
+    weights=WEIGHTS_DIGEST or UNPINNED,
+    precision=config["model"]["precision"],
+    dtype=config["storage"],
+    metadata=NAIP["metadata"],
+    gsd=NAIP["gsd"],
+    max_nodata=NAIP["max_nodata"],
+    max_cloud=None,
+    lattice=named(naip_layout.layout, NAIP["chip_size"], NAIP["lattice"], NAIP["lattice_gsd"], NAIP["edge"]),
+)
+NAIP_LISTS = {f"--{key}": NAIP[key] for key in ("states", "years", "resolutions")}
+NAIP_FILTERS = [f"{flag} {' '.join(map(str, wanted))}" for flag, wanted in NAIP_LISTS.items() if wanted]
+NAIP_FILTERS += [f"--bbox={','.join(map(str, NAIP['bbox']))}"] if NAIP["bbox"] else []
+NAIP_DATASET = Dataset.planned(
+    "naip",
+    NAIP_FINGERPRINT,
+    [NAIP["manifest"], NAIP["archive"], NAIP_FILTERS, NAIP["scenes_per_shard"]],
+    merging=["--unique"] if NAIP["unique"] else [],
+)
+if NAIP["unique"] and NAIP["lattice"] != "utm":
+    raise WorkflowError("config: naip.unique wants naip.lattice utm: elsewhere no two chips lie in one place")
+if "naip" in config["datasets"]:
+    DATASETS["naip"] = NAIP_DATASET
+
+
+for state in sorted({*STATES, *NAIP["states"]}):
+
+    rule:
+        name:
+            f"naip-{state}"
+        input:
+            partial(targets_of_state, state),
+        message:
+            "NAIP of a state: every shard and product is there"
+
+
+checkpoint plan_naip:
+    output:
+        plan=NAIP_DATASET.plans[ALL],
+        names=NAIP_DATASET.names,
+    log:
+        local(f"{LOGS}/plan_naip.log"),
+    benchmark:
+        local(f"{BENCHMARKS}/plan_naip.tsv")
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        manifest=NAIP["manifest"],
+        archive=NAIP["archive"],
+        filters=" ".join(NAIP_FILTERS),
+        per_shard=NAIP["scenes_per_shard"],
+        chip_size=NAIP["chip_size"],
+    message:
+        "NAIP: which scenes of the manifest, in which shards"
+    shell:
+        "python -m scripts.plan_naip --manifest {params.manifest:q} --archive {params.archive:q} {params.filters}"
+        " --scenes-per-shard {params.per_shard} --chip-size {params.chip_size} --output {output.plan:q}"
+        " --names {output.names:q} 2> {log:q}"
+
+
+rule embed_naip:
+    input:
+        weights=ancient(weights_of(NAIP_DATASET)),
+    output:
+        f"{NAIP_DATASET.folder}/shards/{{partition}}/{{shard}}.parquet",
+    log:
+        local(f"{LOGS}/embed_naip/{{partition}}/{{shard}}.log"),
+    benchmark:
+        local(f"{BENCHMARKS}/embed_naip/{{partition}}/{{shard}}.tsv")
+    conda:
+        CONDA
+    threads: settings("resources", "embed_threads")
+    resources:
+        mem_mb=settings("resources", "embed_mem_mb"),
+    params:
+        flags=(
+            f"--units {plan_uri(NAIP_DATASET)} {folder_flag(NAIP_DATASET)} {parts_flag(NAIP_DATASET)} {ENGINE_FLAGS} --max-nodata {NAIP['max_nodata']} --metadata {NAIP['metadata']} --gsd {NAIP['gsd']}"
+            f" --chip-size {NAIP['chip_size']} --lattice {NAIP['lattice']} --lattice-gsd {NAIP['lattice_gsd']}"
+            f" --edge {NAIP['edge']} --expect-fingerprint {NAIP_FINGERPRINT[:8]}"
+        ),
+    message:
+        "NAIP {wildcards.partition}: embed {wildcards.shard}"
+    shell:
+        "python -m scripts.embed_naip --shard {wildcards.shard} --weights {input.weights:q}"
+        " --output {output:q} {params.flags} --threads {threads} 2> {log:q}"
+
+
+rule merge_naip:
+    input:
+        shards=partial(shards_of, "naip"),
+    output:
+        f"{NAIP_DATASET.folder}/products/{{partition}}/{{digest}}.json",
+    log:
+        local(f"{LOGS}/merge_naip/{{partition}}-{{digest}}.log"),
+    benchmark:
+        local(f"{BENCHMARKS}/merge_naip/{{partition}}-{{digest}}.tsv")
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=settings("resources", "merge_mem_mb"),
+    params:
+        shards=folder_of_shards,
+        ledgers=partial(shards_uri, "naip"),
+        product=partial(product_uri, "naip"),
+        plan=plan_uri(NAIP_DATASET),
+        flags=" ".join([f"--memory-mb {MERGE_MEMORY_MB}", *ALLOW_MISSING, *NAIP_DATASET.merging]),
+    message:
+        "NAIP {wildcards.partition}: merge its shards"
+    shell:
+        "python -m scripts.merge --plan {params.plan} --partition {wildcards.partition} --shards {params.shards:q}"
+        " --ledgers {params.ledgers:q} --product {params.product:q} --record {output:q} {params.flags} 2> {log:q}"

@@ -1,0 +1,106 @@
+"""Finished units of an unfinished shard: a file each, so that a job that died goes on where it was.
+
+A part is named by its unit and by everything that its rows depend on: settings, weights and software (`identity`), and
+the state of the unit's files (`Unit.version`). It holds the unit's rows and its entry of the ledger, and is deleted
+once the shard is whole.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scripts.kiln import storage, table
+from scripts.kiln.chips import Unit
+from scripts.kiln.errors import SourceError
+from scripts.kiln.fingerprint import digest
+
+ENTRY = b"kiln-entry"  # key of the file's metadata
+DELETED_TOGETHER = 8
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """The parts below `folder` (path or s3://). Files are written by a thread, one behind the encoder at most."""
+
+    folder: str
+    identity: str
+    _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parts"), repr=False)
+    _written: Future | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, folder: str, about: dict[str, Any]) -> Self:
+        """The parts of jobs whose files have the metadata `about`, less their sources."""
+        return cls(folder, digest({k: v for k, v in about.items() if k != "sources"}))
+
+    def uri(self, unit: Unit) -> str:
+        """Where the part of a unit in its present state lies."""
+        return storage.join(self.folder, f"{_stem(unit)}-{digest([self.identity, unit.version])[:12]}.parquet")
+
+    def finished(self, units: Iterable[Unit], columns: pa.Schema) -> dict[str, tuple[pa.Table, table.Entry]]:
+        """Rows and entries of the units that have a part; one that cannot be read is as none, and told."""
+        there = self._listing()
+        found = {}
+        for unit in units:
+            if not unit.version or (uri := self.uri(unit)) not in there:
+                continue
+            try:
+                with storage.local_copy(uri) as path, table.reading(path):
+                    rows = pq.read_table(path)
+                entry = json.loads(rows.schema.metadata[ENTRY])
+                found[unit.unit_id] = (
+                    rows.replace_schema_metadata(None).cast(columns.remove_metadata()),
+                    table.Entry(**entry | {"unit": Unit(**entry["unit"])}),
+                )
+            except SourceError as e:
+                log.warning("a part is of no use, and its unit is done again: %s", e)
+        return found
+
+    def keep(self, rows: pa.Table, entry: table.Entry) -> None:
+        """Write a finished unit's part, while the encoder goes on. Raises what the writing of the one before met."""
+        self._settle()
+        about = json.dumps(asdict(entry), sort_keys=True).encode()
+        uri = self.uri(entry.unit)
+
+        def write() -> None:
+            with storage.atomic(uri) as path:
+                pq.write_table(rows.replace_schema_metadata({ENTRY: about}), path, compression="zstd")
+
+        self._written = self._writer.submit(write)
+
+    def _settle(self) -> None:
+        if self._written is not None:
+            self._written.result()
+            self._written = None
+
+    def remove(self, units: Iterable[Unit]) -> None:
+        """Delete all parts of these units, those of other states and software too."""
+        stems = {_stem(u) for u in units}
+        mine = [uri for uri in self._listing() if uri.rpartition("/")[2].rpartition("-")[0] in stems]
+        with ThreadPoolExecutor(DELETED_TOGETHER) as pool:
+            list(pool.map(storage.delete, mine))
+
+    def _listing(self) -> dict[str, storage.Stat]:
+        return storage.listing(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+        """Wait for the last part, also of a job that fails: it is what the next try begins with."""
+        self._writer.shutdown(wait=True)
+        if kind is None:
+            self._settle()
+
+
+def _stem(unit: Unit) -> str:
+    """A unit's id as a file's name; ids hold colons, which some stores and shells dislike."""
+    return re.sub(r"[^\w.-]", "-", unit.unit_id)

@@ -1,0 +1,18 @@
+"""Tables for terminals and logs."""
+
+from collections.abc import Collection, Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), rule: bool = False) -> list[str]:
+    """Rows of equally many cells as lines, two spaces apart: columns `left` to the left, all others to the right.
+
+    `rule` draws a line below the first row.
+    """
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))
+        ).rstrip()
+        for r in rows
+    ]
+    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]] if rule else lines
