@@ -14,6 +14,7 @@ include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/worldcover.smk"
 include: "rules/naip.smk"
+include: "rules/sentinel2.smk"
 include: "rules/index.smk"
 
 
@@ -39,6 +40,13 @@ rule naip:
         partial(targets_of, "naip"),
     message:
         "NAIP: every shard and product is there"
+
+
+rule sentinel2:
+    input:
+        partial(targets_of, "sentinel2"),
+    message:
+        "Sentinel-2: every shard and product is there"
 
 
 rule index:

@@ -60,6 +60,18 @@ MERGE_MEMORY_MB = settings("resources", "merge_mem_mb") // 2
 ALLOW_MISSING = ["--allow-missing"] if config["allow_missing"] else []
 
 
+def asked(dataset, *keys):
+    """What the config asks of a dataset's plan, as flags of its script; what is null or empty asks for nothing."""
+    flags = []
+    for key in keys:
+        value, flag = config[dataset][key], f"--{key.replace('_', '-')}"
+        if key == "bbox" and value:
+            flags.append(f"{flag}={','.join(map(str, value))}")
+        elif value not in (None, []):
+            flags += [flag, *map(quoted, map(str, value if isinstance(value, list) else [value]))]
+    return " ".join(flags)
+
+
 def quoted(text):
     """For the shell, in a string whose wildcards are filled in."""
     return shlex.quote(text.replace("{", "{{").replace("}", "}}"))
@@ -72,7 +84,8 @@ def folder_flag(dataset):
 
 def parts_flag(dataset):
     """Where finished units of unfinished shards are kept."""
-    return f"--parts {quoted(uri('parts/' + dataset.folder.partition('/')[2]))}/{{partition}}"
+    kept = uri(re.sub("^results", "parts", dataset.folder))
+    return f"--parts {quoted(kept)}/{{partition}}"
 
 
 def plan_uri(dataset):

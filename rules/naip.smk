@@ -18,15 +18,10 @@ NAIP_FINGERPRINT = identity.fingerprint(
     max_cloud=None,
     lattice=named(naip_layout.layout, NAIP["chip_size"], NAIP["lattice"], NAIP["lattice_gsd"], NAIP["edge"]),
 )
-NAIP_LISTS = {f"--{key}": NAIP[key] for key in ("states", "years", "resolutions")}
-NAIP_FILTERS = [f"{flag} {' '.join(map(str, wanted))}" for flag, wanted in NAIP_LISTS.items() if wanted]
-NAIP_FILTERS += [f"--bbox={','.join(map(str, NAIP['bbox']))}"] if NAIP["bbox"] else []
-NAIP_DATASET = Dataset.planned(
-    "naip",
-    NAIP_FINGERPRINT,
-    [NAIP["manifest"], NAIP["archive"], NAIP_FILTERS, NAIP["scenes_per_shard"]],
-    merging=["--unique"] if NAIP["unique"] else [],
+NAIP_ASKED = asked(
+    "naip", "manifest", "archive", "states", "years", "resolutions", "bbox", "scenes_per_shard", "chip_size"
 )
+NAIP_DATASET = Dataset.planned("naip", NAIP_FINGERPRINT, NAIP_ASKED, merging=["--unique"] if NAIP["unique"] else [])
 if NAIP["unique"] and NAIP["lattice"] != "utm":
     raise WorkflowError("config: naip.unique wants naip.lattice utm: elsewhere no two chips lie in one place")
 if "naip" in config["datasets"]:
@@ -58,17 +53,11 @@ checkpoint plan_naip:
     resources:
         mem_mb=2000,
     params:
-        manifest=NAIP["manifest"],
-        archive=NAIP["archive"],
-        filters=" ".join(NAIP_FILTERS),
-        per_shard=NAIP["scenes_per_shard"],
-        chip_size=NAIP["chip_size"],
+        asked=NAIP_ASKED,
     message:
         "NAIP: which scenes of the manifest, in which shards"
     shell:
-        "python -m scripts.plan_naip --manifest {params.manifest:q} --archive {params.archive:q} {params.filters}"
-        " --scenes-per-shard {params.per_shard} --chip-size {params.chip_size} --output {output.plan:q}"
-        " --names {output.names:q} 2> {log:q}"
+        "python -m scripts.plan_naip {params.asked} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
 
 
 rule embed_naip:

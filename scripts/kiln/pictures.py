@@ -5,6 +5,7 @@ another size are recognised and said, and the source is read instead.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ SIZE = 256  # pixels of a picture's side
 STRETCH = {
     "worldcover": ((1, 2, 3), 0.0, 4000.0, 0.6),
     "naip": ((1, 2, 3), 0.0, 255.0, 1.0),
-}  # bands of R G B, black, white (digital numbers), gamma
+    "sentinel2": (("B04", "B03", "B02"), 0.0, 4000.0, 0.6),
+}  # bands of R G B, or names of their files beside the first; black, white (digital numbers), gamma
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,28 @@ def from_wms(wms: dict[str, Any], bbox: tuple[float, float, float, float]) -> np
 def from_source(dataset: str, source: str, bbox: tuple[float, float, float, float]) -> np.ndarray:
     """RGB [SIZE, SIZE, 3] of a box read from the chip's main source; nodata is grey. Raises SourceError."""
     bands, black, white, gamma = STRETCH[dataset]
-    try:
-        with raster.environment(source):
-            with rasterio.open(source) as file:
-                box = transform_bounds("EPSG:4326", file.crs, *bbox)
-                window = from_bounds(*box, transform=file.transform)
-                values = file.read(bands, window=window, out_shape=(3, SIZE, SIZE), boundless=True, fill_value=0)
-    except (RasterioError, OSError) as e:
-        raise SourceError(f"{source} cannot be read: {e}") from e
+    if isinstance(bands[0], str):
+        folder, _, name = source.rpartition("/")
+        files = [(f"{folder}/{name.replace(bands[0], band)}", (1,)) for band in bands]
+    else:
+        files = [(source, bands)]
+    values = np.concatenate([_read(uri, wanted, bbox) for uri, wanted in files])
     shown = np.clip((values.astype(np.float32) - black) / (white - black), 0, 1) ** gamma * 255
     shown[:, ~values.any(axis=0)] = 128
     return shown.astype(np.uint8).transpose(1, 2, 0)
+
+
+def _read(uri: str, bands: Sequence[int], bbox: tuple[float, float, float, float]) -> np.ndarray:
+    """Bands [n, SIZE, SIZE] of a file in a box of degrees; 0 where it has none."""
+    try:
+        with raster.environment(uri), rasterio.open(uri) as file:
+            box = transform_bounds("EPSG:4326", file.crs, *bbox)
+            window = from_bounds(*box, transform=file.transform)
+            return file.read(
+                list(bands), window=window, out_shape=(len(bands), SIZE, SIZE), boundless=True, fill_value=0
+            )
+    except (RasterioError, OSError) as e:
+        raise SourceError(f"{uri} cannot be read: {e}") from e
 
 
 def picture(row: dict[str, Any], services: dict[str, Any]) -> Picture:

@@ -6,7 +6,7 @@ from typing import Any
 import rasterio
 
 from scripts.kiln.errors import TransientError
-from scripts.kiln.storage import PUBLIC, is_s3, split_s3
+from scripts.kiln.storage import PAID, PUBLIC, is_s3, split_s3
 
 OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no look for side files, which over http is a request each
@@ -26,6 +26,8 @@ def environment(uri: str) -> rasterio.Env:
     options = dict(OPTIONS)
     if is_s3(uri) and (region := PUBLIC.get(split_s3(uri)[0])):
         options |= {"AWS_NO_SIGN_REQUEST": "YES", "AWS_REGION": region}
+    if is_s3(uri) and (region := PAID.get(split_s3(uri)[0])):
+        options |= {"AWS_REQUEST_PAYER": "requester", "AWS_REGION": region}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL", ""):  # GDAL has a name of its own for it
         scheme, _, host = endpoint.partition("://")
         options |= {

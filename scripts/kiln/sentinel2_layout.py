@@ -1,10 +1,28 @@
 """How Sentinel-2's chips are made, as file metadata and fingerprint say it. Read by the Snakefile: nothing heavy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from scripts.kiln.errors import ConfigError
 
 CONTRADICTED = 0.005  # share of clear pixels below 1000 that shows that the offset is gone already
+
+
+BUCKET = "s3://sentinel-cogs"
+WEB = "https://sentinel-cogs.s3.us-west-2.amazonaws.com"  # how most items name the bucket
+WAYS = ("inventory", "search", "items")
+
+
+def check_way(settings: dict[str, Any]) -> None:
+    """Raise ConfigError unless exactly one way to a plan is set."""
+    ways = [way for way in WAYS if settings[way]]
+    if len(ways) != 1:
+        raise ConfigError(f"sentinel2: one of {', '.join(WAYS)} says where items come from; set: {ways or 'none'}")
+
+
+def rewrites(archive: str, more: Sequence[str]) -> list[str]:
+    """`OLD=NEW` prefixes of addresses: those of the config first, then the bucket's own, read at `archive`."""
+    return [*more, *(f"{old}={archive.rstrip('/')}" for old in (WEB, BUCKET) if old != archive.rstrip("/"))]
 
 
 def layout(chip: int, contradicted: float = CONTRADICTED) -> dict[str, Any]:

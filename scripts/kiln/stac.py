@@ -34,6 +34,13 @@ SOURCES: dict[str, dict[str, Any]] = {
         "provider": "USDA Farm Service Agency",
         "temporal_resolution": "single_acquisition",
     },
+    "sentinel2": {
+        "title": "Sentinel-2 L2A scenes, Clay embeddings",
+        "href": "https://registry.opendata.aws/sentinel-2-l2a-cogs/",
+        "license": "proprietary",
+        "provider": "ESA, contains modified Copernicus Sentinel data",
+        "temporal_resolution": "single_acquisition",
+    },
 }
 
 

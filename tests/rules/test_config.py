@@ -28,7 +28,7 @@ def dry_run(tmp_path: Path, config: Path, *arguments: str, **environment: str) -
     return run.snakemake(*command, **environment)
 
 
-PLANNED = {"naip"}  # datasets whose plan tells the shards
+PLANNED = {"naip", "sentinel2"}  # datasets whose plan tells the shards
 
 
 @pytest.mark.parametrize("config", SHIPPED, ids=lambda p: p.stem)

@@ -1,0 +1,47 @@
+"""Small NAIP archives of made-up scenes, spelled as the bucket spells its keys, with their manifest."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.transform import from_origin
+
+HEIGHT, WIDTH = 40, 56  # pixels of 1 m: 2 x 3 chips of 16 px, in either lattice
+WEST, NORTH = 500_000, 5_209_000  # metres in UTM zone 14
+STEP = 32  # metres from one scene to the next: neighbours share a column of chips
+QUARTERS = ("nw", "ne", "sw", "se")
+
+
+def key(state: str, year: int, n: int) -> str:
+    """The key of the n-th scene of a state and year, n below 256."""
+    name = f"m_47099{n // 4 + 1:02d}_{QUARTERS[n % 4]}_14_1_{year}0720.tif"
+    return f"{state}/{year}/100cm/rgbir_cog/47099/{name}"
+
+
+def write(root: Path, state: str, year: int, n: int) -> str:
+    """Write that scene in its place, the n-th from the west in its state's row; returns its key.
+
+    Each chip is a texture of its own; the scenes of odd n lack a few pixels of each chip that they share with the next.
+    """
+    rng = np.random.default_rng([year, n, *state.encode()])
+    level = rng.integers(40, 200, (4, -(-HEIGHT // 8), -(-WIDTH // 8)), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    pixels = level[:, :HEIGHT, :WIDTH] + rng.integers(0, 40, (4, HEIGHT, WIDTH), dtype=np.uint8)
+    if n % 2:
+        pixels[:, :, STEP + 3] = 0 if n % 4 == 1 else pixels[:, :, STEP + 3]
+        pixels[:, 8::16, STEP:] = 0
+    told = {"driver": "GTiff", "count": 4, "height": HEIGHT, "width": WIDTH, "dtype": "uint8", "compress": "deflate"}
+    south = NORTH - 160 * (ord(state[0]) - ord("a"))
+    place = from_origin(WEST + STEP * n, south, 1, 1)
+    path = root / (made := key(state, year, n))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", crs="EPSG:26914", transform=place, **told) as file:
+        file.write(pixels)
+    return made
+
+
+def write_manifest(path: Path, keys: Iterable[str]) -> None:
+    """The list of keys, among some of the other files that the bucket has."""
+    listed = sorted(keys)
+    other = [k.replace("/rgbir_cog/", "/fgdc/").replace(".tif", ".txt") for k in listed[:2]]
+    path.write_text("".join(f"{line}\n" for line in ["readme.txt", *other, *listed]))
