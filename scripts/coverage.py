@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ INK, QUIET, FULL, SEA = "#22262b", "#6b7280", "#0f766e", "#eef2f4"
 
 
 def boxes(record: dict[str, Any], product: str) -> np.ndarray:
-    """[n, 5] of a product's chips: xmin, ymin, xmax, ymax, nodata_fraction."""
+    """[n, 5] of a product's chips: xmin, ymin, xmax, ymax, nodata_fraction.
+
+    A chip over the antimeridian ends beyond 180: its xmax is that of the column and 360.
+    """
     found = []
     for file in record["files"]:
         with storage.local_copy(storage.join(product, file["name"])) as path:
             rows = pq.read_table(path, columns=["bbox", "nodata_fraction"]).combine_chunks()
             box = rows["bbox"].combine_chunks()
             sides = [np.asarray(box.field(k)) for k in ("xmin", "ymin", "xmax", "ymax")]
+            sides[2] = np.where(sides[0] > sides[2], sides[2] + 360, sides[2])
             found.append(np.stack([*sides, np.asarray(rows["nodata_fraction"])], axis=1))
     return np.concatenate(found)
 
@@ -49,6 +53,18 @@ def raster(chips: np.ndarray, bounds: tuple[float, float, float, float]) -> np.n
             max(0, round(y0)) : max(round(y0) + 1, round(y1)), max(0, round(x0)) : max(round(x0) + 1, round(x1))
         ] += 1
     return covered
+
+
+def together(products: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Chips [n, 5] of a dataset, those west of Greenwich 360 degrees further east if that halves its map's width.
+
+    So chips on both sides of the antimeridian lie side by side, and not on the two edges of the world.
+    """
+    if not sum(map(len, products)):
+        return list(products)
+    moved = [p + np.where(p[:, :1] < 0, [360, 0, 360, 0, 0], 0) for p in products]
+    plain, other = (np.ptp(np.concatenate(some)[:, [0, 2]]) for some in (products, moved))
+    return moved if other <= plain / 2 else list(products)
 
 
 def frame(products: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
@@ -120,6 +136,8 @@ def draw(axes: Any, panel: Panel, bounds: tuple[float, float, float, float]) -> 
     )  # fmt: skip
     axes.tick_params(colors=QUIET, labelsize=8, length=3)
     axes.locator_params(axis="x", nbins=5)
+    if bounds[2] > 180:
+        axes.xaxis.set_major_formatter(lambda x, at: f"{(x + 180) % 360 - 180:.6g}")
     axes.set_xlabel("longitude", fontsize=8, color=QUIET)
     axes.set_ylabel("latitude", fontsize=8, color=QUIET)
     for spine in axes.spines.values():
@@ -131,6 +149,8 @@ def coverage_map(records: Sequence[dict[str, Any]], products: Sequence[str], pat
     from matplotlib.figure import Figure
 
     maps = panels(records, [boxes(r, p) for r, p in zip(records, products, strict=True)])
+    for group in maps.values():
+        group[:] = [replace(m, chips=c) for m, c in zip(group, together([m.chips for m in group]), strict=True)]
     frames = {name: frame([m.chips for m in group]) for name, group in maps.items()}
     heights = [height for name, group in maps.items() for height in [tall(frames[name])] * -(-len(group) // ACROSS)]
     across = min(ACROSS, max(map(len, maps.values())))

@@ -53,7 +53,10 @@ class Product:
 
 @dataclass(frozen=True)
 class Select:
-    """What goes in: every field that is set; `bbox` [west, south, east, north] holds the chip's centre."""
+    """What goes in: every field that is set; `bbox` [west, south, east, north] holds the chip's centre.
+
+    West > east goes over the antimeridian.
+    """
 
     datasets: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
@@ -111,25 +114,20 @@ def _year(batch: pa.RecordBatch) -> pa.Array:
     return years.cast(pa.int16())
 
 
-def _centres(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Longitudes and latitudes [n] of the chips' centres."""
-    west, south, east, north = (np.asarray(batch["bbox"].field(k)) for k in ("xmin", "ymin", "xmax", "ymax"))
-    return (west + east) / 2, (south + north) / 2
-
-
 def _keep(batch: pa.RecordBatch, select: Select) -> np.ndarray:
     """Mask [n] of the rows that `select` takes."""
     keep = np.ones(len(batch), bool)
     if select.years:
         keep &= np.isin(np.asarray(_year(batch)), select.years)
     if select.bbox:
-        (lon, lat), (w, s, e, n) = _centres(batch), select.bbox
-        keep &= (lon >= w) & (lon <= e) & (lat >= s) & (lat <= n)
+        (lon, lat), (w, s, e, n) = table.centres(batch["bbox"]), select.bbox
+        keep &= (lon >= w) & (lon <= e) if w < e else (lon >= w) | (lon <= e)
+        keep &= (lat >= s) & (lat <= n)
     return keep
 
 
 def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schema) -> pa.RecordBatch | None:
-    lon, lat = _centres(batch)
+    lon, lat = table.centres(batch["bbox"])
     vectors = batch["embeddings"].flatten().cast(pa.float16())
     arrays: dict[str, Any] = {
         explorer.VECTOR: pa.FixedSizeListArray.from_arrays(vectors, type=columns.field(explorer.VECTOR).type),

@@ -60,15 +60,14 @@ def hilbert_order(shards: Sequence[Path], keep: np.ndarray | None = None) -> Ord
 
     Reads the `bbox` columns alone. The curve spans the bounds of all rows, of those to `keep` where that is given.
     """
-    boxes, starts, n = [], [], 0
+    middles, starts, n = [], [], 0
     for path in shards:
         starts.append(n)
         with table.reading(path):
             box = open_shard(path).read(columns=["bbox"])["bbox"].combine_chunks()
-        xy = [np.asarray(box.field(k)) for k in ("xmin", "ymin", "xmax", "ymax")]
-        boxes.append(np.stack([(xy[0] + xy[2]) / 2, (xy[1] + xy[3]) / 2], axis=1))
+        middles.append(np.stack(table.centres(box), axis=1))
         n += len(box)
-    centres = np.concatenate(boxes) if boxes else np.empty((0, 2))
+    centres = np.concatenate(middles) if middles else np.empty((0, 2))
     rank = np.full(n, -1, np.int64)
     kept = np.flatnonzero(keep) if keep is not None else np.arange(n)
     if not len(kept):
@@ -259,10 +258,7 @@ def write_parts(
             with GeoParquetWriter(path, columns) as out:
                 while group is not None and path.stat().st_size + largest * 1.05 <= part_bytes:
                     before = path.stat().st_size
-                    box = group["bbox"].combine_chunks()
-                    ends = [(pc.min if k < 2 else pc.max)(box.field(k)).as_py() for k in range(4)]
-                    bounds = ends if len(group) else [np.inf, np.inf, -np.inf, -np.inf]
-                    out.write(group.cast(columns), bounds, {"Polygon"} if len(group) else set())
+                    out.write(group.cast(columns), *table.extent(group))
                     largest = max(largest, path.stat().st_size - before)
                     group = next(groups, None)
             times = pc.min_max(pq.read_table(path, columns=["datetime"])["datetime"]).as_py()

@@ -97,18 +97,21 @@ def as_json(query: dict[str, Any], hits: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def as_geojson(query: dict[str, Any], hits: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A FeatureCollection of the results' footprints; the query is rank 0."""
+    """A FeatureCollection of the results' boxes, cut where they cross the antimeridian; the query is rank 0."""
     both = as_json(query, hits)
     features = []
     for rank, facts in enumerate([both["query"], *both["results"]]):
         w, s, e, n = bbox = facts.pop("bbox")
-        ring = [[w, s], [e, s], [e, n], [w, n], [w, s]]
+        rings = [
+            [[[a, s], [b, s], [b, n], [a, n], [a, s]]] for a, b in ([(w, e)] if w <= e else [(w, 180.0), (-180.0, e)])
+        ]
+        cut = len(rings) > 1
         features.append(
             {
                 "type": "Feature",
                 "id": facts["chip_id"],
                 "bbox": bbox,
-                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "geometry": {"type": "MultiPolygon" if cut else "Polygon", "coordinates": rings if cut else rings[0]},
                 "properties": {"rank": rank, **facts},
             }
         )

@@ -22,17 +22,15 @@ def key(state: str, year: int, n: int) -> str:
 def write(root: Path, state: str, year: int, n: int) -> str:
     """Write that scene in its place, the n-th from the west in its state's row; returns its key.
 
-    Each chip is a texture of its own; the scenes of odd n lack a few pixels of each chip that they share with the next.
+    Each block of 8 x 8 px is a texture of its own. A scene of odd n lacks 8 px of each chip that it shares with the next.
     """
     rng = np.random.default_rng([year, n, *state.encode()])
-    level = rng.integers(40, 200, (4, -(-HEIGHT // 8), -(-WIDTH // 8)), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-    pixels = level[:, :HEIGHT, :WIDTH] + rng.integers(0, 40, (4, HEIGHT, WIDTH), dtype=np.uint8)
+    level = rng.integers(40, 200, (4, HEIGHT // 8, WIDTH // 8), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    pixels = level + rng.integers(0, 40, (4, HEIGHT, WIDTH), dtype=np.uint8)
     if n % 2:
-        pixels[:, :, STEP + 3] = 0 if n % 4 == 1 else pixels[:, :, STEP + 3]
-        pixels[:, 8::16, STEP:] = 0
+        pixels[:, 8::16, STEP : STEP + 8] = 0
     told = {"driver": "GTiff", "count": 4, "height": HEIGHT, "width": WIDTH, "dtype": "uint8", "compress": "deflate"}
-    south = NORTH - 160 * (ord(state[0]) - ord("a"))
-    place = from_origin(WEST + STEP * n, south, 1, 1)
+    place = from_origin(WEST + STEP * n, NORTH - 160 * (ord(state[0]) - ord("a")), 1, 1)
     path = root / (made := key(state, year, n))
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(path, "w", crs="EPSG:26914", transform=place, **told) as file:

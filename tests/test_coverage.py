@@ -5,11 +5,15 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import shapely
+from matplotlib.figure import Figure
 from PIL import Image
 
 from scripts import coverage
+from scripts.kiln import table
 from scripts.kiln.lattice import Column
-from tests.products import about, make_product
+from tests.chips import make_chip
+from tests.products import YEAR, about, make_product
 
 GRID = [Column(k, 0, 10) for k in range(10)]
 SIDE = 512 / 12000
@@ -229,3 +233,78 @@ def test_pages_and_maps_of_a_product_on_s3(bucket, tmp_path):
     assert storage.read_bytes(f"{bucket}/map.png")[:4] == b"\x89PNG"
     assert storage.read_bytes(f"{bucket}/ledger.html").decode() == page_of(made)
     assert json.loads(storage.read_bytes(made.record_file)) == made.record
+
+
+# ------------------------------------------------------------------------------------------------ the antimeridian
+
+TWO_SIDES = ((178.5, 0, 179.5, 1), (179.5, 0, -179.5, 1), (-179.5, 0, -178.5, 1))
+
+
+def product_of(folder, *footprints):
+    """A product of one file, and its record."""
+    columns = table.schema(2, "float32", [YEAR], about())
+    folder.mkdir()
+    with table.ShardWriter(folder / "part-0000.parquet", columns) as out:
+        chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
+        out.append(chips, np.ones((len(chips), 2), np.float32))
+    table.write_ledger(folder / "ledger.parquet", table.LEDGER.empty_table())
+    counts = dict.fromkeys(table.COUNTS, 0) | {"embedded": len(chips)}
+    record = {"dataset": "sentinel2", "partition": folder.name, "files": [{"name": "part-0000.parquet"}]}
+    return record | {"counts": counts, "untrained": False, "missing_shards": [], "units": {}}
+
+
+def footprint(west, south, east, north):
+    if west < east:
+        return shapely.box(west, south, east, north)
+    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
+
+
+def test_chips_beside_and_over_the_antimeridian_lie_side_by_side(tmp_path):
+    record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
+    chips = coverage.boxes(record, str(tmp_path / "a"))
+    assert chips[1, :4].tolist() == [179.5, 0, 180.5, 1]
+    (moved,) = coverage.together([chips])
+    assert moved[:, [0, 2]].tolist() == [[178.5, 179.5], [179.5, 180.5], [180.5, 181.5]]
+    assert coverage.frame([moved])[::2] == pytest.approx((178.38, 181.62))
+    assert (coverage.raster(moved, (178.5, 0.0, 181.5, 1.0)) == 1).all()
+
+
+def test_chips_of_two_products_on_either_side_share_a_narrow_frame():
+    moved = coverage.together([chips_of(TWO_SIDES[0]), chips_of(TWO_SIDES[2]), np.empty((0, 5))])
+    assert [m[:, 0].tolist() for m in moved] == [[178.5], [180.5], []]
+    assert coverage.frame(moved)[2] < 182
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(-125, 40, -124, 41), (-70, 40, -69, 41)],
+        [(-1, 0, 0, 1), (0, 0, 1, 1)],  # on both sides of Greenwich
+        [(-179.5, 0, -178.5, 1), (178.5, 0, 179.5, 1), (10, 50, 11, 51), (-80, 0, -79, 1)],  # of all the world
+        [(-180, 80, 180, 90)],
+        [],
+    ],
+)
+def test_other_chips_stay_where_they_are(boxes):
+    chips = chips_of(*boxes) if boxes else np.empty((0, 5))
+    assert np.array_equal(coverage.together([chips])[0], chips)
+
+
+def test_the_map_of_a_chip_over_the_antimeridian_is_no_map_of_the_world(tmp_path):
+    record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
+    coverage.coverage_map([record], [str(tmp_path / "a")], tmp_path / "a.png")
+    there = product_of(tmp_path / "b", *(footprint(8.5 + n, 0, 9.5 + n, 1) for n in range(3)))
+    coverage.coverage_map([there], [str(tmp_path / "b")], tmp_path / "b.png")
+    assert shares(tmp_path / "a.png")[2] == pytest.approx(shares(tmp_path / "b.png")[2], rel=0.05)
+    assert shares(tmp_path / "a.png")[2] > 0.1
+
+
+def test_longitudes_beyond_180_are_written_as_those_of_the_west():
+    figure = Figure()
+    axes = figure.add_subplot()
+    panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(table.COUNTS, 0))
+    coverage.draw(axes, panel, (178.0, 0.0, 182.0, 1.0))
+    figure.canvas.draw()
+    told = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}
+    assert {"179", "-180", "-179"} <= told
+    assert not any(float(x) > 180 for x in told if x)

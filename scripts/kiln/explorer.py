@@ -72,19 +72,27 @@ def connect(uri: str) -> lancedb.DBConnection:
 
 
 def check_bbox(bbox: Sequence[float]) -> tuple[float, float, float, float]:
-    """West, south, east, north in degrees. Raises ConfigError for a box that holds nothing."""
+    """West, south, east, north in degrees; west > east goes over the antimeridian, and is half the world wide at most.
+
+    Raises ConfigError for a box that holds nothing or has its sides swapped.
+    """
     west, south, east, north = (float(v) for v in bbox)
-    if not all(map(math.isfinite, (west, south, east, north))) or west >= east or south >= north:
+    finite = all(map(math.isfinite, (west, south, east, north)))
+    over = -180 <= east < west <= 180 and west - east >= 180
+    if not finite or south >= north or not (over or west < east):
         raise ConfigError(
             f"bbox {tuple(bbox)}: want west < east and south < north in degrees; "
-            "where the antimeridian cuts a box, ask for its two halves"
+            "west > east goes over the antimeridian, from -180 to 180 and half the world wide at most"
         )
     return west, south, east, north
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What a result must be: every field that is set. `bbox` [west, south, east, north] holds the chip's centre."""
+    """What a result must be: every field that is set. `bbox` [west, south, east, north] holds the chip's centre.
+
+    West > east goes over the antimeridian.
+    """
 
     years: tuple[int, ...] = ()
     datasets: tuple[str, ...] = ()
@@ -102,11 +110,14 @@ class Filters:
             terms.append(f"dataset IN ({quoted})")
         if self.bbox is not None:
             west, south, east, north = check_bbox(self.bbox)
-            rows, cols = (range(math.floor(a), math.floor(b) + 1) for a, b in ((south, north), (west, east)))
+            spans = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
+            rows = range(math.floor(south), math.floor(north) + 1)
+            cols = [w for a, b in spans for w in range(math.floor(a), math.floor(b) + 1)]
             span = [(s, w) for s in rows for w in cols] if len(rows) * len(cols) <= MOST_CELLS else []
             if span:  # the bitmap index of cells is the cheapest spatial filter
                 terms.append(f"cell IN ({', '.join(quote(_cell(s, w)) for s, w in span)})")
-            terms.append(f"lon >= {west} AND lon <= {east} AND lat >= {south} AND lat <= {north}")
+            within = f"lon >= {west} {'AND' if west < east else 'OR'} lon <= {east}"
+            terms.append(f"({within}) AND lat >= {south} AND lat <= {north}")
         return " AND ".join(terms) or None
 
 
@@ -150,19 +161,24 @@ class Explorer:
         """
         if not (-180 <= lon <= 180 and -90 <= lat <= 90):
             raise ConfigError(f"{lon}, {lat} is no place: want longitude -180 to 180, latitude -90 to 90")
-        inside = f"xmin <= {lon} AND xmax >= {lon} AND ymin <= {lat} AND ymax >= {lat}"
+        across = [  # the antimeridian is one place with two longitudes
+            f"(xmin <= xmax AND xmin <= {x} AND xmax >= {x}) OR (xmin > xmax AND (xmin <= {x} OR xmax >= {x}))"
+            for x in ((lon,) if abs(lon) < 180 else (-180.0, 180.0))
+        ]
+        inside = f"({' OR '.join(across)}) AND ymin <= {lat} AND ymax >= {lat}"
         extra = Filters(filters.years, filters.datasets).sql()
         where = f"{inside} AND {extra}" if extra else inside
         rows = self.table.search().where(where).limit(1000).to_list()
 
         def distance(r: dict[str, Any]) -> float:
-            return math.hypot((r["lon"] - lon) * math.cos(math.radians(lat)), r["lat"] - lat)
+            east = math.remainder(r["lon"] - lon, 360)  # the short way round
+            return math.hypot(east * math.cos(math.radians(lat)), r["lat"] - lat)
 
         if rows:
             return min(rows, key=lambda r: (-(r["year"] or 0), distance(r), r["chip_id"]))
         near = self.table.search().where(
-            f"lon >= {lon - 1} AND lon <= {lon + 1} AND lat >= {lat - 1} AND lat <= {lat + 1}"
-            + (f" AND {extra}" if extra else "")
+            f"((lon >= {lon - 1} AND lon <= {lon + 1}) OR lon >= {lon + 359} OR lon <= {lon - 359})"
+            f" AND lat >= {lat - 1} AND lat <= {lat + 1}" + (f" AND {extra}" if extra else "")
         )
         rows = near.limit(10_000).select(["chip_id", "lon", "lat"]).to_list()
         hint = ""

@@ -39,8 +39,8 @@ class Picture:
     why: str = ""
 
 
-def wms_request(wms: dict[str, Any], bbox: tuple[float, float, float, float], size: int = SIZE) -> dict[str, str]:
-    """GetMap's parameters for a box [west, south, east, north] in degrees.
+def wms_request(wms: dict[str, Any], bbox: tuple[float, float, float, float], width: int = SIZE) -> dict[str, str]:
+    """GetMap's parameters for a box [west, south, east, north] in degrees, as a picture [SIZE, width].
 
     1.3.0 calls the CRS `CRS` and writes EPSG:4326 boxes latitude first; STYLES is mandatory even when empty.
     """
@@ -58,17 +58,30 @@ def wms_request(wms: dict[str, Any], bbox: tuple[float, float, float, float], si
         "STYLES": wms.get("styles", ""),
         "CRS" if version == "1.3.0" else "SRS": crs,
         "BBOX": ",".join(f"{v:.10g}" for v in box),
-        "WIDTH": str(size),
-        "HEIGHT": str(size),
+        "WIDTH": str(width),
+        "HEIGHT": str(SIZE),
         "FORMAT": wms.get("format", "image/png"),
         **({"TIME": wms["time"]} if wms.get("time") else {}),
     }
 
 
 def from_wms(wms: dict[str, Any], bbox: tuple[float, float, float, float]) -> np.ndarray:
-    """RGB [SIZE, SIZE, 3] of a box. Raises SourceError that says what the service answered instead of a picture."""
+    """RGB [SIZE, SIZE, 3] of a box. Raises SourceError that says what the service answered instead of a picture.
+
+    No service knows a box over the antimeridian, west > east: it is asked for its two parts.
+    """
+    west, south, east, north = bbox
+    if west <= east:
+        return _asked(wms, bbox, SIZE)
+    left = min(max(round(SIZE * (180 - west) / (east - west + 360)), 1), SIZE - 1)
+    parts = (((west, south, 180.0, north), left), ((-180.0, south, east, north), SIZE - left))
+    return np.concatenate([_asked(wms, box, width) for box, width in parts], axis=1)
+
+
+def _asked(wms: dict[str, Any], bbox: tuple[float, float, float, float], width: int) -> np.ndarray:
+    """RGB [SIZE, width, 3] of one request."""
     try:
-        response = requests.get(wms["url"], params=wms_request(wms, bbox), timeout=TIMEOUT)
+        response = requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT)
     except requests.RequestException as e:
         raise SourceError(f"the service does not answer ({type(e).__name__})") from e
     kind = response.headers.get("Content-Type", "").partition(";")[0]
@@ -81,8 +94,8 @@ def from_wms(wms: dict[str, Any], bbox: tuple[float, float, float, float]) -> np
             pixels = np.asarray(image.convert("RGBA"))
     except (UnidentifiedImageError, OSError) as e:
         raise SourceError("the service sends a picture that cannot be read") from e
-    if pixels.shape[:2] != (SIZE, SIZE):
-        raise SourceError(f"the service sends {pixels.shape[1]} x {pixels.shape[0]} px, not {SIZE} x {SIZE}")
+    if pixels.shape[:2] != (SIZE, width):
+        raise SourceError(f"the service sends {pixels.shape[1]} x {pixels.shape[0]} px, not {width} x {SIZE}")
     if not pixels[..., 3].any() or np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() == 0:
         raise SourceError("the service sends a blank picture: no data there, or its axes are swapped")
     return np.ascontiguousarray(pixels[..., :3])

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from scripts.kiln.errors import AccessError, ConfigError, SourceError, StorageError, TransientError
 
@@ -41,6 +44,8 @@ TIMEOUT = (10, 60)  # seconds to connect, and between bytes
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)  # of a connection
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 TRANSIENT_CODES = {"SlowDown", "Throttling", "RequestTimeout", "InternalError", "ServiceUnavailable", "503", "500"}
+
+_THREAD = threading.local()
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,17 @@ def s3_client(bucket: str) -> Any:
 
     options: dict[str, Any] = {"retries": {"mode": "standard", "max_attempts": 5}, "max_pool_connections": 32}
     return boto3.client("s3", config=Config(**options, **({"signature_version": UNSIGNED} if bucket in PUBLIC else {})))
+
+
+def _web() -> requests.Session:
+    """This thread's connections; a server that asks to slow down is asked again, a few times, as it says."""
+    if not hasattr(_THREAD, "web"):
+        again = Retry(total=None, connect=0, read=0, status=3, status_forcelist=(429, 503), backoff_factor=0.3,
+                      raise_on_status=False, retry_after_max=30)  # fmt: skip
+        _THREAD.web = requests.Session()
+        for scheme in ("http://", "https://"):
+            _THREAD.web.mount(scheme, HTTPAdapter(max_retries=again))
+    return _THREAD.web
 
 
 @contextmanager
@@ -159,7 +175,7 @@ def stat(uri: str) -> Stat | None:
                 raise
             return Stat(head["ContentLength"], head["ETag"].strip('"'))
         if is_http(uri):
-            response = requests.head(uri, timeout=TIMEOUT, allow_redirects=True)
+            response = _web().head(uri, timeout=TIMEOUT, allow_redirects=True)
             if response.status_code in (404, 410):
                 return None
             http_check(response)
@@ -196,7 +212,7 @@ def read_bytes(uri: str) -> bytes:
             bucket, key = split_s3(uri)
             return s3_client(bucket).get_object(Bucket=bucket, Key=key, **_payer(bucket))["Body"].read()
         if is_http(uri):
-            return http_check(requests.get(uri, timeout=TIMEOUT)).content
+            return http_check(_web().get(uri, timeout=TIMEOUT)).content
         return _path(uri).read_bytes()
 
 
@@ -228,7 +244,7 @@ def _range(uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
             same = {"IfMatch": etag} if etag else {}
             answer = s3_client(bucket).get_object(Bucket=bucket, Key=key, Range=wanted, **same, **_payer(bucket))
             return answer["Body"].read(), True
-        response = http_check(requests.get(uri, headers={"Range": wanted}, timeout=TIMEOUT))
+        response = http_check(_web().get(uri, headers={"Range": wanted}, timeout=TIMEOUT))
         if etag and _etag(response) not in ("", etag):
             raise SourceError(f"{uri}: changed while it was read")
         return response.content, response.status_code == 206
@@ -387,7 +403,7 @@ def _chunks(uri: str, start: int, source: Stat) -> tuple[int, Iterator[bytes]]:
         ]
         return start, body.iter_chunks(CHUNK)
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{source.etag}"'} if start else {}
-    response = http_check(requests.get(uri, headers=headers, stream=True, timeout=TIMEOUT))
+    response = http_check(_web().get(uri, headers=headers, stream=True, timeout=TIMEOUT))
     return (start if response.status_code == 206 else 0), response.iter_content(CHUNK)
 
 

@@ -19,6 +19,7 @@ from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
 from scripts.kiln.text import aligned
 
 Storage = Literal["float32", "float16"]
+EDGE = 180 - 1e-9  # degrees: what lies beyond touches the antimeridian
 TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 LEDGER = pa.schema(
@@ -72,7 +73,7 @@ def schema(dim: int, storage: Storage, extra: Sequence[pa.Field], about: dict[st
 def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> pa.Table:
     """Chips and their vectors [n, D] as a table."""
     footprints = np.array([c.footprint for c in chips], dtype=object)
-    boxes = shapely.bounds(footprints).reshape(-1, 4)
+    boxes = boxes_of(footprints)
     embedding = columns.field("embeddings").type
     values = pa.array(vectors.reshape(-1), embedding.value_type)
     arrays: dict[str, Any] = {
@@ -85,6 +86,31 @@ def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> pa.T
             own = f.name in Chip.__dataclass_fields__
             arrays[f.name] = pa.array([getattr(c, f.name) if own else c.extra[f.name] for c in chips], f.type)
     return pa.table([arrays[f.name] for f in columns], schema=columns)
+
+
+def boxes_of(footprints: np.ndarray) -> np.ndarray:
+    """Boxes [n, 4] of footprints as RFC 7946 has them: west, south, east, north; west > east over the antimeridian.
+
+    A footprint that is cut there is a MultiPolygon that touches it from both sides.
+    """
+    boxes = shapely.bounds(footprints).reshape(-1, 4)
+    several = shapely.get_type_id(footprints) == shapely.GeometryType.MULTIPOLYGON
+    for n in np.flatnonzero(several & (boxes[:, 0] <= -EDGE) & (boxes[:, 2] >= EDGE)):
+        parts = shapely.bounds(shapely.get_parts(footprints[n]))
+        eastern = parts[:, 0] + parts[:, 2] > 0  # of the hemispheres; its part lies west of the antimeridian
+        west, east = parts[eastern, 0].min(), parts[~eastern, 2].max()
+        if west > east:  # else it is around the world
+            boxes[n, [0, 2]] = west, east
+    return boxes
+
+
+def centres(box: pa.StructArray) -> tuple[np.ndarray, np.ndarray]:
+    """Longitudes and latitudes [n] of the middles of `bbox` values."""
+    west, south, east, north = (np.asarray(box.field(f.name)) for f in BBOX)
+    lon = (west + east) / 2
+    over = west > east  # the antimeridian
+    lon[over] += np.where(lon[over] > 0, -180, 180)
+    return lon, (south + north) / 2
 
 
 class ShardWriter:
@@ -143,7 +169,8 @@ class ShardWriter:
             if kind is None:
                 self._write(whole=True)
                 if not self._file.rows:
-                    self._file.write(self.schema.empty_table(), [np.inf, np.inf, -np.inf, -np.inf], set())
+                    empty = self.schema.empty_table()
+                    self._file.write(empty, *extent(empty))
 
 
 def _canonical(group: pa.Table, columns: pa.Schema) -> pa.Table:
@@ -153,11 +180,19 @@ def _canonical(group: pa.Table, columns: pa.Schema) -> pa.Table:
 
 
 def extent(group: pa.Table) -> tuple[list[float], set[str]]:
-    """Bounds [xmin, ymin, xmax, ymax] of the rows' boxes and the types of their footprints."""
+    """Bounds [xmin, ymin, xmax, ymax] of the rows' boxes and the types of their footprints.
+
+    With a box over the antimeridian they go around the world: bounds of row groups and files are joined by least and
+    greatest, and readers compare a file's bounds before anything else, few of them knowing of xmin > xmax.
+    """
+    if not len(group):
+        return [np.inf, np.inf, -np.inf, -np.inf], set()
     box = group["bbox"].combine_chunks()
     sides = [np.asarray(box.field(f.name)) for f in BBOX]
     footprints = shapely.from_wkb(np.asarray(group["geometry"], dtype=object))
     bounds = [*(float(s.min()) for s in sides[:2]), *(float(s.max()) for s in sides[2:])]
+    if (sides[0] > sides[2]).any():
+        bounds[0], bounds[2] = -180.0, 180.0
     return bounds, {g.geom_type for g in footprints}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -296,3 +297,33 @@ def test_a_reader_never_sees_what_is_not_tagged(tmp_path, monkeypatch):
     build([m.record_file for m in (made, more)], [m.uri for m in (made, more)], str(tmp_path / "db"), Select())
     assert seen == [(120, 60)]
     assert Path(tmp_path / "db").is_dir()
+
+
+# ------------------------------------------------------------------------------------------------ the antimeridian
+
+
+@pytest.mark.parametrize(
+    ("bbox", "keep"),
+    [
+        ((179.0, 0.0, -179.0, 1.0), {"w", "m", "e"}),
+        ((179.3, 0.0, -179.9, 1.0), {"m"}),
+        ((179.0, 0.0, 180.0, 1.0), {"w", "m"}),
+        ((-180.0, 0.0, -179.0, 1.0), {"e"}),
+        ((100.0, -60.0, -80.0, 60.0), {"w", "m", "e"}),  # too many cells to name
+        ((179.9, 0.0, -178.0, 1.0), {"e"}),
+        ((-179.0, 0.0, 179.0, 1.0), {"far"}),
+    ],
+)
+def test_a_bbox_with_west_above_east_goes_over_the_antimeridian(tmp_path, bbox, keep):
+    columns = ("name", pa.string()), ("lon", pa.float64()), ("lat", pa.float64()), ("cell", pa.string())
+    names, lon, lat = ["w", "m", "e", "far"], np.array([179.25, 179.875, -179.5, 0.0]), np.full(4, 0.5)
+    rows = pa.table([names, lon, lat, cells(lon, lat)], schema=pa.schema(columns))
+    chips = lancedb.connect(str(tmp_path)).create_table("chips", rows)
+    got = chips.search().where(f"{Filters(bbox=bbox).sql()} AND name != ''").to_list()
+    assert {r["name"] for r in got} == keep
+
+
+@pytest.mark.parametrize("bbox", [(60, 0, 40, 1), (-60, 0, -120, 1), (100, 0, -79, 1), (181, 0, -179, 1)])
+def test_a_bbox_over_more_than_half_the_world_has_its_sides_swapped(bbox):
+    with pytest.raises(ConfigError, match="half the world wide at most"):
+        Filters(bbox=bbox).sql()

@@ -13,11 +13,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 from PIL import Image
 
 from scripts.kiln import pictures, storage
 from scripts.kiln.errors import SourceError
 from scripts.kiln.pictures import SIZE, from_source, from_wms, picture, wms_request
+from scripts.kiln.sentinel2_scene import Grid
+from scripts.kiln.table import boxes_of
 from scripts.make_sample import landscape
 from tests.archives import write_tile
 
@@ -392,6 +396,77 @@ def test_pictures_of_several_kinds_become_rgb(strict, tile):
         strict.answer = lambda asked, answer=answer: answer
         got = picture(row(tile), strictly(strict))
         assert (got.origin, got.pixels.shape) == ("wms", (SIZE, SIZE, 3)), mode
+
+
+def test_a_service_is_asked_for_both_sides_of_the_antimeridian(strict, tile):
+    """A quarter of the box lies west of it; the service answers each part in its own colours."""
+    halves = {}
+
+    def answer(asked):
+        south, west, north, east = map(float, asked["BBOX"].split(","))
+        assert west < east  # no service knows another box
+        pixels = np.random.default_rng(int(west)).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), dtype=np.uint8)
+        halves[west, south, east, north] = pixels
+        return 200, "image/png", png(pixels)
+
+    strict.answer = answer
+    got = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strictly(strict))
+    assert (got.origin, got.why) == ("wms", "")
+    west, east = halves[179.75, -17, 180, -16], halves[-180, -17, -179.25, -16]
+    assert (west.shape[1], east.shape[1]) == (64, 192)
+    assert np.array_equal(got.pixels, np.concatenate([west, east], axis=1))
+
+
+@pytest.mark.parametrize("width", [SIZE, 63])
+def test_a_part_of_another_width_than_asked_for_is_recognised(strict, tile, width):
+    pixels = np.random.default_rng(0).integers(0, 255, (SIZE, width, 3), dtype=np.uint8)
+    strict.answer = lambda asked: (200, "image/png", png(pixels))
+    got = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strictly(strict))
+    assert got.origin != "wms"
+    assert f"{width} x 256 px, not 64 x 256" in got.why
+
+
+@pytest.mark.parametrize("crs", CRSS)
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("share", [0.999, 0.5, 0.001])
+def test_no_request_over_the_antimeridian_is_empty(strict, tile, version, crs, share):
+    def answer(asked):
+        a, b, c, d = map(float, asked["BBOX"].split(","))
+        assert a < c
+        assert b < d
+        return 200, "image/png", png(np.random.default_rng(0).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), "uint8"))
+
+    strict.answer = answer
+    box = (180 - 0.02 * share, 10.0, -180 + 0.02 * (1 - share), 10.02)
+    assert picture(row(tile, box), strictly(strict, version=version, crs=crs)).origin == "wms"
+    assert sum(int(asked["WIDTH"]) for asked in strict.asked) == SIZE
+
+
+@pytest.mark.parametrize(("epsg", "west"), [(32660, 818_000.0), (32601, 160_000.0)])
+def test_a_source_over_the_antimeridian_gives_the_chips_own_pixels(tmp_path, epsg, west):
+    """A scene whose brightness grows eastwards by a step a kilometre: its chip is neither torn nor the whole scene."""
+    scene = np.tile(np.arange(2560, dtype=np.uint16) // 100 * 100 + 500, (512, 1))
+    transform = Affine(10, 0, west, 0, -10, 1_112_000)
+    for band in ("B02", "B03", "B04"):
+        with rasterio.open(
+            tmp_path / f"T_{band}.tif", "w", driver="GTiff", width=2560, height=512, count=1, dtype="uint16",
+            crs=f"EPSG:{epsg}", transform=transform,
+        ) as out:  # fmt: skip
+            out.write(scene, 1)
+    grid = Grid(512, 2560, transform, f"EPSG:{epsg}", 256)
+    footprints, _ = grid.footprints()
+    over = [at for at in np.ndindex(footprints.shape) if footprints[at].geom_type == "MultiPolygon"]
+    assert over
+    black, white, gamma = pictures.STRETCH["sentinel2"][1:]
+    for r, c in over:
+        (box,) = boxes_of(footprints[r : r + 1, c])
+        assert box[0] > box[2]
+        shown = from_source("sentinel2", str(tmp_path / "T_B04.tif"), tuple(box.tolist()))
+        want = ((scene[:1, c * 256 : c * 256 + 256] - black) / (white - black)) ** gamma * 255
+        middle = shown[SIZE // 2, :, 0].astype(int)
+        assert (np.diff(middle) >= 0).all()  # eastwards
+        assert np.abs(middle[[8, 128, 247]] - want[0, [8, 128, 247]]).max() < 12
+        assert 1 < len(np.unique(middle)) <= 5
 
 
 # ------------------------------------------------------------------------------------------------- neither of both

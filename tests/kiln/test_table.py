@@ -8,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
+from affine import Affine
 
 from scripts.kiln import table
 from scripts.kiln.chips import Dropped, Unit
 from scripts.kiln.geoparquet import ROW_GROUP
+from scripts.kiln.sentinel2_scene import Grid
 from tests.chips import make_chip
 
 YEAR = [pa.field("year", pa.int16())]
@@ -230,3 +232,94 @@ def test_a_ledger_survives_its_file_and_reads_as_text(tmp_path):
 
 def test_the_ledger_of_a_shard_lies_beside_it():
     assert table.ledger_name("s3://b/run/x-1.parquet") == "s3://b/run/x-1.ledger.parquet"
+
+
+# -------------------------------------------------------------------------------------------- the ends of the Earth
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def cut(west, east, south=0, north=1):
+    """A footprint over the antimeridian, cut there."""
+    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
+
+
+def boxes_in(path):
+    return [[b[n] for n in SIDES] for b in pq.read_table(path)["bbox"].to_pylist()]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_box_of_a_footprint_over_the_antimeridian_has_xmin_above_xmax(tmp_path, turned):
+    over = cut(179.5, -179.75)
+    over = shapely.MultiPolygon(list(over.geoms)[::-1]) if turned else over
+    beside = [shapely.box(178.5, 0, 179.5, 1), shapely.box(-179.75, 0, -178.75, 1)]
+    chips = [make_chip(n, footprint=f) for n, f in enumerate((beside[0], over, beside[1]))]
+    made = boxes_in(write(tmp_path / "o", chips))
+    assert made == [[178.5, 0, 179.5, 1], [179.5, 0, -179.75, 1], [-179.75, 0, -178.75, 1]]
+
+
+@pytest.mark.parametrize(
+    ("footprint", "box"),
+    [
+        (shapely.box(179, 0, 180, 1), [179, 0, 180, 1]),  # only touches it
+        (shapely.box(-180, 0, -179, 1), [-180, 0, -179, 1]),
+        (shapely.box(-180, 80, 180, 90), [-180, 80, 180, 90]),  # a cap
+        (cut(0, 0, 80, 90), [-180, 80, 180, 90]),  # the same in two halves
+        (shapely.MultiPolygon([shapely.box(1, 0, 2, 1), shapely.box(-3, 2, -2, 3)]), [-3, 0, 2, 3]),  # elsewhere
+        (cut(179.5, -179.5) | shapely.box(178, 2, 179, 3), [178, 0, -179.5, 3]),  # three parts
+    ],
+)
+def test_other_footprints_keep_their_least_and_greatest(tmp_path, footprint, box):
+    assert boxes_in(write(tmp_path / "o", [make_chip(1, footprint=footprint)])) == [box]
+
+
+def test_the_centre_of_a_box_over_the_antimeridian_is_there(tmp_path):
+    footprints = [cut(179.5, -179.75), cut(179.75, -179.5), cut(179.5, -179.5), shapely.box(-2, 0, 1, 1)]
+    chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
+    box = pq.read_table(write(tmp_path / "o", chips))["bbox"].combine_chunks()
+    assert np.stack(table.centres(box), axis=1).tolist() == [[179.875, 0.5], [-179.875, 0.5], [180, 0.5], [-0.5, 0.5]]
+
+
+@pytest.mark.parametrize("row_group", [1, 3])
+def test_the_bounds_of_a_file_hold_every_row_on_both_sides_of_the_antimeridian(tmp_path, row_group):
+    footprints = [shapely.box(178, 0, 179, 1), cut(179.5, -179.75, -2, 2), shapely.box(-179.75, 0, -179, 1)]
+    chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
+    for some in (chips, chips[1:2]):
+        path = write(tmp_path / "o", some, row_group=row_group)
+        assert geo_of(path)["columns"]["geometry"]["bbox"] == [-180, -2, 180, 2]
+    assert geopandas.read_parquet(path).geometry.iloc[0].equals(footprints[1])
+
+
+def test_bounds_of_no_rows_are_none(tmp_path):
+    empty = pq.read_table(write(tmp_path / "o", []))
+    assert table.extent(empty) == ([np.inf, np.inf, -np.inf, -np.inf], set())
+
+
+@pytest.mark.parametrize(
+    ("epsg", "east", "north"),
+    [
+        (32601, 420_000.0, 9_330_000.0),  # 84 degrees north, 3 degrees of longitude are 35 km
+        (32660, 500_000.0, 9_330_000.0),
+        (32701, 420_000.0, 1_120_000.0),  # 80 south
+        (32760, 500_000.0, 1_120_000.0),
+        (32601, 160_000.0, 8_000.0),  # the equator
+    ],
+)
+def test_chips_of_the_outermost_zones_have_small_boxes_from_the_equator_to_the_poles(tmp_path, epsg, east, north):
+    grid = Grid(1024, 10240, Affine(10, 0, east, 0, -10, north), f"EPSG:{epsg}", 256)
+    footprints, centres = grid.footprints()
+    chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints.reshape(-1))]
+    path = write(tmp_path / "o", chips, batch=50)
+    over = 0
+    for chip, (xmin, ymin, xmax, ymax) in zip(chips, boxes_in(path), strict=True):
+        assert chip.footprint.is_valid
+        crosses = chip.footprint.geom_type == "MultiPolygon"
+        over += crosses
+        assert crosses == (xmin > xmax)
+        assert 0 < xmax - xmin + 360 * crosses < 0.4
+        assert 0 < ymax - ymin < 0.05
+    assert 4 <= over < len(chips) / 2
+    lon, lat = table.centres(pq.read_table(path)["bbox"].combine_chunks())
+    want = centres.reshape(-1, 2)
+    assert np.abs((lon - want[:, 0] + 180) % 360 - 180).max() < 0.01
+    assert np.abs(lat - want[:, 1]).max() < 0.001

@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from scripts.make_sample import make_archive
+from tests import scenes
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = {
@@ -29,6 +31,13 @@ CONFIG = {
     "pictures": {"neighbours": 4},
     "resources": {"batch_size": 8, "read_threads": 1},
 }
+SCENES = {("nd", 2019): range(6), ("nd", 2021): range(3), ("va", 2016): range(3)}
+WITH_NAIP = {
+    **CONFIG,
+    "datasets": ["worldcover", "naip"],
+    "worldcover": {**CONFIG["worldcover"], "region": [-1, 43, 0, 44]},
+    "naip": {"manifest": "scenes/manifest.txt", "archive": "scenes", "scenes_per_shard": 3, "chip_size": 16},
+}
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -41,18 +50,22 @@ def merged(base: dict, changes: dict) -> dict:
 
 @dataclass
 class Run:
-    """A working directory with an archive and a config; `root` is the checkout whose Snakefile runs."""
+    """A working directory with an archive and a config; `root` is the checkout whose Snakefile runs.
+
+    `changes` are made to `base`, a config that runs.
+    """
 
     folder: Path
     changes: dict = field(default_factory=dict)
     root: Path = ROOT
+    base: dict = field(default_factory=lambda: CONFIG)
 
     def __post_init__(self) -> None:
         self.configure(self.changes)
 
     def configure(self, changes: dict) -> None:
         """Write the config with other changes."""
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(merged(CONFIG, changes)))
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(merged(self.base, changes)))
 
     def command(self, *arguments: str) -> list[str]:
         snakemake = ["-m", "snakemake", "-s", str(self.root / "Snakefile"), "--directory", str(self.folder)]
@@ -97,15 +110,15 @@ class Run:
         assert len(found) == 1, found
         return found[0]
 
-    def shards(self) -> list[Path]:
-        """Embeddings files of the shards, in order."""
-        found = sorted(self.folder.glob("results/tiny/worldcover-*/shards/2021/*.parquet"))
+    def shards(self, dataset: str = "worldcover") -> list[Path]:
+        """Embeddings files of a dataset's shards, in order."""
+        found = sorted(self.folder.glob(f"results/tiny/{dataset}-*/shards/*/*.parquet"))
         return [p for p in found if not p.name.endswith(".ledger.parquet")]
 
     def clone(self, folder: Path) -> "Run":
         """The same files with their times in another folder, without Snakemake's own records."""
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(".snakemake"))
-        return Run(folder, self.changes, self.root)
+        return Run(folder, self.changes, self.root, self.base)
 
 
 def job_counts(said: str) -> dict[str, int]:
@@ -113,8 +126,13 @@ def job_counts(said: str) -> dict[str, int]:
     tables = said.split("Job stats:")
     if len(tables) < 2:
         return {}
-    rows = re.findall(r"^(\w+)\s+(\d+)$", tables[-1].split("\n\n")[0], flags=re.M)
+    rows = re.findall(r"^([\w-]+)\s+(\d+)$", tables[-1].split("\n\n")[0], flags=re.M)
     return {rule: int(n) for rule, n in rows if rule != "total"}
+
+
+def finished_jobs(said: str) -> dict[str, int]:
+    """Jobs that a run finished, by rule: those after a checkpoint too, which the first table of counts has not."""
+    return dict(Counter(re.findall(r"^Finished jobid: \d+ \(Rule: ([\w-]+)\)$", said, flags=re.M)))
 
 
 def fresh(folder: Path, changes: dict | None = None, root: Path = ROOT) -> Run:
@@ -122,3 +140,11 @@ def fresh(folder: Path, changes: dict | None = None, root: Path = ROOT) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     make_archive(folder / "archive", tiles=["N43W001", "N43E000"], years=[2021], ppd=120, seed=7)
     return Run(folder, changes or {}, root)
+
+
+def fresh_naip(folder: Path, changes: dict | None = None) -> Run:
+    """A run that has not begun, with a tile of WorldCover and twelve scenes of NAIP."""
+    make_archive(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
+    keys = [scenes.write(folder / "scenes", *of, n) for of, numbers in SCENES.items() for n in numbers]
+    scenes.write_manifest(folder / "scenes/manifest.txt", keys)
+    return Run(folder, changes or {}, base=WITH_NAIP)
