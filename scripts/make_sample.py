@@ -5,8 +5,10 @@ Sentinel-2 scenes. The same arguments give the same bytes.
 """
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -117,13 +119,13 @@ def main(argv: list[str] | None = None) -> None:
         "naip": make_naip,
         "sentinel2": make_sentinel2,
     }
-    for name in DATASETS:
-        if name in args.datasets:
+    with ProcessPoolExecutor(min(len(makers), os.cpu_count() or 1)) as pool:
+        jobs = {n: pool.submit(makers[n], args.out / n, seed=args.seed) for n in DATASETS if n in args.datasets}
+        for name, job in jobs.items():
             try:
-                written = makers[name](args.out / name, seed=args.seed)
+                print(f"{name}: {len(job.result())} file(s) written under {args.out / name}")
             except (ValueError, OSError) as error:
                 parser.error(str(error))
-            print(f"{name}: {len(written)} file(s) written under {args.out / name}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 import gzip
 import json
 import logging
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import boto3
 import geopandas
@@ -18,7 +21,8 @@ import torch
 from scripts import embed_naip, embed_worldcover, index, merge, plan_naip, plan_worldcover, search
 from scripts.kiln import clay, storage, table
 from scripts.kiln.chips import Chip
-from scripts.kiln.engine import read_ahead
+from scripts.kiln.engine import Embedder, read_ahead
+from scripts.kiln.errors import StorageError
 from scripts.kiln.naip import NaipSource, parse_key
 from scripts.kiln.naip_layout import layout
 from tests.archives import random_pixels, write_tile
@@ -348,6 +352,220 @@ def test_a_server_that_refuses_ends_the_job_before_the_weights_load(
     assert len(said.splitlines()) == 1
     assert {m for m, _, _ in server.requests} == {"HEAD"}
     assert files(tmp_path / "shards") == {}
+
+
+# ------------------------------------------------------------------------------------- jobs that die, and go on
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Ids of the chips that this process encodes."""
+    ids = []
+    call = Embedder.__call__
+    monkeypatch.setattr(
+        Embedder, "__call__", lambda self, chips: ids.extend(c.chip_id for c in chips) or call(self, chips)
+    )
+    return ids
+
+
+@pytest.fixture
+def far(tmp_path, serve):
+    """A server of four scenes, the second without a valid pixel, and a plan of them as one shard."""
+    pixels = [scene_pixels(seed=1), np.zeros((4, 32, 32), np.uint8), scene_pixels(seed=3), scene_pixels(seed=4)]
+    made = [write_scene(tmp_path / "near", k, p).read_bytes() for k, p in zip(ND, pixels, strict=False)]
+    server = serve({f"/{k}": data for k, data in zip(ND, made, strict=False)})
+    return server, make_plan(tmp_path / "far.gz", ND[:4], server.url)[0]
+
+
+def listed(uri):
+    """Files of a folder, path or s3://, by name."""
+    return {u.rpartition("/")[2]: storage.read_bytes(u) for u in storage.listing(str(uri))}
+
+
+def died(server, argv, parts, how):
+    """Stderr of a process that was sent a signal while it waited for the last scene, two others being kept."""
+    server.held = {f"/{ND[3]}"}
+    command = [sys.executable, "-m", "scripts.embed_naip", *argv]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.arrived.wait(60)
+        end = time.monotonic() + 60
+        while sum(n.endswith(".parquet") and n[0] != "." for n in listed(parts)) < 3:
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(how)
+        said = process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == (-9 if how == signal.SIGKILL else 143)
+    server.held = set()
+    server.release.set()
+    server.requests.clear()
+    return said
+
+
+def goes_on(server, encoded, tmp_path, argv, place, parts):
+    """That a retry asks for the last scene alone, and leaves what a job that never died does."""
+    encoded.clear()
+    embed_naip.main(argv)
+    assert {p for m, p, _ in server.requests if m == "GET"} == {f"/{ND[3]}"}
+    assert len([m for m, _, _ in server.requests if m == "HEAD"]) == 4
+    assert len(encoded) == 6
+    assert {i.rsplit(":", 2)[0] for i in encoded} == {unit(ND[3])}
+    assert listed(parts) == {}
+    alone = list(argv)
+    at = alone.index("--parts")
+    del alone[at : at + 2]
+    alone[alone.index("--folder") + 1] = str(tmp_path / "without")
+    embed_naip.main(alone)
+    assert listed(place) == listed(tmp_path / "without")
+    assert len(listed(place)) == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
+def test_a_job_that_was_killed_goes_on_behind_its_finished_scenes(tmp_path, far, encoded, encoder_file, how):
+    server, units = far
+    parts = tmp_path / "parts" / "run" / "nd-2019"
+    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--parts", parts)
+    said = died(server, argv, parts, how)
+    assert "Traceback" not in said
+    assert {n.rpartition("-")[0] for n in listed(parts)} >= {unit(k).replace(":", "-") for k in ND[:3]}
+    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", parts)
+
+
+def test_a_job_that_was_killed_goes_on_with_shards_and_parts_on_s3(tmp_path, bucket, far, encoded, encoder_file):
+    server, units = far
+    parts = f"{bucket}/parts/run/nd-2019"
+    argv = flags(units, 0, f"{bucket}/shards", encoder_file, "--batch-size", 2, "--parts", parts)
+    died(server, argv, parts, signal.SIGKILL)
+    assert listed(f"{bucket}/shards") == {}
+    goes_on(server, encoded, tmp_path, argv, f"{bucket}/shards", parts)
+
+
+def test_two_jobs_of_one_shard_at_once_leave_the_same_file_and_no_parts(tmp_path, far, encoder_file):
+    server, units = far
+    server.held = {f"/{ND[3]}"}
+    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--parts", tmp_path / "parts")
+    command = [sys.executable, "-m", "scripts.embed_naip", *argv]
+    jobs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    end = time.monotonic() + 60
+    while sum((m, p) == ("GET", f"/{ND[3]}") for m, p, _ in server.requests) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    server.release.set()
+    said = [job.communicate(timeout=60)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    embed_naip.main([*argv, "--folder", str(tmp_path / "without")])
+    assert files(tmp_path / "shards") == files(tmp_path / "without")
+    assert files(tmp_path / "parts") == {}
+
+
+def test_a_server_that_throttles_in_the_middle_costs_no_finished_scene(tmp_path, far, encoded, capsys, encoder_file):
+    server, units = far
+    more = ["--batch-size", 2, "--read-threads", 1, "--parts", tmp_path / "parts"]
+    argv = flags(units, 0, tmp_path / "shards", encoder_file, *more)
+    server.held = {f"/{ND[3]}"}
+
+    def throttle():
+        assert server.arrived.wait(60)
+        end = time.monotonic() + 30
+        while len([n for n in files(tmp_path / "parts") if n[0] != "."]) < 3 and time.monotonic() < end:
+            time.sleep(0.02)
+        server.status = 503
+        server.release.set()
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    code, said = fails(capsys, argv)
+    thread.join()
+    assert (code, "try again later" in said) == (1, True)
+    assert files(tmp_path / "shards") == {}
+    server.status, server.held = 0, set()
+    server.requests.clear()
+    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "parts")
+
+
+def test_a_shard_with_too_many_failures_costs_a_start_once_it_is_mended(tmp_path, far, encoded, capsys, encoder_file):
+    server, units = far
+    whole = server.files[f"/{ND[3]}"]
+    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--parts", tmp_path / "parts")
+    server.files[f"/{ND[3]}"] = b"<html>"
+    code, said = fails(capsys, [*argv, "--max-failed-fraction", "0.1"])
+    assert (code, "25% of the shard failed" in said) == (1, True)
+    assert len(files(tmp_path / "parts")) == 3
+    server.files[f"/{ND[3]}"] = whole
+    server.requests.clear()
+    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "parts")
+
+
+def stopped(capsys, units, folder, weights, parts, allowed=0):
+    """Does a shard with a scene that is not there, which keeps the others' parts."""
+    argv = flags(units, 0, folder, weights, "--parts", parts, "--max-failed-fraction", allowed)
+    code, _ = fails(capsys, argv)
+    assert code == 1
+    return {n: d for n, d in files(parts).items() if n[0] != "."}
+
+
+def test_parts_of_scenes_of_another_archive_are_not_used(tmp_path, capsys, encoded, encoder_file):
+    for root in ("here", "there"):
+        for n, key in enumerate(ND[:2]):
+            write_scene(tmp_path / root, key, scene_pixels(seed=n))
+    here, there = (make_plan(tmp_path / f"{r}.gz", ND[:3], tmp_path / r)[0] for r in ("here", "there"))
+    assert len(stopped(capsys, here, tmp_path / "shards", encoder_file, tmp_path / "parts")) == 2
+    encoded.clear()
+    argv = flags(there, 0, tmp_path / "shards", encoder_file)
+    embed_naip.main([*argv, "--parts", str(tmp_path / "parts")])
+    assert len(encoded) == 12
+    embed_naip.main([*argv, "--folder", str(tmp_path / "without")])
+    assert files(tmp_path / "shards") == files(tmp_path / "without")
+
+
+@pytest.mark.parametrize("how", ["other size", "same size", "other etag", "no etag"])
+def test_parts_of_scenes_that_were_replaced_are_not_used(tmp_path, serve, capsys, encoder_file, how):
+    paths = [write_scene(tmp_path / "near", k, scene_pixels(seed=n), compress=None) for n, k in enumerate(ND[:2])]
+    server = serve({f"/{k}": p.read_bytes() for k, p in zip(ND, paths, strict=False)}, etag="" if "no" in how else "a")
+    archive = server.url if "etag" in how else tmp_path / "near"
+    units, _ = make_plan(tmp_path / "plan.gz", ND[:3], archive)
+    kept = stopped(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "parts")
+    assert len(kept) == (0 if how == "no etag" else 2)  # nothing tells one state from another
+    size = paths[0].stat().st_size
+    write_scene(tmp_path / "near", ND[0], scene_pixels(32 if how == "other size" else 40, seed=9), compress=None)
+    assert (paths[0].stat().st_size == size) == (how != "other size")
+    server.files[f"/{ND[0]}"] = paths[0].read_bytes()
+    server.etag = server.etag and "b"
+    argv = flags(units, 0, tmp_path / "shards", encoder_file)
+    embed_naip.main([*argv, "--parts", str(tmp_path / "parts")])
+    embed_naip.main([*argv, "--folder", str(tmp_path / "without")])
+    assert files(tmp_path / "shards") == files(tmp_path / "without")
+    assert files(tmp_path / "parts") == {}
+
+
+def test_parts_of_other_flags_are_not_used_and_go_with_the_rest(tmp_path, capsys, encoded, encoder_file):
+    for n, key in enumerate(ND[:2]):
+        write_scene(tmp_path, key, scene_pixels(seed=n))
+    units, _ = make_plan(tmp_path / "plan.gz", ND[:3], tmp_path)
+    stopped(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "parts")
+    (tmp_path / "parts" / "naip-nd-2019-of-another-0123456789ab.parquet").write_bytes(b"another shard's")
+    encoded.clear()
+    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--metadata", "zeros", "--parts", tmp_path / "parts")
+    embed_naip.main(argv)
+    assert len(encoded) == 12
+    assert list(files(tmp_path / "parts")) == ["naip-nd-2019-of-another-0123456789ab.parquet"]
+
+
+def test_a_whole_shard_whose_parts_cannot_be_removed_is_no_failure(tmp_path, encoder_file, monkeypatch, caplog):
+    write_scene(tmp_path, ND[0], scene_pixels())
+    units, _ = make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)
+
+    def refused(uri):
+        raise StorageError(f"{uri}: access denied")
+
+    monkeypatch.setattr(storage, "delete", refused)
+    embed_naip.main(flags(units, 0, tmp_path / "shards", encoder_file, "--parts", tmp_path / "parts"))
+    assert len(files(tmp_path / "shards")) == 2
+    assert "access denied" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------- which shard, and when

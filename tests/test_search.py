@@ -6,14 +6,20 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
+from affine import Affine
 from PIL import Image
 
-from scripts import search
+from scripts import coverage, merge, search
 from scripts.index import Select, build
+from scripts.kiln import table
+from scripts.kiln.chips import Unit
+from scripts.kiln.errors import ConfigError
 from scripts.kiln.explorer import Explorer, Filters
 from scripts.kiln.lattice import Column, Lattice
+from scripts.kiln.sentinel2_scene import Grid
 from tests.archives import write_tile
-from tests.products import WORLD, about, chip_at, drawn, make_product
+from tests.chips import make_chip
+from tests.products import WORLD, YEAR, about, chip_at, drawn, make_product
 
 SIDE = 512 / 12000
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
@@ -349,3 +355,116 @@ def test_a_place_that_cannot_be_written_is_said(scene, tmp_path, capsys):
     code, said = refused(capsys, scene, "--example", "--png", str(tmp_path / "file" / "a.png"))
     assert code == 1
     assert "cannot be written" in said
+
+
+# ------------------------------------------------------------------------------------------------ the antimeridian
+
+
+@pytest.fixture(scope="module")
+def dateline(tmp_path_factory):
+    """A row of 16 chips of zone 1 south, sharded, merged and indexed; the one in the middle is over the antimeridian.
+
+    The run's folder, with `p.json`, `p` and `db`, and the footprints by chip_id, west to east.
+    """
+    run = tmp_path_factory.mktemp("dateline")
+    grid = Grid(256, 4096, Affine(10, 0, 160_000, 0, -10, 8_118_000), "EPSG:32701", 256)
+    footprints = grid.footprints()[0][0]
+    chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
+    kiln = about(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
+    with table.ShardWriter(run / "s.parquet", table.schema(8, "float32", [YEAR], kiln)) as out:
+        out.append(chips, np.random.default_rng(0).standard_normal((16, 8), np.float32))
+    entry = table.Entry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
+    table.write_ledger(run / "s.ledger.parquet", table.ledger_table([entry]))
+    record = merge.merge(["s"], str(run), str(run), str(run / "p"))
+    (run / "p.json").write_text(json.dumps(record))
+    build([str(run / "p.json")], [str(run / "p")], str(run / "db"), Select())
+    return run, {c.chip_id: c.footprint for c in chips}
+
+
+def over(footprints):
+    """The one chip over the antimeridian, and its parts: west of it and east of it."""
+    ((chip, shape),) = ((c, f) for c, f in footprints.items() if f.geom_type == "MultiPolygon")
+    return chip, sorted(shape.geoms, key=lambda g: -g.bounds[0])
+
+
+def test_the_antimeridian_cuts_one_chip_of_the_row(dateline):
+    chip, (before, after) = over(dateline[1])
+    assert 0 < int(chip[1:]) < 15
+    assert (before.bounds[2], after.bounds[0]) == (180, -180)
+
+
+@pytest.mark.parametrize("lon", [179.995, 180.0, -180.0, -179.995, 179.97, 179.99, -179.97, -179.99])
+def test_a_place_at_the_antimeridian_is_the_chip_that_covers_it(dateline, capsys, lon):
+    run, footprints = dateline
+    lat = shapely.union_all(over(footprints)[1]).centroid.y
+    told = json.loads(ask(capsys, str(run / "db"), f"--at={lon},{lat}", "--format", "json"))
+    found = footprints[told["query"]["chip_id"]]
+    assert found.distance(shapely.Point(lon, lat)) < 1e-3
+    covering = [c for c, f in footprints.items() if f.covers(shapely.Point(lon, lat))]
+    assert told["query"]["chip_id"] in covering
+
+
+def test_the_centre_of_the_chip_over_the_antimeridian_is_there(dateline):
+    run, footprints = dateline
+    chip, (before, after) = over(footprints)
+    row = Explorer(str(run / "db")).chip(chip)
+    assert (row["xmin"], row["xmax"]) == (before.bounds[0], after.bounds[2])
+    assert row["xmin"] > 179.97
+    assert row["xmax"] < -179.97
+    assert abs(row["lon"]) > 179.98
+    assert row["cell"] in ("S18E179", "S17E179", "S18W180", "S17W180")
+
+
+def test_a_place_beside_the_row_names_the_nearest_over_the_antimeridian(dateline):
+    run, footprints = dateline
+    db = Explorer(str(run / "db"))
+    last = max(footprints)
+    west = footprints[last].bounds[2]  # its east end, of the western hemisphere
+    assert west < 0
+    with pytest.raises(ConfigError, match=f"the nearest is {last}"):
+        db.at(west + 0.01, footprints[last].centroid.y)
+    chip, (before, _) = over(footprints)
+    beside = f"c{int(chip[1:]) - 1:02d}"  # in the other hemisphere
+    for lon in (180.0, -180.0):
+        with pytest.raises(ConfigError, match=rf"the nearest is ({chip}|{beside}), 12\.\d km away"):
+            db.at(lon, before.bounds[3] + 0.1)
+
+
+@pytest.mark.parametrize("bbox", [(179.9, -18.0, -179.9, -16.0), (179.96, -18.0, -179.96, -16.0)])
+def test_a_bbox_over_the_antimeridian_filters_results_and_selects_rows(dateline, capsys, tmp_path, bbox):
+    run, footprints = dateline
+    db = Explorer(str(run / "db"))
+    middles = {c: db.chip(c)["lon"] for c in footprints}
+    want = {c for c, lon in middles.items() if lon >= bbox[0] or lon <= bbox[2]}
+    assert over(footprints)[0] in want
+    assert 2 < len(want) < 16
+    said = ask(capsys, str(run / "db"), "--chip", "c00", f"--bbox={','.join(map(str, bbox))}", "--format", "json")
+    assert {r["chip_id"] for r in json.loads(said)["results"]} == want - {"c00"}
+    build([str(run / "p.json")], [str(run / "p")], str(tmp_path / "db"), Select(bbox=bbox))
+    rows = Explorer(str(tmp_path / "db")).table.search().limit(100).to_list()
+    assert {r["chip_id"] for r in rows} == want
+
+
+def test_geojson_over_the_antimeridian_is_cut_there(dateline, capsys, tmp_path):
+    run, footprints = dateline
+    chip, (before, after) = over(footprints)
+    text = ask(capsys, str(run / "db"), "--chip", chip, "--format", "geojson", "-k", "15")
+    (tmp_path / "a.geojson").write_text(text)
+    first, *rest = json.loads(text)["features"]
+    assert first["geometry"]["type"] == "MultiPolygon"
+    assert first["bbox"][0] > first["bbox"][2]  # RFC 7946, 5.2
+    assert {f["geometry"]["type"] for f in rest} == {"Polygon"}
+    frame = gpd.read_file(tmp_path / "a.geojson").set_index("chip_id")
+    assert len(frame) == 16
+    assert frame.is_valid.all()
+    assert frame.geometry[chip].covers(footprints[chip])
+    assert {x for p in frame.geometry[chip].geoms for x in p.bounds[::2]} >= {180, -180}
+    assert sum(p.area for p in frame.geometry[chip].geoms) < 1.2 * (before.area + after.area)
+
+
+def test_the_coverage_map_of_the_row_is_a_few_kilometres_wide(dateline):
+    run, _ = dateline
+    (chips,) = coverage.together([coverage.boxes(json.loads((run / "p.json").read_text()), str(run / "p"))])
+    west, _, east, _ = coverage.frame([chips])
+    assert len(chips) == 16
+    assert 179 < west < 180 < east < 180.5

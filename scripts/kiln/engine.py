@@ -202,8 +202,10 @@ class Account:
     def __init__(self, units: Sequence[Unit], out: table.ShardWriter, parts: Parts | None) -> None:
         self.entries = {u.unit_id: table.Entry(u) for u in units}
         self.out, self.parts = out, parts
-        self.done = parts.finished(units, out.schema) if parts else {}
-        self.entries |= {unit_id: entry for unit_id, (_, entry) in self.done.items()}
+        found = parts.finished(units, out.schema) if parts else {}
+        self.done = {unit_id: entry for unit_id, (_, entry) in found.items()}
+        self._rows = {unit_id: rows for unit_id, (rows, _) in found.items()}  # let go as they are handed on
+        self.entries |= self.done
         self._order = {unit_id: n for n, unit_id in enumerate(self.entries)}
         self._earlier = deque(sorted(self.done, key=self._order.__getitem__))  # parts whose rows are still to come
         self._open: str | None = None  # the unit whose rows are held until it is finished
@@ -248,14 +250,14 @@ class Account:
 
     def _append(self, entry: table.Entry, chips: list[Chip], vectors: np.ndarray) -> None:
         unit_id = entry.unit.unit_id
-        if self.parts is None or not entry.unit.version:
-            self.out.append(chips, vectors)
-            return
-        if self._open != unit_id:
+        if self.parts and self._open != unit_id:
             self.settle()
             self._earlier_rows(self._order[unit_id])
-            self._open = unit_id
-        self._held.append((chips, vectors))
+            self._open = unit_id if entry.unit.version else None
+        if self._open is None:
+            self.out.append(chips, vectors)
+        else:
+            self._held.append((chips, vectors))
 
     def settle(self) -> None:
         """Hand the held rows on; those of a unit that is finished become its part, so that no retry encodes them."""
@@ -264,7 +266,7 @@ class Account:
         chips = [c for some, _ in self._held for c in some]
         rows = table.rows(chips, np.concatenate([v for _, v in self._held]), self.out.schema)
         entry = self.entries[self._open]
-        if self.parts and self._finished(entry):
+        if self.parts and self._finished(entry) and len(rows) == entry.embedded:  # less: it was interrupted by another
             self.parts.keep(rows, entry)
         self.out.append_rows(rows)
         self._open, self._held = None, []
@@ -277,7 +279,7 @@ class Account:
     def _earlier_rows(self, before: int) -> None:
         """Rows of the parts of units that come before the one of that place."""
         while self._earlier and self._order[self._earlier[0]] < before:
-            self.out.append_rows(self.done[self._earlier.popleft()][0])
+            self.out.append_rows(self._rows.pop(self._earlier.popleft()))
 
     def close(self) -> list[table.Entry]:
         """Hand on all that is held; returns the ledger's entries."""
@@ -315,8 +317,7 @@ def embed(
         progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
         if account.done:
             log.info("%d of %d units are kept from an earlier try", len(account.done), len(entries))
-            kept = [e for _, e in account.done.values()]
-            progress.advance(sum(e.unit.expected for e in kept), embedded=sum(e.embedded for e in kept))
+            progress.keep(sum(e.unit.expected for e in account.done.values()))
 
         def counted() -> Iterator[Read]:
             for read in source.reads():

@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.kiln import __version__, cli, plans, storage
 from scripts.kiln.chips import Source
-from scripts.kiln.errors import ConfigError
+from scripts.kiln.errors import ConfigError, KilnError
 from scripts.kiln.fingerprint import fingerprint, recipe
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def run(
     }
     policy = engine.Policy("zeros" if metadata == "zeros" else "as_trained", gsd, args.storage)
     budget = engine.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
-    parts = Parts.of(args.parts, about) if args.parts else None
+    parts = Parts.of(args.parts, about | {"device": args.device.partition(":")[0]}) if args.parts else None
     with storage.atomic(args.output) as partial:
         source.check()
         outcome = engine.embed(
@@ -138,7 +138,10 @@ def run(
         with storage.atomic(ledger) as partial_ledger:
             table.write_ledger(partial_ledger, outcome.ledger)
     if parts:
-        parts.remove(source.units())
+        try:
+            parts.remove(source.units())
+        except KilnError as e:  # the shard is whole: no reason to fail, after which Snakemake would delete it
+            log.warning("parts of a shard that is whole remain: %s", e)
     log.info("%s: %d rows of %d units", args.output, outcome.rows, len(outcome.ledger))
 
 

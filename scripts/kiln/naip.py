@@ -224,8 +224,11 @@ class NaipSource:
         ]
 
     def _version(self, scene: SceneKey) -> str:
-        found = self._found.get(scene.key)
-        return f"{found.size} {found.etag}" if found else ""
+        """Place, size and ETag (local files: when they were written); empty if the store tells too little."""
+        found, uri = self._found.get(scene.key), self.uri(scene)
+        if not found or found.size <= 0 or (storage.is_remote(uri) and not found.etag):
+            return ""
+        return f"{uri} {found.size} {found.etag or found.modified}"
 
     def _etag(self, scene: SceneKey) -> str:
         found = self._found.get(scene.key)

@@ -53,13 +53,7 @@ class Parts:
             if not unit.version or (uri := self.uri(unit)) not in there:
                 continue
             try:
-                with storage.local_copy(uri) as path, table.reading(path):
-                    rows = pq.read_table(path)
-                entry = json.loads(rows.schema.metadata[ENTRY])
-                found[unit.unit_id] = (
-                    rows.replace_schema_metadata(None).cast(columns.remove_metadata()),
-                    table.Entry(**entry | {"unit": Unit(**entry["unit"])}),
-                )
+                found[unit.unit_id] = _read(uri, unit, columns)
             except SourceError as e:
                 log.warning("a part is of no use, and its unit is done again: %s", e)
         return found
@@ -72,7 +66,9 @@ class Parts:
 
         def write() -> None:
             with storage.atomic(uri) as path:
-                pq.write_table(rows.replace_schema_metadata({ENTRY: about}), path, compression="zstd")
+                pq.write_table(
+                    rows.replace_schema_metadata({ENTRY: about}), path, compression="zstd", write_page_checksum=True
+                )
 
         self._written = self._writer.submit(write)
 
@@ -99,6 +95,21 @@ class Parts:
         self._writer.shutdown(wait=True)
         if kind is None:
             self._settle()
+
+
+def _read(uri: str, unit: Unit, columns: pa.Schema) -> tuple[pa.Table, table.Entry]:
+    """Rows and entry of a unit's part. Raises SourceError for a file that is none."""
+    with storage.local_copy(uri) as path, table.reading(uri):
+        rows = pq.read_table(path, page_checksum_verification=True)
+    try:
+        told = json.loads((rows.schema.metadata or {})[ENTRY])
+        entry = table.Entry(**told | {"unit": Unit(**told["unit"])})
+        rows = rows.replace_schema_metadata(None).cast(columns.remove_metadata())
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as e:
+        raise SourceError(f"{uri}: not a part of this dataset ({type(e).__name__}: {str(e)[:120]})") from e
+    if entry.unit.unit_id != unit.unit_id or len(rows) != entry.embedded:
+        raise SourceError(f"{uri}: {len(rows)} rows, but {entry.embedded} of {entry.unit.unit_id} are told")
+    return rows, entry
 
 
 def _stem(unit: Unit) -> str:

@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, total: int, what: str) -> None:
         self.total, self.what = total, what
-        self.done = self.embedded = 0
+        self.done = self.embedded = self._kept = 0
         self.start = self._said = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
@@ -30,11 +30,20 @@ class Progress:
             self._bar.update(done)
         elif (now := time.monotonic()) - self._said >= EVERY:
             self._said = now
-            left = (self.total - self.done) * (now - self.start) / max(self.done, 1)
+            left = (self.total - self.done) * (now - self.start) / max(self.done - self._kept, 1)
             log.info(
                 "%s: %d of %d chips (%.0f%%), %.1f embedded/s, %s left",
                 self.what, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate, _duration(left),
             )  # fmt: skip
+
+    def keep(self, done: int) -> None:
+        """`done` were settled by an earlier try: they say nothing of the pace."""
+        self.done += done
+        self._kept += done
+        if self._bar is not None:
+            self._bar.initial += done
+            self._bar.n += done
+            self._bar.refresh()
 
     def grow(self, more: int) -> None:
         """Expect `more` chips than before, or fewer."""

@@ -55,7 +55,8 @@ class Files:
     def version(self) -> str:
         """Digest of item and assets: what would give the same rows has the same; empty if nothing can come of them."""
         known = self.grid is not None and not self.error
-        return digest([repr(self.item), sorted(self.uris.items()), self.etag]) if known else ""
+        states = [s.etag or s.modified for s in self.stats.values()]  # a server that tells neither tells nothing
+        return digest([repr(self.item), sorted(self.uris.items()), self.etag, states]) if known and all(states) else ""
 
     # ------------------------------------------------------------------------------------------ before any is read
 

@@ -9,12 +9,13 @@ import hashlib
 import os
 import shutil
 import socket
+import stat as stat_
 import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Stat:
 
     size: int
     etag: str = ""
+    modified: int = field(default=0, compare=False)  # nanoseconds, of a local file
 
 
 def is_s3(uri: str) -> bool:
@@ -180,8 +182,16 @@ def stat(uri: str) -> Stat | None:
                 return None
             http_check(response)
             return Stat(int(response.headers.get("Content-Length", -1)), _etag(response))
-        path = _path(uri)
-        return Stat(path.stat().st_size) if path.is_file() else None
+        return _on_disk(_path(uri))
+
+
+def _on_disk(path: Path) -> Stat | None:
+    """What lies at a local path, if it is a file; others may rename and remove meanwhile."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Stat(found.st_size, modified=found.st_mtime_ns) if stat_.S_ISREG(found.st_mode) else None
 
 
 def listing(prefix: str) -> dict[str, Stat]:
@@ -200,8 +210,8 @@ def listing(prefix: str) -> dict[str, Stat]:
                     found[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'))
         else:
             for path in _path(prefix).rglob("*"):
-                if path.is_file():
-                    found[join(prefix, path.relative_to(prefix).as_posix())] = Stat(path.stat().st_size)
+                if here := _on_disk(path):
+                    found[join(prefix, path.relative_to(prefix).as_posix())] = here
     return dict(sorted(found.items()))
 
 

@@ -311,6 +311,46 @@ def test_the_encoder_sees_full_batches_whatever_comes(tmp_path):
     assert echo.sizes == [3, 3, 3]
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([0.6, 1.0, 1.0 + 2**-52, "dropped"]), max_size=30), st.integers(1, 5), st.booleans())
+def test_a_batch_has_one_pixel_size_where_each_chip_s_own_is_told(told, size, one_gsd):
+    events = [
+        Dropped("u", "nodata", 1, str(n)) if gsd == "dropped" else make_chip(n, pixel_size=gsd)
+        for n, gsd in enumerate(told)
+    ]
+    batches = list(engine._batches(iter(events), size, one_gsd=one_gsd))
+    assert [c for b in batches for c in b.chips] == [e for e in events if isinstance(e, Chip)]
+    assert [d for b in batches for d in b.dropped] == [e for e in events if isinstance(e, Dropped)]
+    sizes = [[c.pixel_size for c in b.chips] for b in batches]
+    assert all(len(s) <= size and (not one_gsd or len(set(s)) <= 1) for s in sizes)
+    for some, after in itertools.pairwise([s for s in sizes if s]):  # none is cut short without a reason
+        assert len(some) == size or (one_gsd and some[-1] != after[0])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(tmp_path, encoder, size):
+    rng = np.random.default_rng(5)
+    pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
+    gsds = [1.0, 0.6, 0.6, 2.5, 1.0, 1.0, 0.6]
+    events = [make_chip(n, pixels=pixels[n].copy(), pixel_size=g) for n, g in enumerate(gsds)]
+    engine.embed(
+        ListSource(events, {"u": 7}), lambda: encoder, 32, tmp_path / "o", {},
+        policy=Policy("zeros", None), budget=Budget(size, 2, 1 << 20), max_failed_fraction=0,
+    )  # fmt: skip
+    made = pq.read_table(tmp_path / "o")
+    assert made["pixel_size"].to_pylist() == gsds
+    unknown = torch.zeros(1, 4)
+    for n, gsd in enumerate(gsds):
+        ours = made["embeddings"][n].as_py()
+        x = torch.from_numpy(pixels[n])[None]
+        told = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
+        assert ours == pytest.approx(encoder(x, gsd=gsd, **told)[0, 0].tolist(), abs=1e-5)
+        assert ours != pytest.approx(encoder(x, gsd=10.0, **told)[0, 0].tolist(), abs=1e-4)
+        embed_alone = Embedder(encoder, PLAIN, Policy("zeros", None), size)
+        alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
+        assert np.array_equal(np.array(ours, np.float32), alone[0])
+
+
 @pytest.mark.parametrize("when", [None, datetime(2020, 2, 19, tzinfo=UTC)])
 @pytest.mark.parametrize("metadata", ["zeros", "as_trained"])
 def test_time_and_place_are_told_together_or_not_at_all(encoder, metadata, when):

@@ -405,7 +405,7 @@ def test_a_service_is_asked_for_both_sides_of_the_antimeridian(strict, tile):
     def answer(asked):
         south, west, north, east = map(float, asked["BBOX"].split(","))
         assert west < east  # no service knows another box
-        pixels = np.random.default_rng(int(west)).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), dtype=np.uint8)
+        pixels = np.random.default_rng(int(abs(west))).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), dtype=np.uint8)
         halves[west, south, east, north] = pixels
         return 200, "image/png", png(pixels)
 

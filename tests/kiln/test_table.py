@@ -1,6 +1,7 @@
 """The embeddings file and its ledger as the contract has them, and as other programs read them."""
 
 import json
+from datetime import UTC, datetime
 
 import geopandas
 import numpy as np
@@ -9,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scripts.kiln import table
 from scripts.kiln.chips import Dropped, Unit
@@ -16,6 +19,7 @@ from scripts.kiln.geoparquet import ROW_GROUP
 from scripts.kiln.sentinel2_scene import Grid
 from tests.chips import make_chip
 
+WHEN = datetime(2021, 6, 1, tzinfo=UTC)
 YEAR = [pa.field("year", pa.int16())]
 
 
@@ -147,6 +151,63 @@ def test_equal_rows_make_byte_equal_files(tmp_path):
         write(tmp_path / n, [make_chip(i) for i in range(20)], row_group=7, batch=b) for n, b in (("a", 7), ("b", 7))
     )
     assert one.read_bytes() == two.read_bytes()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cuts")
+    count, row_group = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 12))
+    state = pa.field("state", pa.dictionary(pa.int32(), pa.string()))
+    storage = data.draw(st.sampled_from(["float32", "float16"]))
+    columns = table.schema(4, storage, [*YEAR, state], {"model": "x"})
+    chips = [
+        make_chip(
+            n * 37, extra={"year": 2021, "state": ["nd", "va", None][n * n % 3]}, datetime=None if n % 4 else WHEN
+        )
+        for n in range(count)
+    ]
+    vectors = np.random.default_rng(1).normal(size=(count, 4)).astype(storage)
+    one = folder / "one"
+    with table.ShardWriter(one, columns, row_group) as out:
+        for n in range(count):
+            out.append(chips[n : n + 1], vectors[n : n + 1])
+    whole = table.rows(chips, vectors, columns)
+    bare = columns.remove_metadata()
+    with table.ShardWriter(folder / "cut", columns, row_group) as out:
+        first = 0
+        while first < count:
+            last = data.draw(st.integers(first + 1, count))
+            how = data.draw(st.sampled_from(["chips", "rows", "slice", "own dictionary"]))
+            if how == "chips":
+                out.append(chips[first:last], vectors[first:last])
+            elif how == "slice":
+                out.append_rows(whole.slice(first, last - first))
+            else:
+                some = table.rows(chips[first:last], vectors[first:last], columns)
+                out.append_rows(some if how == "rows" else some.cast(bare).unify_dictionaries())
+            assert out.rows == last
+            first = last
+    assert (folder / "cut").read_bytes() == one.read_bytes()
+    groups = pq.ParquetFile(one).metadata
+    sizes = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
+    assert sizes == [row_group] * (count // row_group) + [count % row_group] * bool(count % row_group or not count)
+    assert pq.read_table(one).to_pylist() == whole.to_pylist()
+
+
+def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
+    columns = table.schema(256, "float32", YEAR, {})
+    some = table.rows([make_chip(n) for n in range(50)], np.ones((50, 256), np.float32), columns)
+    before = pa.total_allocated_bytes()
+    most = 0
+    with table.ShardWriter(tmp_path / "o", columns, 100) as out:
+        for _ in range(60):
+            out.append([make_chip(n) for n in range(30)], np.ones((30, 256), np.float32))
+            out.append_rows(pa.concat_tables([some]).take(np.arange(50)))  # with buffers of its own
+            most = max(most, pa.total_allocated_bytes() - before)
+            assert len(out._chips) + sum(map(len, out._tables)) < 200
+    assert most < 8 * 100 * 256 * 4  # of 4800 rows
+    assert pq.ParquetFile(tmp_path / "o").metadata.num_rows == 4800
 
 
 def test_an_error_while_writing_closes_the_file_and_comes_through(tmp_path):
