@@ -170,9 +170,8 @@ def from_list(uri: str, archive: str, keep: Keep) -> Gathered:
             if not text or text.startswith("#") or len(text) > LONGEST:
                 account.others["comment" if text.startswith("#") else "overlong line" if text else "empty line"] += 1
                 continue
-            address = canonical(text, archive)
-            if not (anywhere := storage.is_remote(address) or address.startswith(("/", "."))):
-                address = storage.join(archive, address)
+            anywhere = storage.is_remote(text) or text.startswith(("/", "."))
+            address = canonical(text, archive) if anywhere else storage.join(archive, text)
             if located := locate(address):
                 gathered.add(located[1], located[0])
             elif anywhere and "." not in address.partition("?")[0].rpartition("/")[2].removesuffix(".json"):

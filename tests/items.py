@@ -37,6 +37,16 @@ class Made:
         """The item."""
         return json.loads((self.folder / f"{self.entry['id']}.json").read_text())
 
+    @property
+    def key(self) -> str:
+        """Where the bucket would keep the item."""
+        return self.entry["href"].removeprefix(f"{BUCKET}/")
+
+    def of_api(self, collection: str) -> dict[str, Any]:
+        """The item as an API gives it: of a collection, with the address of the bucket as its canonical link."""
+        links = [{"rel": "canonical", "href": f"s3://sentinel-cogs/{self.key}", "type": "application/json"}]
+        return {**self.json(), "collection": collection, "links": links}
+
     def change(self, **properties: Any) -> None:
         """Set properties of the item; None removes one."""
         item = self.json()

@@ -348,6 +348,12 @@ def test_clouds_are_looked_at_before_versions_as_an_api_does(tmp_path):
 # ------------------------------------------------------------------------------------------------------ the list
 
 
+def test_an_archive_in_a_folder_of_the_working_directory_is_named_once(tmp_path):
+    items = listed(tmp_path, [key(IDS[0]), WEB + key(IDS[1]), S3 + key(IDS[2]), WEB + key(IDS[0])])
+    (shard,) = shards_of(planned(tmp_path / "p.gz", "--items", items, "--archive", "sample/s2"))
+    assert shard["items"] == {i: f"sample/s2/{key(i)}" for i in sorted(IDS[:3])}
+
+
 def test_every_line_of_a_list_is_an_item_or_told(tmp_path, caplog):
     lines = [key(ONE), "", "# a comment", S3 + key(ONE), WEB + key(IDS[3]), f"/mirror/{key(IDS[4])}", "  "]
     lines += ["hello", f"{FOLDER}29/R/KH/2020/2/{ONE}/B02.tif", f"{S3}{FOLDER}2019/{ONE}/B02.tif", "x" * 5000]

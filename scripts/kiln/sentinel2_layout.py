@@ -22,7 +22,8 @@ def check_way(settings: dict[str, Any]) -> None:
 
 def rewrites(archive: str, more: Sequence[str]) -> list[str]:
     """`OLD=NEW` prefixes of addresses: those of the config first, then the bucket's own, read at `archive`."""
-    return [*more, *(f"{old}={archive.rstrip('/')}" for old in (WEB, BUCKET) if old != archive.rstrip("/"))]
+    root = archive.rstrip("/")
+    return [*more, *(f"{old}/={root}/" for old in (WEB, BUCKET) if old != root)]
 
 
 def layout(chip: int, contradicted: float = CONTRADICTED) -> dict[str, Any]:

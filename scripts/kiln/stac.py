@@ -4,7 +4,9 @@ The extension (fields `emb:*`, links `emb:model` and `emb:source-data`, asset `e
 cloud-native geospatial sprint of March 2026, https://github.com/stac-extensions/embeddings.
 """
 
+import calendar
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,6 +63,10 @@ def period(about: dict[str, Any], parts: Sequence[Part]) -> tuple[datetime, date
     times = [t for p in parts for t in p.span if t is not None]
     if times and about["dataset"] != "worldcover":
         return min(times), max(times)
+    if found := re.fullmatch(r"\w+-(\d{4})-(\d\d)", about["partition"]):  # `29R-2020-02`
+        year, month = map(int, found.groups())
+        last = calendar.monthrange(year, month)[1]
+        return datetime(year, month, 1, tzinfo=UTC), datetime(year, month, last, 23, 59, 59, tzinfo=UTC)
     year = int(about["partition"].rpartition("-")[2])  # `2021`, or `id-2015`, whose scenes have no dates
     return datetime(year, 1, 1, tzinfo=UTC), datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
 
