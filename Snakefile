@@ -37,6 +37,7 @@ rule worldcover:
 
 rule naip:
     input:
+        partial(plans_of, "naip"),
         partial(targets_of, "naip"),
     message:
         "NAIP: every shard and product is there"
@@ -44,6 +45,7 @@ rule naip:
 
 rule sentinel2:
     input:
+        partial(plans_of, "sentinel2"),
         partial(targets_of, "sentinel2"),
     message:
         "Sentinel-2: every shard and product is there"

@@ -167,7 +167,7 @@ class Dataset:
         """A partition's plan. A checkpoint if shards are to be known by it or exist already: they would be redone."""
         planner = getattr(checkpoints, f"plan_{self.name}")
         if self.known is None:
-            return planner.get().output[0]
+            return planner.get().output.plan
         if not self.begun:
             return self.plans[partition]
         digest = self.plans[partition].rpartition("-")[2].removesuffix(".jsonl")
@@ -252,6 +252,11 @@ def targets_of(dataset, wildcards):
         raise WorkflowError(f"config: {dataset} is not among `datasets`, or nothing of it is asked for")
     pinned(None)
     return DATASETS[dataset].targets()
+
+
+def plans_of(dataset, wildcards):
+    """The plans of a dataset, for themselves: of a lost one no shard is known, and nobody would miss any."""
+    return list(DATASETS[dataset].plans.values()) if dataset in DATASETS else []
 
 
 def targets_of_state(state, wildcards):

@@ -34,6 +34,7 @@ for state in sorted({*STATES, *NAIP["states"]}):
         name:
             f"naip-{state}"
         input:
+            partial(plans_of, "naip"),
             partial(targets_of_state, state),
         message:
             "NAIP of a state: every shard and product is there"
@@ -41,8 +42,8 @@ for state in sorted({*STATES, *NAIP["states"]}):
 
 checkpoint plan_naip:
     output:
+        names=NAIP_DATASET.names,  # first: the one that is asked for when shards are to be known
         plan=NAIP_DATASET.plans[ALL],
-        names=NAIP_DATASET.names,
     log:
         local(f"{LOGS}/plan_naip.log"),
     benchmark:
@@ -60,6 +61,7 @@ checkpoint plan_naip:
         "python -m scripts.plan_naip {params.asked} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
 
 
+# No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
 rule embed_naip:
     input:
         weights=ancient(weights_of(NAIP_DATASET)),
@@ -67,8 +69,6 @@ rule embed_naip:
         f"{NAIP_DATASET.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
         local(f"{LOGS}/embed_naip/{{partition}}/{{shard}}.log"),
-    benchmark:
-        local(f"{BENCHMARKS}/embed_naip/{{partition}}/{{shard}}.tsv")
     conda:
         CONDA
     threads: settings("resources", "embed_threads")
@@ -76,14 +76,14 @@ rule embed_naip:
         mem_mb=settings("resources", "embed_mem_mb"),
     params:
         flags=(
-            f"--units {plan_uri(NAIP_DATASET)} {folder_flag(NAIP_DATASET)} {parts_flag(NAIP_DATASET)} {ENGINE_FLAGS} --max-nodata {NAIP['max_nodata']} --metadata {NAIP['metadata']} --gsd {NAIP['gsd']}"
+            f"--units {plan_uri(NAIP_DATASET)} --shard {{shard}} {folder_flag(NAIP_DATASET)} {parts_flag(NAIP_DATASET)} {ENGINE_FLAGS} --max-nodata {NAIP['max_nodata']} --metadata {NAIP['metadata']} --gsd {NAIP['gsd']}"
             f" --chip-size {NAIP['chip_size']} --lattice {NAIP['lattice']} --lattice-gsd {NAIP['lattice_gsd']}"
             f" --edge {NAIP['edge']} --expect-fingerprint {NAIP_FINGERPRINT[:8]}"
         ),
     message:
         "NAIP {wildcards.partition}: embed {wildcards.shard}"
     shell:
-        "python -m scripts.embed_naip --shard {wildcards.shard} --weights {input.weights:q}"
+        "python -m scripts.embed_naip --weights {input.weights:q}"
         " --output {output:q} {params.flags} --threads {threads} 2> {log:q}"
 
 

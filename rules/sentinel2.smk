@@ -27,8 +27,8 @@ if "sentinel2" in config["datasets"]:
 
 checkpoint plan_sentinel2:
     output:
+        names=S2_DATASET.names,  # first: the one that is asked for when shards are to be known
         plan=S2_DATASET.plans[ALL],
-        names=S2_DATASET.names,
     log:
         local(f"{LOGS}/plan_sentinel2.log"),
     benchmark:
@@ -46,6 +46,7 @@ checkpoint plan_sentinel2:
         "python -m scripts.plan_sentinel2 {params.asked} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
 
 
+# No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
 rule embed_sentinel2:
     input:
         weights=ancient(weights_of(S2_DATASET)),
@@ -53,8 +54,6 @@ rule embed_sentinel2:
         f"{S2_DATASET.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
         local(f"{LOGS}/embed_sentinel2/{{partition}}/{{shard}}.log"),
-    benchmark:
-        local(f"{BENCHMARKS}/embed_sentinel2/{{partition}}/{{shard}}.tsv")
     conda:
         CONDA
     threads: settings("resources", "embed_threads")
@@ -62,7 +61,7 @@ rule embed_sentinel2:
         mem_mb=settings("resources", "embed_mem_mb"),
     params:
         flags=(
-            f"--units {plan_uri(S2_DATASET)} {folder_flag(S2_DATASET)} {parts_flag(S2_DATASET)} {ENGINE_FLAGS}"
+            f"--units {plan_uri(S2_DATASET)} --shard {{shard}} {folder_flag(S2_DATASET)} {parts_flag(S2_DATASET)} {ENGINE_FLAGS}"
             f" --max-nodata {S2['max_nodata']} --max-cloud {S2['max_cloud']} --contradicted {S2['contradicted']}"
             f" --metadata {S2['metadata']} --gsd {S2['gsd']} --chip-size {S2['chip_size']}"
             f" {S2_REWRITE} --expect-fingerprint {S2_FINGERPRINT[:8]}"
@@ -70,7 +69,7 @@ rule embed_sentinel2:
     message:
         "Sentinel-2 {wildcards.partition}: embed {wildcards.shard}"
     shell:
-        "python -m scripts.embed_sentinel2 --shard {wildcards.shard} --weights {input.weights:q} --output {output:q}"
+        "python -m scripts.embed_sentinel2 --weights {input.weights:q} --output {output:q}"
         " {params.flags} --threads {threads} 2> {log:q}"
 
 

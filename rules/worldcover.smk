@@ -56,6 +56,7 @@ checkpoint plan_worldcover:
         " --columns-per-shard {params.per_shard} --encode {params.encode} --output {output:q} 2> {log:q}"
 
 
+# No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
 rule embed_worldcover:
     input:
         weights=ancient(weights_of(WORLDCOVER)),
@@ -64,8 +65,6 @@ rule embed_worldcover:
         f"{WORLDCOVER.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
         local(f"{LOGS}/embed_worldcover/{{partition}}/{{shard}}.log"),
-    benchmark:
-        local(f"{BENCHMARKS}/embed_worldcover/{{partition}}/{{shard}}.tsv")
     conda:
         CONDA
     threads: settings("resources", "embed_threads")

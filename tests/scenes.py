@@ -22,7 +22,7 @@ def key(state: str, year: int, n: int) -> str:
 def write(root: Path, state: str, year: int, n: int) -> str:
     """Write that scene in its place, the n-th from the west in its state's row; returns its key.
 
-    Each block of 8 x 8 px is a texture of its own. A scene of odd n lacks 8 px of each chip that it shares with the next.
+    Each block of 8 x 8 px is a texture of its own. A scene of odd n lacks 8 px of each chip that the next has too.
     """
     rng = np.random.default_rng([year, n, *state.encode()])
     level = rng.integers(40, 200, (4, HEIGHT // 8, WIDTH // 8), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
