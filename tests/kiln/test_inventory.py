@@ -418,7 +418,11 @@ def test_a_part_of_another_digest_is_named_before_a_line_of_it_is_believed(tmp_p
         read(uri, workers=workers)
 
 
-@pytest.mark.parametrize("data", [gzip.compress(text(["a"] * 99))[:-9], b"no gzip", gzip.compress(b"x" * (2 << 20))])
+@pytest.mark.parametrize(
+    "data",
+    [gzip.compress(text(["a"] * 99))[:-9], b"no gzip", gzip.compress(b"x" * (2 << 20))],
+    ids=["truncated", "no gzip", "one line without end"],
+)
 def test_a_part_that_is_damaged_as_its_digest_says_is_named(tmp_path, data):
     uri = put(tmp_path, b"")
     (tmp_path / "data" / "part0.csv.gz").write_bytes(data)
