@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: help demo test lint format bench lock clean
+.PHONY: help demo explore test test-explorer lint format bench bench-explorer lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -15,9 +15,15 @@ demo: sample/.made ## make a sample archive and take it through every rule
 	snakemake --cores $(CORES) --quiet reason host
 	@snakemake --cores 1 --quiet all -- summary
 
+explore: $(VENV)/.run ## a map of the sample run in the browser: search by looking (after make demo)
+	python -m scripts.explore --db results/sample/explorer --pictures config/config.yaml --open
+
 test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest -n $(CORES) tests
+	pytest -n $(CORES) tests --ignore tests/explorer
+
+test-explorer: $(VENV)/.test ## the explorer's page in a real browser; wants Debian's chromium, or KILN_BROWSER
+	KILN_BROWSER_REQUIRED=1 KILN_SCREENSHOTS=$(CURDIR)/results/explorer-screenshots pytest tests/explorer
 
 lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint
 	ruff check .
@@ -30,8 +36,13 @@ format: $(VENV)/.test ## rewrite files as the linters want them
 	ruff format .
 	snakefmt Snakefile rules
 
-bench: $(VENV)/.test ## what planning costs, against a bare workflow of as many jobs
+bench: $(VENV)/.test ## what planning costs, and dry runs against a bare workflow of as many jobs
+	python -m tests.bench.plan_naip
+	python -m tests.bench.plan_sentinel2
 	python -m tests.bench.dry_run
+
+bench-explorer: $(VENV)/.test ## the explorer with a million chips
+	python -m tests.bench.explorer
 
 lock: ## renew envs/constraints.txt (needs the network)
 	bash envs/lock.sh

@@ -40,6 +40,7 @@ def named(function, *arguments):
 
 WEIGHTS_DIGEST = named(identity.weights_digest, config["model"])
 SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
+PUBLISHED = settings("index", "published")
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 
 
@@ -285,6 +286,11 @@ def selected_records(wildcards):
     )
 
 
+def indexed_records(wildcards):
+    """Those that the database is made of: with published files there may be none."""
+    return (pinned(selected()) if DATASETS else []) if PUBLISHED else selected_records(wildcards)
+
+
 def selected_products(wildcards):
     """Their folders."""
     return [uri(r.removesuffix(".json")) for r in selected()]
@@ -310,8 +316,11 @@ def index_folder(wildcards):
 
 
 def index_digest():
-    """What tells databases apart: the products in them, and what was selected."""
-    return identity.digest([selected(), SELECT])[:16]
+    """What tells databases apart: the products in them, what was selected, and which published files are asked for.
+
+    What lies there is the script's to see: nothing is looked up when the workflow is parsed.
+    """
+    return identity.digest([selected(), SELECT, *([PUBLISHED] if PUBLISHED else [])])[:16]
 
 
 def index_record(wildcards):
@@ -325,13 +334,16 @@ def picture(name, wildcards):
 
 def every_dataset():
     """Input functions: everything of each dataset, for itself, so that one waits for no other's plan."""
-    return [every_plan, *(partial(targets_of, name) for name in DATASETS)]
+    plans = [every_plan] if DATASETS or not PUBLISHED else []
+    return [*plans, *(partial(targets_of, name) for name in DATASETS)]
 
 
 def index_targets(wildcards):
     """The products and the database of them; who asks for it asks for the shards too, or a deleted one is not noticed."""
-    return [*selected_records(wildcards), index_record(wildcards)]
+    return [*indexed_records(wildcards), index_record(wildcards)]
 
 
 def picture_targets(wildcards):
-    return [picture(name, wildcards) for name in (SIMILAR, "coverage.png", "ledger.html")]
+    """Published files have no ledger: of those alone there is no coverage to draw."""
+    of_products = ("coverage.png", "ledger.html") if indexed_records(wildcards) else ()
+    return [picture(name, wildcards) for name in (SIMILAR, *of_products)]

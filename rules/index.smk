@@ -8,7 +8,7 @@ SIMILAR = f"similar-{identity.digest(config['pictures'])[:8]}.png"
 
 rule build_index:
     input:
-        selected_records,
+        indexed_records,
     output:
         f"{RUN}/index/{{digest}}.json",
     log:
@@ -25,11 +25,13 @@ rule build_index:
         db=uri(DATABASE),
         records=index_folder,
         select=json.dumps(SELECT, sort_keys=True),
+        published=json.dumps(PUBLISHED, sort_keys=True),
     message:
-        "Explorer database from the merged products"
+        "Explorer database from the merged products and published files"
     shell:
         "python -m scripts.index --records {input:q} --products {params.products:q} --db {params.db:q}"
-        " --record {output:q} --withdraw {params.records:q} --select {params.select:q} 2> {log:q}"
+        " --record {output:q} --withdraw {params.records:q} --select {params.select:q}"
+        " --published {params.published:q} 2> {log:q}"
 
 
 rule picture_similar:

@@ -1,15 +1,16 @@
-"""Build or grow the explorer database from merged products: LanceDB, float16, checked, then tagged.
+"""Build or grow the explorer database from merged products and published files: LanceDB, float16, checked, then tagged.
 
 Work starts from the tagged version, whatever a killed job left after it. Products already in it are left alone, new or
 changed ones are upserted by chip_id, chips that no product has any more are removed; products of other weights or
 settings make a new table. Readers see the old version until the new one is indexed, counted, its recall measured, and
-tagged. `state/<version>.json` beside the table says which products a version holds.
+tagged. Beside the table, `state/<version>.json` says which products a version holds and what was measured, and
+`state/<version>-colours.json` how to colour its vectors.
 """
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,14 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, explorer, storage, table
+from scripts.kiln import cli, colours, explorer, published, recall, storage, table
 from scripts.kiln.errors import ConfigError, KilnError, SourceError, TransientError
 from scripts.kiln.explorer import Table, lancedb
 from scripts.kiln.fingerprint import digest
 
 BATCH = 2048  # rows fed at a time
 EXACT_BELOW = 50_000  # rows; fewer are searched exactly, faster than an index would pay for itself
-RECALL_QUERIES = 100
 LEAST_RECALL = 0.95
 KEPT = timedelta(days=7)  # versions kept for readers that have them open
 log = logging.getLogger(__name__)
@@ -50,12 +50,20 @@ class Product:
             digest([self.record["fingerprint"], self.record["files"]]),
         )
 
+    def about(self) -> dict[str, Any]:
+        """The `kiln` metadata of its files."""
+        with storage.local_copy(storage.join(self.uri, self.record["files"][0]["name"])) as path:
+            return table.about_of(path)
+
+
+Source = Product | published.File  # of rows
+
 
 @dataclass(frozen=True)
 class Select:
-    """What goes in: every field that is set; `bbox` [west, south, east, north] holds the chip's centre.
+    """What goes in: every field that is set, of published files `years` and `bbox` alone.
 
-    West > east goes over the antimeridian.
+    `bbox` [west, south, east, north] holds the chip's centre; west > east goes over the antimeridian.
     """
 
     datasets: tuple[str, ...] = ()
@@ -81,22 +89,27 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
     return sorted(made, key=lambda p: p.key)
 
 
-def batches(product: Product, select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """A product's rows as the explorer table has them, a few thousand at a time."""
+def batches(source: Source, select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """A source's rows as the explorer table has them, a few thousand at a time."""
     bare = columns.remove_metadata()
-    for path in _files(product):
-        wanted = [n for n in pq.read_schema(path).names if n not in ("geometry", "sources", "crs")]
-        for batch in table.read_batches(path, BATCH, wanted):
-            if (rows := _rows(batch, product.record["dataset"], select, bare)) is not None:
-                yield rows
+    for batch in _read(source, lambda name: name not in ("geometry", "sources", "crs")):
+        if (rows := _rows(batch, source.record["dataset"], select, bare)) is not None:
+            yield rows
 
 
-def chip_ids(product: Product, select: Select) -> Iterator[str]:
-    """The ids of a product's rows that `select` takes, without reading a vector."""
-    for path in _files(product):
-        wanted = [n for n in ("chip_id", "bbox", "year", "datetime") if n in pq.read_schema(path).names]
-        for batch in table.read_batches(path, BATCH, wanted):
-            yield from batch["chip_id"].filter(pa.array(_keep(batch, select))).to_pylist()
+def chip_ids(source: Source, select: Select) -> Iterator[str]:
+    """The ids of a source's rows that `select` takes; of a product, without reading a vector."""
+    for batch in _read(source, lambda name: name in ("chip_id", "bbox", "year", "datetime")):
+        yield from batch["chip_id"].filter(pa.array(_keep(batch, select))).to_pylist()
+
+
+def _read(source: Source, wanted: Callable[[str], bool]) -> Iterator[pa.RecordBatch]:
+    """A source's rows; a published file always gives all columns, since its vectors tell which rows there are."""
+    if isinstance(source, published.File):
+        yield from source.read()
+        return
+    for path in _files(source):
+        yield from table.read_batches(path, BATCH, [n for n in pq.read_schema(path).names if wanted(n)])
 
 
 def _files(product: Product) -> Iterator[Path]:
@@ -148,50 +161,48 @@ def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schem
     return rows.filter(pa.array(keep)) if keep.any() else None
 
 
-def table_about(products: Sequence[Product]) -> tuple[dict[str, Any], int]:
-    """The `kiln` metadata by dataset, without sources, and the dimension D that all products share.
+def table_about(sources: Sequence[Source]) -> tuple[dict[str, Any], int]:
+    """The `kiln` metadata by dataset, without sources, and the dimension D that all share.
 
-    Raises ConfigError for products of different weights, which must never be searched together.
+    Raises ConfigError for vectors of different weights or lengths, which must never be searched together.
     """
     about: dict[str, Any] = {}
-    for p in products:
-        with storage.local_copy(storage.join(p.uri, p.record["files"][0]["name"])) as path:
-            kiln = table.about_of(path)
+    for source in sources:
+        kiln = source.about()
         for per_product in ("sources", "partition", "missing_shards"):
             kiln.pop(per_product, None)
-        known = about.setdefault(p.record["dataset"], kiln)
+        known = about.setdefault(source.record["dataset"], kiln)
         if known["fingerprint"] != kiln["fingerprint"]:
-            raise ConfigError(f"{p.uri}: two fingerprints of {p.record['dataset']} cannot be in one database")
-    weights = {a["weights_sha256"] for a in about.values()}
-    if len(weights) > 1:
-        raise ConfigError(f"products of {len(weights)} different weights: their vectors cannot be searched together")
+            raise ConfigError(f"{source.uri}: two fingerprints of {kiln['dataset']} cannot be in one database")
+    spaces = {explorer.space(a) for a in about.values()}
+    if len(spaces) > 1:
+        told = "; ".join(f"{n}: {a['model']}, {a['dimensions']} numbers" for n, a in sorted(about.items()))
+        raise ConfigError(
+            f"vectors of {len(spaces)} different weights or lengths cannot be searched together ({told}): "
+            "give each its own run, or --db"
+        )
     return about, next(iter(about.values()))["dimensions"]
 
 
-def build(records: Sequence[str], products: Sequence[str], db: str, select: Select) -> dict[str, Any]:
-    """Bring the database at `db` to the state of these products; returns what was measured.
+def build(
+    records: Sequence[str], products: Sequence[str], db: str, select: Select, files: Sequence[published.File] = ()
+) -> dict[str, Any]:
+    """Bring the database at `db` to the state of these products and published files; returns what was measured.
 
-    Raises ConfigError for more rows than `select.max_rows`, products that do not belong together, or none at all;
-    SourceError for a broken product or recall below 0.95; TransientError if another job writes the same database.
+    Raises ConfigError for more rows than `select.max_rows`, sources that do not belong together, or none at all;
+    SourceError for a broken one or recall below 0.95; TransientError if another job writes the same database.
     """
-    chosen = [
+    chosen: list[Source] = [
         p
         for p in read_products(records, products)
         if (not select.datasets or p.record["dataset"] in select.datasets)
         and (not select.partitions or p.record["partition"] in select.partitions)
     ]
-    if not chosen:
+    if records and not chosen:
         raise ConfigError("index.select leaves no product: look at its datasets and partitions")
-    total = sum(p.record["rows"] for p in chosen)
-    if select.years or select.bbox:
-        total = sum(1 for p in chosen for _ in chip_ids(p, select))
-        if not total:
-            raise ConfigError("index.select leaves no chip: look at its years and bbox")
-    if total > select.max_rows:
-        raise ConfigError(
-            f"{total} chips are more than index.select.max_rows {select.max_rows}: raise it (a million 1024-d chips "
-            "take 2 GB), or choose datasets, partitions, years or a bbox"
-        )
+    chosen += files
+    if not (select.years or select.bbox):
+        _check_rows(sum(p.record.get("rows", 0) for p in chosen), select)
     about, dim = table_about(chosen)
     columns = explorer.chips_schema(dim, about)
     scope = digest([select.years, select.bbox, columns.metadata[b"kiln"].decode()])
@@ -203,19 +214,51 @@ def build(records: Sequence[str], products: Sequence[str], db: str, select: Sele
         raise ConfigError(f"{db}: no place for a database: {e.strerror}") from e
 
 
+def _check_rows(rows: int, select: Select) -> None:
+    if rows > select.max_rows:
+        raise ConfigError(
+            f"{rows} chips are more than index.select.max_rows {select.max_rows}: raise it (a million 1024-d chips "
+            "take 2 GB), or choose datasets, partitions, years or a bbox"
+        )
+
+
+def _wanted(chosen: Sequence[Source], select: Select) -> set[str]:
+    """The ids of all rows that go in. Raises ConfigError for none or too many, SourceError for one that comes twice."""
+    wanted: set[str] = set()
+    dropped: Counter[tuple[str, str]] = Counter()
+    for source in chosen:
+        ids = list(chip_ids(source, select))
+        whole = len(wanted) + len(ids)
+        _check_rows(whole, select)
+        twice = next((c for c, n in Counter(ids).items() if n > 1 or c in wanted), None)
+        if twice is not None:
+            raise SourceError(f"{source.uri}: {twice} is there already, from two products or files; ids must be unique")
+        wanted.update(ids)
+        if isinstance(source, published.File):
+            dropped.update({(source.entry.name, why): n for why, n in source.dropped.items()})
+    for (name, why), count in sorted(dropped.items()):
+        log.warning("%s: %d rows dropped: %s", name, count, why)
+    if not wanted and (select.years or select.bbox):
+        raise ConfigError("index.select leaves no chip: look at its years and bbox")
+    return wanted
+
+
 def _bring(
-    connection: Any, db: str, chosen: Sequence[Product], columns: pa.Schema, select: Select, state: dict[str, Any]
+    connection: Any, db: str, chosen: Sequence[Source], columns: pa.Schema, select: Select, state: dict[str, Any]
 ) -> dict[str, Any]:
     chips = _open(connection)
     tagged = _tagged(chips) if chips is not None else None
     held = _state(db, tagged)
-    if held == state:
+    if tagged is not None and {k: held.get(k) for k in state} == state:
         log.info("%s holds these products already: nothing to do", db)
         chips.checkout(explorer.TAG)
-        return _measure(chips, state)
-    wanted = {c for p in chosen for c in chip_ids(p, select)}
+        _check_rows(chips.count_rows(), select)
+        _colour(chips, db, tagged)
+        return held.get("measured") or _measure(chips, state)
+    wanted = _wanted(chosen, select)
     if held.get("scope") == state["scope"]:
-        grown = [p for p in chosen if list(p.key) not in held["products"]]
+        known = {tuple(key) for key in held["products"]}
+        grown = [p for p in chosen if p.key not in known]
         log.info("%s: %d of %d products are new or changed", db, len(grown), len(chosen))
         chips.checkout(explorer.TAG)
         chips.restore()  # what a killed job wrote after the tag is not built upon
@@ -242,7 +285,8 @@ def _bring(
         raise SourceError(
             f"{db}: recall@10 is {measured['recall_at_10']:.3f}, under {LEAST_RECALL}; the old version stays tagged"
         )
-    text = json.dumps(state, sort_keys=True) + "\n"
+    _colour(chips, db, chips.version)
+    text = json.dumps(state | {"measured": measured}, sort_keys=True) + "\n"
     storage.write_bytes(storage.join(db, "state", f"{chips.version}.json"), text.encode())
     _tag(chips)
     return measured
@@ -261,7 +305,7 @@ def _conflicts(db: str) -> Iterator[None]:
 
 
 @contextmanager
-def _stream(products: Sequence[Product], select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatchReader]:
+def _stream(products: Sequence[Source], select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatchReader]:
     """The products' rows for LanceDB, which hides our errors in its own: they are raised here as they were."""
     failed: list[KilnError] = []
 
@@ -331,45 +375,24 @@ def _index(chips: Table) -> None:
 
 
 def _measure(chips: Table, state: dict[str, Any]) -> dict[str, Any]:
-    """Rows, kind of search, and recall@10 of that search for seeded rows.
-
-    The truth is NumPy's over all vectors where they are few, else LanceDB's own exact search.
-    """
-    rows = chips.count_rows()
-    indexed = any(explorer.VECTOR in i.columns for i in chips.list_indices())
-    k, found, asked = min(10, rows), 0, 0
-    if rows:
-        chosen = np.random.default_rng(0).choice(rows, min(RECALL_QUERIES, rows), replace=False)
-        columns = ["chip_id", explorer.VECTOR]
-        queries = _matrix(chips.take_offsets(sorted(chosen.tolist())).select(columns).to_arrow())[1]
-        every = None if indexed else _matrix(chips.search().select(columns).limit(rows).to_arrow())
-        for query in queries:
-            fast = {h["chip_id"] for h in explorer.nearest(chips, query, k)}
-            if every is None:
-                true = {h["chip_id"] for h in explorer.nearest(chips, query, k, exact=True)}
-                found += len(fast & true)
-            else:  # ties count as found: any k rows as near as the k-th are right
-                ids, vectors = every
-                cosine = vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-12)
-                near = cosine >= np.partition(cosine, -k)[-k] - 1e-6
-                found += len(fast & {ids[i] for i in np.flatnonzero(near)})
-            asked += k
-    recall = found / asked if asked else 1.0
-    kind = "IVF_SQ" if indexed else "exact"
-    return {"rows": rows, "search": kind, "recall_at_10": recall, "state": digest(state)[:16]}
+    """Rows, kind of search, its recall@10 and time per query, and what the version holds."""
+    return {**recall.measure(chips), "state": digest(state)[:16]}
 
 
-def _matrix(rows: pa.Table) -> tuple[list[str], np.ndarray]:
-    """Ids and vectors [n, D], float32."""
-    vectors = rows[explorer.VECTOR].combine_chunks().flatten().cast(pa.float32())
-    return rows["chip_id"].to_pylist(), np.asarray(vectors).reshape(len(rows), -1)
+def _colour(chips: Table, db: str, version: int) -> None:
+    """Put beside a version how its vectors are coloured, if it is not there."""
+    uri = colours.name(db, version)
+    if storage.stat(uri) is None:
+        about = json.loads(chips.schema.metadata[b"kiln"])
+        storage.write_bytes(uri, colours.to_bytes(colours.fit_table(chips, about)))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Build or grow the explorer database."""
     p = cli.parser(__doc__, "scripts.index")
-    p.add_argument("--records", nargs="+", required=True, help="records of the products to search together")
-    p.add_argument("--products", nargs="+", help="their folders, path or s3://, if not the records' names less .json")
+    p.add_argument("--records", nargs="*", default=[], help="records of the products to search together")
+    p.add_argument("--products", nargs="*", help="their folders, path or s3://, if not the records' names less .json")
+    p.add_argument("--published", type=json.loads, default=[], help="JSON as index.published: others' files to take in")
     p.add_argument("--db", required=True, help="path or s3:// of the database")
     p.add_argument("--record", required=True, help="the record to write last")
     p.add_argument("--withdraw", metavar="FOLDER", help="folder of records: others speak of a database that is gone")
@@ -380,6 +403,9 @@ def main(argv: list[str] | None = None) -> None:
         products = args.products or [r.removesuffix(".json") for r in args.records]
         if len(products) != len(args.records):
             raise ConfigError(f"{len(args.records)} records, but {len(products)} products")
+        files = published.files_of(published.entries(args.published))
+        if not (args.records or files):
+            raise ConfigError("nothing to index: want --records or --published")
         unknown = set(args.select) - set(Select.__dataclass_fields__)
         if unknown:
             raise ConfigError(f"index.select: unknown {', '.join(sorted(unknown))}")
@@ -387,19 +413,20 @@ def main(argv: list[str] | None = None) -> None:
         for other in storage.listing(args.withdraw) if args.withdraw else {}:
             if other.rpartition("/")[2] != args.record.rpartition("/")[2]:
                 storage.delete(other)
-        measured = build(args.records, products, args.db, select)
+        measured = build(args.records, products, args.db, select, files)
         record = {
-            **measured,
+            **{k: v for k, v in measured.items() if k != "query_ms"},  # equal runs write equal records
             "tag": explorer.TAG,
             "products": [p.record for p in read_products(args.records, products)],
+            "published": [
+                {"file": f.uri, "size": f.size, "version": f.version, "dataset": f.entry.name} for f in files
+            ],
         }
         storage.write_bytes(args.record, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         log.info(
-            "%s: %d chips, %s search, recall@10 %.3f",
+            "%s: %d chips, %s search, recall@10 %.3f, %.1f ms a query",
             args.db,
-            measured["rows"],
-            measured["search"],
-            measured["recall_at_10"],
+            *(measured[k] for k in ("rows", "search", "recall_at_10", "query_ms")),
         )
 
     cli.run(work)

@@ -1,6 +1,9 @@
-"""Find the chips most like a chip or a place in an explorer database, as a table, JSON, GeoJSON or pictures.
+"""Find the chips most like a chip, a place or a set of marks in an explorer database: table, JSON, GeoJSON, pictures.
 
 python -m scripts.search --db results/sample/explorer --at -0.6,43.5 -k 10 --png similar.png
+python -m scripts.search --db results/sample/explorer --marks marks.geojson --method linear --apart 5 -k 100
+
+Marks, methods, areas, days, cloud and distance go the explorer's own way, through its matrix in the cache folder.
 """
 
 import argparse
@@ -9,15 +12,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import yaml
 
-from scripts.kiln import cli, storage
+from scripts.kiln import cli, filters, ranking, results, storage
 from scripts.kiln.errors import ConfigError
 from scripts.kiln.explorer import Explorer, Filters
+from scripts.kiln.matrix import BOX, Matrix, default_cache, open_matrix
 
 log = logging.getLogger(__name__)
 COLUMNS = 5  # of the contact sheet
@@ -42,8 +47,40 @@ def degrees(count: int) -> Any:
 
 def search(db: Explorer, query: dict[str, Any], k: int, filters: Filters) -> list[dict[str, Any]]:
     """The k chips most like the query's, itself left out, most alike first."""
-    hits = db.similar(query["vector"], k + 1, filters)
+    hits = db.similar(query["vector"], k + 1, db.comparable(query["dataset"], filters))
     return [h for h in hits if h["chip_id"] != query["chip_id"]][:k]
+
+
+def read_json(path: str, what: str) -> Any:
+    """A file of JSON. Raises ConfigError."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (ValueError, OSError) as e:
+        raise ConfigError(f"{what} {path}: no file of GeoJSON ({e})") from e
+
+
+def marked(db: Explorer, args: argparse.Namespace) -> tuple[ranking.Query, Matrix]:
+    """What the options ask, as the explorer's page asks it, and the matrix to look it up in."""
+    values = {
+        "years": args.year, "datasets": args.dataset, "bbox": list(args.bbox) if args.bbox else None,
+        "area": read_json(args.area, "--area") if args.area else None, "from": args.first, "to": args.last,
+        "max_nodata": args.max_nodata, "max_cloud": args.max_cloud,
+    }  # fmt: skip
+    where = filters.parse(values)
+    likes, dislikes = results.read_marks(read_json(args.marks, "--marks")) if args.marks else ((), ())
+    likes, dislikes = (*likes, *args.like), (*dislikes, *args.dislike)
+    matrix = open_matrix(db, args.cache)
+    if args.chip:
+        likes = (args.chip, *likes)
+    elif args.at:
+        likes = (matrix.ids([matrix.at(*args.at, matrix.mask(where))])[0], *likes)
+    return ranking.Query(likes, dislikes, args.method, args.k, args.apart, where), matrix
+
+
+def row(facts: dict[str, Any]) -> dict[str, Any]:
+    """A chip's facts as the database gives them."""
+    when = facts["datetime"] and datetime.fromisoformat(facts["datetime"])
+    return facts | {"datetime": when} | dict(zip(BOX, facts["bbox"], strict=True))
 
 
 def example(db: Explorer, filters: Filters, k: int) -> dict[str, Any] | None:
@@ -192,36 +229,90 @@ def empty_sheet(path: Path) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
+Found = tuple[dict[str, Any] | None, list[dict[str, Any]]]  # the query, None if there is none, and its results
+
+
+def by_chip(db: Explorer, args: argparse.Namespace) -> Found:
+    """The chips most like one, by the database alone."""
+    where = Filters(tuple(args.year), tuple(args.dataset), args.bbox)
+    if args.chip:
+        query = db.chip(args.chip)
+    elif args.at:
+        query = db.at(*args.at, where)
+    else:
+        where = replace(where, years=where.years or newest_year(db))
+        query = example(db, where, args.k)
+    return query, search(db, query, args.k, where) if query else []
+
+
+def by_marks(db: Explorer, args: argparse.Namespace) -> Found:
+    """The chips that the marks ask for, as the explorer finds them; the first like stands for the query."""
+    query, matrix = marked(db, args)
+    found = ranking.search(db, matrix, query, matrix.mask(query.where))
+    if found.note:
+        log.info("%s", found.note)
+    told = results.facts(matrix, found.rows, found.scores)
+    if args.parquet:
+        vectors = matrix.vectors[found.rows] if args.embeddings else None
+        with storage.atomic(args.parquet) as path:
+            results.as_geoparquet(told, path, db.about, vectors)
+        log.info("%s: %d chips", args.parquet, len(told))
+    first = results.facts(matrix, matrix.rows_of(query.likes[:1]))[0]
+    return row(first), [row(t) for t in told]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Search."""
     p = cli.parser(__doc__, "scripts.search")
     p.add_argument("--db", required=True, help="path or s3:// of the explorer database")
-    what = p.add_mutually_exclusive_group(required=True)
+    what = p.add_mutually_exclusive_group()
     what.add_argument("--chip", metavar="ID", help="chip_id to find the like of")
     what.add_argument("--at", type=degrees(2), metavar="LON,LAT", help="or the chip that covers this point")
     what.add_argument("--example", action="store_true", help="or a chip that makes a good example")
+    p.add_argument(
+        "--like", metavar="ID", action="append", default=[], help="and, or instead: a chip to find the like of"
+    )
+    p.add_argument(
+        "--dislike", metavar="ID", action="append", default=[], help="a chip that the results shall not be like"
+    )
+    p.add_argument("--marks", metavar="FILE", help="likes and dislikes as the explorer saves them, GeoJSON")
+    p.add_argument("--method", choices=ranking.METHODS, default="mean", help="how marks become a ranking")
+    p.add_argument("--apart", type=float, default=0.0, metavar="KM", help="one result per neighbourhood")
     p.add_argument("-k", type=int, default=10, help="number of results")
     p.add_argument("--year", type=int, action="append", default=[], help="only of this year (may be repeated)")
     p.add_argument("--dataset", action="append", default=[], help="only of this dataset (may be repeated)")
     p.add_argument("--bbox", type=degrees(4), metavar="W,S,E,N", help="only with their centre in this box, degrees")
+    p.add_argument("--area", metavar="FILE", help="only with their centre in this GeoJSON polygon")
+    p.add_argument("--from", dest="first", metavar="DAY", help="only of this day or later")
+    p.add_argument("--to", dest="last", metavar="DAY", help="only of this day or earlier")
+    p.add_argument("--max-nodata", type=float, metavar="SHARE", help="only with so much nodata at most")
+    p.add_argument("--max-cloud", type=float, metavar="SHARE", help="only with so much cloud at most, or no mask")
+    p.add_argument("--parquet", metavar="FILE", help="also write the results as GeoParquet")
+    p.add_argument("--embeddings", action="store_true", help="with their vectors")
+    p.add_argument("--cache", type=Path, default=default_cache(), help="folder of the explorer's matrix")
     p.add_argument("--format", choices=("table", "json", "geojson"), default="table", help="of what is printed")
     p.add_argument("--png", metavar="FILE", help="also draw the chips' pictures into this file")
     p.add_argument("--pictures", default="{}", help="config file, or JSON of its `pictures`: the image services")
     args = p.parse_args(argv)
+    if not any((args.chip, args.at, args.example, args.like, args.marks)):
+        p.error("one of the arguments --chip --at --example --like --marks is required")
+    named = ("like", "dislike", "marks", "apart", "area", "first", "last", "parquet")
+    advanced = args.method != "mean" or any(getattr(args, n) for n in named)
+    advanced |= args.max_nodata is not None or args.max_cloud is not None
+    if args.example and advanced:
+        p.error("--example goes with --year, --dataset and --bbox alone")
+    if args.embeddings and not args.parquet:
+        p.error("--embeddings wants --parquet FILE")
 
     def work() -> None:
         if args.k < 1:
             raise ConfigError(f"-k {args.k}: want at least 1")
         services = read_services(args.pictures)
         db = Explorer(args.db)
-        filters = Filters(tuple(args.year), tuple(args.dataset), args.bbox)
-        if args.chip:
-            query = db.chip(args.chip)
-        elif args.at:
-            query = db.at(*args.at, filters)
+        if advanced:
+            query, hits = by_marks(db, args)
         else:
-            filters = replace(filters, years=filters.years or newest_year(db))
-            query = example(db, filters, args.k)
+            query, hits = by_chip(db, args)
         if query is None:
             if not args.png:
                 raise ConfigError(f"{args.db}: no chip in it that the filters leave")
@@ -229,7 +320,6 @@ def main(argv: list[str] | None = None) -> None:
             with storage.atomic(args.png) as path:
                 empty_sheet(path)
             return
-        hits = search(db, query, args.k, filters)
         if db.untrained:
             log.warning("UNTRAINED weights: these similarities are a demonstration")
         if args.format == "table":

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 
 from scripts import index
 from scripts.index import Select, build
-from scripts.kiln import explorer, storage
+from scripts.kiln import colours, explorer, published, storage
 from scripts.kiln.errors import ConfigError, KilnError, SourceError
 from scripts.kiln.explorer import Explorer
 from scripts.kiln.lattice import Column
@@ -675,3 +676,188 @@ def test_a_folder_that_a_killed_maker_left_without_a_version_is_built_anew(tmp_p
     (tmp_path / "db" / "chips.lance" / "data" / "half.lance").write_bytes(b"half")
     assert build_of(tmp_path / "db", *two)["rows"] == 200
     assert ready(tmp_path / "db") == wanted(*two)
+
+
+# ------------------------------------------------------------------------------------------- what is measured, colours
+
+
+def state_of(db):
+    """What lies beside the tagged version."""
+    version = Explorer(str(db)).table.version
+    return json.loads((Path(db) / "state" / f"{version}.json").read_text()), version
+
+
+def test_time_and_recall_at_the_chosen_settings_are_recorded(tmp_path, two):
+    db, record = tmp_path / "db", tmp_path / "index.json"
+    index.main(["--records", *(m.record_file for m in two), "--db", str(db), "--record", str(record)])
+    measured = state_of(db)[0]["measured"]
+    assert (measured["rows"], measured["recall_at_10"]) == (200, 1.0)
+    assert 0 < measured["query_ms"] < 60_000
+    told = json.loads(record.read_text())
+    assert told["settings"] == {"probes": explorer.PROBES, "refine": explorer.REFINE, "metric": "cosine"}
+    assert "query_ms" not in told, "equal runs write equal records"
+
+
+def test_colours_are_fitted_once_for_a_version_and_again_for_the_next(tmp_path, two):
+    db = tmp_path / "db"
+    build_of(db, two[0])
+    first = state_of(db)[1]
+    kept = Path(colours.name(str(db), first)).read_bytes()
+    build_of(db, two[0])
+    assert Path(colours.name(str(db), first)).read_bytes() == kept
+    build_of(db, *two)
+    second = state_of(db)[1]
+    assert second != first
+    assert colours.read(str(db), second)
+    assert Path(colours.name(str(db), first)).read_bytes() == kept, "readers of the old version keep theirs"
+
+
+def test_a_database_of_before_there_were_colours_gets_them(tmp_path, two):
+    db = tmp_path / "db"
+    build_of(db, *two)
+    version = state_of(db)[1]
+    Path(colours.name(str(db), version)).unlink()
+    build_of(db, *two)
+    assert colours.read(str(db), version)
+    assert state_of(db)[1] == version
+
+
+# ------------------------------------------------------------------------------------------------ published files
+
+
+ENTRY = {"name": "tiles", "layout": "earth-index", "model": "another model"}
+
+
+def publish(folder, tile, count, dim=DIM, seed=0):
+    """A file as Earth Index writes them; its vectors."""
+    folder.mkdir(exist_ok=True)
+    made = np.random.default_rng([seed, count]).standard_normal((count, dim)).astype(np.float32)
+    rows = {
+        "id": [f"{tile}-{k}" for k in range(count)],
+        "embedding": list(made),
+        "geometry": shapely.to_wkb([shapely.Point(30.05 + k / 10, -10.5) for k in range(count)]).tolist(),
+    }
+    pq.write_table(pa.table(rows), folder / f"{tile}_2024-01-01_2025-01-01.parquet")
+    return {f"tiles:{i}": v for i, v in zip(rows["id"], np.float16(made).tolist(), strict=True)}
+
+
+def published_of(folder, **changes):
+    return published.files_of(published.entries([ENTRY | {"files": str(folder)} | changes]))
+
+
+def test_a_folder_of_published_files_becomes_an_explorer_in_one_command(tmp_path):
+    wanted = publish(tmp_path / "synced", "36LXK", 12) | publish(tmp_path / "synced", "36LYK", 7)
+    told = json.dumps([ENTRY | {"files": str(tmp_path / "synced")}])
+    db = tmp_path / "db"
+    index.main(["--published", told, "--db", str(db), "--record", str(tmp_path / "r.json")])
+    assert ready(db) == wanted
+    reader = Explorer(str(db))
+    chip = reader.chip("tiles:36LXK-3")
+    assert (chip["dataset"], chip["year"], chip["cell"], chip["nodata_fraction"]) == ("tiles", 2024, "S11E030", None)
+    assert chip["source"].endswith("synced/36LXK_2024-01-01_2025-01-01.parquet")
+    assert reader.similar(chip["vector"], 1)[0]["chip_id"] == "tiles:36LXK-3"
+    assert {k: reader.about["tiles"][k] for k in ("model", "dimensions")} == {"model": "another model", "dimensions": 8}
+    assert len(json.loads((tmp_path / "r.json").read_text())["published"]) == 2
+
+
+def test_published_files_grow_change_and_vanish(tmp_path, monkeypatch):
+    folder, db = tmp_path / "synced", tmp_path / "db"
+    first = publish(folder, "36LXK", 12)
+    build([], [], str(db), Select(), published_of(folder))
+    second = publish(folder, "36LYK", 7)
+    read = []
+    whole = index.batches
+    monkeypatch.setattr(index, "batches", lambda p, *a: read.append(p.place[:5]) or whole(p, *a))
+    build([], [], str(db), Select(), published_of(folder))
+    assert ready(db) == first | second
+    assert read == ["36LYK"], "only what is new"
+    changed = publish(folder, "36LXK", 9, seed=1)
+    build([], [], str(db), Select(), published_of(folder))
+    assert ready(db) == changed | second
+    (folder / "36LYK_2024-01-01_2025-01-01.parquet").unlink()
+    build([], [], str(db), Select(), published_of(folder))
+    assert ready(db) == changed
+    before = files(db)
+    build([], [], str(db), Select(), published_of(folder))
+    assert files(db) == before
+
+
+def test_select_and_max_rows_hold_for_published_files(tmp_path):
+    publish(tmp_path / "synced", "36LXK", 12)
+    made = published_of(tmp_path / "synced")
+    assert build([], [], str(tmp_path / "a"), Select(bbox=(30, -11, 30.5, -10)), made)["rows"] == 5
+    with pytest.raises(ConfigError, match="leaves no chip"):
+        build([], [], str(tmp_path / "b"), Select(years=(2019,)), made)
+    with pytest.raises(ConfigError, match=r"12 chips are more than index\.select\.max_rows 11"):
+        build([], [], str(tmp_path / "c"), Select(max_rows=11), made)
+
+
+def test_ids_that_come_twice_in_published_files_are_refused(tmp_path):
+    publish(tmp_path / "synced", "36LXK", 5)
+    publish(tmp_path / "synced" / "again", "36LXK", 3)
+    with pytest.raises(SourceError, match=r"tiles:36LXK-0 is there already"):
+        build([], [], str(tmp_path / "db"), Select(), published_of(tmp_path / "synced"))
+
+
+def test_dropped_rows_are_told(tmp_path, caplog):
+    publish(tmp_path / "synced", "36LXK", 5)
+    path = tmp_path / "synced" / "36LXK_2024-01-01_2025-01-01.parquet"
+    rows = pq.read_table(path)
+    vectors = np.array(rows["embedding"].to_pylist())
+    vectors[2] = np.nan
+    pq.write_table(rows.set_column(1, "embedding", pa.array(vectors.tolist())), path)
+    with caplog.at_level("WARNING"):
+        assert build([], [], str(tmp_path / "db"), Select(), published_of(tmp_path / "synced"))["rows"] == 4
+    assert "tiles: 1 rows dropped: the vector is missing, not finite or beyond float16" in caplog.text
+
+
+def test_published_vectors_of_another_model_or_length_are_never_beside_others(tmp_path, two):
+    publish(tmp_path / "synced", "36LXK", 5)
+    publish(tmp_path / "wide", "36LYK", 5, dim=16)
+    record, product = [two[0].record_file], [two[0].uri]
+    with pytest.raises(ConfigError, match=r"tiles: another model, 8 numbers; worldcover: Clay v1\.5, 8 numbers"):
+        build(record, product, str(tmp_path / "db"), Select(), published_of(tmp_path / "synced"))
+    both = [*published_of(tmp_path / "synced"), *published_of(tmp_path / "wide", name="wide")]
+    with pytest.raises(ConfigError, match="2 different weights or lengths"):
+        build([], [], str(tmp_path / "db"), Select(), both)
+    assert not (tmp_path / "db").exists()
+
+
+def test_published_vectors_of_the_same_weights_are_searched_with_kilns_own(tmp_path, two):
+    publish(tmp_path / "synced", "36LXK", 5)
+    same = {"model": "Clay v1.5", "weights": about()["weights_sha256"], "embedding": "class"}
+    build([two[0].record_file], [two[0].uri], str(tmp_path / "db"), Select(), published_of(tmp_path / "synced", **same))
+    hits = Explorer(str(tmp_path / "db")).similar(np.ones(DIM), 105)
+    assert {h["dataset"] for h in hits} == {"worldcover", "tiles"}
+    assert len(hits) == 105
+
+
+def test_a_table_of_several_models_is_searched_in_one_of_them_only(tmp_path, two):
+    """No build makes one; what somebody else made is not mixed either."""
+    db = tmp_path / "db"
+    build_of(db, two[0])
+    table = lancedb.connect(str(db)).open_table("chips")
+    rows = table.search().limit(100).to_arrow()
+    names = pa.array(["worldcover"] * 50 + ["tiles"] * 50)
+    told = json.dumps({"worldcover": about(), "tiles": about(model="another model")})
+    mixed = rows.set_column(rows.schema.get_field_index("dataset"), "dataset", names)
+    other = lancedb.connect(str(tmp_path / "mixed")).create_table(
+        "chips", mixed.replace_schema_metadata({"kiln": told})
+    )
+    other.tags.create("ready", other.version)
+    reader = Explorer(str(tmp_path / "mixed"))
+    with pytest.raises(ConfigError, match="several models"):
+        reader.similar(np.ones(DIM), 5)
+    narrowed = reader.comparable("tiles")
+    assert {h["dataset"] for h in reader.similar(np.ones(DIM), 100, narrowed)} == {"tiles"}
+    with pytest.raises(ConfigError, match="of another model than tiles"):
+        reader.comparable("tiles", explorer.Filters(datasets=("worldcover",)))
+    with pytest.raises(ConfigError, match="a vector of 3 numbers; this database's have 8"):
+        reader.similar(np.ones(3), 5)
+
+
+def test_nothing_to_index_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        index.main(["--db", str(tmp_path / "db"), "--record", str(tmp_path / "r.json")])
+    assert e.value.code == 2
+    assert "nothing to index" in capsys.readouterr().err

@@ -468,3 +468,113 @@ def test_the_coverage_map_of_the_row_is_a_few_kilometres_wide(dateline):
     west, _, east, _ = coverage.frame([chips])
     assert len(chips) == 16
     assert 179 < west < 180 < east < 180.5
+
+
+# --------------------------------------------------------------------------------------------------------- marks
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "search-cache"))
+
+
+def marks_file(path, likes, dislikes):
+    """A set as the explorer saves it."""
+    both = [(c, "like") for c in likes] + [(c, "dislike") for c in dislikes]
+    features = [{"type": "Feature", "geometry": None, "properties": {"chip_id": c, "mark": mark}} for c, mark in both]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return str(path)
+
+
+def ids_of(text):
+    return [r["chip_id"] for r in json.loads(text)["results"]]
+
+
+def test_one_like_is_the_same_as_a_chip(db, capsys, own_cache):
+    by_chip = json.loads(ask(capsys, db, "--chip", CHIP, "--format", "json"))
+    by_mark = json.loads(ask(capsys, db, "--like", CHIP, "--format", "json"))
+    assert [r["chip_id"] for r in by_mark["results"]] == [r["chip_id"] for r in by_chip["results"]]
+    assert by_mark["query"] == by_chip["query"]
+    first, same = by_mark["results"][0], by_chip["results"][0]
+    assert first["similarity"] == pytest.approx(same["similarity"], abs=1e-5)
+    assert first | {"similarity": 0} == same | {"similarity": 0}
+    assert len(ask(capsys, db, "--like", CHIP).splitlines()) == 12
+
+
+def test_marks_move_the_results_and_are_none_of_them(db, capsys, own_cache, tmp_path):
+    near = best(20)[0]
+    file = marks_file(tmp_path / "marks.geojson", [CHIP, near[0]], near[1:4])
+    got = ids_of(ask(capsys, db, "--marks", file, "-k", "50", "--format", "json"))
+    assert not {CHIP, *near[:4]} & {*got}
+    by_hand = [a for d in near[1:4] for a in ("--dislike", d)]
+    asked = ["--like", CHIP, "--like", near[0], *by_hand, "-k", "50", "--format", "json"]
+    assert got == ids_of(ask(capsys, db, *asked))
+    assert got != ids_of(ask(capsys, db, "--like", CHIP, "--like", near[0], "-k", "50", "--format", "json"))
+
+
+def test_a_classifier_an_area_days_and_a_distance_from_the_command_line(db, capsys, own_cache, tmp_path):
+    near = best(60)[0]
+    file = marks_file(tmp_path / "marks.geojson", near[:4], near[-4:])
+    ring = [[-125.0, 50.0], [-124.7, 50.0], [-124.7, 49.6], [-125.0, 49.6], [-125.0, 50.0]]
+    (tmp_path / "area.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    common = ["--marks", file, "--area", str(tmp_path / "area.geojson"), "--from", "2021-01-01", "--format", "json"]
+    for method in ("mean", "linear"):
+        told = json.loads(ask(capsys, db, *common, "--method", method, "--apart", "6", "-k", "5"))["results"]
+        assert len(told) == 5
+        assert {r["year"] for r in told} == {2021}
+        for n, r in enumerate(told):
+            assert shapely.Polygon(ring).contains(shapely.Point(r["lon"], r["lat"]))
+            for o in told[:n]:
+                east = (r["lon"] - o["lon"]) * np.cos(np.radians(r["lat"]))
+                assert np.hypot(east, r["lat"] - o["lat"]) * 111.2 >= 5.9
+
+
+def test_a_place_and_marks_go_together(db, capsys, own_cache):
+    dislike = best(3)[0][2]
+    by_place = ask(capsys, db, f"--at={PLACE}", "--year", "2021", "--dislike", dislike, "--format", "json")
+    assert by_place == ask(capsys, db, "--chip", CHIP, "--year", "2021", "--dislike", dislike, "--format", "json")
+
+
+def test_results_are_written_as_geoparquet(db, capsys, own_cache, tmp_path):
+    path = tmp_path / "out.parquet"
+    text = ask(capsys, db, "--like", CHIP, "-k", "6", "--parquet", str(path), "--embeddings", "--format", "json")
+    frame = gpd.read_parquet(path)
+    assert frame["chip_id"].tolist() == ids_of(text)
+    assert len(frame["embeddings"][0]) == 8
+
+
+def test_marks_draw_a_sheet_too(db, capsys, own_cache, tmp_path):
+    ask(capsys, db, "--like", CHIP, "--png", str(tmp_path / "sheet.png"))
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size[0] > 500
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "--chip --at --example --like --marks is required"),
+        (["--dislike", CHIP], "is required"),
+        (["--example", "--method", "linear"], "--example goes with"),
+        (["--like", "nope"], "no chip 'nope'"),
+        (["--like", CHIP, "--dislike", CHIP], "liked and disliked"),
+        (["--like", CHIP, "--method", "linear"], "at least 3 likes and 3 dislikes"),
+        (["--like", CHIP, "--from", "soon"], "want a day such as"),
+        (["--like", CHIP, "--max-cloud", "7"], "want a share from 0 to 1"),
+        (["--like", CHIP, "--area", "nowhere.geojson"], "--area nowhere.geojson: no file of GeoJSON"),
+        (["--marks", "nowhere.geojson"], "--marks nowhere.geojson: no file of GeoJSON"),
+        (["--like", CHIP, "--apart", "-1"], "km apart"),
+        (["--like", CHIP, "-k", "501"], "want 1 to 500"),
+        (["--chip", CHIP, "--embeddings"], "--embeddings wants --parquet"),
+    ],
+)
+def test_marks_that_cannot_be_asked_are_said(db, capsys, own_cache, args, said):
+    code, told = refused(capsys, db, *args)
+    assert code == 2
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_a_file_that_is_no_set_of_marks_is_said(db, capsys, own_cache, tmp_path):
+    for text in ("{", "[]", '{"type": "FeatureCollection", "features": [{}]}'):
+        (tmp_path / "marks.geojson").write_text(text)
+        assert refused(capsys, db, "--marks", str(tmp_path / "marks.geojson"))[0] == 2

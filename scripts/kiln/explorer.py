@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 os.environ.setdefault("LANCEDB_LOG", "error")  # read once, when lancedb is imported: it warns of every new table
@@ -44,13 +44,18 @@ def chips_schema(dim: int, about: dict[str, Any]) -> pa.Schema:
             pa.field("datetime", pa.timestamp("ms", tz="UTC")),
             pa.field("item_id", pa.string(), nullable=False),
             pa.field("source", pa.string(), nullable=False),
-            pa.field("nodata_fraction", pa.float32(), nullable=False),
+            pa.field("nodata_fraction", pa.float32()),
             pa.field("cloud_fraction", pa.float32()),
             *(pa.field(n, pa.float64(), nullable=False) for n in ("lon", "lat", "xmin", "ymin", "xmax", "ymax")),
             pa.field("cell", pa.string(), nullable=False),
         ],
         metadata={"kiln": json.dumps(about, sort_keys=True)},
     )
+
+
+def space(about: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells spaces of vectors apart, of a dataset's `kiln` metadata."""
+    return tuple(about.get(n) for n in ("model", "weights_sha256", "embedding", "dimensions"))
 
 
 def cells(lon: np.ndarray, lat: np.ndarray) -> list[str]:
@@ -187,6 +192,20 @@ class Explorer:
             hint = f"; the nearest is {best['chip_id']}, {distance(best) * 111.2:.1f} km away"
         raise ConfigError(f"{self.uri}: no chip covers {lon}, {lat}{hint}")
 
+    def comparable(self, dataset: str, filters: Filters = Filters()) -> Filters:
+        """The filters, narrowed to datasets whose vectors can be compared with those of `dataset`.
+
+        Raises ConfigError where they leave none.
+        """
+        spaces = {name: space(a) for name, a in self.about.items()}
+        mine = spaces.get(dataset)
+        alike = tuple(sorted(n for n in filters.datasets or spaces if spaces.get(n, mine) == mine))
+        if not alike:
+            raise ConfigError(
+                f"{', '.join(filters.datasets)}: of another model than {dataset}; they cannot be compared"
+            )
+        return filters if len(set(spaces.values())) <= 1 else replace(filters, datasets=alike)
+
     def similar(
         self,
         vector: Sequence[float] | np.ndarray,
@@ -195,7 +214,14 @@ class Explorer:
         *,
         exact: bool = False,
     ) -> list[dict[str, Any]]:
-        """The k nearest chips, most alike first (ties by chip_id), with their facts and `similarity` (cosine)."""
+        """The k nearest chips, most alike first (ties by chip_id), with their facts and `similarity` (cosine).
+
+        Raises ConfigError for a vector of another length, or filters that leave datasets of several models.
+        """
+        if len(vector) != (dim := self.table.schema.field(VECTOR).type.list_size):
+            raise ConfigError(f"{self.uri}: a vector of {len(vector)} numbers; this database's have {dim}")
+        if len({space(a) for n, a in self.about.items() if not filters.datasets or n in filters.datasets}) > 1:
+            raise ConfigError(f"{self.uri}: datasets of several models cannot be searched together; choose some of one")
         return nearest(self.table, vector, k, filters, exact=exact)
 
 

@@ -103,6 +103,8 @@ def _asked(wms: dict[str, Any], bbox: tuple[float, float, float, float], width: 
 
 def from_source(dataset: str, source: str, bbox: tuple[float, float, float, float]) -> np.ndarray:
     """RGB [SIZE, SIZE, 3] of a box read from the chip's main source; nodata is grey. Raises SourceError."""
+    if dataset not in STRETCH:
+        raise SourceError(f"{dataset}: no way is known to draw its sources")
     bands, black, white, gamma = STRETCH[dataset]
     if isinstance(bands[0], str):
         folder, _, name = source.rpartition("/")

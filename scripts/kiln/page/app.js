@@ -1,0 +1,402 @@
+// The page: what a person does changes the state; the state is written into the address and drawn.
+import * as api from "./api.js";
+import * as cards from "./cards.js";
+import * as filters from "./filters.js";
+import * as states from "./state.js";
+import { hideChip, showChip } from "./chip.js";
+import { $, download, later } from "./dom.js";
+import { asGeoJson, marksOf, MOST } from "./keep.js";
+import { retry } from "./pictures.js";
+
+const POLL = 4000; // ms between looks at the server
+const facts = new Map(); // chip_id -> what the server said of it, {missing} if it knows none
+let state = states.read(location.hash.slice(1));
+let about,
+  map,
+  picked = null,
+  asking,
+  results = [];
+
+const say = (id, text) => {
+  $(id).textContent = text;
+};
+const address = () => history.replaceState(null, "", `#${states.write(state)}`);
+const remember = (chip) => {
+  facts.set(chip.chip_id, { ...facts.get(chip.chip_id), ...chip });
+  return facts.get(chip.chip_id);
+};
+
+// ---------------------------------------------------------------------------------------------------- search
+
+async function search() {
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  const some = state.likes.length > 0;
+  $("invite").hidden = some || state.dislikes.length > 0;
+  $("open-export").disabled = !some;
+  if (!some) {
+    results = [];
+    say("status", state.dislikes.length ? "Like at least one chip to search." : "Nothing is marked yet.");
+    for (const id of ["note", "results-error"]) say(id, "");
+    $("grid").setAttribute("aria-busy", "false");
+    return drawResults();
+  }
+  $("grid").setAttribute("aria-busy", "true");
+  try {
+    const found = await api.search(states.query(state), mine.signal);
+    results = found.results;
+    results.forEach(remember);
+    say("results-error", "");
+    say("note", found.note ?? "");
+    const n = results.length;
+    say(
+      "status",
+      n
+        ? `${n} ${n === 1 ? "chip" : "chips"} · ${found.by === "linear" || found.by === "mean" ? found.by : found.method} · ${Math.max(1, Math.round(found.ms))} ms`
+        : "No other chip is left by the filters.",
+    );
+    drawResults();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (error.status) say("results-error", error.message); // without an answer, the connection's own line says it
+    say("status", "");
+  }
+  if (asking === mine) $("grid").setAttribute("aria-busy", "false");
+}
+
+const searchSoon = later(search, 40);
+
+function drawResults() {
+  drawGrid(results, state);
+  map?.results(results.filter((r) => !states.markOf(state, r.chip_id)));
+}
+
+/** Facts of marks that only their ids are known of, a few at a time. */
+async function learn() {
+  const unknown = [...state.likes, ...state.dislikes].filter((id) => !facts.has(id));
+  const worker = async () => {
+    for (let id = unknown.pop(); id !== undefined; id = unknown.pop()) {
+      try {
+        remember(await api.chip(id));
+      } catch (error) {
+        if (!error.status) return;
+        facts.set(id, { chip_id: id, missing: error.message });
+      }
+    }
+  };
+  if (!unknown.length) return;
+  await Promise.all(Array.from({ length: 6 }, worker));
+  drawMarks();
+}
+
+function drawMarks() {
+  drawRows(state, facts);
+  const known = (mark) => state[`${mark}s`].map((id) => ({ facts: facts.get(id), mark })).filter((m) => m.facts?.bbox);
+  map?.marks([...known("like"), ...known("dislike")]);
+  const none = !state.likes.length && !state.dislikes.length;
+  for (const id of ["save", "clear"]) $(id).disabled = none;
+  if (picked) showChip(facts.get(picked), state, act);
+}
+
+function changed() {
+  address();
+  drawMarks();
+  drawGrid(results, state); // marked at once, ranked again when the server answers
+  searchSoon();
+  learn();
+}
+
+// ----------------------------------------------------------------------------------------------------- marks
+
+const act = {
+  mark(id, kind) {
+    if (kind && states.markOf(state, id) !== kind && state[`${kind}s`].length >= MOST)
+      return say("results-error", `At most ${MOST} ${kind}s can be used.`);
+    states.mark(state, id, kind);
+    changed();
+  },
+  alone(id) {
+    Object.assign(state, { likes: [id], dislikes: [] });
+    changed();
+  },
+  async show(id) {
+    let known = facts.get(id);
+    if (!known?.bbox) {
+      try {
+        known = remember(await api.chip(id));
+      } catch (error) {
+        return say("find-error", error.message);
+      }
+    }
+    pick(known, false);
+    map?.go(known);
+  },
+  point(id) {
+    map?.point(facts.get(id ?? picked)?.bbox ? facts.get(id ?? picked) : null);
+  },
+  close() {
+    const inside = $("chip").contains(document.activeElement);
+    picked = null;
+    hideChip();
+    map?.point(null);
+    if (inside) (document.querySelector("#map canvas") ?? $("find-text")).focus();
+  },
+  async pick({ lng, lat }, takeFocus) {
+    try {
+      const chip = remember(await api.chipAt(lng, lat, states.mapFilters(state)));
+      say("find-error", "");
+      say("map-note", "");
+      found(chip, takeFocus);
+    } catch (error) {
+      if (error.status) say("map-note", error.message);
+    }
+  },
+  moved(view, bbox, byHand) {
+    if (view) state.view = view;
+    if (state.within === "view" && byHand) {
+      state.bbox = bbox;
+      searchSoon();
+    }
+    address();
+  },
+  drawn(ring) {
+    if (ring) Object.assign(state, { area: ring, within: "area" });
+    filters.show(state);
+    map.area();
+    address();
+    if (ring) searchSoon();
+    $("draw").focus({ preventScroll: true });
+  },
+};
+const drawRows = cards.rows(act),
+  drawGrid = cards.grid(act);
+
+function pick(chip, takeFocus) {
+  picked = chip.chip_id;
+  showChip(chip, state, act, takeFocus);
+  map?.point(chip);
+}
+
+/** A chip that a person named: shown, and liked if it is the first. */
+function found(chip, takeFocus) {
+  const first = !state.likes.length && !state.dislikes.length;
+  if (first) states.mark(state, chip.chip_id, states.LIKE);
+  pick(chip, takeFocus);
+  if (first) changed();
+}
+
+async function find(text) {
+  const wanted = text.trim();
+  if (!wanted) return say("find-error", "Enter longitude and latitude, such as -96.2, 43.6, or a chip_id.");
+  const numbers = wanted.match(/^(-?\d+(?:\.\d+)?)[\s,;]+(-?\d+(?:\.\d+)?)$/);
+  try {
+    const [lon, lat] = numbers ? numbers.slice(1).map(Number) : [];
+    if (numbers && Math.abs(lat) > 90 && Math.abs(lon) <= 90)
+      throw new api.ApiError(`The latitude ${lat} is more than 90: longitude comes first.`, 422);
+    const chip = remember(numbers ? await api.chipAt(lon, lat, states.mapFilters(state)) : await api.chip(wanted));
+    say("find-error", "");
+    found(chip, false);
+    map?.go(chip);
+  } catch (error) {
+    say("find-error", error.message);
+  }
+}
+
+// ------------------------------------------------------------------------------------------- filters, ranking
+
+const filtered = later(() => {
+  if (!filters.take(state)) return;
+  if (state.within === "view") state.bbox = map?.box() ?? state.bbox;
+  address();
+  map?.refresh();
+  search();
+}, 150);
+
+function listen() {
+  $("filter-form").addEventListener("change", filtered);
+  $("ranking").addEventListener("change", () => {
+    if (filters.takeRanking(state)) {
+      address();
+      searchSoon();
+    }
+  });
+  for (const id of ["filter-form", "ranking"]) $(id).addEventListener("submit", (event) => event.preventDefault());
+  $("filters-clear").addEventListener("click", () => {
+    const { datasets, years, from, to, within, area, bbox, nodata, cloud } = states.fresh();
+    Object.assign(state, { datasets, years, from, to, within, area, bbox, nodata, cloud });
+    filters.show(state);
+    map?.area();
+    address();
+    map?.refresh();
+    search();
+    $("filters").querySelector("summary").focus();
+  });
+  $("draw").addEventListener("click", () => {
+    map?.draw(true);
+    $("map-side").scrollIntoView({ block: "nearest" });
+  });
+  $("layers").addEventListener("change", (event) => {
+    state.layer = event.target.value;
+    address();
+    map?.refresh();
+  });
+  $("find-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    find($("find-text").value);
+  });
+  $("example").addEventListener("click", () => find(about.example));
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && picked && !document.querySelector("dialog[open]")) act.close();
+  });
+  addEventListener("hashchange", () => {
+    // a link pasted into this page
+    state = Object.assign(state, states.read(location.hash.slice(1)));
+    filters.show(state);
+    if (state.view) map?.map.jumpTo({ center: state.view.slice(0, 2), zoom: state.view[2] });
+    map?.area();
+    map?.refresh();
+    changed();
+  });
+
+  $("save").addEventListener("click", async () => {
+    await learn();
+    download(
+      new Blob([`${JSON.stringify(asGeoJson(state, facts), null, 1)}\n`], { type: "application/geo+json" }),
+      "marks.geojson",
+    );
+  });
+  $("open").addEventListener("click", () => $("open-file").click());
+  $("open-file").addEventListener("change", async ({ target }) => {
+    const [file] = target.files;
+    try {
+      Object.assign(state, marksOf(await file.text(), file.name));
+      say("find-error", "");
+      changed();
+    } catch (error) {
+      say("find-error", error.message);
+    }
+    target.value = ""; // the same file may be opened again
+  });
+  $("clear").addEventListener("click", () => {
+    Object.assign(state, { likes: [], dislikes: [] });
+    changed();
+    $("find-text").focus();
+  });
+  $("copy-link").addEventListener("click", async ({ target }) => {
+    address();
+    try {
+      await navigator.clipboard.writeText(location.href);
+      target.textContent = "Copied";
+    } catch {
+      target.textContent = "Copy it from the address";
+    }
+    setTimeout(() => {
+      target.textContent = "Copy link";
+    }, 2500);
+  });
+  $("open-help").addEventListener("click", () => $("help").showModal());
+  $("open-export").addEventListener("click", () => {
+    say("export-error", "");
+    $("export").showModal();
+  });
+  $("export-cancel").addEventListener("click", () => $("export").close());
+  $("export-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    $("export-go").disabled = true;
+    try {
+      const format = new FormData($("export-form")).get("format");
+      const { blob, name } = await api.exported({
+        ...states.query(state),
+        format,
+        embeddings: $("embeddings").checked,
+      });
+      download(blob, name);
+      $("export").close();
+    } catch (error) {
+      say("export-error", error.message);
+    }
+    $("export-go").disabled = false;
+  });
+}
+
+// ------------------------------------------------------------------------------------------ start, and again
+
+function describe() {
+  const names = about.datasets.map((d) => d.name).join(", ");
+  say("about", `${about.rows.toLocaleString("en")} chips · ${names || "empty"} · version ${about.version}`);
+  say("dimensions", `${about.dimensions} numbers a chip`);
+  $("untrained").hidden = !about.untrained;
+  $("example").disabled = !about.example;
+  filters.fill(about);
+  filters.show(state);
+}
+
+async function poll() {
+  try {
+    const now = await api.version();
+    if (about && now !== about.version) {
+      about = await api.about();
+      facts.clear();
+      results.forEach(remember);
+      describe();
+      map?.refresh(about.version);
+      changed();
+    }
+  } catch (error) {
+    if (!(error instanceof api.ApiError)) throw error; // told by the connection's line
+  } finally {
+    setTimeout(poll, document.hidden ? 4 * POLL : POLL);
+  }
+}
+
+api.onConnection((there) => {
+  $("connection").classList.toggle("hot", !there);
+  say(
+    "connection",
+    there
+      ? "The server is back."
+      : "The server does not answer. Your marks are kept, and the page goes on when it is back.",
+  );
+  if (!there) return;
+  setTimeout(() => {
+    if (!$("connection").classList.contains("hot")) say("connection", "");
+  }, 4000);
+  if (!about) return;
+  retry();
+  map?.refresh();
+  changed();
+});
+
+async function start() {
+  try {
+    about = await api.about();
+  } catch (error) {
+    if (error.status) {
+      say("connection", error.message);
+      $("connection").classList.add("hot");
+    }
+    setTimeout(start, POLL);
+    return;
+  }
+  describe();
+  changed();
+  setTimeout(poll, POLL);
+  try {
+    map = (await import("./map.js")).makeMap(about, state, act);
+    map.area();
+    map.refresh();
+    drawMarks();
+    drawResults();
+    map.map.once("idle", () => {
+      document.body.dataset.map = "drawn";
+    });
+    globalThis.kiln = { map: map.map }; // for whoever looks at it from the console, and the browser tests
+  } catch (error) {
+    console.error(error);
+    $("map").replaceChildren();
+    say("map-note", "This browser cannot draw the map (it has no WebGL). Searching works without it.");
+  }
+}
+
+listen();
+start();

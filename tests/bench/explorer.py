@@ -1,0 +1,231 @@
+"""The explorer with many chips: time of a search and a tile, memory of the server, recall of the index.
+
+    python -m tests.bench.explorer [--rows N] [--dim D] [--keep FOLDER]
+
+Makes a database of a million 1024-d chips (two years of a lattice, vectors in clusters that follow the ground), serves
+it in a process of its own as people do, and asks it over http. Exits 1 where a promise is broken: search by mean 100 ms
+at the server, tile 50 ms (medians), 1.5 GB of memory beyond what is mapped, recall@10 of 0.98 against exact search.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import requests
+
+from scripts import index
+from scripts.kiln import colours, explorer, ranking, storage
+from scripts.kiln.filters import Where
+from scripts.kiln.matrix import Matrix
+from scripts.kiln.versions import Version
+from tests.rules.workflow import ROOT
+
+SIDE = 512 / 12000  # degrees of a chip
+BATCH = 4096
+LATENT, NOISE = 32, 0.35  # dimensions that the ground varies in, and what each chip adds
+TILES = 40
+
+
+def made(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Chips of a lattice, row by row, in two years."""
+    rng = np.random.default_rng(0)
+    wide = int(np.ceil(np.sqrt(rows)))
+    axes, base = rng.standard_normal((LATENT, dim)).astype(np.float32), rng.standard_normal(dim).astype(np.float32) * 4
+    waves = rng.normal(0, 0.03, (LATENT, 2)) * np.array([0.7, 1.3])
+    phases = rng.uniform(0, 2 * np.pi, LATENT)
+    for first in range(0, rows, BATCH):
+        n = np.arange(first, min(first + BATCH, rows))
+        place, year = n // 2, 2020 + n % 2
+        col, row = place % wide, place // wide
+        latent = np.sin(np.outer(col, waves[:, 0]) + np.outer(row, waves[:, 1]) + phases) ** 3 * 2
+        latent += rng.standard_normal(latent.shape) * 0.3
+        vectors = base + latent.astype(np.float32) @ axes + NOISE * rng.standard_normal((len(n), dim), np.float32)
+        west, north = -125 + col * SIDE * 0.5, 50 - row * SIDE
+        west, east, north, south = west, west + SIDE * 0.5, north, north - SIDE
+        lon, lat = (west + east) / 2, (south + north) / 2
+        names = [f"bench:{y}:{c}:{r}" for y, c, r in zip(year.tolist(), col.tolist(), row.tolist(), strict=True)]
+        when = pa.array([f"{y}-06-01T00:00Z" for y in year.tolist()]).cast(pa.timestamp("ms", tz="UTC"))
+        columns: dict[str, Any] = {
+            "chip_id": names,
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), dim),
+            "dataset": ["worldcover"] * len(n),
+            "year": pa.array(year, pa.int16()),
+            "datetime": when,
+            "item_id": [f"tile-{c // 24}" for c in col.tolist()],
+            "source": [f"s3://archive/tile-{c // 24}.tif" for c in col.tolist()],
+            "nodata_fraction": pa.array(rng.uniform(0, 0.05, len(n)), pa.float32()),
+            "cloud_fraction": pa.array(rng.uniform(0, 0.5, len(n)), pa.float32()),
+            "lon": lon, "lat": lat, "xmin": west, "ymin": south, "xmax": east, "ymax": north,
+            "cell": explorer.cells(lon, lat),
+        }  # fmt: skip
+        yield pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
+
+
+def make(db: str, rows: int, dim: int) -> None:
+    """The database, indexed and tagged as the index rule does it."""
+    about = {"worldcover": {"model": "bench", "weights_sha256": "0" * 64, "dimensions": dim, "embedding": "class"}}
+    schema = explorer.chips_schema(dim, about)
+    reader = pa.RecordBatchReader.from_batches(schema, made(rows, dim, schema))
+    chips = explorer.connect(db).create_table(explorer.TABLE, reader, schema=schema, mode="overwrite")
+    index._index(chips)
+    storage.write_bytes(colours.name(db, chips.version), colours.to_bytes(colours.fit_table(chips, about)))
+    storage.write_bytes(storage.join(db, "state", f"{chips.version}.json"), b"{}\n")
+    chips.tags.create(explorer.TAG, chips.version)
+
+
+def recall(version: Version, count: int) -> float:
+    """Of the 10 best by exact search for likes and dislikes, the share that the index finds."""
+    matrix, rng = version.matrix, np.random.default_rng(1)
+    found = 0
+    for n in range(count):
+        likes = rng.choice(len(matrix), 1 + n % 4, replace=False)
+        dislikes = rng.choice(len(matrix), n % 3, replace=False)
+        direction = ranking.mean_direction(ranking.vectors(matrix, likes), ranking.vectors(matrix, dislikes))
+        rows, _ = ranking.by_index(version.db, matrix, direction, Where(), 10, 1.0)
+        true, _ = ranking.top(matrix, np.arange(len(matrix)), direction, 10)
+        found += len(np.intersect1d(rows, true))
+    return found / (10 * count)
+
+
+def bodies(matrix: Matrix, count: int, **more: Any) -> list[dict[str, Any]]:
+    """Searches as the page asks them."""
+    rng = np.random.default_rng(2)
+    return [
+        {
+            "likes": matrix.ids(rng.choice(len(matrix), more.get("each", 3), replace=False)),
+            "dislikes": matrix.ids(rng.choice(len(matrix), more.get("each", 2), replace=False)),
+            "k": 50,
+            **{k: v for k, v in more.items() if k != "each"},
+        }
+        for _ in range(count)
+    ]
+
+
+def timed(work: Callable[[Any], requests.Response], asked: list[Any]) -> list[tuple[float, requests.Response]]:
+    """Milliseconds and answer of each; the first few only warm up."""
+    out = []
+    for n, one in enumerate(asked):
+        began = time.perf_counter()
+        answer = work(one)
+        answer.raise_for_status()
+        if n >= min(3, len(asked) - 1):
+            out.append(((time.perf_counter() - began) * 1000, answer))
+    return out
+
+
+def memory_mb(pid: int) -> float:
+    """Resident memory of a process that is no file's, in MB."""
+    told = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return sum(int(told[n].split()[0]) for n in ("RssAnon", "RssShmem")) / 1024
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print; exits 1 where a promise is broken."""
+    p = argparse.ArgumentParser(prog="python -m tests.bench.explorer", description=(__doc__ or "").split("\n")[0])
+    p.add_argument("--rows", type=int, default=1_000_000)
+    p.add_argument("--dim", type=int, default=1024)
+    p.add_argument("--queries", type=int, default=30, help="of the recall; a third of it of each kind of search")
+    p.add_argument("--keep", type=Path, help="folder for database and cache, used again if it is there")
+    p.add_argument("--most-search-ms", type=float, default=100.0)
+    p.add_argument("--most-tile-ms", type=float, default=50.0)
+    p.add_argument("--most-mb", type=float, default=1500.0)
+    p.add_argument("--least-recall", type=float, default=0.98)
+    args = p.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
+        folder = args.keep or Path(name)
+        good = measure(folder, args)
+    sys.exit(0 if good else 1)
+
+
+def measure(folder: Path, args: argparse.Namespace) -> bool:
+    """Make, serve, ask; whether all promises hold."""
+    db, cache = str(folder / f"db-{args.rows}-{args.dim}"), folder / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    seconds = {}
+    began = time.monotonic()
+    if not (Path(db) / "state").is_dir():
+        make(db, args.rows, args.dim)
+        seconds["database made"] = time.monotonic() - began
+    began = time.monotonic()
+    version = Version(db, cache)
+    seconds["matrix made or opened"] = time.monotonic() - began
+    found = recall(version, args.queries)
+    began, log = time.monotonic(), folder / "log"
+    with log.open("wb") as said:
+        command = [sys.executable, "-m", "scripts.explore", "--db", db, "--cache", str(cache), "--port", "0"]
+        server = subprocess.Popen(command, cwd=ROOT, stderr=said)
+    try:
+        while not (at := re.search(r"explorer is at (\S+)", log.read_text())):
+            if server.poll() is not None or time.monotonic() - began > 600:
+                sys.exit(log.read_text())
+            time.sleep(0.05)
+        seconds["server started"] = time.monotonic() - began
+        rows = ask(at[1], version.matrix, args)
+        used = memory_mb(server.pid)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+    rows += [
+        ("memory beyond the mapped, MB", used, f"{args.most_mb:.0f}", used <= args.most_mb),
+        ("recall@10 of mean by index", found, f"{args.least_recall}", found >= args.least_recall),
+        *((f"{what}, s", took, "", True) for what, took in seconds.items()),
+    ]
+    print(f"{'chips':<34}{args.rows:>12,}   {args.dim} dimensions, {os.cpu_count()} cores")
+    for what, value, bound, good in rows:
+        print(f"{what:<34}{value:>12.3f}{bound:>10}{'' if good else '  BROKEN'}")
+    print(json.dumps({what: round(value, 4) for what, value, _, _ in rows}))
+    return all(good for *_, good in rows)
+
+
+def ask(address: str, matrix: Matrix, args: argparse.Namespace) -> list[tuple[str, float, str, bool]]:
+    """Medians of searches and tiles."""
+    session = requests.Session()
+    rows: list[tuple[str, float, str, bool]] = []
+
+    def post(body: dict[str, Any]) -> requests.Response:
+        time.sleep(0.15)  # below the rate that the server takes
+        return session.post(f"{address}api/search", json=body)
+
+    west, north = float(matrix["xmin"].min()), float(matrix["ymax"].max())
+    box = {"filters": {"bbox": [west, north - 8, west + 8, north], "max_cloud": 0.3}}
+    kinds = [
+        ("search by mean", {}, args.most_search_ms),
+        ("search by mean, k 500", {"k": 500}, None),
+        ("search by mean, box and cloud", box, args.most_search_ms),
+        ("search by mean, 20 km apart", {"apart_km": 20}, None),
+        ("search by linear, every chip", {"method": "linear", "each": 5}, None),
+        ("search by linear, box and cloud", {"method": "linear", "each": 5, **box}, None),
+    ]
+    for what, more, most in kinds:
+        answers = timed(post, bodies(matrix, args.queries // 3 + 3, **more))
+        ms = statistics.median(a.json()["ms"] for _, a in answers)
+        rows.append((f"{what}, ms", ms, f"{most:.0f}" if most else "", not most or ms <= most))
+    rng = np.random.default_rng(3)
+    for layer in ("coverage", "colours"):
+        asked = []
+        for z in rng.integers(0, 14, TILES).tolist():
+            at = int(rng.integers(len(matrix)))
+            x = int((matrix["lon"][at] + 180) / 360 * 2**z)
+            asked.append((z, x, int(matrix["mercator_y"][at] * 2**z)))
+        answers = timed(lambda t: session.get(f"{address}api/tiles/{layer}/{t[0]}/{t[1]}/{t[2]}.png"), asked)  # noqa: B023
+        ms = statistics.median(t for t, _ in answers)
+        worst = sorted(t for t, _ in answers)[int(0.95 * len(answers))]
+        rows.append((f"tile of {layer}, ms", ms, f"{args.most_tile_ms:.0f}", ms <= args.most_tile_ms))
+        rows.append((f"tile of {layer}, 95th, ms", worst, "", True))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

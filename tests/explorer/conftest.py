@@ -1,0 +1,130 @@
+"""A real server over a database made here, and a real browser that looks at it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import requests
+from rasterio.transform import from_origin
+
+from scripts.make_sample import landscape
+from tests import explorers
+
+ROOT = Path(__file__).parents[2]
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+WEST, SOUTH, SIDE, PPD = -96, 43, 25, 1500  # a tile of 25 x 25 chips
+STEP = 1 / SIDE
+GONE = "gone.tif"
+
+
+def row(n: int, pixels: np.ndarray, **facts: Any) -> dict[str, Any]:
+    """Chip n of the tile; its vector is what its pixels look like, so that likes look alike."""
+    col, line = n % SIDE, n // SIDE
+    side = PPD // SIDE
+    part = pixels[:, line * side : (line + 1) * side, col * side : (col + 1) * side].astype(float)
+    vector = np.concatenate([np.sqrt(part.mean((1, 2))) - 32, np.sqrt(part.std((1, 2))) - 14])
+    west, north = WEST + col * STEP, SOUTH + 1 - line * STEP
+    box = {"xmin": west, "xmax": west + STEP, "ymin": north - STEP, "ymax": north}
+    return explorers.chip(n, west + STEP / 2, north - STEP / 2, vector) | box | facts
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """625 chips of a composite, and 125 of scenes a year earlier, partly cloudy, whose source is gone."""
+    folder = tmp_path_factory.mktemp("explorer")
+    pixels = landscape(WEST, SOUTH, PPD, 2021, 0)
+    with rasterio.open(
+        folder / "tile.tif", "w", driver="GTiff", width=PPD, height=PPD, count=4, dtype="uint16", crs="EPSG:4326",
+        transform=from_origin(WEST, SOUTH + 1, 1 / PPD, 1 / PPD), tiled=True, nodata=0,
+    ) as file:  # fmt: skip
+        file.write(pixels)
+    rows = [row(n, pixels, source="tile.tif") for n in range(SIDE * SIDE)]
+    scene = {"dataset": "sentinel2", "year": 2020, "datetime": datetime(2020, 7, 14, tzinfo=UTC), "source": GONE}
+    west = [n for n in range(SIDE * SIDE) if n % SIDE < 5]
+    rows += [
+        row(n, pixels, **scene, chip_id=f"scene:{n:05d}", cloud_fraction=(n % 10) / 10, nodata_fraction=(n % 3) / 10)
+        for n in west
+    ]
+    told = explorers.KILN | {"dimensions": 8, "untrained": True}
+    explorers.write(folder / "db", rows, {"worldcover": told, "sentinel2": told}, dim=8)
+    return folder
+
+
+class Server:
+    """`scripts.explore` as a person starts it; it may be stopped and started again at its port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.folder, self.address = folder, f"http://127.0.0.1:{self.port}/"
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [sys.executable, "-m", "scripts.explore", "--db", "db", "--port", str(self.port)]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "--cache", "cache", "--poll", "0.5"], cwd=self.folder, stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+        for _ in range(300):
+            if self.process.poll() is not None:
+                pytest.fail((self.folder / "server.log").read_text())
+            try:
+                requests.get(self.address + "api/version", timeout=5)
+                return
+            except requests.ConnectionError:
+                time.sleep(0.1)
+        pytest.fail("the server does not answer after 30 s")
+
+    def stop(self) -> None:
+        """Stop it as a person does."""
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's Chromium. Without it tests are skipped, or fail where KILN_BROWSER_REQUIRED is 1."""
+    missing = pytest.fail if os.environ.get("KILN_BROWSER_REQUIRED") == "1" else pytest.skip
+    path = os.environ.get("KILN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        missing("no browser here: install Debian's chromium, or name one in KILN_BROWSER")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        missing("playwright is not installed: make test-explorer installs it")
+    with sync_playwright() as driver:
+        arguments = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        started = driver.chromium.launch(executable_path=path, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def served(browser: Any, database: Path) -> Iterator[Server]:
+    """The server; the browser is asked for first, so that nothing is made where there is none."""
+    server = Server(database)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def pictures_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go: KILN_SCREENSHOTS, or a folder of the run."""
+    named = os.environ.get("KILN_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

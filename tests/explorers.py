@@ -1,0 +1,53 @@
+"""Explorer databases written row by row, for what products cannot show: several models, the antimeridian, odd facts."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scripts.kiln import explorer
+
+KILN = {"model": "Clay v1.5", "weights_sha256": "a5" * 32, "embedding": "class", "untrained": False}
+
+
+def chip(n: int, lon: float, lat: float, vector: Sequence[float], **facts: Any) -> dict[str, Any]:
+    """A row: a box of 0.04 degrees about a point."""
+    west, east = ((v + 180) % 360 - 180 for v in (lon - 0.02, lon + 0.02))
+    return {
+        "chip_id": f"test:{n:05d}",
+        "vector": list(vector),
+        "dataset": "worldcover",
+        "year": 2021,
+        "datetime": datetime(2021, 6, 1, tzinfo=UTC),
+        "item_id": "tile",
+        "source": "tile.tif",
+        "nodata_fraction": 0.0,
+        "cloud_fraction": None,
+        "lon": lon,
+        "lat": lat,
+        "xmin": west,
+        "ymin": lat - 0.02,
+        "xmax": east,
+        "ymax": lat + 0.02,
+        "cell": explorer.cells(np.array([lon]), np.array([lat]))[0],
+        **facts,
+    }
+
+
+def write(db: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any] | None = None, dim: int = 4) -> str:
+    """The table of these rows, tagged; a second call is the next version. Returns its path."""
+    told = about if about is not None else {"worldcover": KILN | {"dimensions": dim}}
+    schema = explorer.chips_schema(dim, told)
+    values = [r | {"vector": np.asarray(r["vector"], np.float16)} for r in rows]
+    table = explorer.connect(str(db)).create_table(
+        explorer.TABLE, pa.Table.from_pylist(values, schema=schema), schema=schema, mode="overwrite"
+    )
+    tags = table.tags
+    (tags.update if explorer.TAG in tags.list() else tags.create)(explorer.TAG, table.version)
+    (db / "state").mkdir(exist_ok=True)
+    (db / "state" / f"{table.version}.json").write_text(json.dumps({"rows": len(rows), "first": str(values[:1])}))
+    return str(db)
