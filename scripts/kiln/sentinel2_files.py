@@ -55,7 +55,7 @@ class Files:
     def version(self) -> str:
         """Digest of item and assets: what would give the same rows has the same; empty if nothing can come of them."""
         known = self.grid is not None and not self.error
-        states = [s.etag or s.modified for s in self.stats.values()]  # a server that tells neither tells nothing
+        states = [s.etag or s.modified for _, s in sorted(self.stats.items())]  # neither: a server that tells nothing
         return digest([repr(self.item), sorted(self.uris.items()), self.etag, states]) if known and all(states) else ""
 
     # ------------------------------------------------------------------------------------------ before any is read
