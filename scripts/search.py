@@ -97,9 +97,10 @@ def example(db: Explorer, filters: Filters, k: int) -> dict[str, Any] | None:
     return best[1] if best else None
 
 
-def newest_year(db: Explorer) -> tuple[int, ...]:
-    """The newest year in the database: an example of one year shows a place once."""
-    years = db.table.search().select(["year"]).limit(max(1, db.table.count_rows())).to_arrow()["year"]
+def newest_year(db: Explorer, filters: Filters) -> tuple[int, ...]:
+    """The newest year of what the filters leave: an example of one year shows a place once."""
+    rows = db.table.search().where(filters.sql() or "true").select(["year"]).limit(max(1, db.table.count_rows()))
+    years = rows.to_arrow()["year"]
     return tuple(y for y in [pc.max(years).as_py()] if y is not None)
 
 
@@ -240,7 +241,7 @@ def by_chip(db: Explorer, args: argparse.Namespace) -> Found:
     elif args.at:
         query = db.at(*args.at, where)
     else:
-        where = replace(where, years=where.years or newest_year(db))
+        where = replace(where, years=where.years or newest_year(db, where))
         query = example(db, where, args.k)
     return query, search(db, query, args.k, where) if query else []
 

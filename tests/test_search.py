@@ -188,6 +188,15 @@ def test_an_example_stands_out_more_than_others(tmp_path, capsys):
     assert search.example(Explorer(database(tmp_path, made)), Filters(), 5)["chip_id"] in ids
 
 
+def test_the_newest_year_is_that_of_what_the_filters_leave(db):
+    explorer = Explorer(db)
+    years = set(explorer.table.search().select(["year"]).limit(10_000).to_arrow()["year"].to_pylist())
+    assert len(years) > 1
+    assert search.newest_year(explorer, Filters()) == (max(years),)
+    assert search.newest_year(explorer, Filters(years=(min(years),))) == (min(years),)
+    assert search.newest_year(explorer, Filters(datasets=("nobody's",))) == ()
+
+
 def test_no_example_where_the_filters_leave_none(db, capsys):
     code, said = refused(capsys, db, "--example", "--year", "1999")
     assert code == 2
