@@ -345,7 +345,8 @@ def dateline(tmp_path_factory):
         chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]
         entry = table.Entry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
         with table.ShardWriter(run / f"{name}.parquet", table.schema(8, "float32", [products.YEAR], OVER)) as out:
-            out.append(chips, np.random.default_rng(len(out.schema)).standard_normal((len(chips), 8), np.float32))
+            rng = np.random.default_rng(len(out.schema))
+            out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
         table.write_ledger(run / f"{name}.ledger.parquet", table.ledger_table([entry]))
     return run, merge.merge(["a", "b"], str(run), str(run), f"{run}/p", row_group=200), run / "p"
 
@@ -685,7 +686,8 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
         told = kiln | {"sources": {c.source: {"size": 1} for c in chips}}
         with table.ShardWriter(folder / f"{name}.parquet", table.schema(8, "float32", [products.YEAR], told)) as out:
             if chips:
-                out.append(chips, np.random.default_rng(len(chips)).standard_normal((len(chips), 8), np.float32))
+                rng = np.random.default_rng(len(chips))
+                out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
         table.write_ledger(folder / f"{name}.ledger.parquet", table.ledger_table(entries))
     return list(shards)
 

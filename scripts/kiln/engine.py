@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from scripts.kiln import table
+from scripts.kiln import patches, table, vectors
 from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Source, Unit
 from scripts.kiln.clay import ClayEncoder, encode_latlon, encode_time
 from scripts.kiln.errors import SourceError, TooManyFailuresError
@@ -56,7 +56,9 @@ class Policy:
 
     metadata: Literal["zeros", "as_trained"] = "as_trained"
     gsd: float | None = 10.0  # metres; None: each chip's own pixel size
-    storage: table.Storage = "float32"
+    storage: vectors.Storage = "float32"
+    embedding: vectors.Embedding = "class"
+    patches: bool = False  # whether patch vectors are kept too
 
 
 def read_ahead(reads: Iterable[Read], threads: int, budget: int) -> Iterator[Loaded]:
@@ -167,8 +169,11 @@ class Embedder:
         self.std = torch.tensor(sensor.std, device=device).view(-1, 1, 1)
         self.wavelengths = torch.tensor(sensor.wavelengths)
 
-    def __call__(self, chips: list[Chip]) -> np.ndarray:
-        """Class tokens [n, D], float32. The batch is padded to its full size, so that a vector is the same in any."""
+    def __call__(self, chips: list[Chip]) -> vectors.Columns:
+        """Vectors [n, D] float32 by column, and `patches` [n, L * D] float16 where they are kept.
+
+        The batch is padded to its full size, so that a vector is the same in any.
+        """
         n = len(chips)
         pixels = np.zeros((self.size, *chips[0].pixels.shape), chips[0].pixels.dtype)
         time_, place = np.zeros((2, self.size, 4), np.float32)
@@ -185,7 +190,15 @@ class Embedder:
                 time=torch.from_numpy(time_),
                 latlon=torch.from_numpy(place),
             )
-            return tokens[:n, 0].float().cpu().numpy()
+            return self._kept(tokens[:n])
+
+    def _kept(self, tokens: torch.Tensor) -> vectors.Columns:
+        """What the policy keeps of tokens [n, 1 + L, D], class token first; means are taken in float32."""
+        take = {"class": lambda: tokens[:, 0].float(), "mean": lambda: tokens[:, 1:].mean(1, dtype=torch.float32)}
+        made = {name: take[kind]().cpu().numpy() for name, kind in vectors.KINDS[self.policy.embedding].items()}
+        if self.policy.patches:
+            made[patches.COLUMN] = tokens[:, 1:].to(torch.float16).flatten(1).cpu().numpy()
+        return made
 
 
 @dataclass(frozen=True)
@@ -199,9 +212,11 @@ class Outcome:
 class Account:
     """Rows and ledger of a shard as they come about: chips are counted, finished units kept as parts, in one order."""
 
-    def __init__(self, units: Sequence[Unit], out: table.ShardWriter, parts: Parts | None) -> None:
+    def __init__(
+        self, units: Sequence[Unit], out: table.ShardWriter, parts: Parts | None, beside: patches.PatchWriter | None
+    ) -> None:
         self.entries = {u.unit_id: table.Entry(u) for u in units}
-        self.out, self.parts = out, parts
+        self.out, self.parts, self.beside = out, parts, beside
         found = parts.finished(units, out.schema) if parts else {}
         self.done = {unit_id: entry for unit_id, (_, entry) in found.items()}
         self._rows = {unit_id: rows for unit_id, (rows, _) in found.items()}  # let go as they are handed on
@@ -209,7 +224,8 @@ class Account:
         self._order = {unit_id: n for n, unit_id in enumerate(self.entries)}
         self._earlier = deque(sorted(self.done, key=self._order.__getitem__))  # parts whose rows are still to come
         self._open: str | None = None  # the unit whose rows are held until it is finished
-        self._held: list[tuple[list[Chip], np.ndarray]] = []
+        self._held: list[tuple[list[Chip], vectors.Columns]] = []
+        self._spool: patches.Spool | None = None  # the patches of that unit, on their way into its part
 
     def drop(self, event: Dropped | Opened) -> None:
         """Account for what is no chip."""
@@ -227,14 +243,14 @@ class Account:
         unit = entry.unit
         return bool(unit.version) and unit.expected_known and entry.left == 0 and entry.status != "failed"
 
-    def add(self, chips: list[Chip], vectors: np.ndarray) -> int:
-        """Account for encoded chips, vectors [n, D] as they are stored; one that is not finite has failed.
+    def add(self, chips: list[Chip], stored: vectors.Columns) -> int:
+        """Account for encoded chips, vectors as they are stored; one that is not finite has failed.
 
         Returns how many are good.
         """
         for chip in chips:
             chip.pixels = NO_PIXELS  # rows wait for their row group without pixels
-        finite = np.isfinite(vectors).all(axis=1)
+        finite = vectors.finite(stored)
         first = 0
         for unit_id, group in itertools.groupby(chips, key=lambda c: c.unit_id):
             size = len(list(group))
@@ -244,32 +260,43 @@ class Account:
             good = int(finite[here].sum())
             entry.embedded += good
             if good < size:
-                entry.drop(Dropped(unit_id, "failed", size - good, f"vector not finite in {vectors.dtype}"))
-            self._append(entry, list(itertools.compress(chips[here], finite[here])), vectors[here][finite[here]])
+                kept_as = next(c.dtype for c in stored.values() if not np.isfinite(c[here]).all())
+                entry.drop(Dropped(unit_id, "failed", size - good, f"vector not finite in {kept_as}"))
+            rows = np.flatnonzero(finite[here]) + here.start
+            self._append(entry, [chips[i] for i in rows], vectors.chosen(stored, rows))
         return int(finite.sum())
 
-    def _append(self, entry: table.Entry, chips: list[Chip], vectors: np.ndarray) -> None:
+    def _append(self, entry: table.Entry, chips: list[Chip], stored: vectors.Columns) -> None:
         unit_id = entry.unit.unit_id
         if self.parts and self._open != unit_id:
             self.settle()
             self._earlier_rows(self._order[unit_id])
             self._open = unit_id if entry.unit.version else None
+            if self._open and self.beside:
+                self._spool = self.parts.spool(entry.unit, self.beside.schema)
+        if self.beside:
+            ids, block = [c.chip_id for c in chips], stored.pop(patches.COLUMN)
+            self.beside.append(ids, block)
+            if self._spool:
+                self._spool.append(ids, block)
         if self._open is None:
-            self.out.append(chips, vectors)
+            self.out.append(chips, stored)
         else:
-            self._held.append((chips, vectors))
+            self._held.append((chips, stored))
 
     def settle(self) -> None:
         """Hand the held rows on; those of a unit that is finished become its part, so that no retry encodes them."""
         if self._open is None:
             return
         chips = [c for some, _ in self._held for c in some]
-        rows = table.rows(chips, np.concatenate([v for _, v in self._held]), self.out.schema)
+        rows = table.rows(chips, vectors.joined([v for _, v in self._held]), self.out.schema)
         entry = self.entries[self._open]
         if self.parts and self._finished(entry) and len(rows) == entry.embedded:  # less: it was interrupted by another
-            self.parts.keep(rows, entry)
+            self.parts.keep(rows, entry, self._spool)
+        elif self._spool:
+            self._spool.abandon()
         self.out.append_rows(rows)
-        self._open, self._held = None, []
+        self._open, self._held, self._spool = None, [], None
 
     def settle_if_finished(self) -> None:
         """The same, once nothing more of the unit can come."""
@@ -279,7 +306,12 @@ class Account:
     def _earlier_rows(self, before: int) -> None:
         """Rows of the parts of units that come before the one of that place."""
         while self._earlier and self._order[self._earlier[0]] < before:
-            self.out.append_rows(self._rows.pop(self._earlier.popleft()))
+            unit_id = self._earlier.popleft()
+            self.out.append_rows(self._rows.pop(unit_id))
+            if self.beside and self.parts:
+                entry = self.entries[unit_id]
+                for ids, block in self.parts.patches_of(entry.unit, entry.embedded):
+                    self.beside.append(ids, block)
 
     def close(self) -> list[table.Entry]:
         """Hand on all that is held; returns the ledger's entries."""
@@ -299,20 +331,24 @@ def embed(
     budget: Budget,
     max_failed_fraction: float,
     parts: Parts | None = None,
+    patch_file: Path | None = None,
 ) -> Outcome:
     """Stream a source through the encoder into the embeddings file `path`; the caller puts file and ledger in place.
 
     `load` is called when the first chip is there, while reading goes on; a shard without chips loads no weights.
-    Units that `parts` holds from an earlier try are neither read nor encoded; the file is the same, byte by byte.
+    Units that `parts` holds from an earlier try are neither read nor encoded; the file is the same, byte by byte, and
+    so is `patch_file`, the chips' patch vectors in the order of the rows, where `policy` keeps them.
     Raises TooManyFailuresError, with the ledger in the log, if more than `max_failed_fraction` of the units failed (a
     partly failed one counts by its share), and TransientError for what another try may mend.
     """
-    columns = table.schema(dim, policy.storage, source.columns, {**about, "sources": source.provenance()})
+    about = {**about, "sources": source.provenance()}
+    columns = table.schema(dim, policy.storage, source.columns, about, policy.embedding)
     reads = [0, 0]  # count, bytes
     embedder: Embedder | None = None
     waited = encoded = 0.0
-    with parts or nullcontext(), table.ShardWriter(path, columns) as out:
-        account = Account(source.units(), out, parts)
+    beside = patches.PatchWriter(patch_file, patches.schema(about)) if patch_file else nullcontext()
+    with parts or nullcontext(), beside as patch_writer, table.ShardWriter(path, columns) as out:
+        account = Account(source.units(), out, parts, patch_writer)
         entries = account.entries
         progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
         if account.done:
@@ -351,9 +387,9 @@ def embed(
                         got = time.monotonic()
                     else:
                         waited += got - began
-                    vectors = embedder(batch.chips).astype(policy.storage)
+                    stored = vectors.store(embedder(batch.chips), policy.storage)
                     encoded += time.monotonic() - got
-                    progress.advance(len(batch.chips), embedded=account.add(batch.chips, vectors))
+                    progress.advance(len(batch.chips), embedded=account.add(batch.chips, stored))
                 account.settle_if_finished()
         ledger_entries = account.close()
     progress.close()

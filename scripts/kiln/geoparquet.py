@@ -34,21 +34,21 @@ def geo_metadata(column: str, types: set[str], bbox: list[float], *, covering: b
 class GeoParquetWriter:
     """Writes batches as row groups; `geo` is completed from the rows' own boxes when the file is closed.
 
-    float embeddings are split by byte before zstd, which shrinks float32 (DuckDB refuses it for float16).
+    float32 vectors are split by byte before zstd, which shrinks them (DuckDB refuses it for float16).
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, geometry: str = "geometry", box: str | None = "bbox") -> None:
-        embedding = schema.field("embeddings").type
-        floats = pa.types.is_float32(embedding.value_type)
-        nested = "embeddings.list.element"
-        plain = [f.name for f in schema if f.name not in ("embeddings", "sources", geometry, box)]
+        vectors = {f.name: f.type.value_type for f in schema if pa.types.is_fixed_size_list(f.type)}
+        split = {f"{n}.list.element": "BYTE_STREAM_SPLIT" for n, kind in vectors.items() if pa.types.is_float32(kind)}
+        other = {"sources", geometry, box, "scale", "scale_mean", *vectors}
+        plain = [f.name for f in schema if f.name not in other]
         self._writer = pq.ParquetWriter(
             path,
             schema,
             compression="zstd",
             compression_level=3,
             use_dictionary=[*plain, "sources.list.element"],
-            column_encoding={nested: "BYTE_STREAM_SPLIT"} if floats else None,
+            column_encoding=split or None,
             write_page_index=True,
             store_schema=True,
         )

@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from scripts.kiln import vectors
 from scripts.kiln.chips import Chip, Dropped, Opened, Unit
 from scripts.kiln.errors import SourceError
 from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
 from scripts.kiln.text import aligned
 
-Storage = Literal["float32", "float16"]
 EDGE = 180 - 1e-9  # degrees: what lies beyond touches the antimeridian
-TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 LEDGER = pa.schema(
     [
@@ -46,11 +45,17 @@ def ledger_name(shard: str) -> str:
     return f"{shard.removesuffix('.parquet')}.ledger.parquet"
 
 
-def schema(dim: int, storage: Storage, extra: Sequence[pa.Field], about: dict[str, Any]) -> pa.Schema:
+def schema(
+    dim: int,
+    storage: vectors.Storage,
+    extra: Sequence[pa.Field],
+    about: dict[str, Any],
+    embedding: vectors.Embedding = "class",
+) -> pa.Schema:
     """The columns of every embeddings file, `about` as its `kiln` metadata."""
     fields = [
         pa.field("chip_id", pa.string(), nullable=False),
-        pa.field("embeddings", pa.list_(pa.field("element", TYPES[storage], nullable=False), dim), nullable=False),
+        *vectors.fields(dim, storage, embedding),
         pa.field("geometry", pa.binary(), nullable=False),
         pa.field("bbox", BBOX, nullable=False),
         pa.field("crs", pa.string(), nullable=False),
@@ -70,14 +75,12 @@ def schema(dim: int, storage: Storage, extra: Sequence[pa.Field], about: dict[st
     return pa.schema(fields, metadata={"kiln": json.dumps(about, sort_keys=True)})
 
 
-def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> pa.Table:
-    """Chips and their vectors [n, D] as a table."""
+def rows(chips: Sequence[Chip], stored: vectors.Columns, columns: pa.Schema) -> pa.Table:
+    """Chips and their vectors, as `vectors.store` gives them, as a table."""
     footprints = np.array([c.footprint for c in chips], dtype=object)
     boxes = boxes_of(footprints)
-    embedding = columns.field("embeddings").type
-    values = pa.array(vectors.reshape(-1), embedding.value_type)
     arrays: dict[str, Any] = {
-        "embeddings": pa.FixedSizeListArray.from_arrays(values, type=embedding),
+        **vectors.arrays(stored, columns),
         "geometry": pa.array(shapely.to_wkb(footprints, byte_order=1), pa.binary()),
         "bbox": pa.StructArray.from_arrays([pa.array(boxes[:, i]) for i in range(4)], fields=list(BBOX)),
     }
@@ -124,14 +127,14 @@ class ShardWriter:
         self._file = GeoParquetWriter(path, columns)
         self._stack = ExitStack()
         self._chips: list[Chip] = []
-        self._vectors: list[np.ndarray] = []
+        self._vectors: list[vectors.Columns] = []
         self._tables: list[pa.Table] = []
         self.rows = 0  # given so far
 
-    def append(self, chips: Sequence[Chip], vectors: np.ndarray) -> None:
-        """Add rows; vectors [n, D] in the type they are stored in."""
+    def append(self, chips: Sequence[Chip], stored: vectors.Columns) -> None:
+        """Add rows; vectors as `vectors.store` gives them."""
         self._chips.extend(chips)
-        self._vectors.append(vectors)
+        self._vectors.append(stored)
         self.rows += len(chips)
         if len(self._chips) >= self.row_group:
             self._write(whole=False)
@@ -146,7 +149,7 @@ class ShardWriter:
 
     def _collect(self) -> None:
         if self._chips:
-            self._tables.append(rows(self._chips, np.concatenate(self._vectors), self.schema))
+            self._tables.append(rows(self._chips, vectors.joined(self._vectors), self.schema))
         self._chips, self._vectors = [], []
 
     def _write(self, *, whole: bool) -> None:

@@ -431,7 +431,9 @@ def test_a_folder_may_be_spelled_in_many_ways(tmp_path, monkeypatch, folder):
 def test_an_entry_comes_back_as_it_was(tmp_path):
     unit = Unit("s:ä/ü:1", 7, "s3://b/x y.tif", 'W/"1"', True, "12 e")
     entry = table.Entry(unit, 2, 3, 2, 0, [], ["sea; open", 'clouds\n"thick"'], ["né", "b; c"])
-    rows = table.rows([Scenes({}).chip("s:a", n, n + 3) for n in range(2)], np.eye(2, 4, dtype=np.float32), COLUMNS)
+    rows = table.rows(
+        [Scenes({}).chip("s:a", n, n + 3) for n in range(2)], {"embeddings": np.eye(2, 4, dtype=np.float32)}, COLUMNS
+    )
     with Parts.of(str(tmp_path), ABOUT) as parts:
         parts.keep(rows, entry)
     parts = Parts.of(str(tmp_path), ABOUT)

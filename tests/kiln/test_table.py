@@ -13,7 +13,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.kiln import table
+from scripts.kiln import table, vectors
 from scripts.kiln.chips import Dropped, Unit
 from scripts.kiln.geoparquet import ROW_GROUP
 from scripts.kiln.sentinel2_scene import Grid
@@ -29,7 +29,8 @@ def write(path, chips, dim=4, storage="float32", row_group=ROW_GROUP, batch=3, a
     with table.ShardWriter(path, columns, row_group) as out:
         for at in range(0, len(chips), batch):
             some = chips[at : at + batch]
-            out.append(some, np.array([[c.col + d / 8 for d in range(dim)] for c in some], storage))
+            made = {"embeddings": np.array([[c.col + d / 8 for d in range(dim)] for c in some], np.float32)}
+            out.append(some, vectors.store(made, storage))
     return path
 
 
@@ -159,20 +160,22 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cuts")
     count, row_group = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 12))
     state = pa.field("state", pa.dictionary(pa.int32(), pa.string()))
-    storage = data.draw(st.sampled_from(["float32", "float16"]))
-    columns = table.schema(4, storage, [*YEAR, state], {"model": "x"})
+    storage = data.draw(st.sampled_from(["float32", "float16", "int8"]))
+    embedding = data.draw(st.sampled_from(["class", "both"]))
+    columns = table.schema(4, storage, [*YEAR, state], {"model": "x"}, embedding)
     chips = [
         make_chip(
             n * 37, extra={"year": 2021, "state": ["nd", "va", None][n * n % 3]}, datetime=None if n % 4 else WHEN
         )
         for n in range(count)
     ]
-    vectors = np.random.default_rng(1).normal(size=(count, 4)).astype(storage)
+    drawn = np.random.default_rng(1).normal(size=(2, count, 4)).astype(np.float32)
+    stored = vectors.store(dict(zip(vectors.KINDS[embedding], drawn, strict=False)), storage)
     one = folder / "one"
     with table.ShardWriter(one, columns, row_group) as out:
         for n in range(count):
-            out.append(chips[n : n + 1], vectors[n : n + 1])
-    whole = table.rows(chips, vectors, columns)
+            out.append(chips[n : n + 1], vectors.chosen(stored, slice(n, n + 1)))
+    whole = table.rows(chips, stored, columns)
     bare = columns.remove_metadata()
     with table.ShardWriter(folder / "cut", columns, row_group) as out:
         first = 0
@@ -180,11 +183,11 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
             last = data.draw(st.integers(first + 1, count))
             how = data.draw(st.sampled_from(["chips", "rows", "slice", "own dictionary"]))
             if how == "chips":
-                out.append(chips[first:last], vectors[first:last])
+                out.append(chips[first:last], vectors.chosen(stored, slice(first, last)))
             elif how == "slice":
                 out.append_rows(whole.slice(first, last - first))
             else:
-                some = table.rows(chips[first:last], vectors[first:last], columns)
+                some = table.rows(chips[first:last], vectors.chosen(stored, slice(first, last)), columns)
                 out.append_rows(some if how == "rows" else some.cast(bare).unify_dictionaries())
             assert out.rows == last
             first = last
@@ -197,12 +200,12 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
 
 def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
     columns = table.schema(256, "float32", YEAR, {})
-    some = table.rows([make_chip(n) for n in range(50)], np.ones((50, 256), np.float32), columns)
+    some = table.rows([make_chip(n) for n in range(50)], {"embeddings": np.ones((50, 256), np.float32)}, columns)
     before = pa.total_allocated_bytes()
     most = 0
     with table.ShardWriter(tmp_path / "o", columns, 100) as out:
         for _ in range(60):
-            out.append([make_chip(n) for n in range(30)], np.ones((30, 256), np.float32))
+            out.append([make_chip(n) for n in range(30)], {"embeddings": np.ones((30, 256), np.float32)})
             out.append_rows(pa.concat_tables([some]).take(np.arange(50)))  # with buffers of its own
             most = max(most, pa.total_allocated_bytes() - before)
             assert len(out._chips) + sum(map(len, out._tables)) < 200
@@ -213,7 +216,7 @@ def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
 def test_an_error_while_writing_closes_the_file_and_comes_through(tmp_path):
     columns = table.schema(4, "float32", YEAR, {})
     with pytest.raises(KeyError, match="year"), table.ShardWriter(tmp_path / "o", columns, row_group=1) as out:
-        out.append([make_chip(1, extra={})], np.zeros((1, 4), np.float32))
+        out.append([make_chip(1, extra={})], {"embeddings": np.zeros((1, 4), np.float32)})
 
 
 # -------------------------------------------------------------------------------------------------- ledger
