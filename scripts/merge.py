@@ -220,6 +220,7 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
     for path in shards:
         about = table.about_of(path)
         sources = about.pop("sources")
+        about.pop("patches", None)  # stay beside the shards
         if whole and any(whole[k] != about[k] for k in ("fingerprint", "partition", "storage", "dimensions")):
             raise ConfigError(f"{path}: made with other settings than {shards[0]}; they cannot be one product")
         versions = about.pop("software")

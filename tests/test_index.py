@@ -815,10 +815,10 @@ def test_published_vectors_of_another_model_or_length_are_never_beside_others(tm
     publish(tmp_path / "synced", "36LXK", 5)
     publish(tmp_path / "wide", "36LYK", 5, dim=16)
     record, product = [two[0].record_file], [two[0].uri]
-    with pytest.raises(ConfigError, match=r"tiles: another model, 8 numbers; worldcover: Clay v1\.5, 8 numbers"):
+    with pytest.raises(ConfigError, match=r"tiles: another model, 8 numbers; worldcover: Clay v1\.5, class, 8 numbers"):
         build(record, product, str(tmp_path / "db"), Select(), published_of(tmp_path / "synced"))
     both = [*published_of(tmp_path / "synced"), *published_of(tmp_path / "wide", name="wide")]
-    with pytest.raises(ConfigError, match="2 different weights or lengths"):
+    with pytest.raises(ConfigError, match="2 different weights, kinds or lengths"):
         build([], [], str(tmp_path / "db"), Select(), both)
     assert not (tmp_path / "db").exists()
 

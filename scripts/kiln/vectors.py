@@ -5,7 +5,7 @@
 column beside it: number = int8 * scale.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -112,18 +112,18 @@ def read(rows: pa.RecordBatch | pa.Table, column: str = "embeddings") -> np.ndar
     return values
 
 
-def column_of(about: Mapping[str, Any], kind: str | None, where: str) -> str:
-    """The column of a file that holds vectors of a kind, `class` or `mean`; without one, `embeddings`.
+def kind_of(embedding: Embedding, kind: str | None, where: str) -> str:
+    """Which kind of vectors of a file are searched with: the one asked for, or that in `embeddings`.
 
-    `about` is the file's `kiln` metadata. Raises ConfigError, naming `where`, for a file without that kind.
+    Raises ConfigError, naming `where`, for a file without that kind.
     """
-    names = {held: name for name, held in KINDS[about["embedding"]].items()}
-    if kind is not None and kind not in names:
+    kinds = list(KINDS[embedding].values())
+    if kind is not None and kind not in kinds:
         raise ConfigError(
-            f"{where}: its vectors are {' and '.join(names)}, none of kind {kind}: embed with `embedding: both` or "
-            f"`{kind}`, or change index.select.embedding"
+            f"{where}: its vectors are of kind {' and '.join(kinds)}, not {kind}: change index.select.embedding, or "
+            "embed with `embedding: both`"
         )
-    return names[kind] if kind else "embeddings"
+    return kind or kinds[0]
 
 
 def described(storage: str, embedding: str) -> dict[str, Any]:
