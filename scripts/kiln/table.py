@@ -19,6 +19,7 @@ from scripts.kiln.errors import SourceError
 from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
 from scripts.kiln.text import aligned
 
+BUFFER = 1 << 20  # bytes of a file read at a time, so that a row group is never held whole
 EDGE = 180 - 1e-9  # degrees: what lies beyond touches the antimeridian
 
 LEDGER = pa.schema(
@@ -196,7 +197,8 @@ def extent(group: pa.Table) -> tuple[list[float], set[str]]:
     bounds = [*(float(s.min()) for s in sides[:2]), *(float(s.max()) for s in sides[2:])]
     if (sides[0] > sides[2]).any():
         bounds[0], bounds[2] = -180.0, 180.0
-    return bounds, {g.geom_type for g in footprints}
+    _, one_of_each = np.unique(shapely.get_type_id(footprints), return_index=True)
+    return bounds, {footprints[n].geom_type for n in one_of_each}
 
 
 @dataclass
@@ -281,10 +283,15 @@ def reading(path: Path | str) -> Iterator[None]:
         raise SourceError(f"{path}: not a whole Parquet file ({str(e).splitlines()[0][:120]}); make it again") from e
 
 
+def open_file(path: Path) -> pq.ParquetFile:
+    """A file of embeddings, read in pieces. Raises SourceError if it is no whole Parquet file."""
+    with reading(path):
+        return pq.ParquetFile(path, buffer_size=BUFFER)
+
+
 def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A file's rows, at most `rows` at a time. Raises SourceError for a file that is not whole, or rotten pages."""
-    with reading(path):
-        batches = pq.ParquetFile(path, memory_map=True).iter_batches(rows, columns=columns)
+    batches = open_file(path).iter_batches(rows, columns=columns)
     while True:
         with reading(path):
             batch = next(batches, None)
