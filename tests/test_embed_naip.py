@@ -21,7 +21,8 @@ import torch
 from scripts import embed_naip, embed_worldcover, index, merge, plan_naip, plan_worldcover, search
 from scripts.kiln import clay, storage, table
 from scripts.kiln.chips import Chip
-from scripts.kiln.engine import Embedder, read_ahead
+from scripts.kiln.embedder import Embedder
+from scripts.kiln.engine import read_ahead
 from scripts.kiln.errors import StorageError
 from scripts.kiln.naip import NaipSource, parse_key
 from scripts.kiln.naip_layout import layout
@@ -361,9 +362,9 @@ def test_a_server_that_refuses_ends_the_job_before_the_weights_load(
 def encoded(monkeypatch):
     """Ids of the chips that this process encodes."""
     ids = []
-    call = Embedder.__call__
+    start = Embedder.start
     monkeypatch.setattr(
-        Embedder, "__call__", lambda self, chips: ids.extend(c.chip_id for c in chips) or call(self, chips)
+        Embedder, "start", lambda self, chips: ids.extend(c.chip_id for c in chips) or start(self, chips)
     )
     return ids
 

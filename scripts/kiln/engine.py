@@ -18,19 +18,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from scripts.kiln import patches, table, vectors
 from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Source, Unit
-from scripts.kiln.clay import ClayEncoder, encode_latlon, encode_time
+from scripts.kiln.clay import ClayEncoder
+from scripts.kiln.embedder import Embedder, Policy
 from scripts.kiln.errors import SourceError, TooManyFailuresError
 from scripts.kiln.parts import Parts
 from scripts.kiln.progress import Progress
-from scripts.kiln.sensors import Sensor
 
 QUEUE = 2  # batches made ready while one is encoded
 PATIENCE = 3.0  # seconds a read may take to notice that the job ends
@@ -48,17 +47,6 @@ class Budget:
     batch: int = 8
     read_threads: int = 4
     read_ahead: int = 512 << 20  # bytes read or being read and not yet cut into chips
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the encoder is told besides pixels; part of the fingerprint."""
-
-    metadata: Literal["zeros", "as_trained"] = "as_trained"
-    gsd: float | None = 10.0  # metres; None: each chip's own pixel size
-    storage: vectors.Storage = "float32"
-    embedding: vectors.Embedding = "class"
-    patches: bool = False  # whether patch vectors are kept too
 
 
 def read_ahead(reads: Iterable[Read], threads: int, budget: int) -> Iterator[Loaded]:
@@ -157,48 +145,6 @@ def _batches(events: Iterator[Chip | Dropped | Opened], size: int, *, one_gsd: b
             dropped = []
     if chips or dropped:
         yield Batch(chips, dropped)
-
-
-class Embedder:
-    """The encoder with one sensor's normalisation and one run's policy."""
-
-    def __init__(self, encoder: ClayEncoder, sensor: Sensor, policy: Policy, size: int) -> None:
-        self.encoder, self.policy, self.size = encoder, policy, size
-        device = encoder.cls_token.device
-        self.mean = torch.tensor(sensor.mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(sensor.std, device=device).view(-1, 1, 1)
-        self.wavelengths = torch.tensor(sensor.wavelengths)
-
-    def __call__(self, chips: list[Chip]) -> vectors.Columns:
-        """Vectors [n, D] float32 by column, and `patches` [n, L * D] float16 where they are kept.
-
-        The batch is padded to its full size, so that a vector is the same in any.
-        """
-        n = len(chips)
-        pixels = np.zeros((self.size, *chips[0].pixels.shape), chips[0].pixels.dtype)
-        time_, place = np.zeros((2, self.size, 4), np.float32)
-        for i, chip in enumerate(chips):
-            pixels[i] = chip.pixels
-            if self.policy.metadata == "as_trained" and chip.datetime is not None:  # unknown together or not at all
-                time_[i], place[i] = encode_time(chip.datetime), encode_latlon(*chip.center)
-        with torch.inference_mode():
-            x = torch.from_numpy(pixels).to(self.mean.device).to(torch.float32)
-            tokens = self.encoder(
-                (x - self.mean) / self.std,
-                wavelengths=self.wavelengths,
-                gsd=chips[0].pixel_size if self.policy.gsd is None else self.policy.gsd,
-                time=torch.from_numpy(time_),
-                latlon=torch.from_numpy(place),
-            )
-            return self._kept(tokens[:n])
-
-    def _kept(self, tokens: torch.Tensor) -> vectors.Columns:
-        """What the policy keeps of tokens [n, 1 + L, D], class token first; means are taken in float32."""
-        take = {"class": lambda: tokens[:, 0].float(), "mean": lambda: tokens[:, 1:].mean(1, dtype=torch.float32)}
-        made = {name: take[kind]().cpu().numpy() for name, kind in vectors.KINDS[self.policy.embedding].items()}
-        if self.policy.patches:
-            made[patches.COLUMN] = tokens[:, 1:].to(torch.float16).flatten(1).cpu().numpy()
-        return made
 
 
 @dataclass(frozen=True)
@@ -367,6 +313,22 @@ def embed(
             with closing(read_ahead(counted(), budget.read_threads, budget.read_ahead)) as loaded:
                 yield from source.chips(loaded)
 
+        def account_for(batch: Batch, collect: Callable[[], vectors.Columns] | None) -> None:
+            nonlocal encoded
+            for event in batch.dropped:
+                if isinstance(event, Opened):
+                    progress.grow(event.expected - entries[event.unit_id].unit.expected)
+                else:
+                    progress.advance(event.count)
+                account.drop(event)
+            if collect:
+                began = time.monotonic()
+                stored = vectors.store(collect(), policy.storage)
+                encoded += time.monotonic() - began
+                progress.advance(len(batch.chips), embedded=account.add(batch.chips, stored))
+            account.settle_if_finished()
+
+        under_way: deque[tuple[Batch, Callable[[], vectors.Columns] | None]] = deque()
         batches = _in_thread(_batches(events(), budget.batch, one_gsd=policy.gsd is None), QUEUE)
         with closing(batches):
             while True:
@@ -375,22 +337,20 @@ def embed(
                 if batch is None:
                     break
                 got = time.monotonic()
-                for event in batch.dropped:
-                    if isinstance(event, Opened):
-                        progress.grow(event.expected - entries[event.unit_id].unit.expected)
-                    else:
-                        progress.advance(event.count)
-                    account.drop(event)
+                collect = None
                 if batch.chips:
                     if embedder is None:
                         embedder = Embedder(load(), source.sensor, policy, budget.batch)
                         got = time.monotonic()
                     else:
                         waited += got - began
-                    stored = vectors.store(embedder(batch.chips), policy.storage)
+                    collect = embedder.start(batch.chips)
                     encoded += time.monotonic() - got
-                    progress.advance(len(batch.chips), embedded=account.add(batch.chips, stored))
-                account.settle_if_finished()
+                under_way.append((batch, collect))
+                while len(under_way) > (embedder.ahead if embedder else 0):
+                    account_for(*under_way.popleft())
+            while under_way:
+                account_for(*under_way.popleft())
         ledger_entries = account.close()
     progress.close()
     ledger = table.ledger_table(ledger_entries)

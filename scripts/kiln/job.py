@@ -12,6 +12,7 @@ from typing import Any
 
 from scripts.kiln import __version__, cli, plans, storage, vectors
 from scripts.kiln.chips import Source
+from scripts.kiln.device import claimed
 from scripts.kiln.errors import ConfigError, KilnError
 from scripts.kiln.fingerprint import fingerprint, recipe
 
@@ -55,7 +56,7 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     how.add_argument("--threads", type=int, default=0, help="of the encoder; 0: as many as cores")
     how.add_argument("--read-threads", type=int, default=4, help="reading and decoding ahead of the encoder")
     how.add_argument("--read-ahead-mb", type=int, default=512, help="megabytes of pixels held ahead of the encoder")
-    how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    how.add_argument("--device", default="cpu", help="cpu, cuda (a card that no other job holds) or cuda:N")
     how.add_argument("--parts", help="path or s3:// of a folder that keeps finished units until the shard is whole")
     return p
 
@@ -101,7 +102,8 @@ def run(
 
     Everything that would fail again fails before the weights load. Raises any KilnError.
     """
-    from scripts.kiln import clay, engine, patches, table  # here: torch is slow to import, and --help should not be
+    # here: torch is slow to import, and --help should not be
+    from scripts.kiln import clay, embedder, engine, patches, table
     from scripts.kiln.parts import Parts
 
     about_weights = clay.read_about(args.weights)
@@ -135,20 +137,21 @@ def run(
     sizes = about_weights["geometry"]
     if args.patches:
         about["patches"] = patches.described(lattice, sizes["patch"], sizes["dim"])
-    policy = engine.Policy(
+    policy = embedder.Policy(
         "zeros" if metadata == "zeros" else "as_trained", gsd, args.storage, args.embedding, args.patches
     )
     budget = engine.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
     parts = Parts.of(args.parts, about | {"device": args.device.partition(":")[0]}) if args.parts else None
     beside = patches.file_name(storage.join(args.folder, f"{line['shard']}.parquet"))
     with (
+        claimed(args.device) as device,
         storage.atomic(args.output) as partial,
         storage.atomic(beside) if args.patches else nullcontext() as partial_patches,
     ):
         source.check()
         outcome = engine.embed(
             source,
-            _loader(args, about_weights["precision"]),
+            _loader(args, about_weights["precision"], device),
             sizes["dim"],
             partial,
             about,
@@ -169,7 +172,7 @@ def run(
     log.info("%s: %d rows of %d units", args.output, outcome.rows, len(outcome.ledger))
 
 
-def _loader(args: argparse.Namespace, precision: str) -> Callable[[], Any]:
+def _loader(args: argparse.Namespace, precision: str, device: str) -> Callable[[], Any]:
     def load() -> Any:
         import torch
 
@@ -177,7 +180,7 @@ def _loader(args: argparse.Namespace, precision: str) -> Callable[[], Any]:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        return clay.load_encoder(args.weights, precision=precision, device=args.device)  # type: ignore[arg-type]
+        return clay.load_encoder(args.weights, precision=precision, device=device)  # type: ignore[arg-type]
 
     return load
 

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.kiln import clay, engine
+from scripts.kiln import engine
 from scripts.kiln.chips import Chip, Dropped, Read
-from scripts.kiln.engine import Budget, Embedder, Policy, read_ahead
+from scripts.kiln.embedder import Embedder, Policy
+from scripts.kiln.engine import Budget, read_ahead
 from scripts.kiln.errors import SourceError, TooManyFailuresError, TransientError
 from scripts.kiln.progress import Progress
 from tests.chips import PLAIN, ListSource, make_chip
@@ -349,33 +349,6 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
         embed_alone = Embedder(encoder, PLAIN, Policy("zeros", None), size)
         alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
         assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
-
-
-@pytest.mark.parametrize("when", [None, datetime(2020, 2, 19, tzinfo=UTC)])
-@pytest.mark.parametrize("metadata", ["zeros", "as_trained"])
-def test_time_and_place_are_told_together_or_not_at_all(encoder, metadata, when):
-    pixels = np.random.default_rng(2).normal(size=(2, 16, 16)).astype(np.float32)
-    chip = make_chip(30, pixels=pixels, datetime=when)
-    ours = Embedder(encoder, PLAIN, Policy(metadata, 3.0), 2)([chip])["embeddings"]
-    known = metadata == "as_trained" and when is not None
-    told = {"time": clay.encode_time(when) if known else [0.0] * 4}
-    told["latlon"] = clay.encode_latlon(-149.5, 10.5) if known else [0.0] * 4
-    told = {k: torch.tensor([v]) for k, v in told.items()}
-    theirs = encoder(torch.from_numpy(pixels)[None], wavelengths=torch.tensor([0.5, 0.6]), gsd=3.0, **told)[:, 0]
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
-
-
-def test_pixels_are_normalised_by_band_from_whole_numbers(encoder):
-    from scripts.kiln.sensors import WORLDCOVER
-
-    pixels = np.random.default_rng(3).integers(0, 65535, (4, 8, 8)).astype(np.uint16)
-    ours = Embedder(encoder, WORLDCOVER, Policy("zeros"), 1)([make_chip(1, pixels=pixels)])["embeddings"]
-    mean, std = (np.array(v, np.float64).reshape(4, 1, 1) for v in ([1552, 1355, 1105, 2743], [1888, 1757, 1809, 1742]))
-    x = torch.from_numpy(((pixels - mean) / std).astype(np.float32))[None]
-    unknown = torch.zeros(1, 4)
-    waves = torch.tensor([0.665, 0.56, 0.493, 0.842])
-    theirs = encoder(x, wavelengths=waves, gsd=10.0, time=unknown, latlon=unknown)[:, 0]
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
 
 
 def test_rows_wait_for_their_row_group_without_pixels(tmp_path):

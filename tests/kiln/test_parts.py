@@ -21,7 +21,8 @@ from scripts import embed_worldcover, plan_worldcover
 from scripts.kiln import engine, storage, table
 from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Unit
 from scripts.kiln.cli import Terminated
-from scripts.kiln.engine import Budget, Embedder, Policy
+from scripts.kiln.embedder import Embedder, Policy
+from scripts.kiln.engine import Budget
 from scripts.kiln.errors import SourceError, StorageError, TooManyFailuresError, TransientError
 from scripts.kiln.parts import Parts
 from scripts.kiln.progress import Progress
@@ -130,9 +131,9 @@ def embed(source, path, parts=None, *, encoder=None, batch=4, allowed=1.0, dim=4
 def encoded(monkeypatch):
     """Ids of the chips that were encoded."""
     ids: list[str] = []
-    call = Embedder.__call__
+    start = Embedder.start
     monkeypatch.setattr(
-        Embedder, "__call__", lambda self, chips: ids.extend(c.chip_id for c in chips) or call(self, chips)
+        Embedder, "start", lambda self, chips: ids.extend(c.chip_id for c in chips) or start(self, chips)
     )
     return ids
 
