@@ -3,10 +3,11 @@
     python -m tests.bench.merge [--gb 1 4] [--rounds 2] [--storage float32] [--folder DIR]
 
 Shards of WorldCover columns are made: 1024 normal numbers a chip, places of the published lattice. Each round merges
-and rewrites them in turn, each in a process of its own, so that a busy machine slows both; the ratio of medians counts.
-The rewrite reads a shard after the other and writes one file with the codecs of Kiln's own, synced to disk as the
-merge's are. Memory is what the process holds itself (RssAnon) at its peak, and all that is mapped (VmHWM), which counts
-pages of files that the system may take back at any time. Merged with a quarter of the memory, every file is the same.
+and rewrites them in turn, each in a process of its own, so that a busy machine slows both; the ratio of their rates
+counts, by medians, and that of processor time is shown beside it. The rewrite reads a shard after the other and writes
+one file with the codecs of Kiln's own, synced to disk as the merge's are. Memory is what the process holds itself
+(RssAnon) at its peak, and all that is mapped (VmHWM), which counts pages of files that the system may take back at any
+time. Merged with a quarter of the memory, every file is the same.
 
 The disk needs four times the largest --gb. Wanted: half the rate of the rewrite, 2 GB at any size.
 """
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -144,7 +146,9 @@ def one(kind: str, folder: str, out: str, memory_mb: int) -> None:
         else:
             merge.merge(names, folder, folder, out, memory=memory_mb << 20)
         seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "anon_mb": watch.peak, "hwm_mb": Watch.status("VmHWM")}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "anon_mb": watch.peak, "hwm_mb": Watch.status("VmHWM")}))
 
 
 def measured(kind: str, folder: Path, out: Path, memory_mb: int = MEMORY) -> dict[str, float]:
@@ -185,13 +189,14 @@ def compared(gb: float, rounds: int, storage: vectors.Storage, folder: Path) -> 
     same = digests(folder / "little") == seen
     shutil.rmtree(folder / "little")
     shutil.rmtree(shards)
-    rate = {k: size / 1e6 / statistics.median(c["seconds"] for c in some) for k, some in (("m", ours), ("p", bare))}
+    seconds, cpu = ([statistics.median(c[of] for c in some) for some in (ours, bare)] for of in ("seconds", "cpu"))
     return {
         "gb": round(size / 1e9, 2),
         "shards": len(names),
-        "merge_mb_s": round(rate["m"], 1),
-        "plain_mb_s": round(rate["p"], 1),
-        "ratio": round(rate["m"] / rate["p"], 3),
+        "merge_mb_s": round(size / 1e6 / seconds[0], 1),
+        "plain_mb_s": round(size / 1e6 / seconds[1], 1),
+        "ratio": round(seconds[1] / seconds[0], 3),
+        "cpu_ratio": round(cpu[1] / cpu[0], 3),
         "anon_mb": round(max(c["anon_mb"] for c in [*ours, little])),
         "hwm_mb": round(max(c["hwm_mb"] for c in [*ours, little])),
         "plain_anon_mb": round(max(c["anon_mb"] for c in bare)),
@@ -214,17 +219,15 @@ def main(argv: list[str] | None = None) -> None:
         one(*args.one[:3], int(args.one[3]))
         return
     print(f"merge of {args.storage} vectors, sorting in {MEMORY} MB; memory in MB: own (RssAnon), all mapped (VmHWM)")
-    print(
-        f"{'shards':>9} {'merge':>10} {'rewrite':>10} {'ratio':>6} {'own':>6} {'mapped':>7} {'rewrite':>8}  same bytes"
-    )
+    print(f"{'shards':>9} {'merge':>10} {'rewrite':>10} {'rate':>5} {'cpu':>5} {'own':>6} {'mapped':>7}  same bytes")
     found = []
     for gb in args.gb:
         with tempfile.TemporaryDirectory(prefix="kiln-bench-", dir=args.folder) as folder:
             f = compared(gb, args.rounds, args.storage, Path(folder))
         found.append(f)
         print(
-            f"{f['gb']:6.2f} GB {f['merge_mb_s']:5.0f} MB/s {f['plain_mb_s']:5.0f} MB/s {f['ratio']:6.2f} {f['anon_mb']:6}"
-            f" {f['hwm_mb']:7} {f['plain_anon_mb']:8}  {'yes' if f['same_bytes'] else 'NO'}",
+            f"{f['gb']:6.2f} GB {f['merge_mb_s']:5.0f} MB/s {f['plain_mb_s']:5.0f} MB/s {f['ratio']:5.2f}"
+            f" {f['cpu_ratio']:5.2f} {f['anon_mb']:6} {f['hwm_mb']:7}  {'yes' if f['same_bytes'] else 'NO'}",
             flush=True,
         )
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "pyarrow": pa.__version__}
