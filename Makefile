@@ -36,10 +36,12 @@ format: $(VENV)/.test ## rewrite files as the linters want them
 	ruff format .
 	snakefmt Snakefile rules
 
-bench: $(VENV)/.test ## what planning costs, and dry runs against a bare workflow of as many jobs
+bench: $(VENV)/.test ## what planning costs, dry runs, merging and products against plain ones
 	python -m tests.bench.plan_naip
 	python -m tests.bench.plan_sentinel2
 	python -m tests.bench.dry_run
+	python -m tests.bench.merge
+	python -m tests.bench.products
 
 bench-explorer: $(VENV)/.test ## the explorer with a million chips
 	python -m tests.bench.explorer

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from scripts.kiln import table
 
-READ_BYTES = 16 << 20  # of rows read at a time, about
+READ_BYTES = 64 << 20  # of rows read at a time, about
 T = TypeVar("T")
 
 
@@ -54,6 +54,7 @@ class Buckets:
         self.vectors = [f for f in columns if pa.types.is_fixed_size_list(f.type)]
         facts = [f.with_type(_plain(f.type)) for f in columns if f not in self.vectors]
         self.facts = pa.schema([*facts, pa.field("rank", pa.int64())])
+        self._gathered = [np.empty((0, _width(f)), np.uint8) for f in self.vectors]  # used again: new memory costs more
 
     def add(self, batch: pa.RecordBatch, rank: np.ndarray) -> None:
         """Put rows where their ranks say; -1 leaves one out."""
@@ -69,8 +70,12 @@ class Buckets:
             with self._path(bucket, "arrow").open("ab") as file, pa.ipc.new_stream(file, self.facts) as stream:
                 stream.write_batch(table_.take(pa.array(rows)))
             for n, block in enumerate(blocks):
+                if len(self._gathered[n]) < len(rows):
+                    self._gathered[n] = np.empty((len(batch), block.shape[1]), np.uint8)
+                gathered = self._gathered[n][: len(rows)]
+                np.take(block, rows, axis=0, out=gathered, mode="clip")
                 with self._path(bucket, n).open("ab", buffering=0) as file:
-                    _write(file.fileno(), block[rows])
+                    _write(file.fileno(), gathered)
 
     def read(self, bucket: int, memory: list[np.ndarray]) -> tuple[pa.Table, list[np.ndarray]]:
         """The facts of a bucket, and its vectors [n, width], which lie in `memory`; its files are gone then."""
