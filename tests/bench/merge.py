@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,53 +109,41 @@ def plain(paths: list[Path], out: Path) -> None:
         os.fsync(f.fileno())
 
 
-class Watch:
-    """The peak of what this process holds itself, MB, looked at all the time."""
-
-    def __init__(self) -> None:
-        self.peak, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    @staticmethod
-    def status(name: str) -> float:
-        """A line of /proc/self/status, MB."""
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
-
-    def _look(self) -> None:
-        while not self._stop.wait(POLL):
-            self.peak = max(self.peak, self.status("RssAnon"))
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
+def status(name: str, pid: int | str = "self") -> float:
+    """A line of a process's /proc/PID/status, MB; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0) / 1000
 
 
 def one(kind: str, folder: str, out: str, memory_mb: int) -> None:
     """Do one thing and print what it took, as JSON; the process that measures calls this."""
     names = sorted(p.name.removesuffix(".parquet") for p in Path(folder).glob("shard-????.parquet"))
-    with Watch() as watch:
-        began = time.perf_counter()
-        if kind == "plain":
-            plain([Path(folder) / f"{n}.parquet" for n in names], Path(out))
-        else:
-            merge.merge(names, folder, folder, out, memory=memory_mb << 20)
-        seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    if kind == "plain":
+        plain([Path(folder) / f"{n}.parquet" for n in names], Path(out))
+    else:
+        merge.merge(names, folder, folder, out, memory=memory_mb << 20)
+    seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = used.ru_utime + used.ru_stime
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "anon_mb": watch.peak, "hwm_mb": Watch.status("VmHWM")}))
+    print(json.dumps({"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "hwm_mb": status("VmHWM")}))
 
 
 def measured(kind: str, folder: Path, out: Path, memory_mb: int = MEMORY) -> dict[str, float]:
-    """What `one` says of a process of its own."""
+    """What `one` says of a process of its own, whose memory is looked at from here."""
     command = [sys.executable, "-m", "tests.bench.merge", "--one", kind, str(folder), str(out), str(memory_mb)]
     environment = {**os.environ, "TMPDIR": str(folder.parent), "KILN_LOG": "WARNING"}
-    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(said.stdout.splitlines()[-1])
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, status("RssAnon", process.pid))
+        time.sleep(POLL)
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{kind} failed with {process.returncode}")
+    return json.loads(said.splitlines()[-1]) | {"anon_mb": peak}
 
 
 def digests(folder: Path) -> dict[str, str]:
