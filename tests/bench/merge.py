@@ -3,10 +3,11 @@
     python -m tests.bench.merge [--gb 1 4] [--rounds 2] [--storage float32] [--folder DIR]
 
 Shards of WorldCover columns are made: 1024 normal numbers a chip, places of the published lattice. Each round merges
-and rewrites them in turn, each in a process of its own, so that a busy machine slows both; the ratio of medians counts.
-The rewrite reads a shard after the other and writes one file with the codecs of Kiln's own, synced to disk as the
-merge's are. Memory is what the process holds itself (RssAnon) at its peak, and all that is mapped (VmHWM), which counts
-pages of files that the system may take back at any time. Merged with a quarter of the memory, every file is the same.
+and rewrites them in turn, each in a process of its own, so that a busy machine slows both; the ratio of their rates
+counts, by medians, and that of processor time is shown beside it. The rewrite reads a shard after the other and writes
+one file with the codecs of Kiln's own, synced to disk as the merge's are. Memory is what the process holds itself
+(RssAnon) at its peak, and all that is mapped (VmHWM), which counts pages of files that the system may take back at any
+time. Merged with a quarter of the memory, every file is the same.
 
 The disk needs four times the largest --gb. Wanted: half the rate of the rewrite, 2 GB at any size.
 """
@@ -16,12 +17,12 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,51 +109,41 @@ def plain(paths: list[Path], out: Path) -> None:
         os.fsync(f.fileno())
 
 
-class Watch:
-    """The peak of what this process holds itself, MB, looked at all the time."""
-
-    def __init__(self) -> None:
-        self.peak, self._stop = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    @staticmethod
-    def status(name: str) -> float:
-        """A line of /proc/self/status, MB."""
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
-
-    def _look(self) -> None:
-        while not self._stop.wait(POLL):
-            self.peak = max(self.peak, self.status("RssAnon"))
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
+def status(name: str, pid: int | str = "self") -> float:
+    """A line of a process's /proc/PID/status, MB; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0) / 1000
 
 
 def one(kind: str, folder: str, out: str, memory_mb: int) -> None:
     """Do one thing and print what it took, as JSON; the process that measures calls this."""
     names = sorted(p.name.removesuffix(".parquet") for p in Path(folder).glob("shard-????.parquet"))
-    with Watch() as watch:
-        began = time.perf_counter()
-        if kind == "plain":
-            plain([Path(folder) / f"{n}.parquet" for n in names], Path(out))
-        else:
-            merge.merge(names, folder, folder, out, memory=memory_mb << 20)
-        seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "anon_mb": watch.peak, "hwm_mb": Watch.status("VmHWM")}))
+    began = time.perf_counter()
+    if kind == "plain":
+        plain([Path(folder) / f"{n}.parquet" for n in names], Path(out))
+    else:
+        merge.merge(names, folder, folder, out, memory=memory_mb << 20)
+    seconds = time.perf_counter() - began
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "hwm_mb": status("VmHWM")}))
 
 
 def measured(kind: str, folder: Path, out: Path, memory_mb: int = MEMORY) -> dict[str, float]:
-    """What `one` says of a process of its own."""
+    """What `one` says of a process of its own, whose memory is looked at from here."""
     command = [sys.executable, "-m", "tests.bench.merge", "--one", kind, str(folder), str(out), str(memory_mb)]
     environment = {**os.environ, "TMPDIR": str(folder.parent), "KILN_LOG": "WARNING"}
-    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(said.stdout.splitlines()[-1])
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, status("RssAnon", process.pid))
+        time.sleep(POLL)
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{kind} failed with {process.returncode}")
+    return json.loads(said.splitlines()[-1]) | {"anon_mb": peak}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -185,13 +176,14 @@ def compared(gb: float, rounds: int, storage: vectors.Storage, folder: Path) -> 
     same = digests(folder / "little") == seen
     shutil.rmtree(folder / "little")
     shutil.rmtree(shards)
-    rate = {k: size / 1e6 / statistics.median(c["seconds"] for c in some) for k, some in (("m", ours), ("p", bare))}
+    seconds, cpu = ([statistics.median(c[of] for c in some) for some in (ours, bare)] for of in ("seconds", "cpu"))
     return {
         "gb": round(size / 1e9, 2),
         "shards": len(names),
-        "merge_mb_s": round(rate["m"], 1),
-        "plain_mb_s": round(rate["p"], 1),
-        "ratio": round(rate["m"] / rate["p"], 3),
+        "merge_mb_s": round(size / 1e6 / seconds[0], 1),
+        "plain_mb_s": round(size / 1e6 / seconds[1], 1),
+        "ratio": round(seconds[1] / seconds[0], 3),
+        "cpu_ratio": round(cpu[1] / cpu[0], 3),
         "anon_mb": round(max(c["anon_mb"] for c in [*ours, little])),
         "hwm_mb": round(max(c["hwm_mb"] for c in [*ours, little])),
         "plain_anon_mb": round(max(c["anon_mb"] for c in bare)),
@@ -214,17 +206,15 @@ def main(argv: list[str] | None = None) -> None:
         one(*args.one[:3], int(args.one[3]))
         return
     print(f"merge of {args.storage} vectors, sorting in {MEMORY} MB; memory in MB: own (RssAnon), all mapped (VmHWM)")
-    print(
-        f"{'shards':>9} {'merge':>10} {'rewrite':>10} {'ratio':>6} {'own':>6} {'mapped':>7} {'rewrite':>8}  same bytes"
-    )
+    print(f"{'shards':>9} {'merge':>10} {'rewrite':>10} {'rate':>5} {'cpu':>5} {'own':>6} {'mapped':>7}  same bytes")
     found = []
     for gb in args.gb:
         with tempfile.TemporaryDirectory(prefix="kiln-bench-", dir=args.folder) as folder:
             f = compared(gb, args.rounds, args.storage, Path(folder))
         found.append(f)
         print(
-            f"{f['gb']:6.2f} GB {f['merge_mb_s']:5.0f} MB/s {f['plain_mb_s']:5.0f} MB/s {f['ratio']:6.2f} {f['anon_mb']:6}"
-            f" {f['hwm_mb']:7} {f['plain_anon_mb']:8}  {'yes' if f['same_bytes'] else 'NO'}",
+            f"{f['gb']:6.2f} GB {f['merge_mb_s']:5.0f} MB/s {f['plain_mb_s']:5.0f} MB/s {f['ratio']:5.2f}"
+            f" {f['cpu_ratio']:5.2f} {f['anon_mb']:6} {f['hwm_mb']:7}  {'yes' if f['same_bytes'] else 'NO'}",
             flush=True,
         )
     machine = {"machine": platform.machine(), "cores": os.cpu_count(), "pyarrow": pa.__version__}

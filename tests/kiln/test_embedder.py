@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.kiln import clay
+from scripts.kiln import clay, embedder, vectors
 from scripts.kiln.embedder import Embedder, Policy
-from scripts.kiln.sensors import WORLDCOVER
+from scripts.kiln.sensors import WORLDCOVER, Sensor
+from tests import golden
 from tests.chips import PLAIN, make_chip
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # a GPU's way too where there is one
@@ -42,6 +43,33 @@ def test_pixels_are_normalised_by_band_from_whole_numbers(encoder):
     waves = torch.tensor([0.665, 0.56, 0.493, 0.842])
     theirs = encoder(x, wavelengths=waves, gsd=10.0, time=unknown, latlon=unknown)[:, 0]
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("keep_patches", [False, True])
+@pytest.mark.parametrize("embedding", vectors.EMBEDDINGS)
+@pytest.mark.parametrize("case", golden.CASES)
+def test_class_tokens_means_and_patches_are_those_of_the_reference(
+    monkeypatch, checkpoint_file, case, embedding, keep_patches
+):
+    about, reference = golden.CASES[case], golden.figures(case)
+    told = {name: iter(reference[name].tolist()) for name in ("time", "latlon")}
+    monkeypatch.setattr(embedder, "encode_time", lambda when: next(told["time"]))
+    monkeypatch.setattr(embedder, "encode_latlon", lambda lon, lat: next(told["latlon"]))
+    bands, waves = tuple("abcdefghij"[: len(about["waves"])]), tuple(about["waves"])
+    sensor = Sensor("golden", bands, (0.0,) * len(bands), (1.0,) * len(bands), waves, about["gsd"])
+    chips = [make_chip(n, pixels=p) for n, p in enumerate(golden.pixels(case).numpy())]
+    policy = Policy("as_trained", about["gsd"], "float32", embedding, keep_patches)
+    ours = Embedder(clay.load_encoder(checkpoint_file), sensor, policy, len(chips))(chips)
+    if keep_patches:
+        patches = ours.pop("patches").reshape(len(chips), -1, 64)
+        assert (patches.dtype, patches.shape[1]) == (np.float16, (about["size"] // 8) ** 2)
+        np.testing.assert_allclose(patches[:, 0], reference["patch_first"].numpy(), atol=4e-3)
+        np.testing.assert_allclose(patches[:, -1], reference["patch_last"].numpy(), atol=4e-3)
+    expected = {"class": "cls", "mean": "patch_mean"}
+    assert list(ours) == list(vectors.KINDS[embedding])
+    for name, kind in vectors.KINDS[embedding].items():
+        assert ours[name].dtype == np.float32
+        np.testing.assert_allclose(ours[name], reference[expected[kind]].numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)

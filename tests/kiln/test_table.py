@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 
+import duckdb
 import geopandas
 import numpy as np
 import pyarrow as pa
@@ -38,16 +39,17 @@ def geo_of(path):
     return json.loads(pq.read_metadata(path).metadata[b"geo"])
 
 
-@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("storage", vectors.STORAGES)
 def test_the_columns_are_those_of_the_contract(tmp_path, storage):
     made = pq.read_schema(write(tmp_path / "o", [make_chip(1)], storage=storage))
+    types = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
+    scale = [("scale", pa.float32(), False)] if storage == "int8" else []
     bbox = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
-    vector = pa.list_(
-        pa.field("element", {"float32": pa.float32(), "float16": pa.float16()}[storage], nullable=False), 4
-    )
+    vector = pa.list_(pa.field("element", types[storage], nullable=False), 4)
     assert [(f.name, f.type, f.nullable) for f in made] == [
         ("chip_id", pa.string(), False),
         ("embeddings", vector, False),
+        *scale,
         ("geometry", pa.binary(), False),
         ("bbox", bbox, False),
         ("crs", pa.string(), False),
@@ -64,6 +66,25 @@ def test_the_columns_are_those_of_the_contract(tmp_path, storage):
         ("cloud_fraction", pa.float32(), True),
         ("year", pa.int16(), True),
     ]
+
+
+def test_both_kinds_lie_side_by_side_each_with_its_scale():
+    made = [f.name for f in table.schema(4, "int8", YEAR, {}, "both")]
+    assert made[:6] == ["chip_id", "embeddings", "scale", "embeddings_mean", "scale_mean", "geometry"]
+    assert [f.name for f in table.schema(4, "float16", YEAR, {}, "both")][1:4] == [*made[1:5:2], "geometry"]
+    assert [f.name for f in table.schema(4, "float32", YEAR, {}, "mean")][1:3] == ["embeddings", "geometry"]
+
+
+def test_duckdb_and_geopandas_read_int8_and_its_scale(tmp_path):
+    path = write(tmp_path / "o.parquet", [make_chip(n) for n in range(1, 6)], storage="int8")
+    frame = geopandas.read_parquet(path)
+    numbers = np.stack(frame["embeddings"]).astype("float32") * frame["scale"].to_numpy()[:, None]
+    assert np.abs(numbers - np.array([[n + d / 8 for d in range(4)] for n in range(1, 6)])).max() < 0.03
+    total = duckdb.sql(f"SELECT sum(list_sum(embeddings) * scale) FROM '{path}'").fetchone()[0]
+    assert total == pytest.approx(numbers.sum(), rel=1e-5)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    assert chunk.path_in_schema == "embeddings.list.element"
+    assert "PLAIN_DICTIONARY" in chunk.encodings or "RLE_DICTIONARY" in chunk.encodings
 
 
 def test_what_goes_in_comes_out(tmp_path):
