@@ -28,6 +28,7 @@ from scripts.kiln.explorer import Table, lancedb
 from scripts.kiln.fingerprint import digest
 
 BATCH = 2048  # rows fed at a time
+UNUSED = ("geometry", "sources", "crs")  # columns of products that the table is not made of
 EXACT_BELOW = 50_000  # rows; fewer are searched exactly, faster than an index would pay for itself
 LEAST_RECALL = 0.95
 KEPT = timedelta(days=7)  # versions kept for readers that have them open
@@ -95,7 +96,7 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
 def batches(source: Source, select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
     """A source's rows as the explorer table has them, a few thousand at a time."""
     bare = columns.remove_metadata()
-    for batch in _read(source, lambda names: _searched(names, select)):
+    for batch in _read(source, lambda names: vectors.without_others(names, select.embedding, UNUSED)):
         if (rows := _rows(batch, source.record["dataset"], select, bare)) is not None:
             yield rows
 
@@ -104,17 +105,6 @@ def chip_ids(source: Source, select: Select) -> Iterator[str]:
     """The ids of a source's rows that `select` takes; of a product, without reading a vector."""
     for batch in _read(source, lambda names: [n for n in names if n in ("chip_id", "bbox", "year", "datetime")]):
         yield from batch["chip_id"].filter(pa.array(_keep(batch, select))).to_pylist()
-
-
-def _searched(names: Sequence[str], select: Select) -> list[str]:
-    """The columns of a product that the table is made of: of two kinds of vectors the one to search with."""
-    vector = _vector(names, select)
-    left = {"geometry", "sources", "crs", *vectors.SCALES, *vectors.SCALES.values()} - {vector, vectors.SCALES[vector]}
-    return [n for n in names if n not in left]
-
-
-def _vector(names: Sequence[str], select: Select) -> str:
-    return "embeddings_mean" if select.embedding == "mean" and "embeddings_mean" in names else "embeddings"
 
 
 def _read(source: Source, wanted: Callable[[list[str]], list[str]]) -> Iterator[pa.RecordBatch]:
@@ -155,7 +145,7 @@ def _keep(batch: pa.RecordBatch, select: Select) -> np.ndarray:
 
 def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schema) -> pa.RecordBatch | None:
     lon, lat = table.centres(batch["bbox"])
-    numbers = vectors.read(batch, _vector(batch.schema.names, select))
+    numbers = vectors.read(batch, vectors.searched(batch.schema.names, select.embedding))
     with np.errstate(over="ignore"):  # becomes infinite, and is refused
         halves = numbers.astype(np.float16)
     arrays: dict[str, Any] = {

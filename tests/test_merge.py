@@ -909,3 +909,20 @@ def test_an_error_in_the_middle_leaves_no_bucket_behind(tmp_path, monkeypatch):
         merge.merge(names, str(folder), str(folder), str(tmp_path / "o"), memory=1, row_group=40)
     assert not list(scratch.iterdir())
     assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
+
+
+def test_on_a_disk_that_knows_no_direct_writes_the_same_bytes_come_out(tmp_path, monkeypatch):
+    _, names, folder = write_shards(tmp_path, columns=GRID[:6], kiln=about(storage="float16"))
+    merge.merge(names, str(folder), str(folder), str(tmp_path / "direct"), memory=1, row_group=40)
+    opened, refused = os.open, []
+
+    def refuse(path, flags, *args, **told):
+        if flags & getattr(os, "O_DIRECT", 0):
+            refused.append(path)
+            raise OSError(22, "Invalid argument")
+        return opened(path, flags, *args, **told)
+
+    monkeypatch.setattr(os, "open", refuse)
+    merge.merge(names, str(folder), str(folder), str(tmp_path / "plain"), memory=1, row_group=40)
+    assert refused
+    assert digests(tmp_path / "plain") == digests(tmp_path / "direct")

@@ -126,6 +126,18 @@ def kind_of(embedding: Embedding, kind: str | None, where: str) -> str:
     return kind or kinds[0]
 
 
+def searched(names: Sequence[str], kind: str | None) -> str:
+    """Of a file's columns that of the kind to search with, which `kind_of` found there."""
+    return "embeddings_mean" if kind == "mean" and "embeddings_mean" in names else "embeddings"
+
+
+def without_others(names: Sequence[str], kind: str | None, unused: Sequence[str]) -> list[str]:
+    """A file's columns but the unused ones and vectors, with their scales, of the other kind."""
+    column = searched(names, kind)
+    left = {*unused, *SCALES, *SCALES.values()} - {column, SCALES[column]}
+    return [n for n in names if n not in left]
+
+
 def described(storage: str, embedding: str) -> dict[str, Any]:
     """Of the `kiln` metadata: how int8 becomes numbers; nothing for floats, which are what they say."""
     if storage != "int8":
