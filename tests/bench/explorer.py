@@ -94,7 +94,7 @@ def recall(version: Version, count: int) -> float:
         dislikes = rng.choice(len(matrix), n % 3, replace=False)
         direction = ranking.mean_direction(ranking.vectors(matrix, likes), ranking.vectors(matrix, dislikes))
         rows, _ = ranking.by_index(version.db, matrix, direction, Where(), 10, 1.0)
-        true, _ = ranking.top(matrix, np.arange(len(matrix)), direction, 10)
+        true, _ = ranking.top(matrix, np.ones(len(matrix), bool), direction, 10)
         found += len(np.intersect1d(rows, true))
     return found / (10 * count)
 
