@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from scripts.kiln import scan
 from scripts.kiln.colours import unit
 from scripts.kiln.errors import ConfigError, TransientError
-from scripts.kiln.explorer import METRIC, PROBES, REFINE, VECTOR, Explorer
+from scripts.kiln.explorer import METRIC, REFINE, VECTOR, Explorer, probes
 from scripts.kiln.filters import Where, names_sql
 from scripts.kiln.matrix import Matrix
 
@@ -25,8 +24,7 @@ MOST_KM = 20_000.0  # half the way round the Earth
 AWAY = 0.5  # weight of the dislikes' mean
 LEAST_MARKS = 3  # of each kind, for `linear`
 MOST_SCORED = 5_000_000  # chips that `linear` looks at
-EXACT_ROWS = 20_000  # fewer than these are compared one by one, faster and surer than the index
-MOST_PROBES = 200  # partitions of the index, where filters leave little in each
+EXACT_ROWS = 100_000  # fewer than these are compared one by one, as fast as through the index
 BACKGROUND, ENOUGH = 256, 30  # chips taken as weak dislikes where there are fewer than ENOUGH real ones
 FAINT = 0.25  # weight of all those together; likes weigh 1 together, and so do dislikes
 RIDGE = 0.1  # of the mean squared length of the marks about their centre
@@ -208,10 +206,10 @@ def by_index(
     sql = where.sql()
     if where.datasets and not sql:
         sql = names_sql(where.datasets)
-    probes = int(min(MOST_PROBES, math.ceil(PROBES / math.sqrt(max(share, 1e-6)))))
+    wide = math.ceil(probes(len(matrix)) / math.sqrt(max(share, 1e-6)))
     try:
         asked = db.table.search(direction, vector_column_name=VECTOR).distance_type(METRIC)
-        asked = asked.nprobes(probes).refine_factor(REFINE if want <= 1000 else 2)
+        asked = asked.nprobes(wide).refine_factor(REFINE if want <= 1000 else 2)
         if sql:
             asked = asked.where(sql, prefilter=True)
         found = asked.limit(want).with_row_id(True).select(["_distance"]).to_arrow()
@@ -251,7 +249,9 @@ def top(matrix: Matrix, keep: np.ndarray, direction: np.ndarray, count: int) -> 
     Returns rows and products. Exact: half precision gives each product within a known error, and all that may be among
     the best are computed again.
     """
-    rows: np.ndarray | None = np.flatnonzero(keep)
+    from scripts.kiln import scan  # torch takes seconds to load, and most searches of the command line do without
+
+    rows = np.flatnonzero(keep)
     if len(rows) > max(FEW, 4 * count):
         some = None if len(rows) * DENSE > len(matrix) else rows
         products, error = scan.rough(matrix, direction, some)
