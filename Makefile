@@ -44,6 +44,7 @@ bench: $(VENV)/.test ## what planning costs, and dry runs against a bare workflo
 	python -m tests.bench.dry_run
 
 bench-explorer: $(VENV)/.test ## the explorer with a million chips
+	@tests/explorer/install.sh
 	python -m tests.bench.explorer
 
 lock: ## renew envs/constraints.txt (needs the network)

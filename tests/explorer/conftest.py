@@ -1,7 +1,6 @@
 """A real server over a database made here, and a real browser that looks at it."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,10 +19,10 @@ from rasterio.transform import from_origin
 
 from scripts.make_sample import landscape
 from tests import explorers
+from tests.explorer.browser import launch
 
 ROOT = Path(__file__).parents[2]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 WEST, SOUTH, SIDE, PPD = -96, 43, 25, 1500  # a tile of 25 x 25 chips
 STEP = 1 / SIDE
 GONE = "gone.tif"
@@ -99,12 +98,8 @@ class Server:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """The system's Chromium."""
-    path = os.environ.get("KILN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.fail("no browser here: install Debian's chromium, or name one in KILN_BROWSER")
     with sync_playwright() as driver:
-        arguments = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        started = driver.chromium.launch(executable_path=path, args=arguments)
+        started = launch(driver)
         yield started
         started.close()
 
