@@ -159,7 +159,8 @@ class Matrix:
     def in_view(self, bbox: Sequence[float], mask: np.ndarray | None) -> np.ndarray:
         """Rows of the chips whose boxes touch a box of degrees, west > east across the antimeridian; `mask` as said."""
         found = [np.empty(0, np.int64)]
-        for west, south, east, north in halves(tuple(bbox)):  # type: ignore[arg-type]
+        parts = halves(tuple(bbox))  # type: ignore[arg-type]
+        for west, south, east, north in parts:
             (x0, x1), (y1, y0) = map_x(np.array([west, east])), map_y(np.array([south, north]))
             for first, last in self.touching(x0, y0, x1, y1):
                 left, right = self["xmin"][first:last], self["xmax"][first:last]
@@ -169,7 +170,8 @@ class Matrix:
                 if mask is not None:
                     touches &= mask[first:last]
                 found.append(np.flatnonzero(touches) + first)
-        return np.unique(np.concatenate(found))
+        rows = np.concatenate(found)  # of one part they come once, and in order
+        return rows if len(parts) == 1 else np.unique(rows)
 
     def at(self, lon: float, lat: float, mask: np.ndarray | None) -> int:
         """The row of the chip that covers a point, the newest if several do, then the nearest centre, then by id.
