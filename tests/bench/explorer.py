@@ -12,10 +12,7 @@ busy machine changes less.
 import argparse
 import json
 import os
-import re
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +32,7 @@ from scripts.kiln.filters import Where
 from scripts.kiln.matrix import Matrix
 from scripts.kiln.versions import Version
 from tests.explorer.browser import launch
-from tests.rules.workflow import ROOT
+from tests.explorer.serving import ROOT, Server
 
 SIDE = 512 / 12000  # degrees of a chip
 BATCH = 4096
@@ -190,22 +187,15 @@ def measure(folder: Path, args: argparse.Namespace) -> bool:
     version = Version(db, cache)
     seconds["matrix made or opened"] = time.monotonic() - began
     found = recall(version, args.queries)
-    began, log = time.monotonic(), folder / "log"
-    with log.open("wb") as said:
-        command = [sys.executable, "-m", "scripts.explore", "--db", db, "--cache", str(cache), "--port", "0"]
-        server = subprocess.Popen(command, cwd=ROOT, stderr=said)
+    began = time.monotonic()
+    server = Server(ROOT, folder, db)
     try:
-        while not (at := re.search(r"explorer is at (\S+)", log.read_text())):
-            if server.poll() is not None or time.monotonic() - began > 600:
-                sys.exit(log.read_text())
-            time.sleep(0.05)
         seconds["server started"] = time.monotonic() - began
-        rows = ask(at[1], version.matrix, args, server.pid)
-        shown = statistics.median(first_pictures(at[1]))
-        used = memory_mb(server.pid)
+        rows = ask(server.address, version.matrix, args, server.process.pid)
+        shown = statistics.median(first_pictures(server.address))
+        used = memory_mb(server.process.pid)
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        server.stop()
     rows += [
         Row("first picture of the page, s", shown, args.most_page_s),
         Row("memory beyond the mapped, MB", used, args.most_mb),

@@ -1,7 +1,5 @@
 """Pictures of chips from a real strict WMS: Debian's MapServer over a tile that is made as those of the sample."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,19 +11,10 @@ from scripts.kiln.picture_cache import PictureCache
 from scripts.kiln.pictures import SIZE, from_source, from_wms, picture
 from scripts.make_sample import landscape
 from tests.archives import write_tile
-from tests.explorer.mapserver import CGI, MapServer
+from tests.explorer.mapserver import MapServer
 
 BOX = (-0.7, 43.35, -0.5, 43.55)  # in tile N43W001
 REQUESTS = [(v, c) for v in ("1.1.1", "1.3.0") for c in ("EPSG:4326", "EPSG:3857")]
-
-
-@pytest.fixture(scope="session")
-def program() -> str:
-    """MapServer's CGI program."""
-    path = os.environ.get("KILN_MAPSERV", CGI)
-    if not shutil.which(path):
-        pytest.fail("no MapServer here: install Debian's cgi-mapserver, or name its mapserv in KILN_MAPSERV")
-    return path
 
 
 @pytest.fixture(scope="module")
