@@ -27,6 +27,7 @@ from scripts.kiln.sentinel2_scene import OFFSET, subtract
 from scripts.kiln.storage import TIMEOUT
 
 SIZE = 256  # pixels of a picture's side
+MOST_BYTES = 16 << 20  # of a service's answer
 STRETCH = {
     "worldcover": ((1, 2, 3), 0.0, 4000.0, 0.6),
     "naip": ((1, 2, 3), 0.0, 255.0, 1.0),
@@ -85,21 +86,27 @@ def from_wms(wms: dict[str, Any], bbox: tuple[float, float, float, float]) -> np
 def _asked(wms: dict[str, Any], bbox: tuple[float, float, float, float], width: int) -> np.ndarray:
     """RGB [SIZE, width, 3] of one request."""
     try:
-        response = requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT)
+        with requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT, stream=True) as response:
+            kind = response.headers.get("Content-Type", "").partition(";")[0]
+            body = bytearray()
+            for chunk in response.iter_content(1 << 16):
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise SourceError(f"the service sends more than {MOST_BYTES >> 20} MB for a picture")
     except requests.RequestException as e:
         raise SourceError(f"the service does not answer ({type(e).__name__})") from e
-    kind = response.headers.get("Content-Type", "").partition(";")[0]
     if response.status_code != 200:
         raise SourceError(f"the service answers {response.status_code} {response.reason}")
     if not kind.startswith("image/"):
-        raise SourceError(f"the service sends {kind or 'something unnamed'}, no picture: {_plain(response.text)}")
+        said = _plain(bytes(body[:4000]).decode("utf-8", "replace"))
+        raise SourceError(f"the service sends {kind or 'something unnamed'}, no picture: {said}")
     try:
-        with Image.open(io.BytesIO(response.content)) as image:
+        with Image.open(io.BytesIO(body)) as image:
+            if image.size != (width, SIZE):  # asked before it is unpacked, however large it says it is
+                raise SourceError(f"the service sends {image.width} x {image.height} px, not {width} x {SIZE}")
             pixels = np.asarray(image.convert("RGBA"))
-    except (UnidentifiedImageError, OSError) as e:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as e:
         raise SourceError("the service sends a picture that cannot be read") from e
-    if pixels.shape[:2] != (SIZE, width):
-        raise SourceError(f"the service sends {pixels.shape[1]} x {pixels.shape[0]} px, not {width} x {SIZE}")
     if not pixels[..., 3].any() or np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() == 0:
         raise SourceError("the service sends a blank picture: no data there, or its axes are swapped")
     return np.ascontiguousarray(pixels[..., :3])

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import re
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -347,6 +349,12 @@ def test_a_wholly_transparent_picture_is_blank(strict, tile):
     assert "blank" in got.why
 
 
+def claiming(width, height):
+    """A picture that says it is of another size than it is."""
+    head = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
+    return GOOD[:12] + head + struct.pack(">I", zlib.crc32(head)) + GOOD[33:]
+
+
 ANSWERS = {
     "a failing server": ((500, "text/plain", b"oops"), "500"),
     "a page that is gone": ((404, "text/html", b"<h1>gone</h1>"), "404"),
@@ -356,6 +364,9 @@ ANSWERS = {
     "no content type": ((200, "", GOOD), "something unnamed"),
     "nothing": ((200, "image/png", b""), "cannot be read"),
     "another size": ((200, "image/png", png(np.ones((10, 20, 3), np.uint8))), "20 x 10 px, not 256 x 256"),
+    "a bomb": ((200, "image/png", claiming(60_000, 60_000)), "cannot be read"),
+    "a large one": ((200, "image/png", claiming(9_000, 9_000)), "9000 x 9000 px, not 256 x 256"),
+    "too much": ((200, "image/png", bytes(pictures.MOST_BYTES + 1)), "more than 16 MB"),
     "xml that calls itself a picture": ((200, "image/png", REPORT), "cannot be read"),
 }
 
