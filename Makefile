@@ -22,8 +22,10 @@ test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of ev
 	@$(MAKE) --no-print-directory lint
 	pytest -n $(CORES) tests --ignore tests/explorer
 
-test-explorer: $(VENV)/.test ## the explorer's page in a real browser; wants Debian's chromium, or KILN_BROWSER
-	KILN_BROWSER_REQUIRED=1 KILN_SCREENSHOTS=$(CURDIR)/results/explorer-screenshots pytest tests/explorer
+test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a real WMS; installs both (Debian, root)
+	@tests/explorer/install.sh
+	KILN_SCREENSHOTS=$(CURDIR)/results/explorer-screenshots pytest tests/explorer
+	@echo "screenshots: results/explorer-screenshots"
 
 lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint
 	ruff check .
@@ -48,6 +50,7 @@ bench: $(VENV)/.test ## what encoding, reading, whole shards, planning, dry runs
 	python -m tests.bench.products
 
 bench-explorer: $(VENV)/.test ## the explorer with a million chips
+	@tests/explorer/install.sh
 	python -m tests.bench.explorer
 
 lock: ## renew envs/constraints.txt (needs the network)

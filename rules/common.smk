@@ -119,13 +119,33 @@ def weights_path():
 
 
 def weights_of(dataset):
-    """The weights, as input of embedding jobs. A checkpoint where there is finished work, or it would be redone."""
-    return made_weights if dataset.begun else weights_path()
+    """The weights, as input of embedding jobs; none where they lie on this machine's disk, since each costs dry runs.
+
+    A checkpoint where there is finished work, or it would be redone.
+    """
+    if weights_here():
+        return {}
+    return {"weights": ancient(made_weights if dataset.begun else weights_path())}
+
+
+def weights_here():
+    """Whether the weights can be read where they lie; a store is not asked when the workflow is parsed."""
+    return not STORAGE_ROOT and WEIGHTS_DIGEST is not None and os.path.isfile(weights_path())
+
+
+def weights_flag():
+    """What embedding commands are told of them."""
+    return f"--weights {quoted(weights_path()) if weights_here() else '{input.weights:q}'}"
 
 
 def made_weights(wildcards):
     pinned(None)
     return checkpoints.encoder_weights.get().output[0]
+
+
+def log_of(path):
+    """A log of thousands of jobs: the driver's own, also with results on a store; the mark costs every dry run."""
+    return local(path) if STORAGE_ROOT else path
 
 
 def begun(folder):

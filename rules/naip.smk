@@ -42,6 +42,11 @@ for state in sorted({*STATES, *NAIP["states"]}):
             "NAIP of a state: every shard and product is there"
 
 
+# Commands and messages of all jobs are filled in with a copy of the globals: names that nobody asks for cost dry runs.
+for name in [name for name in globals() if name.startswith("__naip-")]:
+    del globals()[name]
+
+
 checkpoint plan_naip:
     output:
         names=NAIP_DATASET.names,  # first: the one that is asked for when shards are to be known
@@ -66,11 +71,11 @@ checkpoint plan_naip:
 # No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
 rule embed_naip:
     input:
-        weights=ancient(weights_of(NAIP_DATASET)),
+        **weights_of(NAIP_DATASET),
     output:
         f"{NAIP_DATASET.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
-        local(f"{LOGS}/embed_naip/{{partition}}/{{shard}}.log"),
+        log_of(f"{LOGS}/embed_naip/{{partition}}/{{shard}}.log"),
     conda:
         CONDA
     threads: settings("resources", "embed_threads")
@@ -85,7 +90,7 @@ rule embed_naip:
     message:
         "NAIP {wildcards.partition}: embed {wildcards.shard}"
     shell:
-        "python -m scripts.embed_naip --weights {input.weights:q}"
+        f"python -m scripts.embed_naip {weights_flag()}"
         " --output {output:q} {params.flags} --threads {threads} 2> {log:q}"
 
 

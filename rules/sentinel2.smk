@@ -51,11 +51,11 @@ checkpoint plan_sentinel2:
 # No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
 rule embed_sentinel2:
     input:
-        weights=ancient(weights_of(S2_DATASET)),
+        **weights_of(S2_DATASET),
     output:
         f"{S2_DATASET.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
-        local(f"{LOGS}/embed_sentinel2/{{partition}}/{{shard}}.log"),
+        log_of(f"{LOGS}/embed_sentinel2/{{partition}}/{{shard}}.log"),
     conda:
         CONDA
     threads: settings("resources", "embed_threads")
@@ -71,8 +71,8 @@ rule embed_sentinel2:
     message:
         "Sentinel-2 {wildcards.partition}: embed {wildcards.shard}"
     shell:
-        "python -m scripts.embed_sentinel2 --weights {input.weights:q} --output {output:q}"
-        " {params.flags} --threads {threads} 2> {log:q}"
+        f"python -m scripts.embed_sentinel2 {weights_flag()}"
+        " --output {output:q} {params.flags} --threads {threads} 2> {log:q}"
 
 
 rule merge_sentinel2:

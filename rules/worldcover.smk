@@ -61,12 +61,12 @@ checkpoint plan_worldcover:
 # No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
 rule embed_worldcover:
     input:
-        weights=ancient(weights_of(WORLDCOVER)),
+        **weights_of(WORLDCOVER),
         plan=ancient(partial(plan_of, "worldcover")),
     output:
         f"{WORLDCOVER.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
-        local(f"{LOGS}/embed_worldcover/{{partition}}/{{shard}}.log"),
+        log_of(f"{LOGS}/embed_worldcover/{{partition}}/{{shard}}.log"),
     conda:
         CONDA
     threads: settings("resources", "embed_threads")
@@ -80,7 +80,7 @@ rule embed_worldcover:
     message:
         "WorldCover {wildcards.partition}: embed {wildcards.shard}"
     shell:
-        "python -m scripts.embed_worldcover --units {input.plan:q} --shard {wildcards.shard} --weights {input.weights:q}"
+        f"python -m scripts.embed_worldcover {weights_flag()} --units {{input.plan:q}} --shard {{wildcards.shard}}"
         " --output {output:q} {params.flags} --threads {threads} 2> {log:q}"
 
 

@@ -3,6 +3,8 @@
 python -m scripts.explore --db results/sample/explorer --pictures config/config.yaml
 """
 
+import contextlib
+import ctypes
 import json
 import logging
 import socket
@@ -20,6 +22,7 @@ from scripts.kiln.picture_cache import MOST_BYTES, PictureCache
 from scripts.kiln.versions import POLL, Follower
 from scripts.search import read_services
 
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
 GRACE = 3  # seconds that answers under way get when the server is told to stop
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,16 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as e:
         raise ConfigError(f"cannot listen at {host} port {port}: {e}; say another --port or --host") from e
     return made
+
+
+def keep_little() -> None:
+    """Let glibc keep little of what is freed: two stores, not eight for each core, and large arrays in neither.
+
+    With a million chips that is 300 MB.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def serve(follower: Follower, pictures: PictureCache, settings: server.Settings) -> uvicorn.Server:
@@ -83,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     def work() -> None:
         if args.poll <= 0 or args.picture_mb < 1:
             raise ConfigError("--poll and --picture-mb: want more than 0")
+        keep_little()
         services = read_services(args.pictures)
         base = read_base_map(args.base_map) if args.base_map else None
         listening = bind(args.host, args.port)

@@ -25,7 +25,10 @@ def started(tmp_path, *args):
     log = tmp_path / "log"
     command = [sys.executable, "-m", "scripts.explore", "--cache", str(tmp_path / "cache"), "--port", "0", *args]
     with log.open("wb") as said:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=said, env=os.environ | {"COLUMNS": "200"})
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=said, env=os.environ | {"COLUMNS": "200"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell started us with &
+        )  # fmt: skip
     until = time.monotonic() + 60
     while not (at := re.search(r"explorer is at (\S+)", log.read_text())):
         assert process.poll() is None, log.read_text()

@@ -175,6 +175,27 @@ def test_poor_recall_is_refused_and_readers_keep_the_old_version(tmp_path, two, 
     assert ready(tmp_path / "db") == before
 
 
+@pytest.mark.parametrize(("measured", "good"), [(0.949, False), (0.95, True)])
+def test_a_recall_under_095_fails(tmp_path, two, monkeypatch, measured, good):
+    monkeypatch.setattr(index.recall, "measure", lambda chips: {"rows": 100, "recall_at_10": measured})
+    if good:
+        assert build_of(tmp_path / "db", two[0])["recall_at_10"] == measured
+    else:
+        with pytest.raises(SourceError, match=r"recall@10 is 0\.949, under 0\.95"):
+            build_of(tmp_path / "db", two[0])
+        with pytest.raises(ConfigError, match="no finished explorer database"):
+            Explorer(str(tmp_path / "db"))
+
+
+def test_recall_is_measured_for_chips_and_for_means_of_marks(monkeypatch):
+    vectors = np.random.default_rng(0).standard_normal((100, 16)).astype(np.float32)
+    asked = index.recall.asked_for(vectors)
+    assert np.linalg.norm(asked, axis=1) == pytest.approx(np.ones(100), abs=1e-5)
+    cosine = (asked * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)
+    assert (cosine > 0.999).sum() in range(50, 75)  # chips, and single likes
+    assert (cosine < 0.95).sum() in range(25, 50)  # means
+
+
 def test_rows_added_later_are_found_through_the_index(tmp_path, many, monkeypatch):
     monkeypatch.setattr(index, "EXACT_BELOW", 2000)
     build_of(tmp_path / "db", many)
@@ -694,7 +715,7 @@ def test_time_and_recall_at_the_chosen_settings_are_recorded(tmp_path, two):
     assert (measured["rows"], measured["recall_at_10"]) == (200, 1.0)
     assert 0 < measured["query_ms"] < 60_000
     told = json.loads(record.read_text())
-    assert told["settings"] == {"probes": explorer.PROBES, "refine": explorer.REFINE, "metric": "cosine"}
+    assert told["settings"] == {"probes": explorer.probes(200), "refine": explorer.REFINE, "metric": "cosine"}
     assert "query_ms" not in told, "equal runs write equal records"
 
 

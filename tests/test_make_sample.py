@@ -184,15 +184,16 @@ def test_command_line(tmp_path, capsys):
 )
 def test_command_line_errors(tmp_path, capsys, wrong):
     with pytest.raises(SystemExit) as caught:
-        main(["--out", str(tmp_path), *wrong])
+        main(["--out", str(tmp_path), "--datasets", "worldcover", *wrong])
     assert caught.value.code == 2
     assert wrong[1] in capsys.readouterr().err
 
 
 def test_out_is_a_file(tmp_path, capsys):
     (tmp_path / "out").write_text("")
+    quick = ["--datasets", "worldcover", "--pixels-per-degree", "16", "--tiles", "N43W001"]
     with pytest.raises(SystemExit) as caught:
-        main(["--out", str(tmp_path / "out"), "--pixels-per-degree", "16", "--tiles", "N43W001"])
+        main(["--out", str(tmp_path / "out"), *quick])
     assert caught.value.code == 2
     assert str(tmp_path / "out") in capsys.readouterr().err
 

@@ -24,7 +24,8 @@ TABLE = "chips"
 TAG = "ready"
 VECTOR = "vector"
 METRIC = "cosine"
-PROBES = 20  # partitions of the index that a query looks into
+PARTITION = 8192  # rows, in the mean, of a partition of the index, as LanceDB makes them
+LEAST_PROBES = 20  # partitions that a query looks into
 REFINE = 5  # times k candidates compared again with their full vectors
 MOST_CELLS = 400  # of a box, named in a filter; a larger box is compared alone
 FACTS = (
@@ -56,6 +57,16 @@ def chips_schema(dim: int, about: dict[str, Any]) -> pa.Schema:
 def space(about: dict[str, Any]) -> tuple[Any, ...]:
     """What tells spaces of vectors apart, of a dataset's `kiln` metadata."""
     return tuple(about.get(n) for n in ("model", "weights_sha256", "embedding", "dimensions"))
+
+
+def probes(rows: int) -> int:
+    """Partitions of the index of so many rows that a query looks into: half of them.
+
+    The nearest few would do for the vector of a chip (20 of 122 found all of the best 10 in 40 searches), but a mean of
+    likes less dislikes lies away from all chips, where near partitions tell little: 24 searches found 0.94 of them, one
+    of these a tenth. With half of them, all.
+    """
+    return max(LEAST_PROBES, math.ceil(rows / PARTITION / 2))
 
 
 def cells(lon: np.ndarray, lat: np.ndarray) -> list[str]:
@@ -230,7 +241,7 @@ def nearest(
 ) -> list[dict[str, Any]]:
     """What `Explorer.similar` does, for any version of the table."""
     query = table.search(np.asarray(vector, np.float32), vector_column_name=VECTOR).distance_type(METRIC)
-    query = query.bypass_vector_index() if exact else query.nprobes(PROBES).refine_factor(REFINE)
+    query = query.bypass_vector_index() if exact else query.nprobes(probes(table.count_rows())).refine_factor(REFINE)
     if where := filters.sql():
         query = query.where(where, prefilter=True)
     rows = query.limit(k).select([*FACTS, "_distance"]).to_list()

@@ -1,8 +1,7 @@
 """A version of an explorer database as memory-mapped NumPy arrays, for what looks at every chip: classifiers, maps.
 
-Made once per version in the cache folder (about 3.2 kB a chip of 1024 numbers) and opened by every later start. Rows
-lie along a Z-order curve of web mercator, so that the chips of a map tile, or of a box, are a few runs of rows. Beside
-the float16 vectors lies a coarse int8 copy that is scanned four times as fast; `step` and `slack` bound its error.
+Made once per version in the cache folder (about 2.2 kB a chip of 1024 numbers) and opened by every later start. Rows
+lie along a Z-order curve of web mercator, so that the chips of a map tile, or of a box, are a few runs of rows.
 """
 
 import fcntl
@@ -29,7 +28,7 @@ from scripts.kiln.filters import Where, halves
 from scripts.kiln.fingerprint import digest
 from scripts.kiln.progress import Progress
 
-RECIPE = 1  # raised when the files of a cached matrix change
+RECIPE = 2  # raised when the files of a cached matrix change
 BATCH = 4096  # rows read at a time
 LEVEL = 24  # of the Z-order curve: cells of 2.4 m at the equator
 POLE = 85.051128779806604  # degrees: the edge of web mercator
@@ -50,16 +49,15 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class Matrix:
-    """n chips: `vectors` [n, D] float16, `coarse` [n, D] int8, `columns` name -> array [n], `texts` of TEXTS.
+    """n chips: `vectors` [n, D] float16, `columns` name -> array [n], `texts` of TEXTS.
 
     A column may be: dataset (number of `datasets`), year (0: none), time (ms since 1970, NO_TIME: none), nodata, cloud
-    (NaN: unknown), lon, lat, xmin, ymin, xmax, ymax (degrees; xmin > xmax across the antimeridian), norm, step, slack,
-    mercator_y (share of the map's height), morton, colour [n, 3], and the sorted look-ups rowid with rowid_row, hash
-    with hash_row.
+    (NaN: unknown), lon, lat, xmin, ymin, xmax, ymax (degrees; xmin > xmax across the antimeridian), norm, mercator_y
+    (share of the map's height), morton, colour [n, 3], and the sorted look-ups rowid with rowid_row, hash with
+    hash_row.
     """
 
     vectors: np.ndarray
-    coarse: np.ndarray
     columns: Mapping[str, np.ndarray]
     texts: pa.Table
     datasets: tuple[str, ...]
@@ -161,7 +159,8 @@ class Matrix:
     def in_view(self, bbox: Sequence[float], mask: np.ndarray | None) -> np.ndarray:
         """Rows of the chips whose boxes touch a box of degrees, west > east across the antimeridian; `mask` as said."""
         found = [np.empty(0, np.int64)]
-        for west, south, east, north in halves(tuple(bbox)):  # type: ignore[arg-type]
+        parts = halves(tuple(bbox))  # type: ignore[arg-type]
+        for west, south, east, north in parts:
             (x0, x1), (y1, y0) = map_x(np.array([west, east])), map_y(np.array([south, north]))
             for first, last in self.touching(x0, y0, x1, y1):
                 left, right = self["xmin"][first:last], self["xmax"][first:last]
@@ -171,7 +170,8 @@ class Matrix:
                 if mask is not None:
                     touches &= mask[first:last]
                 found.append(np.flatnonzero(touches) + first)
-        return np.unique(np.concatenate(found))
+        rows = np.concatenate(found)  # of one part they come once, and in order
+        return rows if len(parts) == 1 else np.unique(rows)
 
     def at(self, lon: float, lat: float, mask: np.ndarray | None) -> int:
         """The row of the chip that covers a point, the newest if several do, then the nearest centre, then by id.
@@ -305,11 +305,12 @@ def _alone(home: Path) -> Iterator[None]:
 def load(folder: Path) -> Matrix:
     """Open what was made."""
     record = json.loads((folder / "record.json").read_text())
-    arrays = {p.stem: np.load(p, mmap_mode="r" if record["rows"] else None) for p in sorted(folder.glob("*.npy"))}
+    how = "c" if record["rows"] else None  # torch wants what could be written; nothing written would reach the files
+    arrays = {p.stem: np.load(p, mmap_mode=how) for p in sorted(folder.glob("*.npy"))}
     with pa.memory_map(str(folder / "texts.arrow")) as mapped:
         texts = pa.ipc.open_file(mapped).read_all()
     return Matrix(
-        arrays.pop("vectors"), arrays.pop("coarse"), arrays, texts, tuple(record["datasets"]), record["spaces"],
+        arrays.pop("vectors"), arrays, texts, tuple(record["datasets"]), record["spaces"],
         tuple(record["half"]), record["size"],
     )  # fmt: skip
 
@@ -318,7 +319,7 @@ def _make(db: Explorer, dim: int, folder: Path) -> None:
     """Write the arrays of a version into a new folder, the record last."""
     rows = db.table.count_rows()
     folder.mkdir()
-    need, room = rows * (3 * dim + 500), shutil.disk_usage(folder).free
+    need, room = rows * (2 * dim + 500), shutil.disk_usage(folder).free
     if need > room:
         raise StorageError(f"{folder.parent}: {need >> 20} MB are wanted, {room >> 20} are free; say another --cache")
     fitted = colours.read(db.uri, db.table.version)
@@ -396,12 +397,10 @@ def _vectors(
     db: Explorer, dim: int, folder: Path, columns: dict[str, np.ndarray], record: Mapping[str, Any],
     fitted: Mapping[str, colours.Colours],
 ) -> None:  # fmt: skip
-    """Write vectors and their coarse copy; adds norm, step, slack and colour to `columns`."""
+    """Write the vectors; adds norm and colour to `columns`."""
     rows = record["rows"]
     vectors = _new(folder / "vectors.npy", np.float16, (rows, dim))
-    coarse = _new(folder / "coarse.npy", np.int8, (rows, dim))
-    for name in ("norm", "step", "slack"):
-        columns[name] = np.zeros(rows, np.float32)
+    columns["norm"] = np.zeros(rows, np.float32)
     columns["colour"] = np.full((rows, 3), 128, np.uint8)
     space = {d: s for s, names in record["spaces"].items() for d in names}
     progress, seen = Progress(rows, "the chips as a matrix"), 0
@@ -412,12 +411,7 @@ def _vectors(
             values = batch[explorer.VECTOR].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
             wide = values.astype(np.float32)
             norm = np.linalg.norm(wide, axis=1)
-            wide /= np.maximum(norm, 1e-12)[:, None]
-            step = np.maximum(np.abs(wide).max(axis=1), 1e-12) / 127
-            small = np.rint(wide / step[:, None])
-            vectors[place], coarse[place] = values.astype(np.float16), small.astype(np.int8)
-            columns["norm"][place], columns["step"][place] = norm, step
-            columns["slack"][place] = np.linalg.norm(wide - small * step[:, None], axis=1) + 1e-5
+            vectors[place], columns["norm"][place] = values.astype(np.float16), norm
             for code, dataset in enumerate(record["datasets"]):
                 mine = columns["dataset"][place] == code
                 if mine.any() and (of := fitted.get(space[dataset])) is not None:
@@ -434,9 +428,8 @@ def _vectors(
         progress.close()
     if seen != rows:
         raise SourceError(f"{db.uri}: {seen} vectors for {rows} chips; build the index again")
-    for array in (vectors, coarse):
-        if isinstance(array, np.memmap):
-            array.flush()
+    if isinstance(vectors, np.memmap):
+        vectors.flush()
 
 
 def _new(path: Path, kind: Any, shape: tuple[int, int]) -> np.ndarray:

@@ -5,8 +5,10 @@ another size are recognised and said, and the source is read instead.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,12 @@ from rasterio.windows import from_bounds
 
 from scripts.kiln import raster
 from scripts.kiln.errors import KilnError, SourceError
+from scripts.kiln.sentinel2_layout import CONTRADICTED
+from scripts.kiln.sentinel2_scene import OFFSET, subtract
 from scripts.kiln.storage import TIMEOUT
 
 SIZE = 256  # pixels of a picture's side
+MOST_BYTES = 16 << 20  # of a service's answer
 STRETCH = {
     "worldcover": ((1, 2, 3), 0.0, 4000.0, 0.6),
     "naip": ((1, 2, 3), 0.0, 255.0, 1.0),
@@ -81,21 +86,27 @@ def from_wms(wms: dict[str, Any], bbox: tuple[float, float, float, float]) -> np
 def _asked(wms: dict[str, Any], bbox: tuple[float, float, float, float], width: int) -> np.ndarray:
     """RGB [SIZE, width, 3] of one request."""
     try:
-        response = requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT)
+        with requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT, stream=True) as response:
+            kind = response.headers.get("Content-Type", "").partition(";")[0]
+            body = bytearray()
+            for chunk in response.iter_content(1 << 16):
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise SourceError(f"the service sends more than {MOST_BYTES >> 20} MB for a picture")
     except requests.RequestException as e:
         raise SourceError(f"the service does not answer ({type(e).__name__})") from e
-    kind = response.headers.get("Content-Type", "").partition(";")[0]
     if response.status_code != 200:
         raise SourceError(f"the service answers {response.status_code} {response.reason}")
     if not kind.startswith("image/"):
-        raise SourceError(f"the service sends {kind or 'something unnamed'}, no picture: {_plain(response.text)}")
+        said = _plain(bytes(body[:4000]).decode("utf-8", "replace"))
+        raise SourceError(f"the service sends {kind or 'something unnamed'}, no picture: {said}")
     try:
-        with Image.open(io.BytesIO(response.content)) as image:
+        with Image.open(io.BytesIO(body)) as image:
+            if image.size != (width, SIZE):  # asked before it is unpacked, however large it says it is
+                raise SourceError(f"the service sends {image.width} x {image.height} px, not {width} x {SIZE}")
             pixels = np.asarray(image.convert("RGBA"))
-    except (UnidentifiedImageError, OSError) as e:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as e:
         raise SourceError("the service sends a picture that cannot be read") from e
-    if pixels.shape[:2] != (SIZE, width):
-        raise SourceError(f"the service sends {pixels.shape[1]} x {pixels.shape[0]} px, not {width} x {SIZE}")
     if not pixels[..., 3].any() or np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() == 0:
         raise SourceError("the service sends a blank picture: no data there, or its axes are swapped")
     return np.ascontiguousarray(pixels[..., :3])
@@ -112,22 +123,43 @@ def from_source(dataset: str, source: str, bbox: tuple[float, float, float, floa
     else:
         files = [(source, bands)]
     values = np.concatenate([_read(uri, wanted, bbox) for uri, wanted in files])
+    if dataset == "sentinel2" and _carries_offset(tuple(uri for uri, _ in files)):
+        values = subtract(values)
     shown = np.clip((values.astype(np.float32) - black) / (white - black), 0, 1) ** gamma * 255
     shown[:, ~values.any(axis=0)] = 128
     return shown.astype(np.uint8).transpose(1, 2, 0)
 
 
-def _read(uri: str, bands: Sequence[int], bbox: tuple[float, float, float, float]) -> np.ndarray:
-    """Bands [n, SIZE, SIZE] of a file in a box of degrees; 0 where it has none."""
+@lru_cache(4096)
+def _carries_offset(uris: tuple[str, ...]) -> bool:
+    """Whether a Sentinel-2 scene's numbers seem to carry the offset of 1000, with which it would look pale.
+
+    The row does not tell, so the whole scene does, seen from far: with the offset hardly a pixel is below it.
+    """
+    far = []
+    for uri in uris:
+        with _opened(uri) as file:
+            far.append(file.read(1, out_shape=(128, 128)))
+    there = np.all(far, axis=0)
+    dark = np.count_nonzero(there & (np.max(far, axis=0) < OFFSET))
+    return dark <= CONTRADICTED * np.count_nonzero(there)
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[rasterio.DatasetReader]:
+    """A file, open. Raises SourceError if it cannot be read, also for what is done with it meanwhile."""
     try:
         with raster.environment(uri), rasterio.open(uri) as file:
-            box = transform_bounds("EPSG:4326", file.crs, *bbox)
-            window = from_bounds(*box, transform=file.transform)
-            return file.read(
-                list(bands), window=window, out_shape=(len(bands), SIZE, SIZE), boundless=True, fill_value=0
-            )
+            yield file
     except (RasterioError, OSError) as e:
         raise SourceError(f"{uri} cannot be read: {e}") from e
+
+
+def _read(uri: str, bands: Sequence[int], bbox: tuple[float, float, float, float]) -> np.ndarray:
+    """Bands [n, SIZE, SIZE] of a file in a box of degrees; 0 where it has none."""
+    with _opened(uri) as file:
+        window = from_bounds(*transform_bounds("EPSG:4326", file.crs, *bbox), transform=file.transform)
+        return file.read(list(bands), window=window, out_shape=(len(bands), SIZE, SIZE), boundless=True, fill_value=0)
 
 
 def picture(row: dict[str, Any], services: dict[str, Any]) -> Picture:

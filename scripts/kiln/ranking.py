@@ -6,16 +6,14 @@ of likes (1) against dislikes (-1), scored over every chip that the filters leav
 """
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from scripts.kiln.colours import unit
 from scripts.kiln.errors import ConfigError, TransientError
-from scripts.kiln.explorer import METRIC, PROBES, REFINE, VECTOR, Explorer
+from scripts.kiln.explorer import METRIC, REFINE, VECTOR, Explorer, probes
 from scripts.kiln.filters import Where, names_sql
 from scripts.kiln.matrix import Matrix
 
@@ -26,12 +24,13 @@ MOST_KM = 20_000.0  # half the way round the Earth
 AWAY = 0.5  # weight of the dislikes' mean
 LEAST_MARKS = 3  # of each kind, for `linear`
 MOST_SCORED = 5_000_000  # chips that `linear` looks at
-EXACT_ROWS = 20_000  # fewer than these are compared one by one, faster and surer than the index
-MOST_PROBES = 200  # partitions of the index, where filters leave little in each
+EXACT_ROWS = 100_000  # fewer than these are compared one by one, as fast as through the index
 BACKGROUND, ENOUGH = 256, 30  # chips taken as weak dislikes where there are fewer than ENOUGH real ones
 FAINT = 0.25  # weight of all those together; likes weigh 1 together, and so do dislikes
 RIDGE = 0.1  # of the mean squared length of the marks about their centre
-BLOCK = 2048  # rows scored at a time
+FEW = 2000  # chips are compared in full precision at once
+DENSE = 4  # where at least one chip in so many is wanted, all are multiplied, faster than picking them
+BLOCK = 2048  # results put apart at a time
 RADIUS = 6371.0088  # km, the Earth's mean
 
 
@@ -207,10 +206,10 @@ def by_index(
     sql = where.sql()
     if where.datasets and not sql:
         sql = names_sql(where.datasets)
-    probes = int(min(MOST_PROBES, math.ceil(PROBES / math.sqrt(max(share, 1e-6)))))
+    wide = math.ceil(probes(len(matrix)) / math.sqrt(max(share, 1e-6)))
     try:
         asked = db.table.search(direction, vector_column_name=VECTOR).distance_type(METRIC)
-        asked = asked.nprobes(probes).refine_factor(REFINE if want <= 1000 else 2)
+        asked = asked.nprobes(wide).refine_factor(REFINE if want <= 1000 else 2)
         if sql:
             asked = asked.where(sql, prefilter=True)
         found = asked.limit(want).with_row_id(True).select(["_distance"]).to_arrow()
@@ -225,10 +224,10 @@ def _best(
     note: str,
 ) -> Ranked:  # fmt: skip
     """The k best of every chip that mask and marks leave, exactly."""
-    every = np.arange(len(matrix)) if mask is None else np.flatnonzero(mask)
-    every = every[~np.isin(every, marks)]
-    for count in _growing(query.k, len(every), all_at_once=not query.apart_km):
-        rows, scores = top(matrix, every, direction, count)
+    keep = np.ones(len(matrix), bool) if mask is None else mask.copy()
+    keep[marks] = False
+    for count in _growing(query.k, int(np.count_nonzero(keep)), all_at_once=not query.apart_km):
+        rows, scores = top(matrix, keep, direction, count)
         chosen = apart(matrix, rows, query.apart_km, query.k)
         if len(chosen) == query.k:
             break
@@ -244,58 +243,24 @@ def _growing(k: int, most: int, *, all_at_once: bool) -> Iterator[int]:
     yield min(count, most)
 
 
-def top(matrix: Matrix, rows: np.ndarray, direction: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` of these rows whose unit vectors have the largest product with `direction` [D], and the products.
+def top(matrix: Matrix, keep: np.ndarray, direction: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` chips of those in `keep` [n] whose unit vectors have the largest product with `direction` [D].
 
-    Exact: the int8 copy gives each row's product within a known error, and all that may be among the best are
-    computed again from their float16 vectors.
+    Returns rows and products. Exact: half precision gives each product within a known error, and all that may be among
+    the best are computed again.
     """
-    if len(rows) <= EXACT_ROWS or count * 4 > len(rows):
-        likely = rows
-    else:
-        rough = _scan(matrix, rows, direction)
-        error = matrix["slack"][rows] * float(np.linalg.norm(direction))
-        least = np.partition(rough - error, len(rows) - count)[len(rows) - count]
-        likely = rows[rough + error >= least]
-    scores = _exact(matrix, likely, direction)
-    return in_order(matrix, likely, scores, count)
+    from scripts.kiln import scan  # torch takes seconds to load, and most searches of the command line do without
 
-
-def _scan(matrix: Matrix, rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Products [m] of the coarse vectors of rows; runs of rows are read in place."""
-    out = np.empty(len(rows), np.float32)
-
-    def score(first: int) -> None:
-        some = rows[first : first + BLOCK]
-        straight = some[-1] - some[0] == len(some) - 1
-        block = matrix.coarse[some[0] : some[-1] + 1] if straight else matrix.coarse[some]
-        out[first : first + len(some)] = block.astype(np.float32) @ direction
-
-    _parallel(score, len(rows))
-    return out * matrix["step"][rows]
-
-
-def _exact(matrix: Matrix, rows: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Products [m] of the unit vectors of rows."""
-    out = np.empty(len(rows), np.float32)
-
-    def score(first: int) -> None:
-        some = rows[first : first + BLOCK]
-        out[first : first + len(some)] = matrix.vectors[some].astype(np.float32) @ direction
-
-    _parallel(score, len(rows))
-    return out / np.maximum(matrix["norm"][rows], 1e-12)
-
-
-def _parallel(work: Callable[[int], None], rows: int) -> None:
-    """Do every block, on all cores where there are many: NumPy lets go of the interpreter while it computes."""
-    starts = range(0, rows, BLOCK)
-    if len(starts) < 4:
-        for first in starts:
-            work(first)
-        return
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(work, starts))
+    rows = np.flatnonzero(keep)
+    if len(rows) > max(FEW, 4 * count):
+        some = None if len(rows) * DENSE > len(matrix) else rows
+        products, error = scan.rough(matrix, direction, some)
+        if some is None:
+            products[~keep] = -np.inf
+        lowest = products - error
+        likely = np.flatnonzero(products + error >= np.partition(lowest, len(lowest) - count)[len(lowest) - count])
+        rows = likely if some is None else some[likely]
+    return in_order(matrix, rows, scan.exact(matrix, direction, rows), count)
 
 
 def in_order(

@@ -7,14 +7,16 @@ import numpy as np
 import pyarrow as pa
 
 from scripts.kiln import explorer
+from scripts.kiln.colours import unit
 from scripts.kiln.explorer import Table
+from scripts.kiln.ranking import mean_direction
 
 QUERIES = 100
 K = 10
 
 
 def measure(chips: Table) -> dict[str, Any]:
-    """Rows, kind of search, recall@10 of that search for seeded rows, and the median of its times in milliseconds.
+    """Rows, kind of search, recall@10 of that search for seeded queries, and the median of its times in milliseconds.
 
     The truth is NumPy's over all vectors where they are few, else LanceDB's own exact search.
     """
@@ -24,7 +26,7 @@ def measure(chips: Table) -> dict[str, Any]:
     if rows:
         chosen = np.random.default_rng(0).choice(rows, min(QUERIES, rows), replace=False)
         columns = ["chip_id", explorer.VECTOR]
-        queries = matrix(chips.take_offsets(sorted(chosen.tolist())).select(columns).to_arrow())[1]
+        queries = asked_for(matrix(chips.take_offsets(sorted(chosen.tolist())).select(columns).to_arrow())[1])
         every = None if indexed else matrix(chips.search().select(columns).limit(rows).to_arrow())
         for query in queries:
             began = time.perf_counter()
@@ -44,9 +46,18 @@ def measure(chips: Table) -> dict[str, Any]:
         "rows": rows,
         "search": "IVF_SQ" if indexed else "exact",
         "recall_at_10": found / asked if asked else 1.0,
-        "settings": {"probes": explorer.PROBES, "refine": explorer.REFINE, "metric": explorer.METRIC},
+        "settings": {"probes": explorer.probes(rows), "refine": explorer.REFINE, "metric": explorer.METRIC},
         "query_ms": round(1000 * float(np.median(times)), 2) if times else 0.0,
     }
+
+
+def asked_for(vectors: np.ndarray) -> np.ndarray:
+    """Queries [n, D] as people ask them, of the vectors [n, D] of chips: every other one is a mean of marks."""
+    queries = unit(vectors)
+    for n in range(1, len(queries) - 4, 2):
+        likes, dislikes = vectors[n : n + 1 + n % 3], vectors[n + 3 : n + 3 + n % 4 // 2]
+        queries[n] = mean_direction(unit(likes), unit(dislikes))
+    return queries
 
 
 def matrix(rows: pa.Table) -> tuple[list[str], np.ndarray]:

@@ -31,7 +31,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from scripts.kiln import filters, maptiles, ranking, results
+from scripts.kiln import filters, maptiles, ranking, results, scan  # noqa: F401 (scan: loaded now, not by the first search)
 from scripts.kiln.errors import ConfigError, KilnError
 from scripts.kiln.matrix import UnknownChipError
 from scripts.kiln.picture_cache import PictureCache, plain

@@ -2,10 +2,6 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-import requests
+from playwright.sync_api import sync_playwright
 from rasterio.transform import from_origin
 
 from scripts.make_sample import landscape
 from tests import explorers
+from tests.explorer.browser import launch
+from tests.explorer.mapserver import CGI
+from tests.explorer.serving import Server
 
-ROOT = Path(__file__).parents[2]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 WEST, SOUTH, SIDE, PPD = -96, 43, 25, 1500  # a tile of 25 x 25 chips
 STEP = 1 / SIDE
 GONE = "gone.tif"
@@ -61,54 +58,11 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Server:
-    """`scripts.explore` as a person starts it; it may be stopped and started again at its port."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.folder, self.address = folder, f"http://127.0.0.1:{self.port}/"
-        self.start()
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        command = [sys.executable, "-m", "scripts.explore", "--db", "db", "--port", str(self.port)]
-        with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(
-                [*command, "--cache", "cache", "--poll", "0.5"], cwd=self.folder, stderr=log,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
-        for _ in range(300):
-            if self.process.poll() is not None:
-                pytest.fail((self.folder / "server.log").read_text())
-            try:
-                requests.get(self.address + "api/version", timeout=5)
-                return
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        pytest.fail("the server does not answer after 30 s")
-
-    def stop(self) -> None:
-        """Stop it as a person does."""
-        self.process.terminate()
-        self.process.wait(20)
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The system's Chromium. Without it tests are skipped, or fail where KILN_BROWSER_REQUIRED is 1."""
-    missing = pytest.fail if os.environ.get("KILN_BROWSER_REQUIRED") == "1" else pytest.skip
-    path = os.environ.get("KILN_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        missing("no browser here: install Debian's chromium, or name one in KILN_BROWSER")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        missing("playwright is not installed: make test-explorer installs it")
+    """The system's Chromium."""
     with sync_playwright() as driver:
-        arguments = ["--enable-unsafe-swiftshader", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        started = driver.chromium.launch(executable_path=path, args=arguments)
+        started = launch(driver)
         yield started
         started.close()
 
@@ -116,7 +70,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def served(browser: Any, database: Path) -> Iterator[Server]:
     """The server; the browser is asked for first, so that nothing is made where there is none."""
-    server = Server(database)
+    server = Server(database, database)
     yield server
     server.stop()
 
@@ -128,3 +82,12 @@ def pictures_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """MapServer's CGI program."""
+    path = os.environ.get("KILN_MAPSERV", CGI)
+    if not shutil.which(path):
+        pytest.fail("no MapServer here: install Debian's cgi-mapserver, or name its mapserv in KILN_MAPSERV")
+    return path

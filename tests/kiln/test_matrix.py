@@ -52,15 +52,6 @@ def test_every_row_has_the_tables_vector_and_facts(made):
         assert m.texts["source"][n].as_py() == row["source"]
 
 
-def test_the_coarse_copy_is_as_near_as_it_says(made):
-    m = made[2]
-    wide = m.vectors.astype(np.float64)
-    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
-    away = np.linalg.norm(unit - m.coarse * m["step"].astype(float)[:, None], axis=1)
-    assert (away <= m["slack"]).all()
-    assert away.max() < 0.05
-
-
 def test_chips_are_found_by_id_and_by_the_databases_own_number(made):
     db, _, m = made
     ids = [m.ids([n])[0] for n in (0, 77, 199, 77)]

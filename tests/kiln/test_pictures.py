@@ -3,10 +3,12 @@
 import contextlib
 import io
 import re
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -101,6 +103,24 @@ def test_a_picture_is_stretched_as_the_dataset_says(tmp_path):
         pixels[band] = value
     shown = from_source("worldcover", str(write_tile(tmp_path, 2021, -1, 43, pixels)), BOX)
     assert np.abs(shown.reshape(-1, 3).astype(int) - [int(0.5**gamma * 255), 255, 255]).max() <= 1
+
+
+@pytest.mark.parametrize("darkest", [100, 400])
+def test_a_sentinel2_scene_that_carries_the_offset_does_not_look_pale(tmp_path, darkest):
+    numbers = np.random.default_rng(0).integers(darkest, 3000, (3, 64, 64), dtype=np.uint16)
+    numbers[:, :8, :8] = 0
+    shown = []
+    for name, offset in (("plain", 0), ("late", 1000)):
+        (tmp_path / name).mkdir()
+        for band, plane in zip(("B04", "B03", "B02"), numbers, strict=True):
+            with rasterio.open(
+                tmp_path / name / f"{band}.tif", "w", driver="GTiff", width=64, height=64, count=1, dtype="uint16",
+                crs="EPSG:4326", transform=Affine(0.01, 0, -1, 0, -0.01, 44),
+            ) as file:  # fmt: skip
+                file.write(np.where(plane > 0, plane + offset, 0).astype(np.uint16), 1)
+        shown.append(from_source("sentinel2", str(tmp_path / name / "B04.tif"), (-1, 43.36, -0.36, 44)))
+    assert np.array_equal(*shown)
+    assert (shown[0][:32, :32] == 128).all()
 
 
 def test_nodata_and_what_lies_beyond_the_tile_is_grey(tmp_path):
@@ -329,6 +349,12 @@ def test_a_wholly_transparent_picture_is_blank(strict, tile):
     assert "blank" in got.why
 
 
+def claiming(width, height):
+    """A picture that says it is of another size than it is."""
+    head = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
+    return GOOD[:12] + head + struct.pack(">I", zlib.crc32(head)) + GOOD[33:]
+
+
 ANSWERS = {
     "a failing server": ((500, "text/plain", b"oops"), "500"),
     "a page that is gone": ((404, "text/html", b"<h1>gone</h1>"), "404"),
@@ -338,6 +364,9 @@ ANSWERS = {
     "no content type": ((200, "", GOOD), "something unnamed"),
     "nothing": ((200, "image/png", b""), "cannot be read"),
     "another size": ((200, "image/png", png(np.ones((10, 20, 3), np.uint8))), "20 x 10 px, not 256 x 256"),
+    "a bomb": ((200, "image/png", claiming(60_000, 60_000)), "cannot be read"),
+    "a large one": ((200, "image/png", claiming(9_000, 9_000)), "9000 x 9000 px, not 256 x 256"),
+    "too much": ((200, "image/png", bytes(pictures.MOST_BYTES + 1)), "more than 16 MB"),
     "xml that calls itself a picture": ((200, "image/png", REPORT), "cannot be read"),
 }
 

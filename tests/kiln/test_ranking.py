@@ -104,17 +104,20 @@ def test_the_index_finds_what_exact_search_finds(made):
     assert found / 500 >= 0.98
 
 
-def test_the_coarse_scan_gives_exactly_the_best(made, monkeypatch):
+@pytest.mark.parametrize("few", [10, 1 << 30])
+@pytest.mark.parametrize("left", [300, 2000, 4000])
+def test_the_best_of_what_is_left_are_exact(made, monkeypatch, left, few):
     matrix = made[1]
-    monkeypatch.setattr(ranking, "EXACT_ROWS", 10)
+    monkeypatch.setattr(ranking, "FEW", few)
     rng = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(10):
         direction = rng.standard_normal(DIM).astype(np.float32)
-        rows = np.sort(rng.choice(len(matrix), 2000, replace=False))
-        got, scores = ranking.top(matrix, rows, direction, 15)
-        products = unit(matrix)[rows] @ direction
-        assert got.tolist() == rows[np.argsort(-products)[:15]].tolist()
-        assert scores == pytest.approx(np.sort(products)[::-1][:15], abs=1e-4)
+        keep = np.zeros(len(matrix), bool)
+        keep[rng.choice(len(matrix), min(left, len(matrix)), replace=False)] = True
+        got, scores = ranking.top(matrix, keep, direction, 15)
+        products = np.where(keep, unit(matrix) @ direction, -np.inf)
+        assert got.tolist() == np.argsort(-products)[:15].tolist()
+        assert scores == pytest.approx(np.sort(products)[::-1][:15], abs=1e-5)
 
 
 def test_linear_ranks_the_kind_that_is_liked_first(made):

@@ -32,7 +32,7 @@ async function search() {
   asking?.abort();
   const mine = (asking = new AbortController());
   const some = state.likes.length > 0;
-  $("invite").hidden = some || state.dislikes.length > 0;
+  $("invite").hidden = some || state.dislikes.length > 0 || !about.rows;
   $("open-export").disabled = !some;
   if (!some) {
     results = [];
@@ -327,6 +327,7 @@ function describe() {
   say("dimensions", `${about.dimensions} numbers a chip`);
   $("untrained").hidden = !about.untrained;
   $("example").disabled = !about.example;
+  $("empty").hidden = about.rows > 0;
   filters.fill(about);
   filters.show(state);
 }
@@ -335,6 +336,7 @@ async function poll() {
   try {
     const now = await api.version();
     if (about && now !== about.version) {
+      if (!about.rows) return location.reload(); // the map begins where the chips are
       about = await api.about();
       facts.clear();
       results.forEach(remember);

@@ -18,6 +18,19 @@ function button(kind, id, act, pressed) {
   return b;
 }
 
+/** What every card has: its picture as a button that shows the chip, and the name that is read for it. */
+function opener(id, shortcuts, act) {
+  const name = make("span", { className: "unseen" }); // read before the picture, or before why there is none
+  const main = make(
+    "button",
+    { type: "button", className: "open", tabIndex: -1, "data-chip": id, "aria-keyshortcuts": shortcuts },
+    name,
+    frame(id),
+  );
+  main.addEventListener("click", () => act.show(id));
+  return { main, name };
+}
+
 /** Keys of a card: L, D, Delete and Enter. */
 function keys(list, act) {
   list.addEventListener("keydown", (event) => {
@@ -80,14 +93,7 @@ export function rows(act) {
   }
 
   function card(id) {
-    const name = make("span", { className: "unseen" }); // read before the picture, or before why there is none
-    const main = make(
-      "button",
-      { type: "button", className: "open", tabIndex: -1, "data-chip": id, "aria-keyshortcuts": "L D Delete" },
-      name,
-      frame(id),
-    );
-    main.addEventListener("click", () => act.show(id));
+    const { main, name } = opener(id, "L D Delete", act);
     const away = make(
       "button",
       { type: "button", className: "away", tabIndex: -1, title: "Take the mark away" },
@@ -141,14 +147,7 @@ export function grid(act) {
   const steady = roving(list, () => [...list.querySelectorAll("[data-chip]")], columns);
 
   function card(id) {
-    const name = make("span", { className: "unseen" });
-    const main = make(
-      "button",
-      { type: "button", className: "open", tabIndex: -1, "data-chip": id, "aria-keyshortcuts": "L D" },
-      name,
-      frame(id),
-    );
-    main.addEventListener("click", () => act.show(id));
+    const { main, name } = opener(id, "L D", act);
     const similarity = make("b"),
       words = make("span", { className: "words" });
     const li = make(

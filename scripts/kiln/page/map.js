@@ -152,10 +152,14 @@ export function makeMap(about, state, act) {
       span = b.getEast() - b.getWest();
     const step = STEPS.find((s) => span / s <= (canvas.clientWidth < 500 ? 4 : 7)) ?? 60;
     const west = Math.floor(b.getWest() / step) * step,
-      south = Math.max(-85, Math.floor(b.getSouth() / step) * step);
+      south = Math.max(Math.ceil(-85 / step), Math.floor(b.getSouth() / step)) * step;
     const lines = [],
       labels = [],
-      digits = step < 0.1 ? 2 : step < 1 ? 1 : 0;
+      digits = step < 0.1 ? 2 : step < 1 ? 1 : 0,
+      degrees = (value, below, above) => {
+        const text = Math.abs(value).toFixed(digits);
+        return `${text}°${Number(text) ? (value < 0 ? below : above) : ""}`;
+      };
     for (let lon = west; lon <= b.getEast() + step; lon += step) {
       lines.push([
         [lon, -85],
@@ -164,7 +168,7 @@ export function makeMap(about, state, act) {
       const x = map.project([lon, b.getSouth()]).x,
         turned = ((((lon + 540) % 360) + 360) % 360) - 180;
       if (x > 130 && x < canvas.clientWidth - 120)
-        labels.push([x, null, `${Math.abs(turned).toFixed(digits)}°${turned < 0 ? "W" : "E"}`]);
+        labels.push([x, null, degrees(turned, "W", "E")]);
     }
     for (let lat = south; lat <= Math.min(85, b.getNorth() + step); lat += step) {
       lines.push([
@@ -173,7 +177,7 @@ export function makeMap(about, state, act) {
       ]);
       const y = map.project([b.getWest(), lat]).y;
       if (y > 64 && y < canvas.clientHeight - 40)
-        labels.push([null, y, `${Math.abs(lat).toFixed(digits)}°${lat < 0 ? "S" : "N"}`]);
+        labels.push([null, y, degrees(lat, "S", "N")]);
     }
     set(
       "graticule",
