@@ -75,14 +75,14 @@ def test_a_failed_shard_keeps_the_others_and_is_the_next_runs_work(tmp_path: Pat
         {"worldcover": {"encode": "quarters", "chip_size": 32}},
         {"worldcover": {"metadata": "as_published"}},
         {"worldcover": {"gsd": "actual"}},
-        {"storage": "float16"},
+        {"storage": "float32"},
         {"storage": "int8"},
         {"embedding": "mean"},
         {"patches": True},
         {"model": {"precision": "bfloat16"}},
         {"model": {"untrained": {"seed": 2}}},
     ],
-    ids=["limit", "chips", "metadata", "gsd", "float16", "int8", "embedding", "patches", "precision", "weights"],
+    ids=["limit", "chips", "metadata", "gsd", "float32", "int8", "embedding", "patches", "precision", "weights"],
 )
 def test_a_setting_that_changes_vectors_is_another_folder(finished: Run, tmp_path: Path, changes: dict) -> None:
     run = finished.clone(tmp_path / "clone")
