@@ -38,10 +38,16 @@ format: $(VENV)/.test ## rewrite files as the linters want them
 	ruff format .
 	snakefmt Snakefile rules
 
-bench: $(VENV)/.test ## what planning costs, and dry runs against a bare workflow of as many jobs
+bench: $(VENV)/.test ## what encoding, reading, whole shards, planning, dry runs, merging cost, against plain ways
+	python -m tests.bench.encoder
+	python -m tests.bench.shard
+	python -m tests.bench.reading
+	python -m tests.bench.start
 	python -m tests.bench.plan_naip
 	python -m tests.bench.plan_sentinel2
 	python -m tests.bench.dry_run
+	python -m tests.bench.merge
+	python -m tests.bench.products
 
 bench-explorer: $(VENV)/.test ## the explorer with a million chips
 	@tests/explorer/install.sh

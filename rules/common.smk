@@ -41,6 +41,8 @@ def named(function, *arguments):
 WEIGHTS_DIGEST = named(identity.weights_digest, config["model"])
 SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
 PUBLISHED = settings("index", "published")
+if SELECT.get("embedding") not in (None, config["embedding"]) and config["embedding"] != "both":
+    raise WorkflowError(f"config: index.select.embedding {SELECT['embedding']}, but embedding {config['embedding']}")
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 
 
@@ -51,7 +53,8 @@ def uri(path):
 
 # What every embedding job is told, whatever the dataset.
 ENGINE_FLAGS = (
-    f"--storage {config['storage']} --max-failed-fraction {config['max_failed_fraction']}"
+    f"--storage {config['storage']} --embedding {config['embedding']}{' --patches' * config['patches']}"
+    f" --max-failed-fraction {config['max_failed_fraction']}"
     f" --batch-size {settings('resources', 'batch_size')} --read-threads {settings('resources', 'read_threads')}"
     f" --read-ahead-mb {settings('resources', 'read_ahead_mb')} --device {settings('resources', 'device')}"
 )
@@ -324,6 +327,12 @@ def every_plan(wildcards):
     """The plans of all datasets."""
     made = pinned([plan for dataset in DATASETS.values() for plan in dataset.plans.values()])
     return made or nothing("the config turns no dataset on")
+
+
+def patch_counts():
+    """Patches of a chip by dataset, where they are kept."""
+    halves = {"worldcover": config["worldcover"]["encode"] == "quarters"}
+    return {d: (config[d]["chip_size"] // 8 // (1 + halves.get(d, False))) ** 2 for d in DATASETS if config["patches"]}
 
 
 def plan_uris(wildcards):

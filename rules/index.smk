@@ -136,6 +136,8 @@ rule plan:
         plans=plan_uris,
         numbers=json.dumps(config["plan"], sort_keys=True),
         dtype=config["storage"],
+        embedding=config["embedding"],
+        patches=json.dumps(patch_counts(), sort_keys=True),
         dimensions=(
             settings("model", "untrained", "dim") if config["model"]["checkpoint"] == identity.UNTRAINED else 1024
         ),
@@ -143,4 +145,4 @@ rule plan:
         "What there is to do, and what it takes"
     shell:
         "python -m scripts.plan --plans {params.plans:q} --numbers {params.numbers:q} --dimensions {params.dimensions}"
-        " --storage {params.dtype} 2> {log:q}"
+        " --storage {params.dtype} --embedding {params.embedding} --patches {params.patches:q} 2> {log:q}"

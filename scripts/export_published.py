@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, storage, table
+from scripts.kiln import cli, storage, table, vectors
 from scripts.kiln.errors import ConfigError
 from scripts.kiln.geoparquet import GeoParquetWriter
 from scripts.kiln.lattice import Lattice
@@ -36,23 +36,30 @@ def export(record: str, product: str, out: str, version: str) -> list[str]:
         if kiln["lattice"]["encode"] != "whole":
             raise ConfigError(f"{record}: embedded in quarters; the published files hold whole chips")
         columns = planned_columns(product, kiln["lattice"])
+        scales = [vectors.SCALES["embeddings"]] if kiln["storage"] == "int8" else []
+        wanted = ["embeddings", *scales, "geometry", "bbox", "row"]
         for column in columns:
             rows = pa.concat_tables(
-                pq.read_table(
-                    p, columns=["embeddings", "geometry", "bbox", "row"], filters=pc.field("col") == column
-                ).replace_schema_metadata(None)
+                pq.read_table(p, columns=wanted, filters=pc.field("col") == column).replace_schema_metadata(None)
                 for p in paths
             ).sort_by("row")
             box = rows["bbox"].combine_chunks()
             low, high = ([np.asarray(box.field(k)) for k in pair] for pair in ((0, 1), (2, 3)))
             ends = [*(v.min(initial=np.inf) for v in low), *(v.max(initial=-np.inf) for v in high)]
             name = f"worldcover_embeddings_{about['partition']}_{column}_v{version}.gpq"
-            written_rows = pa.table({"embeddings": rows["embeddings"], "bbox": rows["geometry"]})
+            numbers = floats(rows) if scales else rows["embeddings"]
+            written_rows = pa.table({"embeddings": numbers, "bbox": rows["geometry"]})
             with storage.atomic(storage.join(out, name)) as path:
                 with GeoParquetWriter(path, written_rows.schema, geometry="bbox", box=None) as file:
                     file.write(written_rows, [float(v) for v in ends], {"Polygon"} if len(rows) else set())
             written.append(name)
     return written
+
+
+def floats(rows: pa.Table) -> pa.FixedSizeListArray:
+    """Vectors kept as int8, as the float32 that the published files hold."""
+    numbers = vectors.read(rows)
+    return pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1])
 
 
 def planned_columns(product: str, layout: dict) -> list[int]:

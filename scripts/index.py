@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, colours, explorer, published, recall, storage, table
+from scripts.kiln import cli, colours, explorer, published, recall, storage, table, vectors
 from scripts.kiln.errors import ConfigError, KilnError, SourceError, TransientError
 from scripts.kiln.explorer import Table, lancedb
 from scripts.kiln.fingerprint import digest
 
 BATCH = 2048  # rows fed at a time
+UNUSED = ("geometry", "sources", "crs")  # columns of products that the table is not made of
 EXACT_BELOW = 50_000  # rows; fewer are searched exactly, faster than an index would pay for itself
 LEAST_RECALL = 0.95
 KEPT = timedelta(days=7)  # versions kept for readers that have them open
@@ -69,12 +70,15 @@ class Select:
     datasets: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
     years: tuple[int, ...] = ()
+    embedding: str | None = None  # `class` or `mean`, of Kiln's own products; None: the class token where there is one
     bbox: tuple[float, float, float, float] | None = None
     max_rows: int = 10_000_000
 
     def __post_init__(self) -> None:
         if self.bbox is not None:
             explorer.check_bbox(self.bbox)
+        if self.embedding not in (None, "class", "mean"):
+            raise ConfigError(f"index.select.embedding {self.embedding!r}: want class or mean")
 
 
 def read_products(records: Sequence[str], products: Sequence[str]) -> list[Product]:
@@ -92,24 +96,24 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
 def batches(source: Source, select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
     """A source's rows as the explorer table has them, a few thousand at a time."""
     bare = columns.remove_metadata()
-    for batch in _read(source, lambda name: name not in ("geometry", "sources", "crs")):
+    for batch in _read(source, lambda names: vectors.without_others(names, select.embedding, UNUSED)):
         if (rows := _rows(batch, source.record["dataset"], select, bare)) is not None:
             yield rows
 
 
 def chip_ids(source: Source, select: Select) -> Iterator[str]:
     """The ids of a source's rows that `select` takes; of a product, without reading a vector."""
-    for batch in _read(source, lambda name: name in ("chip_id", "bbox", "year", "datetime")):
+    for batch in _read(source, lambda names: [n for n in names if n in ("chip_id", "bbox", "year", "datetime")]):
         yield from batch["chip_id"].filter(pa.array(_keep(batch, select))).to_pylist()
 
 
-def _read(source: Source, wanted: Callable[[str], bool]) -> Iterator[pa.RecordBatch]:
+def _read(source: Source, wanted: Callable[[list[str]], list[str]]) -> Iterator[pa.RecordBatch]:
     """A source's rows; a published file always gives all columns, since its vectors tell which rows there are."""
     if isinstance(source, published.File):
         yield from source.read()
         return
     for path in _files(source):
-        yield from table.read_batches(path, BATCH, [n for n in pq.read_schema(path).names if wanted(n)])
+        yield from table.read_batches(path, BATCH, wanted(pq.read_schema(path).names))
 
 
 def _files(product: Product) -> Iterator[Path]:
@@ -141,9 +145,11 @@ def _keep(batch: pa.RecordBatch, select: Select) -> np.ndarray:
 
 def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schema) -> pa.RecordBatch | None:
     lon, lat = table.centres(batch["bbox"])
-    vectors = batch["embeddings"].flatten().cast(pa.float16())
+    numbers = vectors.read(batch, vectors.searched(batch.schema.names, select.embedding))
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused
+        halves = numbers.astype(np.float16)
     arrays: dict[str, Any] = {
-        explorer.VECTOR: pa.FixedSizeListArray.from_arrays(vectors, type=columns.field(explorer.VECTOR).type),
+        **vectors.arrays({explorer.VECTOR: halves}, columns),
         "dataset": pa.array([dataset] * len(batch)),
         "year": _year(batch),
         "lon": pa.array(lon),
@@ -155,30 +161,36 @@ def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schem
         [arrays.get(f.name, batch[f.name] if f.name in batch.schema.names else None) for f in columns], schema=columns
     )
     keep = _keep(batch, select)
-    finite = np.isfinite(np.asarray(vectors)).reshape(len(batch), -1).all(axis=1)
+    finite = vectors.finite({explorer.VECTOR: halves})
     if not finite.all():
         raise SourceError(f"{rows['chip_id'][int(np.flatnonzero(~finite)[0])]}: its vector does not fit float16")
     return rows.filter(pa.array(keep)) if keep.any() else None
 
 
-def table_about(sources: Sequence[Source]) -> tuple[dict[str, Any], int]:
+def table_about(sources: Sequence[Source], kind: str | None = None) -> tuple[dict[str, Any], int]:
     """The `kiln` metadata by dataset, without sources, and the dimension D that all share.
 
-    Raises ConfigError for vectors of different weights or lengths, which must never be searched together.
+    Its `embedding` is what the table holds: `kind` of products that hold both. Raises ConfigError for a product
+    without that kind, and for vectors of different weights, kinds or lengths, which must never be searched together.
     """
     about: dict[str, Any] = {}
     for source in sources:
         kiln = source.about()
-        for per_product in ("sources", "partition", "missing_shards"):
+        for per_product in ("sources", "partition", "missing_shards", "dequantisation"):
             kiln.pop(per_product, None)
+        if isinstance(source, Product):
+            kiln["embedding"] = vectors.kind_of(kiln["embedding"], kind, source.uri)
         known = about.setdefault(source.record["dataset"], kiln)
         if known["fingerprint"] != kiln["fingerprint"]:
             raise ConfigError(f"{source.uri}: two fingerprints of {kiln['dataset']} cannot be in one database")
     spaces = {explorer.space(a) for a in about.values()}
     if len(spaces) > 1:
-        told = "; ".join(f"{n}: {a['model']}, {a['dimensions']} numbers" for n, a in sorted(about.items()))
+        told = "; ".join(
+            f"{n}: {', '.join(filter(None, (a['model'], a['embedding'], str(a['dimensions']))))} numbers"
+            for n, a in sorted(about.items())
+        )
         raise ConfigError(
-            f"vectors of {len(spaces)} different weights or lengths cannot be searched together ({told}): "
+            f"vectors of {len(spaces)} different weights, kinds or lengths cannot be searched together ({told}): "
             "give each its own run, or --db"
         )
     return about, next(iter(about.values()))["dimensions"]
@@ -203,7 +215,7 @@ def build(
     chosen += files
     if not (select.years or select.bbox):
         _check_rows(sum(p.record.get("rows", 0) for p in chosen), select)
-    about, dim = table_about(chosen)
+    about, dim = table_about(chosen, select.embedding)
     columns = explorer.chips_schema(dim, about)
     scope = digest([select.years, select.bbox, columns.metadata[b"kiln"].decode()])
     state = {"scope": scope, "products": sorted(list(p.key) for p in chosen)}
@@ -417,6 +429,7 @@ def main(argv: list[str] | None = None) -> None:
         record = {
             **{k: v for k, v in measured.items() if k != "query_ms"},  # equal runs write equal records
             "tag": explorer.TAG,
+            "embedding": {name: a["embedding"] for name, a in sorted(explorer.Explorer(args.db).about.items())},
             "products": [p.record for p in read_products(args.records, products)],
             "published": [
                 {"file": f.uri, "size": f.size, "version": f.version, "dataset": f.entry.name} for f in files

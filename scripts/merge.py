@@ -8,9 +8,7 @@ With --unique, of rows in the same cell of a lattice that scenes share the one w
 
 import json
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, plans, stac, storage, table
+from scripts.kiln import buckets, cli, plans, stac, storage, table
 from scripts.kiln.errors import ConfigError, SourceError
 from scripts.kiln.fingerprint import digest
 from scripts.kiln.geoparquet import GeoParquetWriter
@@ -29,7 +27,8 @@ from scripts.kiln.geoparquet import GeoParquetWriter
 ROW_GROUP = 50_000  # rows at most; one giant group would make every remote hit download the whole column
 PART_BYTES = 2_000_000_000  # of a product's file
 LEVEL = 16  # bits per axis of the Hilbert curve over the partition's own bounds (geopandas' default)
-READ_ROWS = 4096  # rows read at a time
+READ_ROWS = 65_536  # rows read at a time, of narrow columns
+POINTS = 100_000  # made at a time: as objects they take more than the rest of a row's key
 log = logging.getLogger(__name__)
 
 
@@ -49,12 +48,6 @@ class Order:
         return int((self.rank >= 0).sum())
 
 
-def open_shard(path: Path) -> pq.ParquetFile:
-    """A shard's file. Raises SourceError if it is no whole Parquet file."""
-    with table.reading(path):
-        return pq.ParquetFile(path, memory_map=True)
-
-
 def hilbert_order(shards: Sequence[Path], keep: np.ndarray | None = None) -> Order:
     """Rank of every row along a Hilbert curve through the footprints' centres; ties keep the shards' order.
 
@@ -64,7 +57,7 @@ def hilbert_order(shards: Sequence[Path], keep: np.ndarray | None = None) -> Ord
     for path in shards:
         starts.append(n)
         with table.reading(path):
-            box = open_shard(path).read(columns=["bbox"])["bbox"].combine_chunks()
+            box = table.open_file(path).read(columns=["bbox"])["bbox"].combine_chunks()
         middles.append(np.stack(table.centres(box), axis=1))
         n += len(box)
     centres = np.concatenate(middles) if middles else np.empty((0, 2))
@@ -74,54 +67,13 @@ def hilbert_order(shards: Sequence[Path], keep: np.ndarray | None = None) -> Ord
         return Order(rank, starts)
     centres = centres[kept]
     bounds = (*centres.min(axis=0), *centres.max(axis=0))
-    points = gpd.GeoSeries(gpd.points_from_xy(*centres.T))
-    keys = (
-        points.hilbert_distance(total_bounds=bounds, level=LEVEL).to_numpy() if np.ptp(centres) else np.zeros(len(kept))
-    )
+    keys = np.zeros(len(kept), np.uint32)
+    if np.ptp(centres):
+        for first in range(0, len(kept), POINTS):
+            points = gpd.GeoSeries(gpd.points_from_xy(*centres[first : first + POINTS].T))
+            keys[first : first + POINTS] = points.hilbert_distance(total_bounds=bounds, level=LEVEL)
     rank[kept[np.argsort(keys, kind="stable")]] = np.arange(len(kept))
     return Order(rank, starts)
-
-
-def sorted_row_groups(shards: Sequence[Path], order: Order, row_group: int, memory: int) -> Iterator[pa.Table]:
-    """The rows of all shards that go somewhere, in order, as tables of `row_group` rows, using about `memory` bytes.
-
-    Rows go to buckets of whole row groups (Arrow files on disk), which are then sorted one by one.
-    """
-    n = order.rows
-    if not n:
-        return
-    columns = pa.schema([f.with_type(_plain(f.type)) for f in open_shard(shards[0]).schema_arrow])
-    size = columns.field("embeddings").type
-    row_bytes = size.list_size * size.value_type.bit_width // 8 + 1024  # and what the other columns take, about
-    per_bucket = max(1, memory // (4 * row_group * row_bytes)) * row_group
-    buckets = -(-n // per_bucket)
-    numbered = columns.append(pa.field("rank", pa.int64()))
-    with tempfile.TemporaryDirectory(prefix="kiln-merge-") as scratch, ExitStack() as stack:
-        paths = [Path(scratch) / f"{i}.arrow" for i in range(buckets)]
-        files = [stack.enter_context(pa.ipc.new_file(str(p), numbered)) for p in paths]
-        for path, start in zip(shards, order.starts, strict=True):
-            at = start
-            for batch in table.read_batches(path, READ_ROWS):
-                rank = order.rank[at : at + len(batch)]
-                at += len(batch)
-                rows = pa.Table.from_batches([batch]).replace_schema_metadata(None)
-                rows = rows.cast(columns).append_column("rank", pa.array(rank))
-                where = rank // per_bucket
-                for bucket in np.unique(where[rank >= 0]):
-                    files[bucket].write_table(rows.take(pa.array(np.flatnonzero(where == bucket))).combine_chunks())
-        stack.close()
-        for path in paths:
-            with pa.memory_map(str(path)) as source:
-                rows = pa.ipc.open_file(source).read_all()
-                index = pc.sort_indices(rows["rank"])
-                for first in range(0, len(rows), row_group):
-                    yield rows.take(index[first : first + row_group]).drop_columns("rank").combine_chunks()
-            path.unlink()
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type on the way through the buckets: Arrow files cannot change a column's dictionary."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 @dataclass(frozen=True)
@@ -146,7 +98,7 @@ def choose_unique(shards: Sequence[Path], ledger: pa.Table) -> Chosen:
     units, zones = {s: n for n, s in enumerate(sources)}, {}
     if len(units) < len(sources):
         raise ConfigError("--unique wants units of one source each, and these share some")
-    total = sum(open_shard(p).metadata.num_rows for p in shards)
+    total = sum(table.open_file(p).metadata.num_rows for p in shards)
     kinds = (np.int16, np.int32, np.int32, np.float32, np.int32)
     zone, col, row, nodata, unit = (np.empty(total, kind) for kind in kinds)
     first = 0
@@ -220,6 +172,7 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
     for path in shards:
         about = table.about_of(path)
         sources = about.pop("sources")
+        about.pop("patches", None)  # stay beside the shards
         if whole and any(whole[k] != about[k] for k in ("fingerprint", "partition", "storage", "dimensions")):
             raise ConfigError(f"{path}: made with other settings than {shards[0]}; they cannot be one product")
         versions = about.pop("software")
@@ -244,10 +197,10 @@ def write_parts(
     """Write the sorted parts below `product`; each at most `part_bytes`, given row groups that are smaller."""
     order = hilbert_order(shards, keep)
     row_group = max(1, -(-order.rows // max(1, -(-order.rows // row_group))))  # all about as large
-    columns = open_shard(shards[0]).schema_arrow.remove_metadata().with_metadata(
+    columns = table.open_file(shards[0]).schema_arrow.remove_metadata().with_metadata(
         {"kiln": json.dumps(about, sort_keys=True)}
     )  # fmt: skip
-    groups = sorted_row_groups(shards, order, row_group, memory)
+    groups = buckets.in_order(shards, order.starts, order.rank, order.rows, row_group, memory)
     group = next(groups, columns.empty_table())
     parts: list[stac.Part] = []
     while group is not None:

@@ -2,19 +2,19 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
-from scripts.kiln import cli, plans, storage
+from scripts.kiln import cli, plans, storage, vectors
 from scripts.kiln.errors import ConfigError
 from scripts.kiln.text import aligned
 
 log = logging.getLogger(__name__)
 ROW_BYTES = 400  # of a row besides its vector, compressed, about
-BYTES = {"float32": 4, "float16": 2}
 SEVERAL = 3  # partitions; more get a sum
 
 
@@ -38,8 +38,20 @@ class Summary:
         return replace(self, **sums)
 
 
-def summarise(plan: str, dim: int, store: str) -> list[Summary]:
-    """A plan's sums by partition; finished shards are those in `shards/<partition>/` beside it."""
+def row_bytes(dim: int, store: str, embedding: str = "class", patches: int = 0) -> int:
+    """What a chip takes in shard, product and explorer database together; `patches` are kept once, beside the shard."""
+    vector = dim * vectors.BYTES[store] + (4 if store == "int8" else 0)
+    in_files = 2 * (len(vectors.KINDS[embedding]) * vector + ROW_BYTES)
+    return in_files + vectors.BYTES["float16"] * dim * (1 + patches) + ROW_BYTES
+
+
+def summarise(
+    plan: str, dim: int, store: str, embedding: str = "class", patches: Mapping[str, int] = MappingProxyType({})
+) -> list[Summary]:
+    """A plan's sums by partition; finished shards are those in `shards/<partition>/` beside it.
+
+    `patches` of a chip, by dataset, are those that are kept.
+    """
     folder = storage.join(plan.rpartition("/")[0] or ".", "shards")
     there = storage.listing(folder) if storage.is_s3(folder) or Path(folder).is_dir() else {}
     made: dict[str, Summary] = {}
@@ -55,7 +67,7 @@ def summarise(plan: str, dim: int, store: str) -> list[Summary]:
             chips=line["expected"],
             chips_left=0 if done else line["expected"],
             read=0 if done else line["bytes"],
-            stored=line["expected"] * (2 * (dim * BYTES[store] + ROW_BYTES) + dim * BYTES["float16"] + ROW_BYTES),
+            stored=line["expected"] * row_bytes(dim, store, embedding, patches.get(line["dataset"], 0)),
         )
     if not made:
         raise ConfigError(f"{plan}: no shard in it")
@@ -119,11 +131,15 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--plans", nargs="+", required=True, help="paths or s3:// of the plans, where the run keeps them")
     p.add_argument("--numbers", type=json.loads, required=True, help="JSON, `plan` of the config: rate and prices")
     p.add_argument("--dimensions", type=int, default=1024, help="of a vector")
-    p.add_argument("--storage", choices=tuple(BYTES), default="float32", help="type of the vectors")
+    p.add_argument("--storage", choices=vectors.STORAGES, default="float32", help="type of the vectors")
+    p.add_argument("--embedding", choices=vectors.EMBEDDINGS, default="class", help="which of them are kept")
+    p.add_argument("--patches", type=json.loads, default={}, help="JSON: patches of a chip that are kept, by dataset")
     args = p.parse_args(argv)
 
     def work() -> None:
-        found = [s for x in args.plans for s in summarise(x, args.dimensions, args.storage)]
+        found = [
+            s for x in args.plans for s in summarise(x, args.dimensions, args.storage, args.embedding, args.patches)
+        ]
         print(report(found, args.numbers))
 
     cli.run(work)

@@ -23,6 +23,7 @@ from scripts.kiln.text import aligned
 
 FOLDER = re.compile(r"[a-z0-9]+-[0-9a-f]{8}")  # of a dataset: its name and its fingerprint
 PLAN = re.compile(r"plan-[^/]+\.jsonl(\.gz)?")
+PART = re.compile(r"(?<!\.patches)\.parquet$")
 COLUMNS = ["unit_id", "status", "reason", "expected", "embedded", "failed"]
 HEAD = ("shards", "done", "missing", "failing", "failed units", "embedded", "of chips", "parts")
 READERS = 8  # ledgers read at a time
@@ -242,7 +243,7 @@ def look(folder: Folder, files: Sequence[str], there: set[str], exactly: bool, p
     status = Status(folder)
     shards = choose(status, files, there, exactly)
     kept = storage.join(parts or _below(folder.root, f"parts/{folder.run}"), folder.name)
-    parts_there = [f.removeprefix(f"{kept}/").partition("/")[0] for f in listing(kept) if f.endswith(".parquet")]
+    parts_there = [f.removeprefix(f"{kept}/").partition("/")[0] for f in listing(kept) if PART.search(f)]
     done = {
         (partition, shard): table.ledger_name(file)
         for partition, names in shards.items()

@@ -13,6 +13,7 @@ import shapely
 
 from scripts import merge
 from scripts.kiln import storage, table
+from scripts.kiln import vectors as vectors_
 from scripts.kiln.chips import Chip, Dropped, Unit
 from scripts.kiln.lattice import Column, Lattice, chip_id, shards, unit_id
 
@@ -90,6 +91,13 @@ def drawn(chips: Sequence[Chip], dim: int = DIM, seed: int = 0, dtype: Any = np.
     )[: len(chips)].astype(dtype)
 
 
+def stored(chips: Sequence[Chip], made: np.ndarray, kiln: dict[str, Any]) -> vectors_.Columns:
+    """Vectors as a file of this `kiln` metadata keeps them; means are drawn apart from the rest."""
+    kinds = {name: made if kind == kiln["embedding"] or kind == "class" else drawn(chips, made.shape[1], 1)
+             for name, kind in vectors_.KINDS[kiln["embedding"]].items()}  # fmt: skip
+    return vectors_.store({name: np.asarray(v, np.float32) for name, v in kinds.items()}, kiln["storage"])
+
+
 @dataclass(frozen=True)
 class Made:
     """A merged product: its record's path, the record, its folder and the plan it was made from."""
@@ -140,10 +148,10 @@ def write_shard(
         entries.append(entry)
     kiln = kiln | {"sources": {s: {"size": 1} for s in sorted({c.source for c in chips})}}
     made = vectors(chips) if vectors else drawn(chips, dim)
-    columns_ = table.schema(dim, store, [YEAR], kiln)
+    columns_ = table.schema(dim, store, [YEAR], kiln, kiln["embedding"])
     with table.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
         if chips:
-            out.append(chips, np.asarray(made, columns_.field("embeddings").type.value_type.to_pandas_dtype()))
+            out.append(chips, stored(chips, made, kiln))
     table.write_ledger(Path(table.ledger_name(str(folder / f"{name}.parquet"))), table.ledger_table(entries))
     return chips
 

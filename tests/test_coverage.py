@@ -246,7 +246,7 @@ def product_of(folder, *footprints):
     folder.mkdir()
     with table.ShardWriter(folder / "part-0000.parquet", columns) as out:
         chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
-        out.append(chips, np.ones((len(chips), 2), np.float32))
+        out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
     table.write_ledger(folder / "ledger.parquet", table.LEDGER.empty_table())
     counts = dict.fromkeys(table.COUNTS, 0) | {"embedded": len(chips)}
     record = {"dataset": "sentinel2", "partition": folder.name, "files": [{"name": "part-0000.parquet"}]}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 
 import boto3
 import geopandas
@@ -19,12 +20,15 @@ import rasterio
 import torch
 
 from scripts import embed_naip, embed_worldcover, index, merge, plan_naip, plan_worldcover, search
-from scripts.kiln import clay, storage, table
+from scripts.kiln import clay, storage, table, vectors
 from scripts.kiln.chips import Chip
-from scripts.kiln.engine import Embedder, read_ahead
+from scripts.kiln.embedder import Embedder
+from scripts.kiln.engine import read_ahead
 from scripts.kiln.errors import StorageError
+from scripts.kiln.fingerprint import digest, fingerprint, recipe
 from scripts.kiln.naip import NaipSource, parse_key
 from scripts.kiln.naip_layout import layout
+from scripts.kiln.sensors import SENSORS
 from tests.archives import random_pixels, write_tile
 from tests.conftest import ROOT
 from tests.kiln.test_naip import scene_pixels, write_scene
@@ -361,9 +365,9 @@ def test_a_server_that_refuses_ends_the_job_before_the_weights_load(
 def encoded(monkeypatch):
     """Ids of the chips that this process encodes."""
     ids = []
-    call = Embedder.__call__
+    start = Embedder.start
     monkeypatch.setattr(
-        Embedder, "__call__", lambda self, chips: ids.extend(c.chip_id for c in chips) or call(self, chips)
+        Embedder, "start", lambda self, chips: ids.extend(c.chip_id for c in chips) or start(self, chips)
     )
     return ids
 
@@ -793,3 +797,61 @@ def test_real_scenes_go_from_manifest_to_a_search_that_finds_them_beside_worldco
     point = found.geometry.centroid
     search.main([*db, f"--at={point.x},{point.y}", "-k", "5", "--format", "json", "--year", "2019"])
     assert json.loads(capsys.readouterr().out)["query"]["chip_id"] == query
+
+
+# ------------------------------------------------------------------------------- types, kinds, and patches of vectors
+
+ALL_KINDS = ("--storage", "int8", "--embedding", "both", "--patches")
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
+    tmp_path, request, run, encoder, encoder_file, where
+):
+    pixels = {key: scene_pixels(40, 56, n) for n, key in enumerate(ND[:2])}
+    for key, values in pixels.items():
+        write_scene(tmp_path, key, values)
+    units, lines = make_plan(tmp_path / "plan.gz", ND[:2], tmp_path)
+    folder = str(tmp_path / "kinds") if where == "disk" else f"{request.getfixturevalue('bucket')}/kinds"
+    parts = storage.join(folder.replace("kinds", "parts"))
+    told = [*ALL_KINDS, "--parts", parts, "--batch-size", "4"]
+    embed_naip.main(flags(units, 0, folder, encoder_file, *told))
+    there = storage.listing(folder)
+    shard = storage.join(folder, f"{lines[0]['shard']}.parquet")
+    assert list(there) == sorted([shard, table.ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
+    assert not storage.listing(parts), "the shard is whole"
+    with storage.local_copy(shard) as path, storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as beside:
+        rows, patches = pq.read_table(path), pq.read_table(beside)
+    about = json.loads(rows.schema.metadata[b"kiln"])
+    assert (about["storage"], about["embedding"]) == ("int8", "both")
+    assert about["dequantisation"]["embeddings_mean"] == "embeddings_mean * scale_mean"
+    assert about["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
+    assert json.loads(patches.schema.metadata[b"kiln"]) == about
+    assert patches["chip_id"].equals(rows["chip_id"])
+    tokens = np.array(patches["patches"].to_pylist(), np.float32).reshape(len(rows), 4, 32)
+    plain, _ = run(units, 0, "--batch-size", 4, folder=tmp_path / "plain")
+    exact = np.array([r["embeddings"] for r in plain])
+    assert np.abs(vectors.read(rows) - exact).max() <= np.abs(exact).max() / 250
+    mean = vectors.read(rows, "embeddings_mean")
+    assert np.abs(mean - tokens.mean(axis=1)).max() <= np.abs(tokens).max() / 100
+    before = {uri: storage.read_bytes(uri) for uri in there}
+    embed_naip.main([*flags(units, 0, folder, encoder_file, *told), "--overwrite"])
+    assert {uri: storage.read_bytes(uri) for uri in storage.listing(folder)} == before
+
+
+def test_kinds_types_and_patches_have_a_fingerprint_each_and_the_defaults_the_old_one():
+    told = {
+        "weights": "a5" * 32, "precision": "float32", "metadata": "zeros", "gsd": "as_trained", "max_nodata": 0.05,
+        "max_cloud": None, "lattice": {"chip_size": 16},
+    }  # fmt: skip
+    plain = fingerprint("naip", dtype="float32", **told)
+    assert plain == fingerprint("naip", dtype="float32", embedding="class", patches=False, **told)
+    assert plain == digest(
+        {
+            "dataset": "naip", "embedding": "class", "storage": "float32", **told,
+            "sensor": asdict(SENSORS["naip"]), "recipes": {"clay": recipe("clay"), "naip": recipe("naip")},
+        }
+    )  # fmt: skip
+    others = [{"dtype": "int8"}, {"embedding": "mean"}, {"embedding": "both"}, {"patches": True}]
+    seen = {fingerprint("naip", **({"dtype": "float32"} | other | told)) for other in others}
+    assert len({plain, *seen}) == 5

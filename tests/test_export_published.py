@@ -156,3 +156,16 @@ def test_s3_gets_the_same_files(bucket, made, out):
     assert {u.rpartition("/")[2] for u in there} == {p.name for p in out.iterdir()}
     for uri in there:
         assert storage.read_bytes(uri) == (out / uri.rpartition("/")[2]).read_bytes()
+
+
+def test_int8_is_written_as_the_float32_it_stands_for(tmp_path):
+    kiln = about(storage="int8", embedding="both")
+    made = make_product(tmp_path / "run", columns=COLUMNS[:1], kiln=kiln)
+    export_published.export(made.record_file, made.uri, str(tmp_path / "out"), "002")
+    file = tmp_path / "out" / "worldcover_embeddings_2021_0_v002.gpq"
+    assert pq.read_schema(file).names == ["embeddings", "bbox"]
+    assert pq.read_schema(file).field("embeddings").type.value_type == pa.float32()
+    rows = made.rows().sort_by("row")
+    levels = np.array(rows["embeddings"].to_pylist(), np.float32)
+    theirs = np.array(pq.read_table(file)["embeddings"].to_pylist(), np.float32)
+    assert np.array_equal(theirs, levels * rows["scale"].to_numpy()[:, None])

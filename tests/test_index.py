@@ -836,10 +836,10 @@ def test_published_vectors_of_another_model_or_length_are_never_beside_others(tm
     publish(tmp_path / "synced", "36LXK", 5)
     publish(tmp_path / "wide", "36LYK", 5, dim=16)
     record, product = [two[0].record_file], [two[0].uri]
-    with pytest.raises(ConfigError, match=r"tiles: another model, 8 numbers; worldcover: Clay v1\.5, 8 numbers"):
+    with pytest.raises(ConfigError, match=r"tiles: another model, 8 numbers; worldcover: Clay v1\.5, class, 8 numbers"):
         build(record, product, str(tmp_path / "db"), Select(), published_of(tmp_path / "synced"))
     both = [*published_of(tmp_path / "synced"), *published_of(tmp_path / "wide", name="wide")]
-    with pytest.raises(ConfigError, match="2 different weights or lengths"):
+    with pytest.raises(ConfigError, match="2 different weights, kinds or lengths"):
         build([], [], str(tmp_path / "db"), Select(), both)
     assert not (tmp_path / "db").exists()
 
@@ -882,3 +882,73 @@ def test_nothing_to_index_is_said(tmp_path, capsys):
         index.main(["--db", str(tmp_path / "db"), "--record", str(tmp_path / "r.json")])
     assert e.value.code == 2
     assert "nothing to index" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- types and kinds of vectors in files
+
+
+INT8 = about(fingerprint="2b" * 32, storage="int8", embedding="both")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """100 places with class tokens and means, both as int8."""
+    return make_product(tmp_path_factory.mktemp("both"), columns=GRID, kiln=INT8)
+
+
+def numbers(made, column="embeddings"):
+    """What a product's int8 stand for, in float16, by chip."""
+    rows = made.rows()
+    levels = np.array(rows[column].to_pylist(), np.float32)
+    scale = rows["scale" if column == "embeddings" else "scale_mean"].to_numpy()
+    return dict(zip(rows["chip_id"].to_pylist(), np.float16(levels * scale[:, None]).tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"), [(None, "embeddings"), ("class", "embeddings"), ("mean", "embeddings_mean")], ids=str
+)
+def test_int8_becomes_float16_and_one_kind_of_both_is_searched_with(tmp_path, both, kind, column):
+    db, record = tmp_path / "db", tmp_path / "r.json"
+    select = json.dumps({"embedding": kind})
+    index.main(["--records", both.record_file, "--db", str(db), "--record", str(record), "--select", select])
+    assert ready(db) == numbers(both, column)
+    assert Explorer(str(db)).about["worldcover"]["embedding"] == (kind or "class")
+    assert json.loads(record.read_text())["embedding"] == {"worldcover": kind or "class"}
+    chip_id, vector = next(iter(numbers(both, column).items()))
+    assert Explorer(str(db)).similar(vector, 1)[0]["chip_id"] == chip_id
+
+
+def test_vectors_of_int8_are_near_those_that_were_rounded(tmp_path, both):
+    build_of(tmp_path / "db", both)
+    for row in range(10):
+        chip = chip_at(WORLD, 2021, 4, row)
+        exact = drawn([chip])[0]
+        assert np.abs(ready(tmp_path / "db")[chip.chip_id] - exact).max() <= np.abs(exact).max() / 254 * 1.1
+
+
+def test_another_kind_is_a_new_table_and_never_beside_the_first(tmp_path, both):
+    db = tmp_path / "db"
+    first = build_of(db, both)
+    second = build_of(db, both, embedding="mean")
+    assert first["state"] != second["state"]
+    assert ready(db) == numbers(both, "embeddings_mean")
+    assert build_of(db, both)["state"] == first["state"]
+    assert ready(db) == numbers(both)
+
+
+def test_a_kind_that_products_do_not_hold_is_refused(tmp_path, two, both):
+    with pytest.raises(ConfigError, match=r"2020: its vectors are of kind class, not mean: change index\.select"):
+        build_of(tmp_path / "db", two[0], embedding="mean")
+    with pytest.raises(ConfigError, match=r"index\.select\.embedding 'best': want class or mean"):
+        build_of(tmp_path / "db", both, embedding="best")
+    assert not (tmp_path / "db").exists()
+
+
+def test_means_are_never_beside_class_tokens_of_the_same_weights(tmp_path, both):
+    publish(tmp_path / "synced", "36LXK", 5)
+    told = {"model": "Clay v1.5", "weights": about()["weights_sha256"], "embedding": "class"}
+    theirs = published_of(tmp_path / "synced", **told)
+    with pytest.raises(ConfigError, match=r"tiles: Clay v1\.5, class, 8 numbers; worldcover: Clay v1\.5, mean, 8"):
+        build([both.record_file], [both.uri], str(tmp_path / "db"), Select(embedding="mean"), theirs)
+    build([both.record_file], [both.uri], str(tmp_path / "db"), Select(), theirs)
+    assert len(ready(tmp_path / "db")) == 105

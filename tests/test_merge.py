@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import duckdb
@@ -23,9 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts import coverage, merge
-from scripts.kiln import table
+from scripts.kiln import table, vectors
 from scripts.kiln.chips import Dropped, Unit
-from scripts.kiln.errors import ConfigError, SourceError
+from scripts.kiln.errors import ConfigError, SourceError, StorageError
 from scripts.kiln.lattice import Column
 from scripts.kiln.sentinel2_scene import Grid
 from tests import products
@@ -345,7 +346,8 @@ def dateline(tmp_path_factory):
         chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]
         entry = table.Entry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
         with table.ShardWriter(run / f"{name}.parquet", table.schema(8, "float32", [products.YEAR], OVER)) as out:
-            out.append(chips, np.random.default_rng(len(out.schema)).standard_normal((len(chips), 8), np.float32))
+            rng = np.random.default_rng(len(out.schema))
+            out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
         table.write_ledger(run / f"{name}.ledger.parquet", table.ledger_table([entry]))
     return run, merge.merge(["a", "b"], str(run), str(run), f"{run}/p", row_group=200), run / "p"
 
@@ -685,7 +687,8 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
         told = kiln | {"sources": {c.source: {"size": 1} for c in chips}}
         with table.ShardWriter(folder / f"{name}.parquet", table.schema(8, "float32", [products.YEAR], told)) as out:
             if chips:
-                out.append(chips, np.random.default_rng(len(chips)).standard_normal((len(chips), 8), np.float32))
+                rng = np.random.default_rng(len(chips))
+                out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
         table.write_ledger(folder / f"{name}.ledger.parquet", table.ledger_table(entries))
     return list(shards)
 
@@ -860,3 +863,66 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
         peaks.append(told["peak"])
     shutil.rmtree(tmp_path)
     assert peaks[1] - peaks[0] < 3 * size / 2
+
+
+# ---------------------------------------------------------------------------------------- types and kinds of vectors
+
+
+@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("embedding", ["mean", "both"])
+def test_vectors_of_every_type_and_kind_come_through_with_their_scales(tmp_path, storage, embedding):
+    kiln = about(storage=storage, embedding=embedding, dimensions=64, patches={"shape": [2, 2, 64]})
+    _, names, folder = write_shards(tmp_path, columns=GRID[:12], kiln=kiln, skip=lambda c, r: (c * r) % 5 == 1)
+    seen = []
+    for memory in (1, 200_000, 1 << 30):
+        out = tmp_path / f"m{memory}"
+        record = merge.merge(names, str(folder), str(folder), str(out), memory=memory, row_group=50)
+        seen.append(digests(out))
+    assert seen[0] == seen[1] == seen[2]
+    shards = (p for p in sorted(folder.glob("*.parquet")) if "ledger" not in p.name)
+    before = pa.concat_tables(pq.read_table(p) for p in shards).sort_by("chip_id")
+    after = pa.concat_tables(pq.read_table(f"{out}/{f['name']}") for f in record["files"])
+    assert after.sort_by("chip_id").replace_schema_metadata(None).equals(before.replace_schema_metadata(None))
+    assert after.schema.remove_metadata().equals(before.schema.remove_metadata())
+    told = json.loads(after.schema.metadata[b"kiln"])
+    assert (told["storage"], told["embedding"]) == (storage, embedding)
+    assert "patches" not in told, "they stay beside the shards"
+
+
+def test_shards_that_begin_anywhere_in_their_row_groups_are_gathered_right(tmp_path):
+    """Batches end within row groups, so that vectors begin in the middle of their buffers."""
+    _, names, folder = write_shards(tmp_path, columns=GRID[:9], kiln=about(storage="int8"), row_group=70)
+    with pytest.MonkeyPatch.context() as patch:
+        for size in (1, 9_000, 64 << 20):
+            patch.setattr(merge.buckets, "READ_BYTES", size)
+            merge.merge(names, str(folder), str(folder), f"{tmp_path}/o{size}", memory=1, row_group=40)
+    assert digests(tmp_path / "o1") == digests(tmp_path / "o9000") == digests(tmp_path / f"o{64 << 20}")
+
+
+def test_an_error_in_the_middle_leaves_no_bucket_behind(tmp_path, monkeypatch):
+    _, names, folder = write_shards(tmp_path, columns=GRID[:8])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    monkeypatch.setattr(merge.GeoParquetWriter, "write", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(StorageError, match="No space left"):
+        merge.merge(names, str(folder), str(folder), str(tmp_path / "o"), memory=1, row_group=40)
+    assert not list(scratch.iterdir())
+    assert not [t for t in threading.enumerate() if t.name.startswith("ahead")]
+
+
+def test_on_a_disk_that_knows_no_direct_writes_the_same_bytes_come_out(tmp_path, monkeypatch):
+    _, names, folder = write_shards(tmp_path, columns=GRID[:6], kiln=about(storage="float16"))
+    merge.merge(names, str(folder), str(folder), str(tmp_path / "direct"), memory=1, row_group=40)
+    opened, refused = os.open, []
+
+    def refuse(path, flags, *args, **told):
+        if flags & getattr(os, "O_DIRECT", 0):
+            refused.append(path)
+            raise OSError(22, "Invalid argument")
+        return opened(path, flags, *args, **told)
+
+    monkeypatch.setattr(os, "open", refuse)
+    merge.merge(names, str(folder), str(folder), str(tmp_path / "plain"), memory=1, row_group=40)
+    assert refused
+    assert digests(tmp_path / "plain") == digests(tmp_path / "direct")

@@ -148,3 +148,18 @@ def test_what_is_no_plan_is_named_with_its_line(tmp_path, capsys, text):
 )  # fmt: skip
 def test_bytes_as_people_say_them(size, said):
     assert plan.human(size) == said
+
+
+def test_what_a_chip_takes_depends_on_type_kinds_and_patches():
+    assert plan.row_bytes(1024, "float32") == 2 * (4096 + 400) + 2048 + 400
+    assert plan.row_bytes(1024, "int8") == 2 * (1024 + 4 + 400) + 2048 + 400
+    assert plan.row_bytes(1024, "float16", "both") == 2 * (2 * 2048 + 400) + 2048 + 400
+    more = plan.row_bytes(1024, "int8", "mean", 1024) - plan.row_bytes(1024, "int8", "mean")
+    assert more == 1024 * 1024 * 2, "256 px: patches lie beside the shard, once"
+
+
+def test_patches_are_counted_for_the_dataset_that_keeps_them(tmp_path):
+    uri = written(tmp_path, line(0, expected=10))
+    (without,) = plan.summarise(uri, 1024, "int8", "both", {"naip": 1024})
+    (with_patches,) = plan.summarise(uri, 1024, "int8", "both", {"worldcover": 4})
+    assert with_patches.stored - without.stored == 10 * 4 * 2048

@@ -381,7 +381,7 @@ def dateline(tmp_path_factory):
     chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
     kiln = about(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
     with table.ShardWriter(run / "s.parquet", table.schema(8, "float32", [YEAR], kiln)) as out:
-        out.append(chips, np.random.default_rng(0).standard_normal((16, 8), np.float32))
+        out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((16, 8), np.float32)})
     entry = table.Entry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
     table.write_ledger(run / "s.ledger.parquet", table.ledger_table([entry]))
     record = merge.merge(["s"], str(run), str(run), str(run / "p"))

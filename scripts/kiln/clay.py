@@ -152,7 +152,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Pre-norm self-attention; neither projection has a bias."""
+    """Pre-norm self-attention; neither projection has a bias. `asking` tokens alone ask, all of them answer."""
 
     def __init__(self, g: Geometry) -> None:
         super().__init__()
@@ -161,12 +161,20 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(g.dim, 3 * g.heads * g.dim_head, bias=False)
         self.to_out = nn.Linear(g.heads * g.dim_head, g.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 1 + L, D] to [B, 1 + L, D]."""
+    def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
+        """[B, 1 + L, D] to [B, 1 + L, D], or to [B, asking, D], the first tokens alone."""
         b, n, _ = x.shape
-        qkv = self.to_qkv(self.norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(*qkv.unbind(0))  # [B, heads, 1 + L, dim_head]
-        return self.to_out(y.transpose(1, 2).reshape(b, n, -1))
+        x = self.norm(x)
+        if asking is None:
+            qkv = self.to_qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)  # [B, heads, 1 + L, dim_head]
+        else:
+            weight = self.to_qkv.weight
+            inner = len(weight) // 3
+            q = F.linear(x[:, :asking], weight[:inner]).view(b, asking, self.heads, -1).transpose(1, 2)
+            k, v = F.linear(x, weight[inner:]).view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)  # [B, heads, asking, dim_head]
+        return self.to_out(y.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -189,10 +197,12 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(g.dim)
         self.layers = nn.ModuleList(nn.ModuleList([Attention(g), FeedForward(g)]) for _ in range(g.depth))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 1 + L, D] to [B, 1 + L, D]."""
-        for attention, mlp in self.layers:
-            x = x + attention(x)
+    def forward(self, x: Tensor, kept: int | None = None) -> Tensor:
+        """[B, 1 + L, D] to [B, 1 + L, D], or to [B, kept, D]: of the first tokens alone the last block does less."""
+        last = len(self.layers) - 1
+        for i, (attention, mlp) in enumerate(self.layers):
+            asking = kept if i == last else None
+            x = x[:, :asking] + attention(x, asking)
             x = x + mlp(x)
         return self.norm(x)
 
@@ -215,12 +225,22 @@ class ClayEncoder(nn.Module):
         self._positions: dict[tuple[int, int, float], Tensor] = {}
 
     @torch.inference_mode()
-    def forward(self, pixels: Tensor, *, wavelengths: Tensor, gsd: float, time: Tensor, latlon: Tensor) -> Tensor:
+    def forward(
+        self,
+        pixels: Tensor,
+        *,
+        wavelengths: Tensor,
+        gsd: float,
+        time: Tensor,
+        latlon: Tensor,
+        class_only: bool = False,
+    ) -> Tensor:
         """Encode a batch of chips.
 
         pixels [B, C, H, W] normalised, H and W multiples of the patch; wavelengths [C] in micrometres; gsd in
         metres; time and latlon [B, 4] as `encode_time` and `encode_latlon` give them, zeros where unknown.
-        Returns tokens [B, 1 + H W / patch^2, D] in the encoder's precision, the class token first.
+        Returns tokens [B, 1 + H W / patch^2, D] in the encoder's precision, the class token first; with `class_only`
+        [B, 1, D], the same number but for rounding, for a thirtieth less of arithmetic.
         Raises ValueError for shapes that do not fit.
         """
         g, b = self.geometry, len(pixels)
@@ -240,7 +260,7 @@ class ClayEncoder(nn.Module):
             [self._position(rows, cols, gsd).expand(b, -1, -1), meta[:, None].expand(-1, rows * cols, -1)], dim=2
         ).to(x.dtype)
         x = torch.cat([self.cls_token.expand(b, -1, -1), x], dim=1)  # [B, 1 + L, D]
-        return self.transformer(x)
+        return self.transformer(x, kept=1 if class_only else None)
 
     def _kernel(self, wavelengths: Tensor) -> tuple[Tensor, Tensor]:
         """The patch convolution depends on the wavelengths alone: made once, in float32, kept in the precision."""

@@ -18,19 +18,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from scripts.kiln import table
+from scripts.kiln import patches, table, vectors
 from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Source, Unit
-from scripts.kiln.clay import ClayEncoder, encode_latlon, encode_time
+from scripts.kiln.clay import ClayEncoder
+from scripts.kiln.embedder import Embedder, Policy
 from scripts.kiln.errors import SourceError, TooManyFailuresError
 from scripts.kiln.parts import Parts
 from scripts.kiln.progress import Progress
-from scripts.kiln.sensors import Sensor
 
 QUEUE = 2  # batches made ready while one is encoded
 PATIENCE = 3.0  # seconds a read may take to notice that the job ends
@@ -48,15 +47,6 @@ class Budget:
     batch: int = 8
     read_threads: int = 4
     read_ahead: int = 512 << 20  # bytes read or being read and not yet cut into chips
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the encoder is told besides pixels; part of the fingerprint."""
-
-    metadata: Literal["zeros", "as_trained"] = "as_trained"
-    gsd: float | None = 10.0  # metres; None: each chip's own pixel size
-    storage: table.Storage = "float32"
 
 
 def read_ahead(reads: Iterable[Read], threads: int, budget: int) -> Iterator[Loaded]:
@@ -157,37 +147,6 @@ def _batches(events: Iterator[Chip | Dropped | Opened], size: int, *, one_gsd: b
         yield Batch(chips, dropped)
 
 
-class Embedder:
-    """The encoder with one sensor's normalisation and one run's policy."""
-
-    def __init__(self, encoder: ClayEncoder, sensor: Sensor, policy: Policy, size: int) -> None:
-        self.encoder, self.policy, self.size = encoder, policy, size
-        device = encoder.cls_token.device
-        self.mean = torch.tensor(sensor.mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(sensor.std, device=device).view(-1, 1, 1)
-        self.wavelengths = torch.tensor(sensor.wavelengths)
-
-    def __call__(self, chips: list[Chip]) -> np.ndarray:
-        """Class tokens [n, D], float32. The batch is padded to its full size, so that a vector is the same in any."""
-        n = len(chips)
-        pixels = np.zeros((self.size, *chips[0].pixels.shape), chips[0].pixels.dtype)
-        time_, place = np.zeros((2, self.size, 4), np.float32)
-        for i, chip in enumerate(chips):
-            pixels[i] = chip.pixels
-            if self.policy.metadata == "as_trained" and chip.datetime is not None:  # unknown together or not at all
-                time_[i], place[i] = encode_time(chip.datetime), encode_latlon(*chip.center)
-        with torch.inference_mode():
-            x = torch.from_numpy(pixels).to(self.mean.device).to(torch.float32)
-            tokens = self.encoder(
-                (x - self.mean) / self.std,
-                wavelengths=self.wavelengths,
-                gsd=chips[0].pixel_size if self.policy.gsd is None else self.policy.gsd,
-                time=torch.from_numpy(time_),
-                latlon=torch.from_numpy(place),
-            )
-            return tokens[:n, 0].float().cpu().numpy()
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a shard came to: rows written and its ledger."""
@@ -199,9 +158,11 @@ class Outcome:
 class Account:
     """Rows and ledger of a shard as they come about: chips are counted, finished units kept as parts, in one order."""
 
-    def __init__(self, units: Sequence[Unit], out: table.ShardWriter, parts: Parts | None) -> None:
+    def __init__(
+        self, units: Sequence[Unit], out: table.ShardWriter, parts: Parts | None, beside: patches.PatchWriter | None
+    ) -> None:
         self.entries = {u.unit_id: table.Entry(u) for u in units}
-        self.out, self.parts = out, parts
+        self.out, self.parts, self.beside = out, parts, beside
         found = parts.finished(units, out.schema) if parts else {}
         self.done = {unit_id: entry for unit_id, (_, entry) in found.items()}
         self._rows = {unit_id: rows for unit_id, (rows, _) in found.items()}  # let go as they are handed on
@@ -209,7 +170,8 @@ class Account:
         self._order = {unit_id: n for n, unit_id in enumerate(self.entries)}
         self._earlier = deque(sorted(self.done, key=self._order.__getitem__))  # parts whose rows are still to come
         self._open: str | None = None  # the unit whose rows are held until it is finished
-        self._held: list[tuple[list[Chip], np.ndarray]] = []
+        self._held: list[tuple[list[Chip], vectors.Columns]] = []
+        self._spool: patches.Spool | None = None  # the patches of that unit, on their way into its part
 
     def drop(self, event: Dropped | Opened) -> None:
         """Account for what is no chip."""
@@ -227,14 +189,14 @@ class Account:
         unit = entry.unit
         return bool(unit.version) and unit.expected_known and entry.left == 0 and entry.status != "failed"
 
-    def add(self, chips: list[Chip], vectors: np.ndarray) -> int:
-        """Account for encoded chips, vectors [n, D] as they are stored; one that is not finite has failed.
+    def add(self, chips: list[Chip], stored: vectors.Columns) -> int:
+        """Account for encoded chips, vectors as they are stored; one that is not finite has failed.
 
         Returns how many are good.
         """
         for chip in chips:
             chip.pixels = NO_PIXELS  # rows wait for their row group without pixels
-        finite = np.isfinite(vectors).all(axis=1)
+        finite = vectors.finite(stored)
         first = 0
         for unit_id, group in itertools.groupby(chips, key=lambda c: c.unit_id):
             size = len(list(group))
@@ -244,32 +206,43 @@ class Account:
             good = int(finite[here].sum())
             entry.embedded += good
             if good < size:
-                entry.drop(Dropped(unit_id, "failed", size - good, f"vector not finite in {vectors.dtype}"))
-            self._append(entry, list(itertools.compress(chips[here], finite[here])), vectors[here][finite[here]])
+                kept_as = next(c.dtype for c in stored.values() if not np.isfinite(c[here]).all())
+                entry.drop(Dropped(unit_id, "failed", size - good, f"vector not finite in {kept_as}"))
+            rows = np.flatnonzero(finite[here]) + here.start
+            self._append(entry, [chips[i] for i in rows], vectors.chosen(stored, rows))
         return int(finite.sum())
 
-    def _append(self, entry: table.Entry, chips: list[Chip], vectors: np.ndarray) -> None:
+    def _append(self, entry: table.Entry, chips: list[Chip], stored: vectors.Columns) -> None:
         unit_id = entry.unit.unit_id
         if self.parts and self._open != unit_id:
             self.settle()
             self._earlier_rows(self._order[unit_id])
             self._open = unit_id if entry.unit.version else None
+            if self._open and self.beside:
+                self._spool = self.parts.spool(entry.unit, self.beside.schema)
+        if self.beside:
+            ids, block = [c.chip_id for c in chips], stored.pop(patches.COLUMN)
+            self.beside.append(ids, block)
+            if self._spool:
+                self._spool.append(ids, block)
         if self._open is None:
-            self.out.append(chips, vectors)
+            self.out.append(chips, stored)
         else:
-            self._held.append((chips, vectors))
+            self._held.append((chips, stored))
 
     def settle(self) -> None:
         """Hand the held rows on; those of a unit that is finished become its part, so that no retry encodes them."""
         if self._open is None:
             return
         chips = [c for some, _ in self._held for c in some]
-        rows = table.rows(chips, np.concatenate([v for _, v in self._held]), self.out.schema)
+        rows = table.rows(chips, vectors.joined([v for _, v in self._held]), self.out.schema)
         entry = self.entries[self._open]
         if self.parts and self._finished(entry) and len(rows) == entry.embedded:  # less: it was interrupted by another
-            self.parts.keep(rows, entry)
+            self.parts.keep(rows, entry, self._spool)
+        elif self._spool:
+            self._spool.abandon()
         self.out.append_rows(rows)
-        self._open, self._held = None, []
+        self._open, self._held, self._spool = None, [], None
 
     def settle_if_finished(self) -> None:
         """The same, once nothing more of the unit can come."""
@@ -279,7 +252,12 @@ class Account:
     def _earlier_rows(self, before: int) -> None:
         """Rows of the parts of units that come before the one of that place."""
         while self._earlier and self._order[self._earlier[0]] < before:
-            self.out.append_rows(self._rows.pop(self._earlier.popleft()))
+            unit_id = self._earlier.popleft()
+            self.out.append_rows(self._rows.pop(unit_id))
+            if self.beside and self.parts:
+                entry = self.entries[unit_id]
+                for ids, block in self.parts.patches_of(entry.unit, entry.embedded):
+                    self.beside.append(ids, block)
 
     def close(self) -> list[table.Entry]:
         """Hand on all that is held; returns the ledger's entries."""
@@ -299,20 +277,24 @@ def embed(
     budget: Budget,
     max_failed_fraction: float,
     parts: Parts | None = None,
+    patch_file: Path | None = None,
 ) -> Outcome:
     """Stream a source through the encoder into the embeddings file `path`; the caller puts file and ledger in place.
 
     `load` is called when the first chip is there, while reading goes on; a shard without chips loads no weights.
-    Units that `parts` holds from an earlier try are neither read nor encoded; the file is the same, byte by byte.
+    Units that `parts` holds from an earlier try are neither read nor encoded; the file is the same, byte by byte, and
+    so is `patch_file`, the chips' patch vectors in the order of the rows, where `policy` keeps them.
     Raises TooManyFailuresError, with the ledger in the log, if more than `max_failed_fraction` of the units failed (a
     partly failed one counts by its share), and TransientError for what another try may mend.
     """
-    columns = table.schema(dim, policy.storage, source.columns, {**about, "sources": source.provenance()})
+    about = {**about, "sources": source.provenance()}
+    columns = table.schema(dim, policy.storage, source.columns, about, policy.embedding)
     reads = [0, 0]  # count, bytes
     embedder: Embedder | None = None
     waited = encoded = 0.0
-    with parts or nullcontext(), table.ShardWriter(path, columns) as out:
-        account = Account(source.units(), out, parts)
+    beside = patches.PatchWriter(patch_file, patches.schema(about)) if patch_file else nullcontext()
+    with parts or nullcontext(), beside as patch_writer, table.ShardWriter(path, columns) as out:
+        account = Account(source.units(), out, parts, patch_writer)
         entries = account.entries
         progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
         if account.done:
@@ -331,6 +313,22 @@ def embed(
             with closing(read_ahead(counted(), budget.read_threads, budget.read_ahead)) as loaded:
                 yield from source.chips(loaded)
 
+        def account_for(batch: Batch, collect: Callable[[], vectors.Columns] | None) -> None:
+            nonlocal encoded
+            for event in batch.dropped:
+                if isinstance(event, Opened):
+                    progress.grow(event.expected - entries[event.unit_id].unit.expected)
+                else:
+                    progress.advance(event.count)
+                account.drop(event)
+            if collect:
+                began = time.monotonic()
+                stored = vectors.store(collect(), policy.storage)
+                encoded += time.monotonic() - began
+                progress.advance(len(batch.chips), embedded=account.add(batch.chips, stored))
+            account.settle_if_finished()
+
+        under_way: deque[tuple[Batch, Callable[[], vectors.Columns] | None]] = deque()
         batches = _in_thread(_batches(events(), budget.batch, one_gsd=policy.gsd is None), QUEUE)
         with closing(batches):
             while True:
@@ -339,22 +337,20 @@ def embed(
                 if batch is None:
                     break
                 got = time.monotonic()
-                for event in batch.dropped:
-                    if isinstance(event, Opened):
-                        progress.grow(event.expected - entries[event.unit_id].unit.expected)
-                    else:
-                        progress.advance(event.count)
-                    account.drop(event)
+                collect = None
                 if batch.chips:
                     if embedder is None:
                         embedder = Embedder(load(), source.sensor, policy, budget.batch)
                         got = time.monotonic()
                     else:
                         waited += got - began
-                    vectors = embedder(batch.chips).astype(policy.storage)
+                    collect = embedder.start(batch.chips)
                     encoded += time.monotonic() - got
-                    progress.advance(len(batch.chips), embedded=account.add(batch.chips, vectors))
-                account.settle_if_finished()
+                under_way.append((batch, collect))
+                while len(under_way) > (embedder.ahead if embedder else 0):
+                    account_for(*under_way.popleft())
+            while under_way:
+                account_for(*under_way.popleft())
         ledger_entries = account.close()
     progress.close()
     ledger = table.ledger_table(ledger_entries)

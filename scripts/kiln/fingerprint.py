@@ -62,16 +62,19 @@ def fingerprint(
     max_nodata: float,
     max_cloud: float | None,
     lattice: dict[str, Any],
+    embedding: str = "class",
+    patches: bool = False,
 ) -> str:
     """sha256 over what changes a vector's value: the settings, the sensor's table and the recipes.
 
     `weights` is what `weights_digest` gives; `lattice` says how chips are laid out (chip size, pixels per degree,
-    whole chips or quarters, for WorldCover).
+    whole chips or quarters, for WorldCover). Files of patches, where they are wanted, lie beside shards of their own.
     """
     return digest(
         {
             "dataset": dataset,
-            "embedding": "class",
+            "embedding": embedding,
+            **({"patches": True} if patches else {}),
             "weights": weights,
             "precision": precision,
             "storage": dtype,

@@ -34,21 +34,23 @@ def geo_metadata(column: str, types: set[str], bbox: list[float], *, covering: b
 class GeoParquetWriter:
     """Writes batches as row groups; `geo` is completed from the rows' own boxes when the file is closed.
 
-    float embeddings are split by byte before zstd, which shrinks float32 (DuckDB refuses it for float16).
+    float32 vectors are split by byte before zstd, which shrinks them (DuckDB refuses it for other types). int8 is a
+    dictionary of the 255 numbers, since Parquet has no type of one byte: 946 bytes a vector of 1024, else 1318.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, geometry: str = "geometry", box: str | None = "bbox") -> None:
-        embedding = schema.field("embeddings").type
-        floats = pa.types.is_float32(embedding.value_type)
-        nested = "embeddings.list.element"
-        plain = [f.name for f in schema if f.name not in ("embeddings", "sources", geometry, box)]
+        vectors = {f"{f.name}.list.element": f.type.value_type for f in schema if pa.types.is_fixed_size_list(f.type)}
+        split = {name: "BYTE_STREAM_SPLIT" for name, kind in vectors.items() if pa.types.is_float32(kind)}
+        coded = [name for name, kind in vectors.items() if pa.types.is_int8(kind)]
+        other = {"sources", geometry, box, "scale", "scale_mean", *(name.partition(".")[0] for name in vectors)}
+        plain = [f.name for f in schema if f.name not in other]
         self._writer = pq.ParquetWriter(
             path,
             schema,
             compression="zstd",
             compression_level=3,
-            use_dictionary=[*plain, "sources.list.element"],
-            column_encoding={nested: "BYTE_STREAM_SPLIT"} if floats else None,
+            use_dictionary=[*plain, *coded, "sources.list.element"],
+            column_encoding=split or None,
             write_page_index=True,
             store_schema=True,
         )

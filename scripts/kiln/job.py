@@ -6,11 +6,13 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from scripts.kiln import __version__, cli, plans, storage
+from scripts.kiln import __version__, cli, plans, storage, vectors
 from scripts.kiln.chips import Source
+from scripts.kiln.device import claimed
 from scripts.kiln.errors import ConfigError, KilnError
 from scripts.kiln.fingerprint import fingerprint, recipe
 
@@ -33,7 +35,18 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     where.add_argument("--output", help="the embeddings file, if not <folder>/<shard>.parquet")
     where.add_argument("--overwrite", action="store_true", help="do a finished shard again")
     value = p.add_argument_group("what changes a vector (part of the fingerprint)")
-    value.add_argument("--storage", choices=("float32", "float16"), default="float32", help="type of the vectors")
+    value.add_argument("--storage", choices=vectors.STORAGES, default="float32", help="type of the vectors")
+    value.add_argument(
+        "--embedding",
+        choices=vectors.EMBEDDINGS,
+        default="class",
+        help="class token, mean of patch tokens, or both",
+    )
+    value.add_argument(
+        "--patches",
+        action="store_true",
+        help="and all patch tokens, in <shard>.patches.parquet: 2 MB a chip of 256 px",
+    )
     value.add_argument("--gsd", choices=("as_trained", "actual"), default="as_trained", help="what the model is told")
     value.add_argument("--max-nodata", type=float, default=0.05, help="share of a chip; more is skipped and counted")
     value.add_argument("--expect-fingerprint", metavar="HEX", help="stop unless the fingerprint begins like this")
@@ -43,7 +56,7 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     how.add_argument("--threads", type=int, default=0, help="of the encoder; 0: as many as cores")
     how.add_argument("--read-threads", type=int, default=4, help="reading and decoding ahead of the encoder")
     how.add_argument("--read-ahead-mb", type=int, default=512, help="megabytes of pixels held ahead of the encoder")
-    how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    how.add_argument("--device", default="cpu", help="cpu, cuda (a card that no other job holds) or cuda:N")
     how.add_argument("--parts", help="path or s3:// of a folder that keeps finished units until the shard is whole")
     return p
 
@@ -89,7 +102,8 @@ def run(
 
     Everything that would fail again fails before the weights load. Raises any KilnError.
     """
-    from scripts.kiln import clay, engine, table  # here: torch is slow to import, and --help should not be
+    # here: torch is slow to import, and --help should not be
+    from scripts.kiln import clay, embedder, engine, patches, table
     from scripts.kiln.parts import Parts
 
     about_weights = clay.read_about(args.weights)
@@ -97,6 +111,8 @@ def run(
         "weights": about_weights["sha256"],
         "precision": about_weights["precision"],
         "dtype": args.storage,
+        "embedding": args.embedding,
+        "patches": args.patches,
         "metadata": metadata,
         "gsd": args.gsd,
         "max_nodata": args.max_nodata,
@@ -114,25 +130,36 @@ def run(
         "partition": line["partition"],
         "fingerprint": identity,
         "recipes": {m: recipe(m) for m in ("clay", dataset)},
-        **_model(about_weights),
+        **_model(about_weights, args.embedding),
         **_pixels(source, settings, gsd),
         "software": _software(),
     }
-    policy = engine.Policy("zeros" if metadata == "zeros" else "as_trained", gsd, args.storage)
+    sizes = about_weights["geometry"]
+    if args.patches:
+        about["patches"] = patches.described(lattice, sizes["patch"], sizes["dim"])
+    policy = embedder.Policy(
+        "zeros" if metadata == "zeros" else "as_trained", gsd, args.storage, args.embedding, args.patches
+    )
     budget = engine.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
     parts = Parts.of(args.parts, about | {"device": args.device.partition(":")[0]}) if args.parts else None
-    with storage.atomic(args.output) as partial:
+    beside = patches.file_name(storage.join(args.folder, f"{line['shard']}.parquet"))
+    with (
+        claimed(args.device) as device,
+        storage.atomic(args.output) as partial,
+        storage.atomic(beside) if args.patches else nullcontext() as partial_patches,
+    ):
         source.check()
         outcome = engine.embed(
             source,
-            _loader(args, about_weights["precision"]),
-            about_weights["geometry"]["dim"],
+            _loader(args, about_weights["precision"], device),
+            sizes["dim"],
             partial,
             about,
             policy=policy,
             budget=budget,
             max_failed_fraction=args.max_failed_fraction,
             parts=parts,
+            patch_file=partial_patches,
         )
         ledger = table.ledger_name(storage.join(args.folder, f"{line['shard']}.parquet"))
         with storage.atomic(ledger) as partial_ledger:
@@ -145,7 +172,7 @@ def run(
     log.info("%s: %d rows of %d units", args.output, outcome.rows, len(outcome.ledger))
 
 
-def _loader(args: argparse.Namespace, precision: str) -> Callable[[], Any]:
+def _loader(args: argparse.Namespace, precision: str, device: str) -> Callable[[], Any]:
     def load() -> Any:
         import torch
 
@@ -153,19 +180,19 @@ def _loader(args: argparse.Namespace, precision: str) -> Callable[[], Any]:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        return clay.load_encoder(args.weights, precision=precision, device=args.device)  # type: ignore[arg-type]
+        return clay.load_encoder(args.weights, precision=precision, device=device)  # type: ignore[arg-type]
 
     return load
 
 
-def _model(weights: dict[str, Any]) -> dict[str, Any]:
+def _model(weights: dict[str, Any], embedding: str) -> dict[str, Any]:
     """Of the `kiln` metadata: which weights made the vectors."""
     return {
         "model": MODEL,
         "weights_sha256": weights["sha256"],
         "checkpoint": weights.get("checkpoint", ""),
         "untrained": bool(weights.get("untrained")),
-        "embedding": "class",
+        "embedding": embedding,
         "dimensions": weights["geometry"]["dim"],
         "precision": weights["precision"],
     }
@@ -176,6 +203,7 @@ def _pixels(source: Source, settings: dict[str, Any], gsd: float | None) -> dict
     sensor = source.sensor
     return {
         "storage": settings["dtype"],
+        **vectors.described(settings["dtype"], settings["embedding"]),
         "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
         "wavelengths": sensor.wavelengths,
         "gsd": "actual" if gsd is None else gsd,

@@ -8,16 +8,17 @@ once the shard is whole.
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.kiln import storage, table
+from scripts.kiln import patches, storage, table
 from scripts.kiln.chips import Unit
 from scripts.kiln.errors import SourceError
 from scripts.kiln.fingerprint import digest
@@ -33,13 +34,15 @@ class Parts:
 
     folder: str
     identity: str
+    with_patches: bool = False  # which lie in a file beside each part
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parts"), repr=False)
     _written: Future | None = field(default=None, repr=False)
+    _spool: patches.Spool | None = field(default=None, repr=False)  # the last one; it may be open when a job fails
 
     @classmethod
     def of(cls, folder: str, about: dict[str, Any]) -> Self:
         """The parts of jobs whose files have the metadata `about`, less their sources."""
-        return cls(folder, digest({k: v for k, v in about.items() if k != "sources"}))
+        return cls(folder, digest({k: v for k, v in about.items() if k != "sources"}), "patches" in about)
 
     def uri(self, unit: Unit) -> str:
         """Where the part of a unit in its present state lies."""
@@ -53,18 +56,43 @@ class Parts:
             if not unit.version or (uri := self.uri(unit)) not in there:
                 continue
             try:
-                found[unit.unit_id] = _read(uri, unit, columns)
+                rows, entry = _read(uri, unit, columns)
+                if self.with_patches:
+                    self._check_patches(unit, rows)
+                found[unit.unit_id] = rows, entry
             except SourceError as e:
                 log.warning("a part is of no use, and its unit is done again: %s", e)
         return found
 
-    def keep(self, rows: pa.Table, entry: table.Entry) -> None:
-        """Write a finished unit's part, while the encoder goes on. Raises what the writing of the one before met."""
+    def spool(self, unit: Unit, columns: pa.Schema) -> patches.Spool:
+        """Where the patches of a unit go until it is finished; then `keep` takes it, or it is to be abandoned."""
+        self._spool = patches.Spool(patches.file_name(self.uri(unit)), columns)
+        return self._spool
+
+    def patches_of(self, unit: Unit, rows: int) -> Iterator[tuple[list[str], np.ndarray]]:
+        """The patches of a finished unit, as `patches.read`; nothing where it has no rows."""
+        if rows:
+            with storage.local_copy(patches.file_name(self.uri(unit))) as path:
+                yield from patches.read(path)
+
+    def _check_patches(self, unit: Unit, rows: pa.Table) -> None:
+        """Raise SourceError unless the patches of a part are whole, and those of its rows."""
+        ids = rows["chip_id"].to_pylist()
+        if ids != [chip_id for some, _ in self.patches_of(unit, len(rows)) for chip_id in some]:
+            raise SourceError(f"{patches.file_name(self.uri(unit))}: not the patches of its part")
+
+    def keep(self, rows: pa.Table, entry: table.Entry, spool: patches.Spool | None = None) -> None:
+        """Write a finished unit's part, after its patches, while the encoder goes on.
+
+        Raises what the writing of the one before met.
+        """
         self._settle()
         about = json.dumps(asdict(entry), sort_keys=True).encode()
         uri = self.uri(entry.unit)
 
         def write() -> None:
+            if spool:
+                spool.finish()
             with storage.atomic(uri) as path:
                 pq.write_table(
                     rows.replace_schema_metadata({ENTRY: about}), path, compression="zstd", write_page_checksum=True
@@ -93,6 +121,8 @@ class Parts:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         """Wait for the last part, also of a job that fails: it is what the next try begins with."""
         self._writer.shutdown(wait=True)
+        if self._spool:
+            self._spool.abandon()
         if kind is None:
             self._settle()
 

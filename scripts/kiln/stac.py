@@ -14,7 +14,7 @@ from typing import Any
 
 import pystac
 
-from scripts.kiln import storage
+from scripts.kiln import storage, vectors
 
 EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
@@ -43,6 +43,13 @@ SOURCES: dict[str, dict[str, Any]] = {
         "provider": "ESA, contains modified Copernicus Sentinel data",
         "temporal_resolution": "single_acquisition",
     },
+}
+
+
+WHAT = {  # a row's vectors are, by the `embedding` of the config
+    "class": "class token",
+    "mean": "mean of the patch tokens",
+    "both": "class token and mean of the patch tokens",
 }
 
 
@@ -81,6 +88,7 @@ def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int
     whole = [*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3))]
     warning = " UNTRAINED weights: for demonstration only." if about["untrained"] else ""
     chip = about["chip_size"] // (2 if about["lattice"].get("encode") == "quarters" else 1)
+    kind = about["embedding"]
     fields = {
         "emb:type": "chip",
         "emb:dimensions": about["dimensions"],
@@ -90,10 +98,13 @@ def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int
         **({} if about["gsd"] == "actual" else {"gsd": about["gsd"]}),
     }
     quantization = {"method": "none", "original_dtype": "float32", "quantized_dtype": about["storage"]}
+    if about["storage"] == "int8":  # the extension's `scale` is one of all rows; these have one each
+        quantization |= {"method": "linear", "scale_columns": {n: vectors.SCALES[n] for n in vectors.KINDS[kind]}}
     collection = pystac.Collection(
         id=f"{about['dataset']}-{about['partition']}-{about['fingerprint'][:8]}",
         title=f"{source['title']}, {about['partition']}",
-        description=f"One {about['model']} class token per chip of {chip} pixels; {counts['embedded']} chips.{warning}",
+        description=f"One {about['model']} {WHAT[kind]} per chip of {chip} pixels; "
+        f"{counts['embedded']} chips.{warning}",
         license=source["license"],
         extent=pystac.Extent(pystac.SpatialExtent([whole]), pystac.TemporalExtent([[start, end]])),
         providers=[pystac.Provider(source["provider"], roles=[pystac.ProviderRole.PRODUCER], url=source["href"])],
@@ -129,6 +140,7 @@ def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int
                         "weights_sha256",
                         "untrained",
                         "precision",
+                        "embedding",
                         "metadata",
                         "lattice",
                         "limits",
@@ -143,7 +155,7 @@ def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int
             "embeddings",
             pystac.Asset(
                 f"../{part.name}",
-                title="GeoParquet of chips and class tokens",
+                title=f"GeoParquet of chips: {WHAT[kind]}",
                 media_type=PARQUET,
                 roles=["data"],
                 extra_fields={"file:size": part.size, "file:checksum": f"1220{part.sha256}"},

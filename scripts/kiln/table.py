@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from scripts.kiln import vectors
 from scripts.kiln.chips import Chip, Dropped, Opened, Unit
 from scripts.kiln.errors import SourceError
 from scripts.kiln.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
 from scripts.kiln.text import aligned
 
-Storage = Literal["float32", "float16"]
+BUFFER = 1 << 20  # bytes of a file read at a time, so that a row group is never held whole
 EDGE = 180 - 1e-9  # degrees: what lies beyond touches the antimeridian
-TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 LEDGER = pa.schema(
     [
@@ -46,11 +46,17 @@ def ledger_name(shard: str) -> str:
     return f"{shard.removesuffix('.parquet')}.ledger.parquet"
 
 
-def schema(dim: int, storage: Storage, extra: Sequence[pa.Field], about: dict[str, Any]) -> pa.Schema:
+def schema(
+    dim: int,
+    storage: vectors.Storage,
+    extra: Sequence[pa.Field],
+    about: dict[str, Any],
+    embedding: vectors.Embedding = "class",
+) -> pa.Schema:
     """The columns of every embeddings file, `about` as its `kiln` metadata."""
     fields = [
         pa.field("chip_id", pa.string(), nullable=False),
-        pa.field("embeddings", pa.list_(pa.field("element", TYPES[storage], nullable=False), dim), nullable=False),
+        *vectors.fields(dim, storage, embedding),
         pa.field("geometry", pa.binary(), nullable=False),
         pa.field("bbox", BBOX, nullable=False),
         pa.field("crs", pa.string(), nullable=False),
@@ -70,14 +76,12 @@ def schema(dim: int, storage: Storage, extra: Sequence[pa.Field], about: dict[st
     return pa.schema(fields, metadata={"kiln": json.dumps(about, sort_keys=True)})
 
 
-def rows(chips: Sequence[Chip], vectors: np.ndarray, columns: pa.Schema) -> pa.Table:
-    """Chips and their vectors [n, D] as a table."""
+def rows(chips: Sequence[Chip], stored: vectors.Columns, columns: pa.Schema) -> pa.Table:
+    """Chips and their vectors, as `vectors.store` gives them, as a table."""
     footprints = np.array([c.footprint for c in chips], dtype=object)
     boxes = boxes_of(footprints)
-    embedding = columns.field("embeddings").type
-    values = pa.array(vectors.reshape(-1), embedding.value_type)
     arrays: dict[str, Any] = {
-        "embeddings": pa.FixedSizeListArray.from_arrays(values, type=embedding),
+        **vectors.arrays(stored, columns),
         "geometry": pa.array(shapely.to_wkb(footprints, byte_order=1), pa.binary()),
         "bbox": pa.StructArray.from_arrays([pa.array(boxes[:, i]) for i in range(4)], fields=list(BBOX)),
     }
@@ -124,14 +128,14 @@ class ShardWriter:
         self._file = GeoParquetWriter(path, columns)
         self._stack = ExitStack()
         self._chips: list[Chip] = []
-        self._vectors: list[np.ndarray] = []
+        self._vectors: list[vectors.Columns] = []
         self._tables: list[pa.Table] = []
         self.rows = 0  # given so far
 
-    def append(self, chips: Sequence[Chip], vectors: np.ndarray) -> None:
-        """Add rows; vectors [n, D] in the type they are stored in."""
+    def append(self, chips: Sequence[Chip], stored: vectors.Columns) -> None:
+        """Add rows; vectors as `vectors.store` gives them."""
         self._chips.extend(chips)
-        self._vectors.append(vectors)
+        self._vectors.append(stored)
         self.rows += len(chips)
         if len(self._chips) >= self.row_group:
             self._write(whole=False)
@@ -146,7 +150,7 @@ class ShardWriter:
 
     def _collect(self) -> None:
         if self._chips:
-            self._tables.append(rows(self._chips, np.concatenate(self._vectors), self.schema))
+            self._tables.append(rows(self._chips, vectors.joined(self._vectors), self.schema))
         self._chips, self._vectors = [], []
 
     def _write(self, *, whole: bool) -> None:
@@ -193,7 +197,8 @@ def extent(group: pa.Table) -> tuple[list[float], set[str]]:
     bounds = [*(float(s.min()) for s in sides[:2]), *(float(s.max()) for s in sides[2:])]
     if (sides[0] > sides[2]).any():
         bounds[0], bounds[2] = -180.0, 180.0
-    return bounds, {g.geom_type for g in footprints}
+    _, one_of_each = np.unique(shapely.get_type_id(footprints), return_index=True)
+    return bounds, {footprints[n].geom_type for n in one_of_each}
 
 
 @dataclass
@@ -278,10 +283,15 @@ def reading(path: Path | str) -> Iterator[None]:
         raise SourceError(f"{path}: not a whole Parquet file ({str(e).splitlines()[0][:120]}); make it again") from e
 
 
+def open_file(path: Path) -> pq.ParquetFile:
+    """A file of embeddings, read in pieces. Raises SourceError if it is no whole Parquet file."""
+    with reading(path):
+        return pq.ParquetFile(path, buffer_size=BUFFER)
+
+
 def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A file's rows, at most `rows` at a time. Raises SourceError for a file that is not whole, or rotten pages."""
-    with reading(path):
-        batches = pq.ParquetFile(path, memory_map=True).iter_batches(rows, columns=columns)
+    batches = open_file(path).iter_batches(rows, columns=columns)
     while True:
         with reading(path):
             batch = next(batches, None)

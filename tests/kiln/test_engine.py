@@ -2,11 +2,11 @@
 
 import collections
 import itertools
+import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,9 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.kiln import clay, engine
+from scripts.kiln import engine, patches, vectors
 from scripts.kiln.chips import Chip, Dropped, Read
-from scripts.kiln.engine import Budget, Embedder, Policy, read_ahead
+from scripts.kiln.embedder import Embedder, Policy
+from scripts.kiln.engine import Budget, read_ahead
 from scripts.kiln.errors import SourceError, TooManyFailuresError, TransientError
 from scripts.kiln.progress import Progress
 from tests.chips import PLAIN, ListSource, make_chip
@@ -49,16 +50,20 @@ class Echo:
         return torch.tensor(first).view(-1, 1, 1).expand(-1, 5, 4)
 
 
-def embed(source, encoder, path, *, storage="float32", batch=4, threads=2, ahead=1 << 20, allowed=1.0, dim=4):
+def embed(
+    source, encoder, path, *, storage="float32", batch=4, threads=2, ahead=1 << 20, allowed=1.0, dim=4,
+    embedding="class", patches=None,
+):  # fmt: skip
     return engine.embed(
         source,
         lambda: encoder,
         dim,
         path,
-        {},
-        policy=Policy("zeros", 10.0, storage),
+        {"patches": {"shape": [2, 2, dim], "storage": "float16"}} if patches else {},
+        policy=Policy("zeros", 10.0, storage, embedding, patches is not None),
         budget=Budget(batch, threads, ahead),
         max_failed_fraction=allowed,
+        patch_file=patches,
     )
 
 
@@ -348,37 +353,97 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
         assert ours != pytest.approx(encoder(x, gsd=10.0, **told)[0, 0].tolist(), abs=1e-4)
         embed_alone = Embedder(encoder, PLAIN, Policy("zeros", None), size)
         alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
-        assert np.array_equal(np.array(ours, np.float32), alone[0])
-
-
-@pytest.mark.parametrize("when", [None, datetime(2020, 2, 19, tzinfo=UTC)])
-@pytest.mark.parametrize("metadata", ["zeros", "as_trained"])
-def test_time_and_place_are_told_together_or_not_at_all(encoder, metadata, when):
-    pixels = np.random.default_rng(2).normal(size=(2, 16, 16)).astype(np.float32)
-    chip = make_chip(30, pixels=pixels, datetime=when)
-    ours = Embedder(encoder, PLAIN, Policy(metadata, 3.0), 2)([chip])
-    known = metadata == "as_trained" and when is not None
-    told = {"time": clay.encode_time(when) if known else [0.0] * 4}
-    told["latlon"] = clay.encode_latlon(-149.5, 10.5) if known else [0.0] * 4
-    told = {k: torch.tensor([v]) for k, v in told.items()}
-    theirs = encoder(torch.from_numpy(pixels)[None], wavelengths=torch.tensor([0.5, 0.6]), gsd=3.0, **told)[:, 0]
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
-
-
-def test_pixels_are_normalised_by_band_from_whole_numbers(encoder):
-    from scripts.kiln.sensors import WORLDCOVER
-
-    pixels = np.random.default_rng(3).integers(0, 65535, (4, 8, 8)).astype(np.uint16)
-    ours = Embedder(encoder, WORLDCOVER, Policy("zeros"), 1)([make_chip(1, pixels=pixels)])
-    mean, std = (np.array(v, np.float64).reshape(4, 1, 1) for v in ([1552, 1355, 1105, 2743], [1888, 1757, 1809, 1742]))
-    x = torch.from_numpy(((pixels - mean) / std).astype(np.float32))[None]
-    unknown = torch.zeros(1, 4)
-    waves = torch.tensor([0.665, 0.56, 0.493, 0.842])
-    theirs = encoder(x, wavelengths=waves, gsd=10.0, time=unknown, latlon=unknown)[:, 0]
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+        assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
 
 
 def test_rows_wait_for_their_row_group_without_pixels(tmp_path):
     chips = [make_chip(n) for n in range(9)]
     embed(ListSource(chips, {"u": 9}), Echo(), tmp_path / "o")
     assert sum(c.pixels.nbytes for c in chips) == 0
+
+
+# ------------------------------------------------------------------------------- class, mean, both and all patches
+
+
+@pytest.mark.parametrize("storage", vectors.STORAGES)
+def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_path, encoder, storage):
+    rng = np.random.default_rng(11)
+    pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
+    pixels[3, 0, 0, 0] = np.nan
+
+    def events():
+        return [make_chip(n, pixels=pixels[n].copy()) for n in range(7)]
+
+    made = {}
+    for embedding in vectors.EMBEDDINGS:
+        for again in (0, 1):
+            path, beside = tmp_path / f"{embedding}{again}", tmp_path / f"{embedding}{again}.patches"
+            outcome = embed(
+                ListSource(events(), {"u": 7}), encoder, path, storage=storage, dim=32, embedding=embedding,
+                patches=beside, batch=2 + again,
+            )  # fmt: skip
+            assert (outcome.ledger["failed"].to_pylist(), outcome.rows) == ([1], 6)
+        made[embedding] = pq.read_table(path)
+        assert made[embedding]["chip_id"].to_pylist() == [f"u:{n}" for n in (0, 1, 2, 4, 5, 6)]
+        kept = pq.read_table(beside)
+        assert kept["chip_id"].equals(made[embedding]["chip_id"])
+        assert json.loads(kept.schema.metadata[b"kiln"])["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
+        patches = np.array(kept["patches"].to_pylist(), np.float32).reshape(6, 4, 32)
+        for name, kind in vectors.KINDS[embedding].items():
+            ours = vectors.read(made[embedding], name)
+            if kind == "mean":
+                np.testing.assert_allclose(ours, patches.mean(axis=1), atol=0.02)
+    assert np.array_equal(vectors.read(made["both"]), vectors.read(made["class"]))
+    assert np.array_equal(vectors.read(made["both"], "embeddings_mean"), vectors.read(made["mean"]))
+    assert not np.allclose(vectors.read(made["mean"]), vectors.read(made["class"]), atol=0.05)
+
+
+def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
+    pixels = np.random.default_rng(12).normal(size=(9, 2, 16, 16)).astype(np.float32)
+    for storage, embedding in itertools.product(vectors.STORAGES, vectors.EMBEDDINGS):
+        seen = set()
+        for again in range(2):
+            events = [make_chip(n, pixels=p.copy()) for n, p in enumerate(pixels)]
+            path, beside = tmp_path / f"{again}", tmp_path / f"{again}.patches"
+            embed(
+                ListSource(events, {"u": 9}), encoder, path, storage=storage, dim=32, embedding=embedding,
+                patches=beside, threads=1 + again,
+            )  # fmt: skip
+            seen.add((path.read_bytes(), beside.read_bytes()))
+        assert len(seen) == 1
+
+
+def test_patches_that_float16_cannot_hold_have_failed(tmp_path):
+    beside = tmp_path / "o.patches"
+    source = ListSource([make_chip(1), make_chip(2), make_chip(3)], {"u": 3})
+    outcome = embed(source, Echo({2: 1e6}), tmp_path / "o", patches=beside)
+    entry = outcome.ledger.to_pylist()[0]
+    assert (entry["embedded"], entry["failed"], entry["reason"]) == (2, 1, "vector not finite in float16")
+    assert pq.read_table(beside)["chip_id"].to_pylist() == ["u:1", "u:3"]
+
+
+def test_a_shard_without_a_chip_has_an_empty_file_of_patches(tmp_path):
+    embed(ListSource([Dropped("u", "nodata", 2, "sea")], {"u": 2}), Echo(), tmp_path / "o", patches=tmp_path / "p")
+    assert pq.read_table(tmp_path / "p").num_rows == 0
+    assert pq.read_schema(tmp_path / "p").field("patches").type.list_size == 16
+
+
+def test_row_groups_of_patches_depend_on_the_rows_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(patches, "GROUP_BYTES", 3 * 16 * 2)
+    columns = patches.schema({"patches": {"shape": [2, 2, 4]}})
+    block = np.arange(10 * 16, dtype=np.float16).reshape(10, 16)
+    ids = [f"c{n}" for n in range(10)]
+    seen = set()
+    for cuts in ([10], [1] * 10, [2, 5, 3], [3, 3, 3, 1]):
+        with patches.PatchWriter(tmp_path / "p", columns) as out:
+            first = 0
+            for count in cuts:
+                out.append(ids[first : first + count], block[first : first + count])
+                first += count
+        seen.add((tmp_path / "p").read_bytes())
+    assert len(seen) == 1
+    file = pq.ParquetFile(tmp_path / "p")
+    assert [file.metadata.row_group(n).num_rows for n in range(4)] == [3, 3, 3, 1]
+    read = list(patches.read(tmp_path / "p"))
+    assert [c for some, _ in read for c in some] == ids
+    assert np.array_equal(np.concatenate([b for _, b in read]), block)

@@ -10,6 +10,7 @@ import pyproj
 import pytest
 import shapely
 
+from scripts.kiln import vectors
 from scripts.kiln.geoparquet import BBOX, GeoParquetWriter, geo_metadata
 from tests.products import DIM, WORLD, YEAR, about, chip_at, drawn, table
 
@@ -20,7 +21,7 @@ def write(path, groups, *, store="float32"):
     with GeoParquetWriter(path, columns) as out:
         for places in groups:
             chips = [chip_at(WORLD, 2021, c, r) for c, r in places]
-            rows = table.rows(chips, drawn(chips).astype(store), columns)
+            rows = table.rows(chips, vectors.store({"embeddings": drawn(chips)}, store), columns)
             out.write(rows, *table.extent(rows))
     return pq.ParquetFile(path)
 

@@ -21,7 +21,8 @@ from scripts import embed_worldcover, plan_worldcover
 from scripts.kiln import engine, storage, table
 from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Unit
 from scripts.kiln.cli import Terminated
-from scripts.kiln.engine import Budget, Embedder, Policy
+from scripts.kiln.embedder import Embedder, Policy
+from scripts.kiln.engine import Budget
 from scripts.kiln.errors import SourceError, StorageError, TooManyFailuresError, TransientError
 from scripts.kiln.parts import Parts
 from scripts.kiln.progress import Progress
@@ -130,9 +131,9 @@ def embed(source, path, parts=None, *, encoder=None, batch=4, allowed=1.0, dim=4
 def encoded(monkeypatch):
     """Ids of the chips that were encoded."""
     ids: list[str] = []
-    call = Embedder.__call__
+    start = Embedder.start
     monkeypatch.setattr(
-        Embedder, "__call__", lambda self, chips: ids.extend(c.chip_id for c in chips) or call(self, chips)
+        Embedder, "start", lambda self, chips: ids.extend(c.chip_id for c in chips) or start(self, chips)
     )
     return ids
 
@@ -431,7 +432,9 @@ def test_a_folder_may_be_spelled_in_many_ways(tmp_path, monkeypatch, folder):
 def test_an_entry_comes_back_as_it_was(tmp_path):
     unit = Unit("s:ä/ü:1", 7, "s3://b/x y.tif", 'W/"1"', True, "12 e")
     entry = table.Entry(unit, 2, 3, 2, 0, [], ["sea; open", 'clouds\n"thick"'], ["né", "b; c"])
-    rows = table.rows([Scenes({}).chip("s:a", n, n + 3) for n in range(2)], np.eye(2, 4, dtype=np.float32), COLUMNS)
+    rows = table.rows(
+        [Scenes({}).chip("s:a", n, n + 3) for n in range(2)], {"embeddings": np.eye(2, 4, dtype=np.float32)}, COLUMNS
+    )
     with Parts.of(str(tmp_path), ABOUT) as parts:
         parts.keep(rows, entry)
     parts = Parts.of(str(tmp_path), ABOUT)
@@ -579,3 +582,125 @@ def test_worldcover_keeps_no_parts_and_gives_the_same_bytes(tmp_path, encoder_fi
     assert len(made[0]) == 2
     assert made[0] == made[1]
     assert not (tmp_path / "parts").exists()
+
+
+# ------------------------------------------------------------------------------------------------ patches, int8, both
+
+
+WITH_PATCHES = ABOUT | {"patches": {"shape": [2, 2, 32], "storage": "float16"}}
+
+
+class Drawn(Scenes):
+    """Scenes whose chips differ, for a real encoder; a value of 0 is not finite."""
+
+    def chip(self, u, n, value):
+        made = super().chip(u, n, value)
+        if isinstance(made, Chip):
+            made.pixels = np.random.default_rng(value).normal(size=(2, 16, 16)).astype(np.float32)
+            made.pixels[0, 0, 0] = np.nan if value == 0 else 1
+        return made
+
+
+def embed_all(source, path, parts=None, *, encoder, batch=3):
+    """Bytes of the shard's file and of its patches, both kinds of vectors as int8; its ledger."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".patches")
+    outcome = engine.embed(
+        source,
+        lambda: encoder,
+        32,
+        path,
+        WITH_PATCHES,
+        policy=Policy("zeros", 10.0, "int8", "both", patches=True),
+        budget=Budget(batch, 2, 1000),
+        max_failed_fraction=1.0,
+        parts=Parts.of(str(parts), WITH_PATCHES) if parts else None,
+        patch_file=beside,
+    )
+    return path.read_bytes(), beside.read_bytes(), outcome.ledger.to_pylist()
+
+
+def parts_of(folder, unit):
+    """Files of a unit's part: rows and patches."""
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith(unit.replace(":", "-")))
+
+
+@pytest.mark.parametrize(
+    "finished", [["s:a"], ["s:h"], ["s:c", "s:e"], ["s:b", "s:f"], KEPT, []], ids=lambda u: " ".join(u) or "none"
+)
+def test_patches_and_scales_are_bit_equal_whichever_scenes_were_finished(tmp_path, encoder, encoded, finished):
+    folder = tmp_path / "parts"
+    without = embed_all(Drawn(SHARD), tmp_path / "without", encoder=encoder)
+    assert embed_all(Drawn(SHARD), tmp_path / "first", folder, encoder=encoder) == without
+    for u in KEPT:
+        mine = parts_of(folder, u)
+        assert len(mine) == (1 if u in ("s:b", "s:f") else 2), "a scene without rows has no patches"
+        for name in mine:
+            if u not in finished:
+                (folder / name).unlink()
+    encoded.clear()
+    assert embed_all(Drawn(SHARD), tmp_path / "with", folder, encoder=encoder) == without
+    assert not {i.rpartition(":")[0] for i in encoded} & set(finished)
+    rows = pq.read_table(tmp_path / "with")
+    assert pq.read_table(tmp_path / "with.patches")["chip_id"].equals(rows["chip_id"])
+    assert not [p for p in folder.iterdir() if "partial" in p.name]
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "rotten", "others"])
+def test_a_part_without_its_own_whole_patches_is_done_again(tmp_path, encoder, encoded, caplog, damage):
+    folder = tmp_path / "parts"
+    without = embed_all(Drawn(SHARD), tmp_path / "first", folder, encoder=encoder)
+    patches_, _ = (folder / name for name in sorted(parts_of(folder, "s:c"), key=lambda n: ".patches." not in n))
+    data = bytearray(patches_.read_bytes())
+    if damage == "gone":
+        patches_.unlink()
+    elif damage == "short":
+        patches_.write_bytes(data[:-40])
+    elif damage == "rotten":
+        data[len(data) // 2] ^= 0xFF
+        patches_.write_bytes(data)
+    else:
+        patches_.write_bytes((folder / next(n for n in parts_of(folder, "s:a") if ".patches." in n)).read_bytes())
+    encoded.clear()
+    with caplog.at_level(logging.WARNING):
+        assert embed_all(Drawn(SHARD), tmp_path / "again", folder, encoder=encoder) == without
+    assert "a part is of no use" in caplog.text
+    assert {i.rpartition(":")[0] for i in encoded} == {"s:c", "s:g"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), TransientError("busy")], ids=repr)
+def test_patches_of_a_scene_that_was_not_finished_leave_nothing_behind(tmp_path, encoder, error):
+    class Breaks:
+        cls_token, seen = encoder.cls_token, 0
+
+        def __call__(self, *args, **told):
+            self.seen += 1
+            if self.seen == 3:
+                raise error
+            return encoder(*args, **told)
+
+    folder = tmp_path / "parts"
+    with pytest.raises(type(error)):
+        embed_all(Drawn({"s:a": [1, 2], "s:c": list(range(3, 13))}), tmp_path / "o", folder, encoder=Breaks(), batch=2)
+    assert [n for n in kept(folder).values() if "patches" not in n] == parts_of(folder, "s:a")[:1]
+    assert not parts_of(folder, "s:c")
+    Parts.of(str(folder), WITH_PATCHES).remove(Drawn(SHARD).units())
+    assert not list(folder.iterdir())
+
+
+def test_patches_of_parts_on_a_store_come_back(bucket, tmp_path, encoder, encoded):
+    folder = f"{bucket}/parts"
+
+    def embed_there(source, path):
+        beside = path.with_suffix(".patches")
+        engine.embed(
+            source, lambda: encoder, 32, path, WITH_PATCHES, policy=Policy("zeros", 10.0, "int8", "both", patches=True),
+            budget=Budget(3, 2, 1000), max_failed_fraction=1.0, parts=Parts.of(folder, WITH_PATCHES), patch_file=beside,
+        )  # fmt: skip
+        return path.read_bytes(), beside.read_bytes()
+
+    first = embed_there(Drawn(SHARD), tmp_path / "first")
+    assert sum(".patches." in uri for uri in storage.listing(folder)) == 4
+    encoded.clear()
+    assert embed_there(Drawn(SHARD), tmp_path / "again") == first
+    assert {i.rpartition(":")[0] for i in encoded} == {"s:g"}

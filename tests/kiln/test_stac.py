@@ -178,3 +178,24 @@ def test_a_product_without_chips_is_a_valid_collection_without_items(tmp_path):
     assert not [x for x in collection["links"] if x["rel"] == "item"]
     assert collection["emb:dimensions"] == DIM
     assert (Path(made.uri) / collection["assets"]["ledger"]["href"]).is_file()
+
+
+def test_int8_is_told_as_linear_with_the_columns_of_its_scales(tmp_path):
+    made = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
+    whole = everything(made)
+    for value in whole.values():
+        assert_valid(value)
+    (item,) = (v for v in whole.values() if v["type"] == "Feature")
+    assert item["properties"]["emb:quantization"] == {
+        "method": "linear",
+        "original_dtype": "float32",
+        "quantized_dtype": "int8",
+        "scale_columns": {"embeddings": "scale", "embeddings_mean": "scale_mean"},
+    }
+    assert item["properties"]["data_type"] == "int8"
+    assert item["properties"]["emb:runtime_parameters"]["embedding"] == "both"
+    assert item["assets"]["embeddings"]["title"] == "GeoParquet of chips: class token and mean of the patch tokens"
+    file = pq.ParquetFile(Path(made.uri) / made.record["files"][0]["name"])
+    assert {"scale", "scale_mean"} <= set(file.schema_arrow.names)
+    (collection,) = (v for v in whole.values() if v["type"] == "Collection")
+    assert "One Clay v1.5 class token and mean of the patch tokens per chip" in collection["description"]

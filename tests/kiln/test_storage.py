@@ -213,7 +213,7 @@ def test_a_disk_that_fills_while_a_shard_is_written_is_a_clear_error(small_disk)
         storage.atomic(str(target)) as path,
         table.ShardWriter(path, columns, 50) as out,
     ):
-        out.append(chips, np.random.default_rng(1).normal(size=(300, 64)).astype(np.float32))
+        out.append(chips, {"embeddings": np.random.default_rng(1).normal(size=(300, 64)).astype(np.float32)})
     assert left_in(small_disk) == []
 
 

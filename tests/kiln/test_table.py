@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 
+import duckdb
 import geopandas
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.kiln import table
+from scripts.kiln import table, vectors
 from scripts.kiln.chips import Dropped, Unit
 from scripts.kiln.geoparquet import ROW_GROUP
 from scripts.kiln.sentinel2_scene import Grid
@@ -29,7 +30,8 @@ def write(path, chips, dim=4, storage="float32", row_group=ROW_GROUP, batch=3, a
     with table.ShardWriter(path, columns, row_group) as out:
         for at in range(0, len(chips), batch):
             some = chips[at : at + batch]
-            out.append(some, np.array([[c.col + d / 8 for d in range(dim)] for c in some], storage))
+            made = {"embeddings": np.array([[c.col + d / 8 for d in range(dim)] for c in some], np.float32)}
+            out.append(some, vectors.store(made, storage))
     return path
 
 
@@ -37,16 +39,17 @@ def geo_of(path):
     return json.loads(pq.read_metadata(path).metadata[b"geo"])
 
 
-@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("storage", vectors.STORAGES)
 def test_the_columns_are_those_of_the_contract(tmp_path, storage):
     made = pq.read_schema(write(tmp_path / "o", [make_chip(1)], storage=storage))
+    types = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
+    scale = [("scale", pa.float32(), False)] if storage == "int8" else []
     bbox = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
-    vector = pa.list_(
-        pa.field("element", {"float32": pa.float32(), "float16": pa.float16()}[storage], nullable=False), 4
-    )
+    vector = pa.list_(pa.field("element", types[storage], nullable=False), 4)
     assert [(f.name, f.type, f.nullable) for f in made] == [
         ("chip_id", pa.string(), False),
         ("embeddings", vector, False),
+        *scale,
         ("geometry", pa.binary(), False),
         ("bbox", bbox, False),
         ("crs", pa.string(), False),
@@ -63,6 +66,25 @@ def test_the_columns_are_those_of_the_contract(tmp_path, storage):
         ("cloud_fraction", pa.float32(), True),
         ("year", pa.int16(), True),
     ]
+
+
+def test_both_kinds_lie_side_by_side_each_with_its_scale():
+    made = [f.name for f in table.schema(4, "int8", YEAR, {}, "both")]
+    assert made[:6] == ["chip_id", "embeddings", "scale", "embeddings_mean", "scale_mean", "geometry"]
+    assert [f.name for f in table.schema(4, "float16", YEAR, {}, "both")][1:4] == [*made[1:5:2], "geometry"]
+    assert [f.name for f in table.schema(4, "float32", YEAR, {}, "mean")][1:3] == ["embeddings", "geometry"]
+
+
+def test_duckdb_and_geopandas_read_int8_and_its_scale(tmp_path):
+    path = write(tmp_path / "o.parquet", [make_chip(n) for n in range(1, 6)], storage="int8")
+    frame = geopandas.read_parquet(path)
+    numbers = np.stack(frame["embeddings"]).astype("float32") * frame["scale"].to_numpy()[:, None]
+    assert np.abs(numbers - np.array([[n + d / 8 for d in range(4)] for n in range(1, 6)])).max() < 0.03
+    total = duckdb.sql(f"SELECT sum(list_sum(embeddings) * scale) FROM '{path}'").fetchone()[0]
+    assert total == pytest.approx(numbers.sum(), rel=1e-5)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    assert chunk.path_in_schema == "embeddings.list.element"
+    assert "PLAIN_DICTIONARY" in chunk.encodings or "RLE_DICTIONARY" in chunk.encodings
 
 
 def test_what_goes_in_comes_out(tmp_path):
@@ -159,20 +181,22 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cuts")
     count, row_group = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 12))
     state = pa.field("state", pa.dictionary(pa.int32(), pa.string()))
-    storage = data.draw(st.sampled_from(["float32", "float16"]))
-    columns = table.schema(4, storage, [*YEAR, state], {"model": "x"})
+    storage = data.draw(st.sampled_from(["float32", "float16", "int8"]))
+    embedding = data.draw(st.sampled_from(["class", "both"]))
+    columns = table.schema(4, storage, [*YEAR, state], {"model": "x"}, embedding)
     chips = [
         make_chip(
             n * 37, extra={"year": 2021, "state": ["nd", "va", None][n * n % 3]}, datetime=None if n % 4 else WHEN
         )
         for n in range(count)
     ]
-    vectors = np.random.default_rng(1).normal(size=(count, 4)).astype(storage)
+    drawn = np.random.default_rng(1).normal(size=(2, count, 4)).astype(np.float32)
+    stored = vectors.store(dict(zip(vectors.KINDS[embedding], drawn, strict=False)), storage)
     one = folder / "one"
     with table.ShardWriter(one, columns, row_group) as out:
         for n in range(count):
-            out.append(chips[n : n + 1], vectors[n : n + 1])
-    whole = table.rows(chips, vectors, columns)
+            out.append(chips[n : n + 1], vectors.chosen(stored, slice(n, n + 1)))
+    whole = table.rows(chips, stored, columns)
     bare = columns.remove_metadata()
     with table.ShardWriter(folder / "cut", columns, row_group) as out:
         first = 0
@@ -180,11 +204,11 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
             last = data.draw(st.integers(first + 1, count))
             how = data.draw(st.sampled_from(["chips", "rows", "slice", "own dictionary"]))
             if how == "chips":
-                out.append(chips[first:last], vectors[first:last])
+                out.append(chips[first:last], vectors.chosen(stored, slice(first, last)))
             elif how == "slice":
                 out.append_rows(whole.slice(first, last - first))
             else:
-                some = table.rows(chips[first:last], vectors[first:last], columns)
+                some = table.rows(chips[first:last], vectors.chosen(stored, slice(first, last)), columns)
                 out.append_rows(some if how == "rows" else some.cast(bare).unify_dictionaries())
             assert out.rows == last
             first = last
@@ -197,12 +221,12 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
 
 def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
     columns = table.schema(256, "float32", YEAR, {})
-    some = table.rows([make_chip(n) for n in range(50)], np.ones((50, 256), np.float32), columns)
+    some = table.rows([make_chip(n) for n in range(50)], {"embeddings": np.ones((50, 256), np.float32)}, columns)
     before = pa.total_allocated_bytes()
     most = 0
     with table.ShardWriter(tmp_path / "o", columns, 100) as out:
         for _ in range(60):
-            out.append([make_chip(n) for n in range(30)], np.ones((30, 256), np.float32))
+            out.append([make_chip(n) for n in range(30)], {"embeddings": np.ones((30, 256), np.float32)})
             out.append_rows(pa.concat_tables([some]).take(np.arange(50)))  # with buffers of its own
             most = max(most, pa.total_allocated_bytes() - before)
             assert len(out._chips) + sum(map(len, out._tables)) < 200
@@ -213,7 +237,7 @@ def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
 def test_an_error_while_writing_closes_the_file_and_comes_through(tmp_path):
     columns = table.schema(4, "float32", YEAR, {})
     with pytest.raises(KeyError, match="year"), table.ShardWriter(tmp_path / "o", columns, row_group=1) as out:
-        out.append([make_chip(1, extra={})], np.zeros((1, 4), np.float32))
+        out.append([make_chip(1, extra={})], {"embeddings": np.zeros((1, 4), np.float32)})
 
 
 # -------------------------------------------------------------------------------------------------- ledger

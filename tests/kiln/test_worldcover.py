@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
 
-from scripts.kiln import clay, engine, worldcover
+from scripts.kiln import clay, embedder, engine, worldcover
 from scripts.kiln.chips import Chip, Dropped
 from scripts.kiln.errors import ConfigError, TransientError
 from scripts.kiln.lattice import Column, Lattice, region_columns
@@ -396,7 +396,7 @@ def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> en
         encoder.geometry.dim,
         path,
         {},
-        policy=engine.Policy("zeros"),
+        policy=embedder.Policy("zeros"),
         budget=engine.Budget(batch=16, read_threads=2),
         max_failed_fraction=1.0,
     )
@@ -469,7 +469,7 @@ def test_a_column_over_open_sea_is_an_empty_file_and_a_ledger_row_without_loadin
     def load() -> clay.ClayEncoder:
         raise AssertionError("weights were loaded")
 
-    options = {"policy": engine.Policy("zeros"), "budget": engine.Budget(), "max_failed_fraction": 0.0}
+    options = {"policy": embedder.Policy("zeros"), "budget": engine.Budget(), "max_failed_fraction": 0.0}
     outcome = engine.embed(source, load, 32, tmp_path / "o.parquet", {}, **options)
     made = pq.read_table(tmp_path / "o.parquet")
     assert len(made) == outcome.rows == 0

@@ -75,11 +75,14 @@ def test_a_failed_shard_keeps_the_others_and_is_the_next_runs_work(tmp_path: Pat
         {"worldcover": {"encode": "quarters", "chip_size": 32}},
         {"worldcover": {"metadata": "as_published"}},
         {"worldcover": {"gsd": "actual"}},
-        {"storage": "float16"},
+        {"storage": "float32"},
+        {"storage": "int8"},
+        {"embedding": "mean"},
+        {"patches": True},
         {"model": {"precision": "bfloat16"}},
         {"model": {"untrained": {"seed": 2}}},
     ],
-    ids=["limit", "chips", "metadata", "gsd", "storage", "precision", "weights"],
+    ids=["limit", "chips", "metadata", "gsd", "float32", "int8", "embedding", "patches", "precision", "weights"],
 )
 def test_a_setting_that_changes_vectors_is_another_folder(finished: Run, tmp_path: Path, changes: dict) -> None:
     run = finished.clone(tmp_path / "clone")
@@ -168,6 +171,23 @@ def test_going_back_to_an_earlier_config_brings_its_database_back(finished: Run,
     run.snakemake("--cores", "2")
     assert json.loads(run.one("results/tiny/index/*.json").read_text()) == record
     assert Explorer(str(run.folder / "results/tiny/explorer")).table.count_rows() == record["rows"]
+
+
+def test_int8_means_and_patches_go_the_whole_road(tmp_path: Path) -> None:
+    run = fresh(
+        tmp_path / "run",
+        {"storage": "int8", "embedding": "both", "patches": True, "index": {"select": {"embedding": "mean"}}},
+    )
+    run.snakemake("--cores", "2")
+    shards = [p for p in run.shards() if ".patches." not in p.name]
+    assert [pq.read_table(p)["chip_id"] for p in shards] == [
+        pq.read_table(p.with_suffix(".patches.parquet"))["chip_id"] for p in shards
+    ]
+    record = json.loads(run.one("results/tiny/index/*.json").read_text())
+    assert record["embedding"] == {"worldcover": "mean"}
+    assert record["rows"] == sum(pq.read_metadata(p).num_rows for p in shards)
+    assert run.jobs() == {}
+    assert run.jobs("plan") == {"plan": 1}
 
 
 def test_index_alone_notices_a_deleted_shard(finished: Run, tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""Measure this machine, and say which precision and batch size make the encoder fastest on it.
+
+    python -m scripts.tune                       # a minute or two; on a GPU: --device cuda
+    python -m scripts.tune --batches 1,2,4 --threads 1
+
+The encoder has its published size and random weights: speed does not depend on their values. All blocks being alike, a
+few are timed and reckoned up to all of them. Beside it stands the rate of the matrix products alone, of the encoder's
+own shapes, which no encoder can pass. The precision is part of the fingerprint: choose it once for a run, for all
+machines that work on it.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from scripts.kiln import cli
+from scripts.kiln.errors import ConfigError
+from scripts.kiln.text import aligned
+
+BLOCKS = (1, 3)  # depths that are timed: their difference is two blocks, the rest is what every encoder pays
+REPEATS = 3
+CHIP = 256
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one setting came to: chips/s of the whole encoder; Gflop/s of it, and of its matrix products alone."""
+
+    precision: str
+    batch: int
+    chips_per_second: float
+    gflops: float
+    matrix_gflops: float
+
+    @property
+    def share(self) -> float:
+        """Of the rate of the matrix products that the encoder reaches."""
+        return self.gflops / self.matrix_gflops
+
+
+def block_flops(geometry: "Geometry", tokens: int) -> float:  # noqa: F821 (torch is imported late)
+    """Floating-point operations of one block for one chip of `tokens` tokens: two to a multiply-add."""
+    inner = geometry.heads * geometry.dim_head
+    weights = 4 * geometry.dim * inner + 2 * geometry.dim * geometry.mlp
+    return 2.0 * tokens * weights + 4.0 * tokens * tokens * inner
+
+
+def seconds(work: Callable[[], object], device: str, repeats: int = REPEATS) -> float:
+    """Median seconds of a call, after one to warm up."""
+    import torch
+
+    def once() -> float:
+        began = time.perf_counter()
+        work()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    once()
+    return statistics.median(once() for _ in range(repeats))
+
+
+def matrix_rate(geometry: "Geometry", tokens: int, batch: int, precision: str, device: str) -> float:  # noqa: F821
+    """Gflop/s of the matrix products of one block, one after the other, with nothing between them."""
+    import torch
+
+    dtype = getattr(torch, precision)
+    g, inner = geometry, geometry.heads * geometry.dim_head
+    shapes = [(g.dim, 3 * inner), (inner, g.dim), (g.dim, g.mlp), (g.mlp, g.dim)]
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device).to(dtype)
+
+    linear = [(made(batch * tokens, k), made(n, k)) for k, n in shapes]
+    q, k, v = (made(batch * g.heads, tokens, g.dim_head) for _ in range(3))
+    scores = made(batch * g.heads, tokens, tokens)
+
+    def work() -> None:
+        for x, w in linear:
+            torch.nn.functional.linear(x, w)
+        q @ k.transpose(1, 2)
+        scores @ v
+
+    with torch.inference_mode():
+        return batch * block_flops(g, tokens) / seconds(work, device) / 1e9
+
+
+def speed(geometry: "Geometry", batch: int, precision: str, device: str, chip: int = CHIP) -> Speed:  # noqa: F821
+    """Time the encoder of that geometry as the engine runs it, class tokens of four bands."""
+    import numpy as np
+    import torch
+
+    from scripts.kiln import clay
+    from scripts.kiln.embedder import Embedder, Policy
+    from scripts.kiln.sensors import NAIP
+
+    pixels = np.random.default_rng(0).integers(0, 255, (4, chip, chip)).astype(np.uint8)
+    tokens = 1 + (chip // geometry.patch) ** 2
+    times = {}
+    for depth in BLOCKS:
+        encoder = clay.untrained_encoder(replace(geometry, depth=depth), 0).to(device, getattr(torch, precision))
+        embed = Embedder(encoder, NAIP, Policy("zeros", NAIP.gsd), batch)
+        chips = [_Square(pixels)] * batch
+        times[depth] = seconds(lambda: embed(chips), device)  # noqa: B023 (called at once)
+    few, more = BLOCKS
+    block = max(times[more] - times[few], 1e-9) / (more - few)
+    whole = times[few] + block * (geometry.depth - few)
+    flops = batch * block_flops(geometry, tokens) * geometry.depth
+    matrices = matrix_rate(geometry, tokens, batch, precision, device)
+    return Speed(precision, batch, batch / whole, flops / whole / 1e9, matrices)
+
+
+@dataclass(frozen=True)
+class _Square:
+    """All that an encoder wants of a chip."""
+
+    pixels: object
+    pixel_size: float = 1.0
+    datetime: None = None
+
+
+def best(found: Sequence[Speed], slack: float = 0.02) -> Speed:
+    """The fastest; of those within `slack` of it the smallest batch, which takes least memory."""
+    top = max(s.chips_per_second for s in found)
+    return min((s for s in found if s.chips_per_second >= top * (1 - slack)), key=lambda s: s.batch)
+
+
+def report(found: Sequence[Speed], device: str, threads: int) -> str:
+    """The table, and what to write into the config."""
+    rows = [["precision", "batch", "chips/s", "Gflop/s", "its matrices alone", "share"]]
+    for s in found:
+        rates = [f"{s.chips_per_second:.3g}", f"{s.gflops:,.0f}", f"{s.matrix_gflops:,.0f}", f"{s.share:.0%}"]
+        rows.append([s.precision, str(s.batch), *rates])
+    b = best(found)
+    text = [
+        *aligned(rows, left=[0]),
+        "",
+        "For the config:",
+        "",
+        "model:",
+        f"  precision: {b.precision} # part of the fingerprint",
+        "resources:",
+        f"  batch_size: {b.batch}",
+        f"  embed_threads: {threads}",
+        f"  device: {device}",
+        "plan:",
+        f"  chips_per_second: {b.chips_per_second:.3g}",
+    ]
+    return "\n".join(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and recommend."""
+    p = cli.parser(__doc__, "scripts.tune")
+    p.add_argument("--device", default="cpu", help="cpu, or cuda")
+    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of one job's encoder")
+    p.add_argument("--batches", default="", metavar="N,N", help="batch sizes to try; a CPU: 1,4,8,16; a GPU: 16 to 256")
+    p.add_argument("--precisions", default=",".join(PRECISIONS), metavar="P,P", help="to try")
+    p.add_argument("--chip-size", type=int, default=CHIP, help="pixels of a chip's side")
+    p.add_argument("--json", action="store_true", help="print figures alone, as JSON")
+    args = p.parse_args(argv)
+
+    def work() -> None:
+        import torch
+
+        from scripts.kiln.clay import Geometry
+
+        if args.device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"--device {args.device}: torch sees no card on this machine")
+        usual = "1,4,8,16" if args.device == "cpu" else "16,32,64,128,256"
+        if not (batches := [int(b) for b in (args.batches or usual).split(",") if b.isdigit() and int(b)]):
+            raise ConfigError(f"--batches {args.batches}: want whole numbers, as 4,8")
+        precisions = args.precisions.split(",")
+        if strange := set(precisions) - set(PRECISIONS):
+            raise ConfigError(f"--precisions {', '.join(sorted(strange))}: want {' or '.join(PRECISIONS)}")
+        if args.chip_size < 8 or args.chip_size % 8:
+            raise ConfigError(f"--chip-size {args.chip_size}: want a multiple of 8")
+        torch.set_num_threads(args.threads)
+        found = [speed(Geometry(), b, p, args.device, args.chip_size) for p in precisions for b in batches]
+        if args.json:
+            figures = [asdict(s) | {"share": round(s.share, 3)} for s in found]
+            print(json.dumps({"speeds": figures, "best": asdict(best(found))}))
+        else:
+            print(report(found, args.device, args.threads))
+
+    cli.run(work)
+
+
+if __name__ == "__main__":
+    main()

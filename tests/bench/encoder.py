@@ -1,0 +1,136 @@
+"""The encoder against a straightforward one, and against the machine's own rate of matrix products.
+
+    python -m tests.bench.encoder [--rounds 3] [--blocks 4] [--device cuda]
+
+The straightforward one is float32, batches of 8, all tokens, attention spelled out, kernels and positions worked out
+for every batch. The size is the published one, but for the number of blocks, which are all alike: --blocks 24 takes
+all. Class tokens are checked against the straightforward ones first. What was tried and not kept is measured beside it:
+int8 matrices (random weights cannot show whether they are good enough for trained ones).
+"""
+
+import argparse
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scripts import tune
+from scripts.kiln import clay
+from scripts.kiln.embedder import Embedder, Policy
+from scripts.kiln.sensors import NAIP
+from tests.bench.harness import in_turn, publish
+from tests.chips import make_chip
+
+BATCH, CHIP = 8, 256
+LEAST_COSINE = 0.999
+
+
+def straightforward(encoder: clay.ClayEncoder, pixels: Tensor) -> Tensor:
+    """Class tokens [B, D] float32 of raw pixels [B, 4, H, W], step by step as the model is described."""
+    g = encoder.geometry
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (NAIP.mean, NAIP.std))
+    x = (pixels.float() - mean) / std
+    kernel, bias = encoder.patch_embedding.kernels(torch.tensor(NAIP.wavelengths))
+    x = F.conv2d(x, kernel, bias, stride=g.patch)
+    rows, cols = x.shape[2:]
+    x = x.flatten(2).transpose(1, 2)
+    position = clay.position_encoding(rows, cols, g.dim - clay.META, NAIP.gsd, x.device)
+    x = x + F.pad(position, (0, clay.META))
+    x = torch.cat([encoder.cls_token.expand(len(x), -1, -1), x], dim=1)
+    for attention, mlp in encoder.transformer.layers:
+        q, k, v = attention.to_qkv(attention.norm(x)).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(2, (g.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        weight = (q @ k.transpose(2, 3) * g.dim_head**-0.5).softmax(dim=-1)
+        x = x + attention.to_out((weight @ v).transpose(1, 2).flatten(2))
+        x = x + mlp(x)
+    return encoder.transformer.norm(x)[:, 0]
+
+
+def int8(encoder: clay.ClayEncoder) -> clay.ClayEncoder:
+    """The encoder with int8 weights and activations quantised as they come, in all matrices of its blocks."""
+    made = copy.deepcopy(encoder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that this moves to another package
+        made.transformer = torch.ao.quantization.quantize_dynamic(
+            made.transformer, {torch.nn.Linear}, dtype=torch.qint8
+        )
+    for attention, _ in made.transformer.layers:
+        attention.forward = _whole_attention.__get__(attention)
+    return made
+
+
+def _whole_attention(self: clay.Attention, x: Tensor, asking: int | None = None) -> Tensor:
+    """Quantised weights cannot be sliced: all tokens ask."""
+    b, n, _ = x.shape
+    q, k, v = self.to_qkv(self.norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))[:, :asking]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The least cosine of two sets of vectors [n, D], row by row."""
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print; exits 1 where class tokens of what is kept differ from the straightforward ones."""
+    p = argparse.ArgumentParser(
+        prog="python -m tests.bench.encoder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--blocks", type=int, default=4)
+    p.add_argument("--batch", type=int, default=BATCH, help="of Kiln's way; the straightforward one takes 8")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", type=Path, default=Path("results/bench"))
+    args = p.parse_args(argv)
+    geometry = replace(clay.Geometry(), depth=args.blocks)
+    plain = clay.untrained_encoder(geometry, 0)
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(1, 255, (BATCH, 4, CHIP, CHIP)).astype(np.uint8)
+    chips = [make_chip(n, pixels=p) for n, p in enumerate(pixels)] * -(-args.batch // BATCH)
+    chips = chips[: args.batch]
+    wanted = straightforward(plain, torch.from_numpy(pixels)).numpy()
+    ways: dict[str, tuple[str, Callable[[], clay.ClayEncoder]]] = {
+        "kiln float32": ("float32", lambda: copy.deepcopy(plain)),
+        "kiln bfloat16": ("bfloat16", lambda: copy.deepcopy(plain).to(torch.bfloat16)),
+    }
+    if args.device == "cpu":
+        ways["int8, not kept"] = ("float32", lambda: int8(plain))
+    tokens = 1 + (CHIP // geometry.patch) ** 2
+    rows, good = [], True
+    for name, (precision, made) in ways.items():
+        embed = Embedder(made().to(args.device), NAIP, Policy("zeros", NAIP.gsd), args.batch)
+        near = cosine(embed(chips)["embeddings"][:BATCH], wanted[: args.batch])
+        good &= near >= LEAST_COSINE or "not kept" in name
+        pair = in_turn(
+            lambda embed=embed: embed(chips), lambda: straightforward(plain, torch.from_numpy(pixels)), args.rounds
+        )
+        rate = args.batch / pair.medians[0]
+        flops = rate * tune.block_flops(geometry, tokens) * geometry.depth / 1e9
+        matrices = tune.matrix_rate(geometry, tokens, args.batch, precision, args.device)
+        rows.append(
+            {
+                "encoder": name,
+                "chips/s": rate * geometry.depth / clay.Geometry().depth,
+                "times straightforward": pair.ratio * args.batch / BATCH,
+                "least cosine": round(near, 6),
+                "Gflop/s": flops,
+                "matrices alone": matrices,
+                "share": flops / matrices,
+            }
+        )
+    notes = [f"{args.blocks} of {clay.Geometry().depth} blocks timed, chips/s reckoned for all; batch {args.batch}"]
+    if not torch.cuda.is_available():
+        notes.append("no GPU on this machine: its way was not measured")
+    publish("encoder", rows, notes, args.out)
+    if not good:
+        raise SystemExit(f"a class token's cosine to the straightforward one is below {LEAST_COSINE}")
+
+
+if __name__ == "__main__":
+    main()

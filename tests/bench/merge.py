@@ -1,0 +1,228 @@
+"""What merging costs against a plain read-and-rewrite of the same shards with pyarrow, and how much memory it takes.
+
+    python -m tests.bench.merge [--gb 1 4] [--rounds 2] [--storage float32] [--folder DIR]
+
+Shards of WorldCover columns are made: 1024 normal numbers a chip, places of the published lattice. Each round merges
+and rewrites them in turn, each in a process of its own, so that a busy machine slows both; the ratio of their rates
+counts, by medians, and that of processor time is shown beside it. The rewrite reads a shard after the other and writes
+one file with the codecs of Kiln's own, synced to disk as the merge's are. Memory is what the process holds itself
+(RssAnon) at its peak, and all that is mapped (VmHWM), which counts pages of files that the system may take back at any
+time. Merged with a quarter of the memory, every file is the same.
+
+The disk needs four times the largest --gb. Wanted: half the rate of the rewrite, 2 GB at any size.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+
+from scripts import merge
+from scripts.kiln import table, vectors
+from scripts.kiln.chips import Unit
+from scripts.kiln.geoparquet import GeoParquetWriter
+from tests.products import WORLD, about
+
+DIM, DEEP, ACROSS = 1024, 585, 28  # numbers of a vector; chips of a column; columns of a shard
+MEMORY = 1000  # MB that a merge job sorts in by default
+LEAST_RATE, MOST_MB = 0.5, 2000
+POLL = 0.02  # seconds between looks at the memory
+
+
+def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vectors.Storage) -> pa.Table:
+    """The chips of ACROSS columns from `first` on, with the vectors [n, DIM]."""
+    col, row = (a.ravel() for a in np.meshgrid(np.arange(first, first + ACROSS), np.arange(DEEP), indexing="ij"))
+    side = WORLD.chip / WORLD.ppd
+    west, north = -125 + (col % 1359) * side, 50 - row * side
+    boxes = np.stack([west, north - side, west + side, north], axis=1)
+    n = len(col)
+    tile = np.char.add("s3://esa-worldcover-s2/rgbnir/2021/", (col // 24).astype(str))
+    facts: dict[str, Any] = {
+        "chip_id": [f"worldcover:2021:512:x{c:07d}:y{r:07d}" for c, r in zip(col.tolist(), row.tolist(), strict=True)],
+        "geometry": shapely.to_wkb(shapely.box(*boxes.T), byte_order=1),
+        "crs": ["EPSG:4326"] * n,
+        "x0": west,
+        "y0": north,
+        "pixel_size": np.full(n, 1 / WORLD.ppd),
+        "col": col,
+        "row": row,
+        "datetime": [datetime(2021, 6, 1, tzinfo=UTC)] * n,
+        "item_id": tile,
+        "source": tile,
+        "sources": [[t] for t in tile.tolist()],
+        "nodata_fraction": np.zeros(n),
+        "cloud_fraction": [None] * n,
+        "year": np.full(n, 2021),
+    }
+    arrays: dict[str, Any] = vectors.arrays(vectors.store({"embeddings": values}, storage), columns)
+    arrays["bbox"] = pa.StructArray.from_arrays(
+        [pa.array(boxes[:, i]) for i in range(4)], fields=list(columns.field("bbox").type)
+    )
+    made = [arrays[f.name] if f.name in arrays else pa.array(facts[f.name], f.type) for f in columns]
+    return pa.table(made, schema=columns)
+
+
+def make_shards(folder: Path, size: float, storage: vectors.Storage) -> list[str]:
+    """Shards of about `size` bytes together; their names. The same numbers lie in all, in another order."""
+    kiln = about(dimensions=DIM, storage=storage)
+    columns = table.schema(DIM, storage, [pa.field("year", pa.int16())], kiln)
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((ACROSS * DEEP, DIM), np.float32)
+    names: list[str] = []
+    made = 0
+    while made < size:
+        name = f"shard-{len(names):04d}"
+        path = folder / f"{name}.parquet"
+        rows = shard_rows(len(names) * ACROSS, np.roll(values, len(names), axis=0), columns, storage)
+        with GeoParquetWriter(path, columns) as out:
+            out.write(rows, *table.extent(rows))
+        entry = table.Entry(Unit(name, len(rows), "s3://esa-worldcover-s2", "e"), embedded=len(rows))
+        table.write_ledger(folder / table.ledger_name(path.name), table.ledger_table([entry]))
+        made += path.stat().st_size
+        names.append(name)
+    return names
+
+
+def plain(paths: list[Path], out: Path) -> None:
+    """Read a shard after the other and write one file, with the codecs of Kiln's own."""
+    columns = pq.read_schema(paths[0])
+    with GeoParquetWriter(out, columns) as file:
+        for path in paths:
+            file.write(pq.read_table(path), [-180.0, -90.0, 180.0, 90.0], {"Polygon"})
+    with out.open("rb+") as f:
+        os.fsync(f.fileno())
+
+
+def status(name: str, pid: int | str = "self") -> float:
+    """A line of a process's /proc/PID/status, MB; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0) / 1000
+
+
+def one(kind: str, folder: str, out: str, memory_mb: int) -> None:
+    """Do one thing and print what it took, as JSON; the process that measures calls this."""
+    names = sorted(p.name.removesuffix(".parquet") for p in Path(folder).glob("shard-????.parquet"))
+    began = time.perf_counter()
+    if kind == "plain":
+        plain([Path(folder) / f"{n}.parquet" for n in names], Path(out))
+    else:
+        merge.merge(names, folder, folder, out, memory=memory_mb << 20)
+    seconds = time.perf_counter() - began
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "hwm_mb": status("VmHWM")}))
+
+
+def measured(kind: str, folder: Path, out: Path, memory_mb: int = MEMORY) -> dict[str, float]:
+    """What `one` says of a process of its own, whose memory is looked at from here."""
+    command = [sys.executable, "-m", "tests.bench.merge", "--one", kind, str(folder), str(out), str(memory_mb)]
+    environment = {**os.environ, "TMPDIR": str(folder.parent), "KILN_LOG": "WARNING"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, status("RssAnon", process.pid))
+        time.sleep(POLL)
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{kind} failed with {process.returncode}")
+    return json.loads(said.splitlines()[-1]) | {"anon_mb": peak}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a product."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as f:
+            found[str(path.relative_to(folder))] = hashlib.file_digest(f, "sha256").hexdigest()
+    return found
+
+
+def compared(gb: float, rounds: int, storage: vectors.Storage, folder: Path) -> dict[str, Any]:
+    """Shards of `gb`, merged and rewritten in turn, and merged once more with a quarter of the memory."""
+    shards = folder / "shards"
+    shards.mkdir()
+    names = make_shards(shards, gb * 1e9, storage)
+    size = sum(p.stat().st_size for p in shards.glob("shard-????.parquet"))
+    ours, bare = [], []
+    seen: dict[str, str] = {}
+    for n in range(rounds):
+        for kind in ("merge", "plain") if n % 2 == 0 else ("plain", "merge"):
+            out = folder / kind
+            (ours if kind == "merge" else bare).append(measured(kind, shards, out))
+            if kind == "merge":
+                seen = seen or digests(out)
+                shutil.rmtree(out)
+            else:
+                out.unlink()
+    little = measured("merge", shards, folder / "little", MEMORY // 4)
+    same = digests(folder / "little") == seen
+    shutil.rmtree(folder / "little")
+    shutil.rmtree(shards)
+    seconds, cpu = ([statistics.median(c[of] for c in some) for some in (ours, bare)] for of in ("seconds", "cpu"))
+    return {
+        "gb": round(size / 1e9, 2),
+        "shards": len(names),
+        "merge_mb_s": round(size / 1e6 / seconds[0], 1),
+        "plain_mb_s": round(size / 1e6 / seconds[1], 1),
+        "ratio": round(seconds[1] / seconds[0], 3),
+        "cpu_ratio": round(cpu[1] / cpu[0], 3),
+        "anon_mb": round(max(c["anon_mb"] for c in [*ours, little])),
+        "hwm_mb": round(max(c["hwm_mb"] for c in [*ours, little])),
+        "plain_anon_mb": round(max(c["anon_mb"] for c in bare)),
+        "same_bytes": same,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table and a line of JSON; exits 1 where a limit is not kept."""
+    p = argparse.ArgumentParser(
+        prog="python -m tests.bench.merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--gb", type=float, nargs="+", default=[1.0], help="gigabytes of shards, one after the other")
+    p.add_argument("--rounds", type=int, default=2, help="of each (default: %(default)s)")
+    p.add_argument("--storage", choices=vectors.STORAGES, default="float32", help="type of the vectors")
+    p.add_argument("--folder", help="where there is room, if not the temporary folder")
+    p.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = p.parse_args(argv)
+    if args.one:
+        one(*args.one[:3], int(args.one[3]))
+        return
+    print(f"merge of {args.storage} vectors, sorting in {MEMORY} MB; memory in MB: own (RssAnon), all mapped (VmHWM)")
+    print(f"{'shards':>9} {'merge':>10} {'rewrite':>10} {'rate':>5} {'cpu':>5} {'own':>6} {'mapped':>7}  same bytes")
+    found = []
+    for gb in args.gb:
+        with tempfile.TemporaryDirectory(prefix="kiln-bench-", dir=args.folder) as folder:
+            f = compared(gb, args.rounds, args.storage, Path(folder))
+        found.append(f)
+        print(
+            f"{f['gb']:6.2f} GB {f['merge_mb_s']:5.0f} MB/s {f['plain_mb_s']:5.0f} MB/s {f['ratio']:5.2f}"
+            f" {f['cpu_ratio']:5.2f} {f['anon_mb']:6} {f['hwm_mb']:7}  {'yes' if f['same_bytes'] else 'NO'}",
+            flush=True,
+        )
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "pyarrow": pa.__version__}
+    print(json.dumps({"bench": "merge", **machine, "storage": args.storage, "merges": found}))
+    bad = [f for f in found if f["ratio"] < LEAST_RATE or f["hwm_mb"] > MOST_MB or not f["same_bytes"]]
+    if bad:
+        raise SystemExit(f"beyond the limits (ratio {LEAST_RATE}, {MOST_MB} MB, the same bytes): {bad}")
+
+
+if __name__ == "__main__":
+    main()

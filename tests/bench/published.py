@@ -1,0 +1,106 @@
+"""The published run's way of working, stated again from its description, to be measured against.
+
+Every chip is a read of its own, each from a file that is opened for it; all chips of a job are read before the first is
+encoded; the encoder runs in float32, batch by batch, and returns all its tokens; nothing overlaps. Normalisation and
+model are those of Kiln, so that the vectors can be compared. It shares no reading code with Kiln.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+import shapely
+import torch
+from rasterio.windows import Window, bounds
+
+from scripts.kiln import clay
+from scripts.kiln.lattice import Lattice
+from scripts.kiln.sensors import Sensor
+from tests import items
+from tests.bench.workload import CHIP, Workload
+
+BATCH = 8
+
+
+def windows(width: int, height: int) -> Iterator[Window]:
+    """Whole chips from the top left, row by row."""
+    for row in range(height // CHIP):
+        for col in range(width // CHIP):
+            yield Window(col * CHIP, row * CHIP, CHIP, CHIP)
+
+
+def naip_chips(load: Workload) -> list[np.ndarray]:
+    """A read of the scene for each chip."""
+    path = load.folder / load.line["units"][0]
+    with rasterio.open(path) as scene:
+        places = list(windows(scene.width, scene.height))
+    chips = []
+    for window in places:
+        with rasterio.open(path) as scene:
+            chips.append(scene.read(window=window))
+    return chips
+
+
+def sentinel2_chips(load: Workload) -> list[np.ndarray]:
+    """A read of each of ten bands, and of the classes, for each chip; 20 m pixels repeated; no cloudy chips."""
+    (folder,) = load.folder.glob(f"sentinel-s2-l2a-cogs/*/*/*/*/*/{load.line['units'][0]}")
+    with rasterio.open(folder / "B04.tif") as red:
+        places = list(windows(red.width, red.height))
+    chips = []
+    for window in places:
+        bands = []
+        for name in (*items.FILES, "scl"):
+            with rasterio.open(folder / f"{items.FILES.get(name, 'SCL')}.tif") as band:
+                fine = name not in items.COARSE and name != "scl"
+                at = window if fine else Window(*(v / 2 for v in window.flatten()))
+                pixels = band.read(1, window=at)
+                bands.append(pixels if fine else pixels.repeat(2, 0).repeat(2, 1))
+        if np.isin(bands.pop(), (1, 3, 8, 9, 10)).mean() <= 0.5:
+            chips.append(np.stack(bands))
+    return chips
+
+
+def worldcover_chips(load: Workload) -> list[np.ndarray]:
+    """Column by column, a read of each chip; one of mostly nothing is left out."""
+    (path,) = load.folder.glob("2021/*/*.tif")
+    lattice = Lattice(load.line["chip"], load.line["ppd"])
+    with rasterio.open(path) as tile:
+        west, north = (round(v * lattice.ppd) for v in (tile.bounds.left + 180, 90 - tile.bounds.top))
+    chips = []
+    for col, first, rows in load.line["columns"]:
+        for row in range(first, first + rows):
+            window = Window(lattice.x(col) - west, lattice.y(row) - north, CHIP, CHIP)
+            with rasterio.open(path) as tile:
+                pixels = tile.read(window=window, boundless=True, fill_value=0)
+            if (pixels == 0).all(axis=0).mean() <= 0.05:
+                chips.append(pixels)
+    return chips
+
+
+ORDER = {"naip": ("row", "col"), "sentinel2": ("row", "col"), "worldcover": ("col", "row")}  # of these chips
+CHIPS = {"naip": naip_chips, "sentinel2": sentinel2_chips, "worldcover": worldcover_chips}
+
+
+def vectors(encoder: clay.ClayEncoder, sensor: Sensor, chips: list[np.ndarray]) -> np.ndarray:
+    """Class tokens [n, D] float32, time and place unknown."""
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (sensor.mean, sensor.std))
+    made = []
+    for first in range(0, len(chips), BATCH):
+        x = torch.from_numpy(np.stack(chips[first : first + BATCH]).astype(np.float32))
+        unknown = torch.zeros(len(x), 4)
+        told = {"wavelengths": torch.tensor(sensor.wavelengths), "gsd": sensor.gsd}
+        made.append(encoder((x - mean) / std, time=unknown, latlon=unknown, **told)[:, 0])
+    return torch.cat(made).numpy()
+
+
+def embed(load: Workload, weights: Path, output: Path) -> np.ndarray:
+    """The whole job; writes a GeoParquet file by geopandas and returns its vectors."""
+    encoder = clay.load_encoder(weights)
+    chips = CHIPS[load.dataset](load)
+    found = vectors(encoder, load.source().sensor, chips)
+    boxes = [shapely.box(*bounds(Window(n, 0, 1, 1), rasterio.Affine.identity())) for n in range(len(found))]
+    frame = gpd.GeoDataFrame({"embeddings": list(found)}, geometry=boxes, crs="EPSG:4326")
+    frame.to_parquet(output)
+    return found

@@ -1,0 +1,218 @@
+"""A whole shard: against the published way of working, against its encoder alone and its reading alone.
+
+    python -m tests.bench.shard [--rounds 3] [--side 2048] [--full]
+
+With the tiny encoder reading is the bottleneck, with the middle one (and, asked for by --full, the published size, of
+fewer chips) the encoder. Every vector is checked against the published way's first. A picture of where the time goes is
+written beside the figures.
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from scripts.kiln import clay, embedder, engine
+from scripts.kiln.chips import Chip, Loaded, Read
+from tests.bench import published
+from tests.bench.harness import in_turn, publish, timed
+from tests.bench.workload import MAKERS, SIZES, Workload, write_weights
+
+BATCH, THREADS, AHEAD = 8, 2, 256 << 20
+FLAGS = ("--batch-size", str(BATCH), "--read-threads", str(THREADS), "--read-ahead-mb", str(AHEAD >> 20))
+FLAGS += ("--metadata", "zeros")
+CLOSE = 2e-4  # largest difference of a vector's number from the published way's; its batches have other shapes
+
+
+def chips_of(load: Workload, root: str | None = None) -> Iterator[Chip]:
+    """Reading and cutting alone, as the engine does it; from a copy's URI where one is given."""
+    source = load.source(root)
+    source.check()
+    with closing(engine.read_ahead(source.reads(), THREADS, AHEAD)) as loaded:
+        yield from (e for e in source.chips(loaded) if isinstance(e, Chip))
+
+
+def encode(embed: embedder.Embedder, chips: list[Chip]) -> None:
+    """The encoder alone, over chips that are there."""
+    for first in range(0, len(chips), BATCH):
+        embed(chips[first : first + BATCH])
+
+
+def check(load: Workload, weights: Path, folder: Path) -> tuple[int, float]:
+    """Chips of the shard, and the largest difference between Kiln's vectors and the published way's.
+
+    Raises AssertionError above CLOSE.
+    """
+    rows = pq.read_table(load.embed(weights, folder / "ours", *FLAGS), columns=["embeddings", "row", "col"])
+    theirs = published.embed(load, weights, folder / "theirs.parquet")
+    rows = rows.sort_by([(c, "ascending") for c in published.ORDER[load.dataset]])
+    made = np.stack(rows["embeddings"].to_numpy(zero_copy_only=False))
+    assert made.shape == theirs.shape, f"{load.dataset}: {len(made)} vectors, the published way has {len(theirs)}"
+    apart = float(np.abs(made - theirs).max())
+    assert apart < CLOSE, f"{load.dataset}: vectors are {apart:.1e} apart"
+    return len(made), apart
+
+
+def compare(load: Workload, size: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """One row of the table: seconds and ratios for a dataset and an encoder's size."""
+    weights = write_weights(folder, size)
+    count, apart = check(load, weights, folder)
+    whole = in_turn(
+        lambda: load.embed(weights, folder / "ours", *FLAGS),
+        lambda: published.embed(load, weights, folder / "theirs.parquet"),
+        rounds,
+        warm=False,
+    )
+    chips = list(chips_of(load))
+    sensor = load.source().sensor
+    embed = embedder.Embedder(clay.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
+    alone = in_turn(lambda: encode(embed, chips), lambda: sum(1 for _ in chips_of(load)), rounds)
+    ours, theirs = whole.medians
+    encoder, reading = alone.medians
+    return {
+        "dataset": load.dataset,
+        "encoder": size,
+        "chips": count,
+        "kiln s": ours,
+        "published s": theirs,
+        "times faster": whole.ratio,
+        "encoder alone s": encoder,
+        "reading alone s": reading,
+        "over the slower": ours / max(encoder, reading),
+        "apart": apart,
+    }
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that a thread did, in seconds from the start."""
+
+    what: str
+    thread: str
+    start: float
+    end: float
+
+
+@contextmanager
+def watched(load: Workload) -> Iterator[tuple[list[Span], Callable[[], Any]]]:
+    """Spans that fill as the shard is embedded, and the source to embed: its reads, cuts and batches are timed."""
+    spans: list[Span] = []
+    began = time.perf_counter()
+
+    @contextmanager
+    def span(what: str) -> Iterator[None]:
+        start = time.perf_counter() - began
+        yield
+        spans.append(Span(what, threading.current_thread().name, start, time.perf_counter() - began))
+
+    source = load.source()
+    reads, chips, start = source.reads, source.chips, embedder.Embedder.start
+
+    def timed_reads() -> Iterator[Read]:
+        for read in reads():
+
+            def load_it(read: Read = read) -> Any:
+                with span("read and decode"):
+                    return read.load()
+
+            yield replace(read, load=load_it)
+
+    def timed_chips(loaded: Iterator[Loaded]) -> Iterator[Any]:
+        events = chips(loaded)
+        while True:
+            with span("cut, and wait for reads"):
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
+
+    def timed_start(self: embedder.Embedder, some: list[Chip]) -> Any:
+        with span("encode"):
+            return start(self, some)
+
+    source.reads, source.chips = timed_reads, timed_chips  # type: ignore[method-assign]
+    embedder.Embedder.start = timed_start  # type: ignore[method-assign]
+    try:
+        yield spans, lambda: source
+    finally:
+        embedder.Embedder.start = start  # type: ignore[method-assign]
+
+
+def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
+    """Draw what each thread did while a shard was embedded."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    weights = write_weights(folder, size)
+    about = clay.read_about(weights)
+    with watched(load) as (spans, source):
+        made = source()
+        made.check()
+        sensor = made.sensor
+        wall = timed(
+            lambda: engine.embed(
+                made,
+                lambda: clay.load_encoder(weights),
+                about["geometry"]["dim"],
+                folder / "profile.parquet",
+                {},
+                policy=embedder.Policy("zeros", sensor.gsd),
+                budget=engine.Budget(BATCH, THREADS, AHEAD),
+                max_failed_fraction=0.0,
+            )
+        )
+    colours = {"read and decode": "#3b7dd8", "cut, and wait for reads": "#b9c7d9", "encode": "#d9772b"}
+    rows = sorted({s.thread for s in spans}, key=lambda t: (t == "MainThread", t))
+    figure, axes = pyplot.subplots(figsize=(10, 0.7 + 0.5 * len(rows)), layout="constrained")
+    for what, colour in colours.items():
+        for n, row in enumerate(rows):
+            bars = [(s.start, max(s.end - s.start, wall / 2000)) for s in spans if s.thread == row and s.what == what]
+            axes.broken_barh(bars, (n - 0.35, 0.7), facecolors=colour, label=what if n == len(rows) - 1 else None)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=c) for c in colours.values()]
+    axes.legend(handles, colours, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False)
+    axes.set_yticks(range(len(rows)), [{"MainThread": "encoder", "chips": "cutter"}.get(r, r) for r in rows])
+    axes.set_xlabel(f"seconds; {load.dataset}, {size} encoder, {sum(s.what == 'encode' for s in spans)} batches")
+    axes.set_xlim(0, None)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=130)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    p = argparse.ArgumentParser(
+        prog="python -m tests.bench.shard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--side", type=int, default=2000, help="pixels of the scene's or tile's side; divides 12000")
+    p.add_argument("--full", action="store_true", help="the published size too, of 750 px: minutes on a CPU")
+    p.add_argument("--out", type=Path, default=Path("results/bench"))
+    args = p.parse_args(argv)
+    rows = []
+    for size in SIZES:
+        if size == "full" and not args.full:
+            continue
+        for name, make in MAKERS.items():
+            with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
+                load = make(Path(folder) / "archive", 750 if size == "full" else args.side)
+                rows.append(compare(load, size, Path(folder), 1 if size == "full" else args.rounds))
+                if size == "middle":
+                    profile(load, size, Path(folder), args.out / f"shard-{name}.png")
+    notes = [f"vectors at most {max(r['apart'] for r in rows):.1e} apart; pictures: {args.out}/shard-*.png"]
+    publish("shard", rows, notes, args.out)
+
+
+if __name__ == "__main__":
+    main()

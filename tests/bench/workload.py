@@ -1,0 +1,125 @@
+"""Shards to measure with: of each dataset a scene or tile in its archive's layout and compression, and its plan."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scripts import embed_naip, embed_sentinel2, embed_worldcover, plan_worldcover
+from scripts.kiln import clay, naip, storage
+from scripts.kiln.chips import Source
+from scripts.kiln.lattice import Column, Lattice
+from scripts.kiln.naip import NaipSource
+from scripts.kiln.sample_files import write_cog
+from scripts.kiln.sentinel2 import Sentinel2Source
+from scripts.kiln.worldcover import Tile, WorldCoverSource
+from tests import items
+
+CHIP = 256
+SIZES = {  # of encoders with random weights
+    "tiny": clay.Geometry(dim=64, depth=2, heads=2, dim_head=32, mlp=128),
+    "middle": clay.Geometry(dim=512, depth=4, heads=8, dim_head=64, mlp=2048),
+    "full": clay.Geometry(),
+}
+NAIP_KEY = "nd/2019/100cm/rgbir_cog/47099/m_4709963_se_14_1_20190904.tif"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One shard of a dataset: its plan's line, what reads it from its folder or a copy's URI, and its script."""
+
+    dataset: str
+    folder: Path
+    line: dict
+    source_at: Callable[[str], Source]
+    main: Callable[[list[str]], None]
+    flags: tuple[str, ...] = ()
+
+    def source(self, root: str | None = None) -> Source:
+        """What reads the shard, from its folder or from a copy of it elsewhere."""
+        return self.source_at(root or str(self.folder))
+
+    def embed(self, weights: Path, output: Path, *more: str) -> Path:
+        """Run the script; returns the embeddings file."""
+        plan = self.folder / "plan.jsonl"
+        plan.write_text(json.dumps(self.line) + "\n")
+        output.mkdir(parents=True, exist_ok=True)
+        common = ["--units", plan, "--index", "0", "--folder", output, "--weights", weights, "--overwrite"]
+        self.main([*map(str, common), *self.flags, *more])
+        return output / f"{self.line['shard']}.parquet"
+
+
+def picture(bands: int, side: int, dtype: type, high: int, seed: int = 1) -> np.ndarray:
+    """[bands, side, side] from 1 to `high`: smooth land with grain, so that it compresses about as scenes do (half)."""
+    rng = np.random.default_rng(seed)
+    fields = rng.random((bands, -(-side // 32), -(-side // 32)), np.float32)
+    land = fields.repeat(32, 1).repeat(32, 2)[:, :side, :side]
+    grain = rng.normal(0, 0.02, land.shape).astype(np.float32)
+    return np.clip(1 + (land + grain) * (high - 1) * 0.9, 1, high).astype(dtype)
+
+
+def make_naip(folder: Path, side: int) -> Workload:
+    """A scene of `side` px of 1 m."""
+    place = naip.parse_key(NAIP_KEY)
+    write_cog(folder / NAIP_KEY, picture(4, side, np.uint8, 255), f"EPSG:269{place.zone}", 500_000, 5_209_000, 1.0)
+    line = {"dataset": "naip", "shard": "bench", "partition": "nd-2019", "units": [NAIP_KEY], "archive": str(folder)}
+    line |= {"expected": (side // CHIP) ** 2, "bytes": 4 * side * side}
+
+    def source(root: str) -> NaipSource:
+        return NaipSource([NAIP_KEY], archive=root, chip=CHIP, max_nodata=0.05)
+
+    return Workload("naip", folder, line, source, embed_naip.main, ("--chip-size", str(CHIP)))
+
+
+def make_sentinel2(folder: Path, side: int) -> Workload:
+    """An item of `side` px of 10 m, ten bands and its classes, in blocks of 512 px as the archive's (1024 in full)."""
+    bands = {}
+    for n, band in enumerate(items.FILES):
+        bands[band] = picture(1, side // 2 if band in items.COARSE else side, np.uint16, 9000, n)[0]
+    profile = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "predictor": 2}
+    made = items.write_item(folder, side=side, bands=bands, properties={"s2:processing_baseline": "02.14"}, **profile)
+    name = made.entry["id"]
+    line = {"dataset": "sentinel2", "shard": "bench", "partition": "29R-2020-02", "units": [name]}
+    line |= {"items": {name: made.entry["href"]}, "expected": (side // CHIP) ** 2, "bytes": 13 * side * side}
+
+    def source(root: str) -> Sentinel2Source:
+        rewrite = [(f"{items.BUCKET}/", f"{root}/")]
+        return Sentinel2Source([made.entry], chip=CHIP, max_nodata=0.05, max_cloud=0.5, rewrite=rewrite)
+
+    flags = ("--chip-size", str(CHIP), "--rewrite", f"{items.BUCKET}/={folder}/")
+    return Workload("sentinel2", folder, line, source, embed_sentinel2.main, flags)
+
+
+def make_worldcover(folder: Path, side: int) -> Workload:
+    """A tile of `side` px a degree; side divides 12000. The shard is its columns of chips of 256 px."""
+    tile = picture(4, side, np.uint16, 9000)
+    path = folder / "2021/N43/ESA_WorldCover_10m_2021_v200_N43W097_S2RGBNIR.tif"
+    write_cog(path, tile, "EPSG:4326", -97, 44, 1 / side, nodata=0)
+    plan = folder / "made.jsonl"
+    told = ["--archive", folder, "--year", "2021", "--region=-97,43,-96,44", "--chip-size", CHIP]
+    told += ["--pixels-per-degree", side, "--columns-per-shard", 1000, "--output", plan]
+    plan_worldcover.main(list(map(str, told)))
+    line = json.loads(plan.read_text().splitlines()[0])
+
+    def source(root: str) -> WorldCoverSource:
+        columns = [Column(*c) for c in line["columns"]]
+        uri = storage.join(root, str(path.relative_to(folder)))
+        tiles = [Tile("N43W097", uri, path.stat().st_size, storage.stat(uri).etag)]  # type: ignore[union-attr]
+        lattice = Lattice(line["chip"], line["ppd"])
+        return WorldCoverSource(lattice, 2021, columns, tiles, root=root, max_nodata=0.05, encode=line["encode"])
+
+    return Workload("worldcover", folder, line, source, embed_worldcover.main)
+
+
+MAKERS = {"naip": make_naip, "sentinel2": make_sentinel2, "worldcover": make_worldcover}
+
+
+def write_weights(folder: Path, size: str, precision: str = "float32") -> Path:
+    """Random weights of one of SIZES, as `encoder_weights` writes them."""
+    path = folder / f"{size}-{precision}.safetensors"
+    encoder = clay.untrained_encoder(SIZES[size], 0).to(clay.DTYPES[precision])
+    about = {"sha256": "0" * 64, "checkpoint": "untrained", "precision": precision, "untrained": True}
+    clay.save_encoder(encoder, path, about)
+    return path
