@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+STACK ?= kiln
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: help demo explore test test-explorer lint format bench bench-explorer lock clean
+.PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down wheels lock clean
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: sample/.made ## make a sample archive and take it through every rule
 	snakemake --cores $(CORES) --quiet reason host
@@ -20,12 +21,15 @@ explore: $(VENV)/.run ## a map of the sample run in the browser: search by looki
 
 test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest -n $(CORES) tests --ignore tests/explorer
+	pytest -n $(CORES) tests --ignore tests/explorer --ignore tests/batch
 
 test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a real WMS; installs both (Debian, root)
 	@tests/explorer/install.sh
 	KILN_SCREENSHOTS=$(CURDIR)/results/explorer-screenshots pytest tests/explorer
 	@echo "screenshots: results/explorer-screenshots"
+
+test-batch: $(VENV)/.test ## AWS Batch, run for real in containers on this machine; needs root and, but on Debian, podman
+	pytest -rP --durations 5 tests/batch
 
 lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint
 	ruff check .
@@ -53,6 +57,21 @@ bench-explorer: $(VENV)/.test ## the explorer with a million chips
 	@tests/explorer/install.sh
 	python -m tests.bench.explorer
 
+aws-up: $(VENV)/.run ## create in an AWS account what AWS Batch needs; BUCKET=, SET="CpuSpotMax=1024 ...", YES=1, STACK=
+	python -m scripts.aws_up --stack $(STACK) $(if $(BUCKET),--bucket $(BUCKET)) $(if $(SET),--set $(SET)) $(if $(YES),--yes)
+
+aws-image: $(VENV)/.run ## build this commit's image and push it there; DEVICE=cuda, ENGINE=podman, BASE=, TORCH_INDEX=, STACK=
+	python -m scripts.aws_image --stack $(STACK) $(if $(DEVICE),--device $(DEVICE)) $(if $(ENGINE),--engine $(ENGINE)) $(addprefix --build-arg ,$(if $(BASE),BASE=$(BASE)) $(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX)))
+
+aws-down: $(VENV)/.run ## delete it again, but for a bucket with data; DELETE_DATA=bucket, YES=1, STACK=
+	python -m scripts.aws_down --stack $(STACK) $(if $(DELETE_DATA),--delete-data $(DELETE_DATA)) $(if $(YES),--yes)
+
+wheels: envs/wheels/.made ## wheels for envs/Dockerfile, so that the image is built without an index
+envs/wheels/.made: envs/requirements.txt envs/constraints.txt | $(VENV)/.run
+	rm -f envs/wheels/*.whl
+	$(BIN)/pip wheel --quiet --disable-pip-version-check -c envs/constraints.txt -w envs/wheels -r envs/requirements.txt
+	@touch $@
+
 lock: ## renew envs/constraints.txt (needs the network)
 	bash envs/lock.sh
 
@@ -69,6 +88,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: envs/requirements.txt envs/constraints.txt | $(VENV)/bin/python
 	$(PIP) -r envs/requirements.txt
+	@$(BIN)/python envs/link_profiles.py
 	@touch $@
 
 $(VENV)/.test: envs/requirements-test.txt $(VENV)/.run

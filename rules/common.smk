@@ -5,14 +5,16 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 sys.path.insert(0, str(workflow.basedir))
 
-from scripts.kiln import fingerprint as identity, lattice as lattices, plans
-from scripts.kiln.errors import ConfigError
+from scripts.kiln import aws_batch, fingerprint as identity, lattice as lattices, plans
+from scripts.kiln.aws_batch import Share
+from scripts.kiln.errors import ConfigError, KilnError
 
 # Shell commands find the package whatever the working directory is, and end when this process does.
 CODE = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
@@ -38,17 +40,67 @@ def named(function, *arguments):
         raise WorkflowError(f"config: {e}")
 
 
+def sound(function, *arguments):
+    """The same, for what is wrong elsewhere."""
+    try:
+        return function(*arguments)
+    except KilnError as e:
+        raise WorkflowError(str(e))
+
+
 WEIGHTS_DIGEST = named(identity.weights_digest, config["model"])
 SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
 PUBLISHED = settings("index", "published")
 if SELECT.get("embedding") not in (None, config["embedding"]) and config["embedding"] != "both":
     raise WorkflowError(f"config: index.select.embedding {SELECT['embedding']}, but embedding {config['embedding']}")
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
+# Jobs run on machines that share no disk with this one, as those of AWS Batch; here, on the one that sends them there.
+ELSEWHERE = not workflow.storage_settings.shared_fs_usage
+DRIVER = ELSEWHERE and workflow.is_main_process
 
 
 def uri(path):
     """Where a path of the run really lies: below the default storage, if there is one."""
     return f"{STORAGE_ROOT.rstrip('/')}/{path}" if STORAGE_ROOT else path
+
+
+def kept(path):
+    """A log or benchmark: with the results where jobs run elsewhere, else on this machine; a mark costs every dry run."""
+    return local(path) if STORAGE_ROOT and not ELSEWHERE else path
+
+
+def share(threads, mem_mb, gpus=0):
+    """What a job takes, as the executor has it."""
+    asked = Share(threads, mem_mb, gpus)
+    return named(aws_batch.fitted, asked) if ELSEWHERE else asked
+
+
+SMALL, MEDIUM, PLAN, FETCH = share(1, 1000), share(1, 2000), share(2, 2000), share(1, 8000)
+MERGE = share(1, settings("resources", "merge_mem_mb"))
+EMBED = share(
+    settings("resources", "embed_threads"),
+    settings("resources", "embed_mem_mb"),
+    int(settings("resources", "device") != "cpu"),
+)
+
+
+def secrets_of_storage():
+    """Credentials given to the storage plugin, which it would pass on to the jobs."""
+    given = workflow.storage_provider_settings.get("s3")
+    return [k for k in ("access_key", "secret_key", "token") if given and any(given.get_field_settings(k).values())]
+
+
+if DRIVER:
+    sound(aws_batch.check_store, STORAGE_ROOT, aws_batch.region_of_jobs(), config, secrets_of_storage())
+
+
+def ready(wildcards):
+    """No input: of rules that begin the road, so that a job is submitted only where jobs can be."""
+    plugin = workflow.executor_plugin
+    if DRIVER and plugin and plugin.name == "aws-batch":
+        asked, remote = workflow.executor_settings, workflow.remote_execution_settings
+        sound(aws_batch.check_jobs, asked.job_queue, asked.job_role, remote.container_image, tuple(remote.envvars))
+    return []
 
 
 # What every embedding job is told, whatever the dataset.
@@ -100,9 +152,13 @@ def plan_uri(dataset):
 def pinned(value):
     """The value, unless the checkpoint's digest is unknown: then nothing but encoder_weights can run."""
     if WEIGHTS_DIGEST is None:
-        if os.path.exists(weights_path()):
+        from scripts.kiln import storage as storage_of  # only here, as in `existing`
+
+        note = uri(weights_path())
+        if storage_of.stat(note):
+            found = json.loads(storage_of.read_bytes(note))["sha256"]
             raise WorkflowError(
-                f"config: model.sha256 is missing. The checkpoint was fetched: {weights_path()} tells it."
+                f"config: model.sha256 is missing. The checkpoint was fetched, and it is {found} ({note})."
             )
         raise WorkflowError(
             "config: model.sha256 is missing, and vectors must be traceable to weights. Run "
@@ -141,11 +197,6 @@ def weights_flag():
 def made_weights(wildcards):
     pinned(None)
     return checkpoints.encoder_weights.get().output[0]
-
-
-def log_of(path):
-    """A log of thousands of jobs: the driver's own, also with results on a store; the mark costs every dry run."""
-    return local(path) if STORAGE_ROOT else path
 
 
 def begun(folder):
@@ -275,7 +326,24 @@ def targets_of(dataset, wildcards):
     if dataset not in DATASETS:
         raise WorkflowError(f"config: {dataset} is not among `datasets`, or nothing of it is asked for")
     pinned(None)
+    if DRIVER:
+        sound(near_archive, dataset)
     return DATASETS[dataset].targets()
+
+
+@cache
+def near_archive(dataset):
+    """Stop, or with allow_cross_region say, where jobs would read an archive from another region."""
+    here = aws_batch.region_of_jobs()
+    there = aws_batch.archive_region(config[dataset]["archive"], config[dataset]["archive_region"])
+    if there in (None, here):
+        return
+    plans = [uri(plan) for plan in DATASETS[dataset].plans.values()]
+    cost = aws_batch.moved(plans, settings("plan", "price_per_gb_moved"))
+    told = f"{dataset}: the archive is in {there} and the jobs run in {here}: {cost}"
+    if not config["allow_cross_region"]:
+        raise ConfigError(f"{told} Take a queue and a bucket of {there}, or set allow_cross_region: true.")
+    logger.warning(told)
 
 
 def plans_of(dataset, wildcards):

@@ -8,18 +8,19 @@ SIMILAR = f"similar-{identity.digest(config['pictures'])[:8]}.png"
 
 rule build_index:
     input:
-        indexed_records,
+        ready,
+        records=indexed_records,
     output:
         f"{RUN}/index/{{digest}}.json",
     log:
-        local(f"{LOGS}/build_index-{{digest}}.log"),
+        kept(f"{LOGS}/build_index-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/build_index-{{digest}}.tsv")
+        kept(f"{BENCHMARKS}/build_index-{{digest}}.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: MERGE.threads
     resources:
-        mem_mb=settings("resources", "merge_mem_mb"),
+        mem_mb=MERGE.mem_mb,
     params:
         products=selected_products,
         db=uri(DATABASE),
@@ -29,7 +30,7 @@ rule build_index:
     message:
         "Explorer database from the merged products and published files"
     shell:
-        "python -m scripts.index --records {input:q} --products {params.products:q} --db {params.db:q}"
+        "python -m scripts.index --records {input.records:q} --products {params.products:q} --db {params.db:q}"
         " --record {output:q} --withdraw {params.records:q} --select {params.select:q}"
         " --published {params.published:q} 2> {log:q}"
 
@@ -45,14 +46,14 @@ rule picture_similar:
             caption="../docs/report/similar.rst",
         ),
     log:
-        local(f"{LOGS}/picture_similar-{{digest}}.log"),
+        kept(f"{LOGS}/picture_similar-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/picture_similar-{{digest}}.tsv")
+        kept(f"{BENCHMARKS}/picture_similar-{{digest}}.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: MEDIUM.threads
     resources:
-        mem_mb=2000,
+        mem_mb=MEDIUM.mem_mb,
     params:
         db=uri(DATABASE),
         k=settings("pictures", "neighbours"),
@@ -81,14 +82,14 @@ rule coverage:
             caption="../docs/report/ledger.rst",
         ),
     log:
-        local(f"{LOGS}/coverage-{{digest}}.log"),
+        kept(f"{LOGS}/coverage-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/coverage-{{digest}}.tsv")
+        kept(f"{BENCHMARKS}/coverage-{{digest}}.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: MEDIUM.threads
     resources:
-        mem_mb=2000,
+        mem_mb=MEDIUM.mem_mb,
     params:
         products=selected_products,
     message:
@@ -106,12 +107,13 @@ rule summary:
         coverage=partial(picture, "coverage.png"),
         ledger=partial(picture, "ledger.html"),
     log:
-        local(f"{LOGS}/summary.log"),
+        kept(f"{LOGS}/summary.log"),
+    localrule: True
     conda:
         CONDA
-    threads: 1
+    threads: SMALL.threads
     resources:
-        mem_mb=1000,
+        mem_mb=SMALL.mem_mb,
     params:
         products=selected_products,
         db=uri(DATABASE),
@@ -126,12 +128,13 @@ rule plan:
     input:
         every_plan,
     log:
-        local(f"{LOGS}/plan.log"),
+        kept(f"{LOGS}/plan.log"),
+    localrule: True
     conda:
         CONDA
-    threads: 1
+    threads: SMALL.threads
     resources:
-        mem_mb=1000,
+        mem_mb=SMALL.mem_mb,
     params:
         plans=plan_uris,
         numbers=json.dumps(config["plan"], sort_keys=True),

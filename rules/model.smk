@@ -2,17 +2,19 @@
 
 
 checkpoint encoder_weights:
+    input:
+        ready,
     output:
         weights_path(),
     log:
-        local(f"{LOGS}/encoder_weights.log"),
+        kept(f"{LOGS}/encoder_weights.log"),
     benchmark:
-        local(f"{BENCHMARKS}/encoder_weights.tsv")
+        kept(f"{BENCHMARKS}/encoder_weights.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: FETCH.threads
     resources:
-        mem_mb=8000,
+        mem_mb=FETCH.mem_mb,
     params:
         checkpoint=settings("model", "checkpoint"),
         sha256=settings("model", "sha256") or "",

@@ -48,18 +48,20 @@ for name in [name for name in globals() if name.startswith("__naip-")]:
 
 
 checkpoint plan_naip:
+    input:
+        ready,
     output:
         names=NAIP_DATASET.names,  # first: the one that is asked for when shards are to be known
         plan=NAIP_DATASET.plans[ALL],
     log:
-        local(f"{LOGS}/plan_naip.log"),
+        kept(f"{LOGS}/plan_naip.log"),
     benchmark:
-        local(f"{BENCHMARKS}/plan_naip.tsv")
+        kept(f"{BENCHMARKS}/plan_naip.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: MEDIUM.threads
     resources:
-        mem_mb=2000,
+        mem_mb=MEDIUM.mem_mb,
     params:
         asked=NAIP_ASKED,
     message:
@@ -75,12 +77,12 @@ rule embed_naip:
     output:
         f"{NAIP_DATASET.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
-        log_of(f"{LOGS}/embed_naip/{{partition}}/{{shard}}.log"),
+        kept(f"{LOGS}/embed_naip/{{partition}}/{{shard}}.log"),
     conda:
         CONDA
-    threads: settings("resources", "embed_threads")
+    threads: EMBED.threads
     resources:
-        mem_mb=settings("resources", "embed_mem_mb"),
+        **EMBED.resources,
     params:
         flags=(
             f"--units {plan_uri(NAIP_DATASET)} --shard {{shard}} {folder_flag(NAIP_DATASET)} {parts_flag(NAIP_DATASET)} {ENGINE_FLAGS} --max-nodata {NAIP['max_nodata']} --metadata {NAIP['metadata']} --gsd {NAIP['gsd']}"
@@ -100,14 +102,14 @@ rule merge_naip:
     output:
         f"{NAIP_DATASET.folder}/products/{{partition}}/{{digest}}.json",
     log:
-        local(f"{LOGS}/merge_naip/{{partition}}-{{digest}}.log"),
+        kept(f"{LOGS}/merge_naip/{{partition}}-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/merge_naip/{{partition}}-{{digest}}.tsv")
+        kept(f"{BENCHMARKS}/merge_naip/{{partition}}-{{digest}}.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: MERGE.threads
     resources:
-        mem_mb=settings("resources", "merge_mem_mb"),
+        mem_mb=MERGE.mem_mb,
     params:
         shards=folder_of_shards,
         ledgers=partial(shards_uri, "naip"),

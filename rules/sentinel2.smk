@@ -28,18 +28,20 @@ if "sentinel2" in config["datasets"]:
 
 
 checkpoint plan_sentinel2:
+    input:
+        ready,
     output:
         names=S2_DATASET.names,  # first: the one that is asked for when shards are to be known
         plan=S2_DATASET.plans[ALL],
     log:
-        local(f"{LOGS}/plan_sentinel2.log"),
+        kept(f"{LOGS}/plan_sentinel2.log"),
     benchmark:
-        local(f"{BENCHMARKS}/plan_sentinel2.tsv")
+        kept(f"{BENCHMARKS}/plan_sentinel2.tsv")
     conda:
         CONDA
-    threads: 2
+    threads: PLAN.threads
     resources:
-        mem_mb=2000,
+        mem_mb=PLAN.mem_mb,
     params:
         asked=S2_ASKED,
     message:
@@ -55,12 +57,12 @@ rule embed_sentinel2:
     output:
         f"{S2_DATASET.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
-        log_of(f"{LOGS}/embed_sentinel2/{{partition}}/{{shard}}.log"),
+        kept(f"{LOGS}/embed_sentinel2/{{partition}}/{{shard}}.log"),
     conda:
         CONDA
-    threads: settings("resources", "embed_threads")
+    threads: EMBED.threads
     resources:
-        mem_mb=settings("resources", "embed_mem_mb"),
+        **EMBED.resources,
     params:
         flags=(
             f"--units {plan_uri(S2_DATASET)} --shard {{shard}} {folder_flag(S2_DATASET)} {parts_flag(S2_DATASET)} {ENGINE_FLAGS}"
@@ -81,14 +83,14 @@ rule merge_sentinel2:
     output:
         f"{S2_DATASET.folder}/products/{{partition}}/{{digest}}.json",
     log:
-        local(f"{LOGS}/merge_sentinel2/{{partition}}-{{digest}}.log"),
+        kept(f"{LOGS}/merge_sentinel2/{{partition}}-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/merge_sentinel2/{{partition}}-{{digest}}.tsv")
+        kept(f"{BENCHMARKS}/merge_sentinel2/{{partition}}-{{digest}}.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: MERGE.threads
     resources:
-        mem_mb=settings("resources", "merge_mem_mb"),
+        mem_mb=MERGE.mem_mb,
     params:
         shards=folder_of_shards,
         ledgers=partial(shards_uri, "sentinel2"),

@@ -32,17 +32,19 @@ if "worldcover" in config["datasets"] and WC["years"]:
 
 
 checkpoint plan_worldcover:
+    input:
+        ready,
     output:
         f"{WORLDCOVER.folder}/plan-{{partition}}-{{digest}}.jsonl",
     log:
-        local(f"{LOGS}/plan_worldcover/{{partition}}-{{digest}}.log"),
+        kept(f"{LOGS}/plan_worldcover/{{partition}}-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/plan_worldcover/{{partition}}-{{digest}}.tsv")
+        kept(f"{BENCHMARKS}/plan_worldcover/{{partition}}-{{digest}}.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: SMALL.threads
     resources:
-        mem_mb=1000,
+        mem_mb=SMALL.mem_mb,
     params:
         archive=WC["archive"],
         region=WC["region"] if isinstance(WC["region"], str) else ",".join(map(str, WC["region"])),
@@ -66,12 +68,12 @@ rule embed_worldcover:
     output:
         f"{WORLDCOVER.folder}/shards/{{partition}}/{{shard}}.parquet",
     log:
-        log_of(f"{LOGS}/embed_worldcover/{{partition}}/{{shard}}.log"),
+        kept(f"{LOGS}/embed_worldcover/{{partition}}/{{shard}}.log"),
     conda:
         CONDA
-    threads: settings("resources", "embed_threads")
+    threads: EMBED.threads
     resources:
-        mem_mb=settings("resources", "embed_mem_mb"),
+        **EMBED.resources,
     params:
         flags=(
             f"{folder_flag(WORLDCOVER)} {ENGINE_FLAGS} --max-nodata {WC['max_nodata']} --metadata {WC['metadata']} --gsd {WC['gsd']}"
@@ -91,14 +93,14 @@ rule merge_worldcover:
     output:
         f"{WORLDCOVER.folder}/products/{{partition}}/{{digest}}.json",
     log:
-        local(f"{LOGS}/merge_worldcover/{{partition}}-{{digest}}.log"),
+        kept(f"{LOGS}/merge_worldcover/{{partition}}-{{digest}}.log"),
     benchmark:
-        local(f"{BENCHMARKS}/merge_worldcover/{{partition}}-{{digest}}.tsv")
+        kept(f"{BENCHMARKS}/merge_worldcover/{{partition}}-{{digest}}.tsv")
     conda:
         CONDA
-    threads: 1
+    threads: MERGE.threads
     resources:
-        mem_mb=settings("resources", "merge_mem_mb"),
+        mem_mb=MERGE.mem_mb,
     params:
         shards=folder_of_shards,
         ledgers=partial(shards_uri, "worldcover"),

@@ -31,3 +31,7 @@ class StorageError(KilnError):
 
 class TooManyFailuresError(KilnError):
     """More units failed than `max_failed_fraction` allows."""
+
+
+class AccountError(KilnError):
+    """What an AWS account refuses or cannot do, in its own words and what to do about it."""

@@ -1,0 +1,312 @@
+"""An AWS on loopback that runs what it is given: S3, IAM, EC2, CloudFormation, and a Batch whose jobs are containers.
+
+moto's server (server.py) stands in front of podman's Docker API. Containers share the host's network, and get what a
+job on AWS gets from its role and no more: credentials, and here the address of that AWS.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import boto3
+
+from tests.batch.server import ROLE
+
+ROOT = Path(__file__).parents[2]
+REGION = "us-east-1"
+TOOLS = ("podman", "buildah", "runc", "debootstrap", "setpriv")
+BASE = "localhost/kiln-lab:bookworm"
+PACKAGES = "ca-certificates,python3,python3-venv,git"
+UNKNOWN_KEY = "AKIAUNKNOWN"  # which this AWS refuses
+# podman without systemd, in a machine whose hard limits are low.
+CONTAINERS = """\
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=1000:1000"]
+netns = "host"
+env = [{env}]
+[engine]
+cgroup_manager = "cgroupfs"
+runtime = "runc"
+"""
+ACTIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running one. `env` is what a driver's process needs; `queue` and `role` are ARNs, `base` an image."""
+
+    folder: Path
+    endpoint: str
+    queue: str
+    role: str
+    base: str = BASE
+
+    @property
+    def env(self) -> dict[str, str]:
+        """This process's environment without AWS settings of its own, and with the lab's."""
+        mine = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SNAKEMAKE_"))}
+        return mine | driver_env(self.endpoint) | {
+            "CONTAINERS_CONF": str(self.folder / "containers.conf"),
+            "SNAKEMAKE_AWS_BATCH_JOB_QUEUE": self.queue,
+            "SNAKEMAKE_AWS_BATCH_JOB_ROLE": self.role,
+        }  # fmt: skip
+
+    def client(self, service: str, region: str = REGION) -> Any:
+        return client(service, self.endpoint, region)
+
+    def tool(self, *command: str, **options: Any) -> str:
+        """What podman or buildah says, asked with the lab's settings."""
+        return said(list(command), env=self.env, **options)
+
+    def definitions(self) -> list[dict[str, Any]]:
+        """Job definitions as they were registered, those included that the plugin has taken back."""
+        return self.client("batch").describe_job_definitions()["jobDefinitions"]
+
+    def jobs(self, *status: str) -> list[dict[str, Any]]:
+        """Jobs of the queue, those of these states or all, the oldest first."""
+        batch = self.client("batch")
+        found = [
+            job
+            for state in status or (*ACTIVE, "SUCCEEDED", "FAILED")
+            for job in batch.list_jobs(jobQueue=self.queue, jobStatus=state)["jobSummaryList"]
+        ]
+        return sorted(found, key=lambda j: j["createdAt"])
+
+    def log(self, job: str) -> str:
+        """What a job's container printed, once it has ended."""
+        found = self.client("batch").describe_jobs(jobs=[job])["jobs"][0]
+        stream = found["container"]["logStreamName"]
+        events = self.client("logs").get_log_events(logGroupName="/aws/batch/job", logStreamName=stream)
+        return "\n".join(e["message"] for e in events["events"])
+
+    def containers(self, name: str = "") -> list[str]:
+        """Names of running containers of this lab's jobs; they begin with the job's."""
+        running = self.tool("podman", "ps", "--format", "{{.Names}}").split()
+        mine = [job["jobId"].replace(":", "-") for job in self.jobs()]
+        return [c for c in running if name in c and c.endswith(tuple(mine))]
+
+    def stop(self, container: str) -> None:
+        """Stop a container as a node does that is taken away: no time to tidy up."""
+        self.tool("podman", "stop", "--time", "0", container)
+
+    @contextmanager
+    def counted(self) -> Iterator["Requests"]:
+        """What is asked of this AWS within the block."""
+        path = self.folder / "requests.jsonl"
+        start = path.stat().st_size if path.exists() else 0
+        requests = Requests([])
+        yield requests
+        with path.open() as f:
+            f.seek(start)
+            requests.lines.extend(map(json.loads, f))
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests as the server wrote them down."""
+
+    lines: list[dict[str, Any]]
+
+    @property
+    def s3(self) -> Counter[str]:
+        """Those to S3, by what S3 calls them."""
+        return Counter(kind(line) for line in self.lines if line["service"] in ("s3", ""))
+
+    @property
+    def batch(self) -> Counter[str]:
+        """Those to Batch, by the last word of their address."""
+        return Counter(line["path"].rpartition("/")[2] for line in self.lines if line["service"] == "batch")
+
+    @property
+    def keys(self) -> set[str]:
+        """Access keys that signed any."""
+        return {line["key"] for line in self.lines}
+
+
+def kind(line: dict[str, Any]) -> str:
+    """The name of an S3 request by its method, path and query."""
+    method, query = line["method"], parse_qs(line["query"], keep_blank_values=True)
+    if "/" not in line["path"].strip("/"):  # of a bucket
+        names = {"GET": "ListObjects", "HEAD": "HeadBucket", "PUT": "CreateBucket", "DELETE": "DeleteBucket"}
+        for word, name in (("location", "GetBucketLocation"), ("delete", "DeleteObjects"), ("uploads", "ListUploads")):
+            if word in query:
+                return name
+        return names.get(method, method)
+    if "uploads" in query:
+        return "CreateMultipartUpload"
+    if "uploadId" in query:
+        return {"PUT": "UploadPart", "POST": "CompleteMultipartUpload"}.get(method, "AbortMultipartUpload")
+    return f"{method.capitalize()}Object"
+
+
+def driver_env(endpoint: str) -> dict[str, str]:
+    """What makes AWS clients talk to the lab, with a key that is the driver's alone."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "AKIADRIVER",
+        "AWS_SECRET_ACCESS_KEY": "driver",
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_CONFIG_FILE": os.devnull,
+    }
+
+
+def container_env(endpoint: str) -> dict[str, str]:
+    """What every container has: on AWS the role's credentials come from such an address too."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": endpoint + ROLE,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def client(service: str, endpoint: str, region: str = REGION) -> Any:
+    """A boto3 client of the lab, whatever the environment says."""
+    keys = {"aws_access_key_id": "AKIADRIVER", "aws_secret_access_key": "driver"}
+    return boto3.client(service, endpoint_url=endpoint, region_name=region, **keys)
+
+
+def said(command: list[str], **options: Any) -> str:
+    """Standard output of a command; RuntimeError with what it said where it fails."""
+    done = subprocess.run(command, text=True, capture_output=True, **options)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def check_tools() -> None:
+    """Install what is missing, as root on Debian; RuntimeError where that cannot be."""
+    if os.geteuid():
+        raise RuntimeError("tests of AWS Batch run containers and need root: sudo make test-batch, or leave them out")
+    missing = [t for t in TOOLS if not shutil.which(t)]
+    if missing and not shutil.which("apt-get"):
+        raise RuntimeError(f"tests of AWS Batch need {', '.join(missing)}: install the packages of these names")
+    if missing:
+        quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}}
+        said(["apt-get", "update", "-qq"], **quiet)
+        said(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet)
+
+
+def make_base(folder: Path, env: dict[str, str]) -> None:
+    """Debian with Python and git, as an image: kept for the next time, since it takes minutes."""
+    if subprocess.run(["podman", "image", "exists", BASE], env=env).returncode == 0:
+        return
+    root = folder / "rootfs"
+    said(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root)])
+    archive = folder / "rootfs.tar"
+    said(["tar", "--create", "--file", str(archive), "--directory", str(root), "."])
+    said(["podman", "import", str(archive), BASE], env=env)
+    archive.unlink()
+    shutil.rmtree(root)
+
+
+def start(stack: ExitStack, command: list[str], log: Path, **options: Any) -> subprocess.Popen[str]:
+    """A process that ends with the stack, and should this process die, with it."""
+    with log.open("w") as stderr:
+        command = ["setpriv", "--pdeathsig", "TERM", *command]
+        process = subprocess.Popen(command, text=True, stderr=stderr, **options)
+    stack.callback(end, process)
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def account(endpoint: str) -> tuple[str, str]:
+    """A queue and a role for its jobs, as ARNs."""
+    iam, ec2, batch = (client(s, endpoint) for s in ("iam", "ec2", "batch"))
+    role = iam.create_role(RoleName="kiln-lab", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    iam.create_instance_profile(InstanceProfileName="kiln-lab")
+    iam.add_role_to_instance_profile(InstanceProfileName="kiln-lab", RoleName="kiln-lab")
+    machines = batch.create_compute_environment(
+        computeEnvironmentName="kiln-lab",
+        type="MANAGED",
+        state="ENABLED",
+        serviceRole=role,
+        computeResources={
+            "type": "EC2",
+            "minvCpus": 0,
+            "maxvCpus": 64,
+            "desiredvCpus": 0,
+            "instanceTypes": ["optimal"],
+            "subnets": [ec2.describe_subnets()["Subnets"][0]["SubnetId"]],
+            "securityGroupIds": [ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]],
+            "instanceRole": role.replace(":role/", ":instance-profile/"),
+        },
+    )["computeEnvironmentArn"]
+    order = [{"order": 1, "computeEnvironment": machines}]
+    queue = batch.create_job_queue(jobQueueName="kiln-lab", state="ENABLED", priority=1, computeEnvironmentOrder=order)[
+        "jobQueueArn"
+    ]
+    return queue, role
+
+
+def up(stack: ExitStack) -> Lab:
+    """A lab that ends with the stack: its servers, its containers and its folder; the base image is kept."""
+    check_tools()
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kiln-lab-")))
+    socket = folder / "podman.sock"
+    server = start(
+        stack,
+        [sys.executable, "-m", "tests.batch.server", "--requests", str(folder / "requests.jsonl"),
+         "--refuse", UNKNOWN_KEY],
+        folder / "aws.log",
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"DOCKER_HOST": f"unix://{socket}", "MOTO_DOCKER_NETWORK_MODE": "host"},
+    )  # fmt: skip
+    port = (server.stdout.readline() if server.stdout else "").strip()
+    if not re.fullmatch(r"\d+", port):
+        raise RuntimeError(f"moto's server did not start:\n{(folder / 'aws.log').read_text()}")
+    endpoint = f"http://127.0.0.1:{port}"
+    given = ", ".join(json.dumps(f"{k}={v}") for k, v in container_env(endpoint).items())
+    (folder / "containers.conf").write_text(CONTAINERS.format(env=given))
+    env = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf")}
+    make_base(folder, env)
+    start(stack, ["podman", "system", "service", "--time=0", f"unix://{socket}"], folder / "podman.log", env=env)
+    for _ in range(100):
+        if socket.exists():
+            break
+        time.sleep(0.1)
+    else:
+        raise RuntimeError(f"podman's service did not start:\n{(folder / 'podman.log').read_text()}")
+    lab = Lab(folder, endpoint, *account(endpoint))
+    stack.callback(remove_containers, lab)
+    return lab
+
+
+def remove_containers(lab: Lab) -> None:
+    """End jobs and remove what they ran in."""
+    for job in lab.jobs(*ACTIVE):
+        lab.client("batch").terminate_job(jobId=job["jobId"], reason="the lab ends")
+    names = lab.tool("podman", "ps", "--all", "--format", "{{.Names}}").split()
+    mine = tuple(job["jobId"].replace(":", "-") for job in lab.jobs())
+    for name in names:
+        if name.endswith(mine):
+            subprocess.run(["podman", "rm", "--force", name], env=lab.env, capture_output=True)
+
+
+@contextmanager
+def running() -> Iterator[Lab]:
+    """A lab within the block."""
+    with ExitStack() as stack:
+        yield up(stack)

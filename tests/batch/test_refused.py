@@ -1,0 +1,112 @@
+"""What is wrong is said before anything is submitted: nothing is registered, submitted, uploaded or made."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.batch.driver import Driver
+from tests.batch.lab import UNKNOWN_KEY, Lab
+
+BUCKET, ELSEWHERE, ARCHIVE = "kiln-lab-refused", "kiln-lab-elsewhere", "kiln-lab-far"
+CONFIG = {
+    "run": "refused",
+    "datasets": ["worldcover"],
+    "model": {"untrained": {"seed": 1, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}},
+    "worldcover": {
+        "archive": f"s3://{ARCHIVE}/rgbnir",
+        "years": [2021],
+        "region": [-97, 43, -96, 44],
+        "pixels_per_degree": 120,
+        "chip_size": 24,
+    },
+}
+IMAGE = "localhost/kiln:any"
+
+
+@pytest.fixture(scope="module")
+def driver(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    s3 = lab.client("s3")
+    s3.create_bucket(Bucket=BUCKET)
+    far = {"LocationConstraint": "eu-central-1"}
+    for bucket in (ELSEWHERE, ARCHIVE):
+        lab.client("s3", "eu-central-1").create_bucket(Bucket=bucket, CreateBucketConfiguration=far)
+    return Driver(lab, tmp_path_factory.mktemp("refused") / "driver", IMAGE, BUCKET, CONFIG)
+
+
+def refused(driver: Driver, *arguments: str, **environment: str | None) -> str:
+    """What a refused run says, in one line; nothing of it has reached Batch or the bucket."""
+    with driver.lab.counted() as requests:
+        text = driver.run(*arguments, code=1, **environment)
+    assert not {"registerjobdefinition", "submitjob"} & set(requests.batch)
+    assert not {"PutObject", "CreateBucket", "DeleteBucket", "CreateMultipartUpload"} & set(requests.s3)
+    assert "Traceback (most recent call last)" not in text
+    return re.sub(r"\s+", " ", text)
+
+
+NEAR = ("--config", "allow_cross_region=True")
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"AWS_DEFAULT_REGION": None}, "AWS_DEFAULT_REGION"),
+        ({"KILN_BUCKET": None}, "set KILN_BUCKET"),
+        ({"KILN_BUCKET": ""}, "set KILN_BUCKET"),
+        ({"KILN_BUCKET": "kiln-lab-nowhere"}, "bucket kiln-lab-nowhere does not exist"),
+        ({"KILN_BUCKET": ELSEWHERE}, f"bucket {ELSEWHERE} is in eu-central-1, and the jobs are to run in us-east-1"),
+        ({"AWS_ACCESS_KEY_ID": UNKNOWN_KEY}, "AWS does not accept these credentials"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no AWS credentials"),
+        (
+            {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "AKIADRIVER", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "s"},
+            "access_key, secret_key: credentials would travel to the jobs in plain text",
+        ),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": None}, "SNAKEMAKE_AWS_BATCH_JOB_QUEUE"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "queue"}, "no queue: set SNAKEMAKE_AWS_BATCH_JOB_QUEUE to its ARN"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "arn:aws:batch:us-east-1:123456789012:job-queue/gone"}, "does not exist"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "arn:aws:batch:us-west-2:123456789012:job-queue/far"}, "is in us-west-2"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_ROLE": None}, "SNAKEMAKE_AWS_BATCH_JOB_ROLE"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_ROLE": "role"}, "no role: set SNAKEMAKE_AWS_BATCH_JOB_ROLE to its ARN"),
+        ({"KILN_IMAGE": None}, "no image: set KILN_IMAGE"),
+    ],
+)  # fmt: skip
+def test_an_account_that_is_not_set_up(driver: Driver, environment: dict[str, str | None], told: str):
+    assert told in refused(driver, *NEAR, **environment)
+
+
+def test_credentials_as_variables_of_jobs(driver: Driver):
+    assert "jobs have their role's" in refused(
+        driver, *NEAR, "--envvars", "AWS_DEFAULT_REGION", "AWS_SECRET_ACCESS_KEY"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ("worldcover={archive: sample/rgbnir}", "worldcover.archive: sample/rgbnir"),
+        ("model={checkpoint: clay.ckpt}", "model.checkpoint: clay.ckpt"),
+        ("index={published: [{name: x, files: /data/x, model: m, layout: clay-v1}]}", "index.published: /data/x"),
+    ],
+)
+def test_files_of_this_machine(driver: Driver, config: str, told: str):
+    text = refused(driver, "--config", config)
+    assert "jobs on other machines cannot see files of this one" in text
+    assert told in text
+
+
+def test_an_archive_of_another_region(driver: Driver, tmp_path: Path):
+    """Stopped with the way to learn what it moves; once planned, with gigabytes and price; allowed, with both too."""
+    text = refused(driver)
+    assert "the archive is in eu-central-1 and the jobs run in us-east-1" in text
+    assert "run `snakemake plan`" in text
+    plan = sorted(re.findall(rf"s3://{BUCKET}/(\S+/plan-2021-\w+\.jsonl)", driver.run("-n", *NEAR)))[0]
+    line = '{"dataset": "worldcover", "shard": "s%d", "partition": "2021", "units": [1], "expected": 9, "bytes": %d}\n'
+    lines = "".join(line % (n, 250_000_000_000) for n in range(2))
+    driver.lab.client("s3").put_object(Bucket=BUCKET, Key=plan, Body=lines.encode())
+    try:
+        text = refused(driver)
+        assert "2 shards read at most 500.0 GB, 10.00 at 0.02 a GB between regions" in text
+        assert "set allow_cross_region: true" in text
+        assert "500.0 GB, 10.00 at 0.02" in driver.run("-n", *NEAR)
+    finally:
+        driver.lab.client("s3").delete_object(Bucket=BUCKET, Key=plan)
