@@ -1,0 +1,53 @@
+"""Print what the profile aws-batch and scripts.submit_array want to know of the account, as `export` lines.
+
+eval "$(python -m scripts.aws_env)"          # jobs on CPUs
+eval "$(python -m scripts.aws_env --gpu)"    # jobs with a GPU each
+"""
+
+import shlex
+from collections.abc import Mapping
+
+from scripts.kiln import account, cli
+from scripts.kiln.errors import ConfigError
+
+NO_IMAGE = ":none"  # ends the address of an image that was not pushed yet
+
+
+def environment(outputs: Mapping[str, str], gpu: bool = False) -> dict[str, str]:
+    """The variables by name, from the stack's outputs. Raises ConfigError for outputs of an older stack."""
+    kind = "Gpu" if gpu else "Cpu"
+    try:
+        found = {
+            "AWS_DEFAULT_REGION": outputs["Region"],
+            "SNAKEMAKE_AWS_BATCH_JOB_QUEUE": outputs[f"{kind}Queue"],
+            "SNAKEMAKE_AWS_BATCH_JOB_ROLE": outputs["JobRole"],
+            "KILN_BUCKET": outputs["Bucket"],
+            "KILN_JOB_DEFINITION": outputs[f"{kind}Job"],
+            "KILN_IMAGE": outputs[f"{kind}Image"],
+        }
+    except KeyError as e:
+        raise ConfigError(f"the stack has no output {e}: `make aws-up` brings it up to date") from e
+    if found["KILN_IMAGE"].endswith(NO_IMAGE):
+        del found["KILN_IMAGE"]
+    return found
+
+
+def exports(variables: Mapping[str, str], gpu: bool = False) -> str:
+    """As a shell reads them; what is missing is a comment."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    if "KILN_IMAGE" not in variables:
+        lines.append(f"# no image yet: make aws-image{' DEVICE=cuda' if gpu else ''}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print them."""
+    p = cli.parser(__doc__, "scripts.aws_env")
+    p.add_argument("--stack", default=account.STACK, help="name of the stack that aws_up made")
+    p.add_argument("--gpu", action="store_true", help="queue, image and job definition of jobs with a GPU")
+    args = p.parse_args(argv)
+    cli.run(lambda: print(exports(environment(account.outputs(args.stack), args.gpu), args.gpu)))
+
+
+if __name__ == "__main__":
+    main()
