@@ -248,7 +248,7 @@ def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
     server = serve(
         {f"/{p.relative_to(tmp_path / 'near')}": p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
     )
-    run(made, root=server.url, folder=tmp_path / "whole")
+    run(made, "--batch-size", 1, root=server.url, folder=tmp_path / "whole")
     units = make_plan(tmp_path / "plan.gz", *(m.entry for m in made))
     parts = ["--parts", tmp_path / "parts", "--read-threads", 1, "--read-ahead-mb", 0, "--batch-size", 1]
     argv = flags(units, tmp_path / "shards", encoder_file, *parts, root=server.url)

@@ -1,6 +1,6 @@
 """The encoder against a straightforward one, and against the machine's own rate of matrix products.
 
-    python -m tests.bench.encoder [--rounds 3] [--blocks 4] [--device cuda]
+    python -m tests.bench.encoder [--rounds 3] [--blocks 4] [--batch 8] [--gpu-batch 128]
 
 The straightforward one is float32, batches of 8, all tokens, attention spelled out, kernels and positions worked out
 for every batch. The size is the published one, but for the number of blocks, which are all alike: --blocks 24 takes
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +32,14 @@ BATCH, CHIP = 8, 256
 LEAST_COSINE = 0.999
 
 
+@torch.inference_mode()
 def straightforward(encoder: clay.ClayEncoder, pixels: Tensor) -> Tensor:
     """Class tokens [B, D] float32 of raw pixels [B, 4, H, W], step by step as the model is described."""
     g = encoder.geometry
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (NAIP.mean, NAIP.std))
-    x = (pixels.float() - mean) / std
-    kernel, bias = encoder.patch_embedding.kernels(torch.tensor(NAIP.wavelengths))
+    where = pixels.device
+    mean, std, waves = (torch.tensor(v, device=where) for v in (NAIP.mean, NAIP.std, NAIP.wavelengths))
+    x = (pixels.float() - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    kernel, bias = encoder.patch_embedding.kernels(waves)
     x = F.conv2d(x, kernel, bias, stride=g.patch)
     rows, cols = x.shape[2:]
     x = x.flatten(2).transpose(1, 2)
@@ -77,6 +80,42 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
 
+def measure(plain: clay.ClayEncoder, device: str, batch: int, rounds: int) -> list[dict[str, Any]]:
+    """A row of the table for each way to encode on a device; the straightforward one runs there too."""
+    geometry = plain.geometry
+    tokens = 1 + (CHIP // geometry.patch) ** 2
+    pixels = np.random.default_rng(1).integers(1, 255, (BATCH, 4, CHIP, CHIP)).astype(np.uint8)
+    chips = [make_chip(n, pixels=pixels[n % BATCH]) for n in range(batch)]
+    theirs, there = copy.deepcopy(plain).to(device), torch.from_numpy(pixels).to(device)
+    wanted = straightforward(theirs, there).cpu().numpy()
+    ways: dict[str, tuple[str, Callable[[], clay.ClayEncoder]]] = {
+        "float32": ("float32", lambda: copy.deepcopy(plain)),
+        "bfloat16": ("bfloat16", lambda: copy.deepcopy(plain).to(torch.bfloat16)),
+    }
+    if device == "cpu":
+        ways["int8, not kept"] = ("float32", lambda: int8(plain))
+    rows = []
+    for name, (precision, made) in ways.items():
+        embed = Embedder(made().to(device), NAIP, Policy("zeros", NAIP.gsd), batch)
+        near = cosine(embed(chips)["embeddings"][:BATCH], wanted[:batch])
+        pair = in_turn(lambda embed=embed: embed(chips), lambda: straightforward(theirs, there).sum().item(), rounds)
+        rate = batch / pair.medians[0]
+        flops = rate * tune.block_flops(geometry, tokens) * geometry.depth / 1e9
+        matrices = tune.matrix_rate(geometry, tokens, batch, precision, device)
+        rows.append(
+            {
+                "encoder": f"{device} {name}",
+                "chips/s": rate * geometry.depth / clay.Geometry().depth,
+                "times straightforward": pair.ratio * batch / BATCH,
+                "least cosine": round(near, 6),
+                "Gflop/s": flops,
+                "matrices alone": matrices,
+                "share": flops / matrices,
+            }
+        )
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and print; exits 1 where class tokens of what is kept differ from the straightforward ones."""
     p = argparse.ArgumentParser(
@@ -84,51 +123,19 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--blocks", type=int, default=4)
-    p.add_argument("--batch", type=int, default=BATCH, help="of Kiln's way; the straightforward one takes 8")
-    p.add_argument("--device", default="cpu")
+    p.add_argument("--batch", type=int, default=BATCH, help="of Kiln's way on CPUs; the straightforward one takes 8")
+    p.add_argument("--gpu-batch", type=int, default=128, help="of Kiln's way on a GPU")
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
-    geometry = replace(clay.Geometry(), depth=args.blocks)
-    plain = clay.untrained_encoder(geometry, 0)
-    rng = np.random.default_rng(1)
-    pixels = rng.integers(1, 255, (BATCH, 4, CHIP, CHIP)).astype(np.uint8)
-    chips = [make_chip(n, pixels=p) for n, p in enumerate(pixels)] * -(-args.batch // BATCH)
-    chips = chips[: args.batch]
-    wanted = straightforward(plain, torch.from_numpy(pixels)).numpy()
-    ways: dict[str, tuple[str, Callable[[], clay.ClayEncoder]]] = {
-        "kiln float32": ("float32", lambda: copy.deepcopy(plain)),
-        "kiln bfloat16": ("bfloat16", lambda: copy.deepcopy(plain).to(torch.bfloat16)),
-    }
-    if args.device == "cpu":
-        ways["int8, not kept"] = ("float32", lambda: int8(plain))
-    tokens = 1 + (CHIP // geometry.patch) ** 2
-    rows, good = [], True
-    for name, (precision, made) in ways.items():
-        embed = Embedder(made().to(args.device), NAIP, Policy("zeros", NAIP.gsd), args.batch)
-        near = cosine(embed(chips)["embeddings"][:BATCH], wanted[: args.batch])
-        good &= near >= LEAST_COSINE or "not kept" in name
-        pair = in_turn(
-            lambda embed=embed: embed(chips), lambda: straightforward(plain, torch.from_numpy(pixels)), args.rounds
-        )
-        rate = args.batch / pair.medians[0]
-        flops = rate * tune.block_flops(geometry, tokens) * geometry.depth / 1e9
-        matrices = tune.matrix_rate(geometry, tokens, args.batch, precision, args.device)
-        rows.append(
-            {
-                "encoder": name,
-                "chips/s": rate * geometry.depth / clay.Geometry().depth,
-                "times straightforward": pair.ratio * args.batch / BATCH,
-                "least cosine": round(near, 6),
-                "Gflop/s": flops,
-                "matrices alone": matrices,
-                "share": flops / matrices,
-            }
-        )
+    plain = clay.untrained_encoder(replace(clay.Geometry(), depth=args.blocks), 0)
+    rows = measure(plain, "cpu", args.batch, args.rounds)
     notes = [f"{args.blocks} of {clay.Geometry().depth} blocks timed, chips/s reckoned for all; batch {args.batch}"]
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        rows += measure(plain, "cuda", args.gpu_batch, args.rounds)
+    else:
         notes.append("no GPU on this machine: its way was not measured")
     publish("encoder", rows, notes, args.out)
-    if not good:
+    if min(r["least cosine"] for r in rows if "not kept" not in r["encoder"]) < LEAST_COSINE:
         raise SystemExit(f"a class token's cosine to the straightforward one is below {LEAST_COSINE}")
 
 
