@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,6 @@ from rasterio.windows import from_bounds
 
 from scripts.kiln import raster
 from scripts.kiln.errors import KilnError, SourceError
-from scripts.kiln.sentinel2_layout import CONTRADICTED
-from scripts.kiln.sentinel2_scene import OFFSET, subtract
 from scripts.kiln.storage import TIMEOUT
 
 SIZE = 256  # pixels of a picture's side
@@ -123,26 +120,9 @@ def from_source(dataset: str, source: str, bbox: tuple[float, float, float, floa
     else:
         files = [(source, bands)]
     values = np.concatenate([_read(uri, wanted, bbox) for uri, wanted in files])
-    if dataset == "sentinel2" and _carries_offset(tuple(uri for uri, _ in files)):
-        values = subtract(values)
     shown = np.clip((values.astype(np.float32) - black) / (white - black), 0, 1) ** gamma * 255
     shown[:, ~values.any(axis=0)] = 128
     return shown.astype(np.uint8).transpose(1, 2, 0)
-
-
-@lru_cache(4096)
-def _carries_offset(uris: tuple[str, ...]) -> bool:
-    """Whether a Sentinel-2 scene's numbers seem to carry the offset of 1000, with which it would look pale.
-
-    The row does not tell, so the whole scene does, seen from far: with the offset hardly a pixel is below it.
-    """
-    far = []
-    for uri in uris:
-        with _opened(uri) as file:
-            far.append(file.read(1, out_shape=(128, 128)))
-    there = np.all(far, axis=0)
-    dark = np.count_nonzero(there & (np.max(far, axis=0) < OFFSET))
-    return dark <= CONTRADICTED * np.count_nonzero(there)
 
 
 @contextmanager

@@ -105,24 +105,6 @@ def test_a_picture_is_stretched_as_the_dataset_says(tmp_path):
     assert np.abs(shown.reshape(-1, 3).astype(int) - [int(0.5**gamma * 255), 255, 255]).max() <= 1
 
 
-@pytest.mark.parametrize("darkest", [100, 400])
-def test_a_sentinel2_scene_that_carries_the_offset_does_not_look_pale(tmp_path, darkest):
-    numbers = np.random.default_rng(0).integers(darkest, 3000, (3, 64, 64), dtype=np.uint16)
-    numbers[:, :8, :8] = 0
-    shown = []
-    for name, offset in (("plain", 0), ("late", 1000)):
-        (tmp_path / name).mkdir()
-        for band, plane in zip(("B04", "B03", "B02"), numbers, strict=True):
-            with rasterio.open(
-                tmp_path / name / f"{band}.tif", "w", driver="GTiff", width=64, height=64, count=1, dtype="uint16",
-                crs="EPSG:4326", transform=Affine(0.01, 0, -1, 0, -0.01, 44),
-            ) as file:  # fmt: skip
-                file.write(np.where(plane > 0, plane + offset, 0).astype(np.uint16), 1)
-        shown.append(from_source("sentinel2", str(tmp_path / name / "B04.tif"), (-1, 43.36, -0.36, 44)))
-    assert np.array_equal(*shown)
-    assert (shown[0][:32, :32] == 128).all()
-
-
 def test_nodata_and_what_lies_beyond_the_tile_is_grey(tmp_path):
     pixels = np.full((4, 240, 240), 700, np.uint16)
     pixels[:, :, :120] = 0

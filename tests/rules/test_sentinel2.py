@@ -252,6 +252,7 @@ def test_the_real_scene_goes_from_each_plan_to_the_same_shard_and_beside_worldco
         assert (folder / "plan.gz").read_bytes() == plan
         by_hand = ["--units", f"{folder}/plan.gz", "--index", "0", "--folder", str(folder), "--weights", str(weights)]
         more = [f"--rewrite={pair}" for pair in sentinel2_layout.rewrites(str(archive), [])]
+        more += ["--storage", "float16", "--batch-size", "16"]  # as the config has them
         embed_sentinel2.main([*by_hand, *more, "--chip-size", "128", "--threads", "1"])
         for file in (shard, Path(table.ledger_name(str(shard)))):
             assert (folder / file.name).read_bytes() == file.read_bytes(), f"{way[0]}: {file.name}"
