@@ -95,4 +95,5 @@ def test_sixty_jobs_with_nothing_to_do(lab: Lab, image: Image, tmp_path: Path):
     assert not {"CreateBucket", "DeleteBucket"} & set(requests.s3)
     text, requests, seconds = dry_run(driver, OPEN_SEA)
     assert "Nothing to be done" in text
-    assert told("dry run of what was done", SEA, seconds, requests) <= FINISHED
+    told("dry run of what was done", SEA, seconds, requests)
+    assert requests.s3.total() <= FINISHED * SHARDS / 10, "what any dry run asks: of so few shards no small share"
