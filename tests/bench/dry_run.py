@@ -75,9 +75,10 @@ class Comparison:
 
 def measured(command: list[str], folder: Path) -> tuple[Cost, str]:
     """What a command costs, and what it said; exits where it fails."""
+    found = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # for the jobs
     with (folder / "said").open("w+") as said:
         began = time.monotonic()
-        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, env=found, stdout=said, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)  # whose memory, where RUSAGE_CHILDREN has the largest of all
         wall = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
