@@ -369,6 +369,9 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
         r"the archive is in us-west-2 and the jobs run in us-east-1: \d shards read at most .*B, [\d.]+ at 0\.02 a GB"
     )
     assert re.search(told, said)
+    done = [u for u in storage.listing(f"{ROOT}/results/tiny") if re.search(r"/naip-\w+/shards/.*-\w+\.parquet$", u)]
+    for shard in done[:1]:  # another test's: something is left to submit
+        storage.delete(shard)
     planned.run.configure({**far, "allow_cross_region": True})
     assert "the archive is in us-west-2" in planned.ended(0, "naip", "--dry-run")[1], "told, and done"
     planned.run.configure({"datasets": ["worldcover"]})
