@@ -15,7 +15,8 @@ import torch
 
 from scripts.kiln.matrix import Matrix
 
-BLOCK = 4096  # rows multiplied at a time
+BLOCK = 4096  # rows multiplied at a time, where they lie
+PICKED = 128  # of rows that are copied first: small enough to find the room of the ones before
 HALF = 2.0**-10  # relative error of a half-precision result, twice what rounding alone gives
 LEAST_HALF = 2.0**-24  # what a half-precision number can be off near 0
 LARGEST = 16_384.0  # products are scaled to stay below it; half precision ends at 65 504
@@ -48,12 +49,14 @@ def _each(
     """Fill `out` [m] from the vectors of rows, block by block on all cores; without rows nothing is copied."""
     vectors = torch.from_numpy(matrix.vectors)
 
+    size = BLOCK if rows is None else PICKED
+
     def block(first: int) -> None:
-        part = slice(first, first + BLOCK)
+        part = slice(first, first + size)
         some = vectors[part] if rows is None else vectors[torch.from_numpy(np.ascontiguousarray(rows[part], np.int64))]
         out[part] = work(some).numpy()
 
-    starts = range(0, len(out), BLOCK)
+    starts = range(0, len(out), size)
     for _ in map(block, starts) if len(starts) < 3 else _pool().map(block, starts):
         pass
 
