@@ -1,6 +1,6 @@
 """Measure this machine, and say which precision and batch size make the encoder fastest on it.
 
-    python -m scripts.tune                       # a minute or two; on a GPU: --device cuda
+    python -m scripts.tune                       # minutes on a CPU; on a GPU: --device cuda
     python -m scripts.tune --batches 1,2,4 --threads 1
 
 The encoder has its published size and random weights: speed does not depend on their values. All blocks being alike, a
