@@ -29,7 +29,7 @@ test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a 
 	@echo "screenshots: results/explorer-screenshots"
 
 test-batch: $(VENV)/.test ## AWS Batch, run for real in containers on this machine; needs root and, but on Debian, podman
-	pytest -rP --durations 5 tests/batch
+	pytest -rP --durations 25 tests/batch
 
 lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint
 	ruff check .
@@ -47,6 +47,7 @@ bench: $(VENV)/.test ## what encoding, reading, whole shards, planning, dry runs
 	python -m tests.bench.shard
 	python -m tests.bench.reading
 	python -m tests.bench.start
+	python -m tests.bench.memory
 	python -m tests.bench.plan_naip
 	python -m tests.bench.plan_sentinel2
 	python -m tests.bench.dry_run

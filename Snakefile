@@ -59,6 +59,10 @@ rule index:
         "The explorer database is there"
 
 
+onstart:
+    look_when_something_happens()
+
+
 onerror:
     print("Finished work is kept: run the same command again and only what failed is done again.")
     print("If Snakemake says that the directory is locked after a crash: snakemake --unlock")

@@ -59,6 +59,17 @@ ELSEWHERE = not workflow.storage_settings.shared_fs_usage
 DRIVER = ELSEWHERE and workflow.is_main_process
 
 
+def look_when_something_happens():
+    """Take the default rate of submissions away where results lie on a store.
+
+    With any, Snakemake 9.25 looks for work once a second more after each look it takes, for ever, and asks the store for
+    the input's size each time: requests grow with the square of the jobs.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    if STORAGE_ROOT and limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 def uri(path):
     """Where a path of the run really lies: below the default storage, if there is one."""
     return f"{STORAGE_ROOT.rstrip('/')}/{path}" if STORAGE_ROOT else path
@@ -296,7 +307,9 @@ def existing(folder, names):
 
 
 def plan_of(dataset, wildcards):
-    """A job's plan."""
+    """A job's plan; asked for by shards too that are asked for by name, so that none is read from afar unsaid."""
+    if DRIVER:
+        sound(near_archive, dataset)
     return DATASETS[dataset].plan_of(wildcards.partition)
 
 
@@ -327,19 +340,24 @@ def targets_of(dataset, wildcards):
         raise WorkflowError(f"config: {dataset} is not among `datasets`, or nothing of it is asked for")
     pinned(None)
     if DRIVER:
-        sound(near_archive, dataset)
+        sound(near_archive, dataset)  # of a dataset that is not planned yet too
     return DATASETS[dataset].targets()
 
 
 @cache
 def near_archive(dataset):
-    """Stop, or with allow_cross_region say, where jobs would read an archive from another region."""
+    """Stop, or with allow_cross_region say, where jobs would read an archive from another region.
+
+    With every shard there is nothing to read, and nothing to say.
+    """
     here = aws_batch.region_of_jobs()
     there = aws_batch.archive_region(config[dataset]["archive"], config[dataset]["archive_region"])
     if there in (None, here):
         return
     plans = [uri(plan) for plan in DATASETS[dataset].plans.values()]
     cost = aws_batch.moved(plans, settings("plan", "price_per_gb_moved"))
+    if not cost:
+        return
     told = f"{dataset}: the archive is in {there} and the jobs run in {here}: {cost}"
     if not config["allow_cross_region"]:
         raise ConfigError(f"{told} Take a queue and a bucket of {there}, or set allow_cross_region: true.")

@@ -394,7 +394,7 @@ def died(server, argv, parts, how):
     try:
         assert server.arrived.wait(60)
         end = time.monotonic() + 60
-        while sum(n.endswith(".parquet") and n[0] != "." for n in listed(parts)) < 3:
+        while sum(u.endswith(".parquet") and "/." not in u for u in storage.listing(str(parts))) < 3:
             assert time.monotonic() < end
             assert process.poll() is None
             time.sleep(0.05)

@@ -363,15 +363,15 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     planned.run.configure({"naip": {"archive": "scenes"}})
     assert "cannot see files of this one: naip.archive: scenes" in planned.refused("naip")
     far = {"naip": {"archive_region": "us-west-2"}}
+    done = [u for u in storage.listing(f"{ROOT}/results/tiny") if re.search(r"/naip-\w+/shards/.*-\w+\.parquet$", u)]
+    for shard in done[:1]:  # another test's: something is left to submit
+        storage.delete(shard)
     planned.run.configure(far)
     said = planned.refused("naip")
     told = (
         r"the archive is in us-west-2 and the jobs run in us-east-1: \d shards read at most .*B, [\d.]+ at 0\.02 a GB"
     )
     assert re.search(told, said)
-    done = [u for u in storage.listing(f"{ROOT}/results/tiny") if re.search(r"/naip-\w+/shards/.*-\w+\.parquet$", u)]
-    for shard in done[:1]:  # another test's: something is left to submit
-        storage.delete(shard)
     planned.run.configure({**far, "allow_cross_region": True})
     assert "the archive is in us-west-2" in planned.ended(0, "naip", "--dry-run")[1], "told, and done"
     planned.run.configure({"datasets": ["worldcover"]})
@@ -389,3 +389,11 @@ def test_a_lost_weights_file_is_told(planned: Cloud) -> None:
     storage.delete(rule.weights)
     assert "no weights yet" in planned.refused("naip")
     storage.write_bytes(rule.weights, data)
+
+
+def test_a_plan_of_nothing_is_told(planned: Cloud) -> None:
+    (plan,) = rule_of(planned.run, "worldcover").plans.values()
+    data = storage.read_bytes(plan)
+    storage.write_bytes(plan, b"")
+    assert "no shard in it; look at what the config asks for" in planned.refused("worldcover")
+    storage.write_bytes(plan, data)

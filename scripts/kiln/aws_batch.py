@@ -172,7 +172,7 @@ def archive_region(archive: str, configured: str | None) -> str | None:
 
 
 def moved(plans: Sequence[str], price: float) -> str:
-    """What reading an archive from another region takes, by its plans, as a sentence."""
+    """What reading an archive from another region takes, by its plans, as a sentence; empty if every shard is there."""
     from scripts.plan import human, summarise
 
     if missing := [p for p in plans if storage.stat(p) is None]:
@@ -180,6 +180,8 @@ def moved(plans: Sequence[str], price: float) -> str:
     sums = [s for p in plans for s in summarise(p, 0, "float32")]
     read = sum(s.read for s in sums)
     shards = sum(s.shards - s.done for s in sums)
+    if not shards:
+        return ""
     return (
         f"{shards:,} shards read at most {human(read)}, {read / 1e9 * price:,.2f} at {price:g} a GB between regions "
         "(plan.price_per_gb_moved)."

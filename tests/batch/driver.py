@@ -15,7 +15,7 @@ import yaml
 from scripts.kiln import storage
 from tests.batch.lab import ROOT, Lab, said
 
-PROFILE = ["--profile", "aws-batch"]
+PROFILE = ["--profile", "aws-batch", "--seconds-between-status-checks", "2"]  # 10 seconds suit longer jobs
 
 
 def clone(folder: Path) -> str:

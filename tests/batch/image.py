@@ -6,26 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.batch.driver import clone
-from tests.batch.lab import ROOT, Lab, said
+from tests.batch.lab import ROOT, Lab, make_base, said
 
 VERSION = "0.0.test"
 
 
 @dataclass(frozen=True)
 class Image:
-    """Its name, the digest of the tree it was built from, and its size in bytes."""
+    """Its name, the digest of the tree it was built from, its size in bytes, and that of its base."""
 
     name: str
     revision: str
     size: int
+    base: int
 
 
 def built(lab: Lab, folder: Path) -> Image:
-    """Build it without an index, from wheels that this machine's pip puts into envs/wheels first."""
+    """Build it and its base, without an index, from wheels that this machine's pip puts into envs/wheels first."""
     if sys.version_info[:2] != (3, 11):
         raise RuntimeError(
             f"the lab's base has Python 3.11, and wheels of Python {sys.version.split()[0]} do not fit it"
         )
+    make_base(lab.folder, lab.env)
     said(["make", "--no-print-directory", "wheels"], cwd=ROOT)
     tree = clone(folder)
     name = f"localhost/kiln-test:{tree[:12]}"
@@ -37,10 +39,9 @@ def built(lab: Lab, folder: Path) -> Image:
         "buildah", "bud", "--isolation", "chroot", "--layers", "--file", "envs/Dockerfile", "--tag", name, *given, ".",
         cwd=folder,
     )  # fmt: skip
-    size = int(lab.tool("podman", "image", "inspect", "--format", "{{.Size}}", name))
-    print(f"image of envs/Dockerfile: {size / 1e9:.2f} GB, {(size - base_size(lab)) / 1e9:.2f} GB over its base")
-    return Image(name, tree, size)
+    return Image(name, tree, size_of(lab, name), size_of(lab, lab.base))
 
 
-def base_size(lab: Lab) -> int:
-    return int(lab.tool("podman", "image", "inspect", "--format", "{{.Size}}", lab.base))
+def size_of(lab: Lab, image: str) -> int:
+    """Bytes of an image."""
+    return int(lab.tool("podman", "image", "inspect", "--format", "{{.Size}}", image))

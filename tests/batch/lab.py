@@ -22,7 +22,7 @@ from urllib.parse import parse_qs
 
 import boto3
 
-from tests.batch.server import ROLE
+from tests.batch.server import ROLE, ROLE_KEY
 
 ROOT = Path(__file__).parents[2]
 REGION = "us-east-1"
@@ -123,6 +123,11 @@ class Requests:
     def s3(self) -> Counter[str]:
         """Those to S3, by what S3 calls them."""
         return Counter(kind(line) for line in self.lines if line["service"] in ("s3", ""))
+
+    def split(self) -> str:
+        """How many of those to S3 the driver asked, and how many the jobs."""
+        jobs = Requests([line for line in self.lines if line["key"] == ROLE_KEY]).s3.total()
+        return f"{self.s3.total() - jobs} of the driver, {jobs} of the jobs"
 
     @property
     def batch(self) -> Counter[str]:
@@ -261,7 +266,7 @@ def account(endpoint: str) -> tuple[str, str]:
 
 
 def up(stack: ExitStack) -> Lab:
-    """A lab that ends with the stack: its servers, its containers and its folder; the base image is kept."""
+    """A lab that ends with the stack: its servers, its containers and its folder."""
     check_tools()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kiln-lab-")))
     socket = folder / "podman.sock"
@@ -281,7 +286,6 @@ def up(stack: ExitStack) -> Lab:
     given = ", ".join(json.dumps(f"{k}={v}") for k, v in container_env(endpoint).items())
     (folder / "containers.conf").write_text(CONTAINERS.format(env=given))
     env = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf")}
-    make_base(folder, env)
     start(stack, ["podman", "system", "service", "--time=0", f"unix://{socket}"], folder / "podman.log", env=env)
     for _ in range(100):
         if socket.exists():

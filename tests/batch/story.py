@@ -60,6 +60,7 @@ class Act:
     jobs: list[dict] = field(default_factory=list)
     requests: Requests = field(default_factory=lambda: Requests([]))
     seconds: float = 0
+    logs: dict[str, str] = field(default_factory=dict)  # of embedding jobs, by their keys
 
     def of_rule(self, rule: str) -> list[dict]:
         return [j for j in self.jobs if j["jobName"].startswith(f"snakejob-{rule}-")]
@@ -110,6 +111,8 @@ def told(lab: Lab, image: Image, folder: Path) -> Story:
             act.seconds = time.monotonic() - start
             settle(lab)
         act.after = objects(lab, RUN)
+        logs = matching(act.after, "logs/lab/embed_", ".log")
+        act.logs = {k: s3.get_object(Bucket=RUN, Key=k)["Body"].read().decode() for k in logs}
         act.jobs = [j for j in lab.jobs() if j["jobId"] not in known]
         return act
 
@@ -120,7 +123,8 @@ def told(lab: Lab, image: Image, folder: Path) -> Story:
     s3.put_object(Bucket=ARCHIVE, Key=BROKEN, Body=whole)
     mended = play(Act("", resumed.after), lambda: second.run("--jobs", "4"))
     for name, act in (("driver killed", killed), ("resumed", resumed), ("mended", mended)):
-        print(f"{name}: {len(act.jobs)} jobs, {act.seconds:.0f} s, S3 requests {dict(act.requests.s3)}")
+        asked = f"{act.requests.split()}, {dict(act.requests.s3)}"
+        print(f"{name}: {len(act.jobs)} jobs, {act.seconds:.0f} s, S3 requests: {asked}")
     return Story(lab, image, folder, stopped[0], killed, resumed, mended)
 
 

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from tests.batch import lab as labs
+from tests.batch.image import Image
 from tests.batch.lab import Lab
 from tests.batch.server import ROLE_KEY
 
@@ -36,7 +37,7 @@ def submit(lab: Lab, name: str, command: list[str]) -> str:
     return batch.submit_job(jobName=name, jobQueue=lab.queue, jobDefinition=name)["jobId"]
 
 
-def test_a_job_is_a_container_with_the_roles_credentials(lab: Lab):
+def test_a_job_is_a_container_with_the_roles_credentials(lab: Lab, image: Image):
     with lab.counted() as requests:
         job = submit(lab, "ask", ["python3", "-c", ASK])
         assert wait(lab, job) == "SUCCEEDED"
@@ -46,7 +47,7 @@ def test_a_job_is_a_container_with_the_roles_credentials(lab: Lab):
     assert "ask" in [d["jobDefinitionName"] for d in lab.definitions()]
 
 
-def test_a_stopped_container_is_a_failed_job(lab: Lab):
+def test_a_stopped_container_is_a_failed_job(lab: Lab, image: Image):
     job = submit(lab, "sleep", ["sleep", "600"])
     until = time.monotonic() + 60
     while not (running := lab.containers("sleep")):

@@ -95,18 +95,29 @@ def test_files_of_this_machine(driver: Driver, config: str, told: str):
 
 
 def test_an_archive_of_another_region(driver: Driver, tmp_path: Path):
-    """Stopped with the way to learn what it moves; once planned, with gigabytes and price; allowed, with both too."""
+    """Stopped with the way to learn what it moves; once planned, with gigabytes and price; allowed, with both too.
+
+    So is a shard that is asked for by name; where all are there, nothing is read.
+    """
     text = refused(driver)
     assert "the archive is in eu-central-1 and the jobs run in us-east-1" in text
     assert "run `snakemake plan`" in text
     plan = sorted(re.findall(rf"s3://{BUCKET}/(\S+/plan-2021-\w+\.jsonl)", driver.run("-n", *NEAR)))[0]
     line = '{"dataset": "worldcover", "shard": "s%d", "partition": "2021", "units": [1], "expected": 9, "bytes": %d}\n'
     lines = "".join(line % (n, 250_000_000_000) for n in range(2))
+    made = [plan]
     driver.lab.client("s3").put_object(Bucket=BUCKET, Key=plan, Body=lines.encode())
     try:
         text = refused(driver)
         assert "2 shards read at most 500.0 GB, 10.00 at 0.02 a GB between regions" in text
         assert "set allow_cross_region: true" in text
         assert "500.0 GB, 10.00 at 0.02" in driver.run("-n", *NEAR)
+        shards = [f"{plan.rpartition('/')[0]}/shards/2021/s{n}.parquet" for n in range(2)]
+        assert "set allow_cross_region: true" in refused(driver, "--", shards[0])
+        made += shards
+        for shard in shards:
+            driver.lab.client("s3").put_object(Bucket=BUCKET, Key=shard, Body=b"")
+        assert "eu-central-1" not in driver.run("-n", "--", "worldcover")
     finally:
-        driver.lab.client("s3").delete_object(Bucket=BUCKET, Key=plan)
+        for key in made:
+            driver.lab.client("s3").delete_object(Bucket=BUCKET, Key=key)

@@ -2,7 +2,6 @@
 
 import re
 import time
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from tests.rules.workflow import job_counts
 
 SHARDS, SEA = 2000, 60
 FINISHED, MISSING = 0.2, 3.1  # requests of a dry run per shard that is there, and that is not
+RUN = 130  # of a real run, driver and jobs together; it was 760 when they grew with the square of the jobs
 EMPTY, FULL, OPEN_SEA = "kiln-lab-missing", "kiln-lab-finished", "kiln-lab-sea"
 
 
@@ -80,20 +80,46 @@ def test_dry_runs_ask_little_of_s3(planned: Driver):
     assert told("dry run, all finished", SHARDS, seconds, requests) <= FINISHED
 
 
-def test_sixty_jobs_with_nothing_to_do(lab: Lab, image: Image, tmp_path: Path):
-    """Columns of the open sea through the executor: an empty file and a ledger each."""
+@pytest.fixture(scope="module")
+def sea(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A driver of columns of the open sea: an empty file and a ledger each."""
     archive(lab, OPEN_SEA)
-    driver = Driver(lab, tmp_path / "driver", image.name, OPEN_SEA, config(OPEN_SEA, "sea", SEA))
+    return Driver(lab, tmp_path_factory.mktemp("sea") / "driver", image.name, OPEN_SEA, config(OPEN_SEA, "sea", SEA))
+
+
+def test_sixty_jobs_with_nothing_to_do(sea: Driver):
     start = time.monotonic()
-    with lab.counted() as requests:
-        driver.run("--jobs", "8", "--", "worldcover")
-    told("run of jobs with nothing to do", SEA, time.monotonic() - start, requests)
-    print(f"and of Batch: {dict(requests.batch)}")
-    made = [k for k in objects(lab, OPEN_SEA) if "/shards/" in k and k.endswith(".parquet")]
+    with sea.lab.counted() as requests:
+        sea.run("--jobs", "4", "--", "worldcover")
+    assert told("run of jobs with nothing to do", SEA, time.monotonic() - start, requests) <= RUN
+    print(f"of these {requests.split()}; of Batch: {dict(requests.batch)}")
+    made = [k for k in objects(sea.lab, OPEN_SEA) if "/shards/" in k and k.endswith(".parquet")]
     assert len(made) == 2 * SEA, "a file and a ledger each"
     assert requests.batch["submitjob"] == SEA + 3, "and plan, weights and merge"
     assert not {"CreateBucket", "DeleteBucket"} & set(requests.s3)
-    text, requests, seconds = dry_run(driver, OPEN_SEA)
+    text, requests, seconds = dry_run(sea, OPEN_SEA)
     assert "Nothing to be done" in text
     told("dry run of what was done", SEA, seconds, requests)
     assert requests.s3.total() <= FINISHED * SHARDS / 10, "what any dry run asks: of so few shards no small share"
+
+
+def test_a_run_on_gpus_asks_for_one_a_job(sea: Driver):
+    """Registered so; and on a machine without one the job fails and says it, rather than take the processor."""
+    made = objects(sea.lab, OPEN_SEA, "results/")
+    shards = sorted(k for k in made if "/shards/" in k and not k.endswith(".ledger.parquet"))
+    assert shards, "the test above makes them"
+    sea.lab.client("s3").delete_object(Bucket=OPEN_SEA, Key=shards[0])
+    known = {d["jobDefinitionArn"] for d in sea.lab.definitions()}
+    text = sea.run("--retries", "0", "--config", "resources={device: cuda}", "--", shards[0], code=1)
+    registered = [d for d in sea.lab.definitions() if d["jobDefinitionArn"] not in known]
+    asked = [
+        {r["type"]: r["value"] for r in d["containerProperties"]["resourceRequirements"]}
+        for d in registered
+        if "embed_worldcover" in d["jobDefinitionName"]
+    ]
+    assert asked == [{"VCPU": "1", "MEMORY": "2048", "GPU": "1"}]
+    name = shards[0].rpartition("/")[2].removesuffix(".parquet")
+    (log,) = [k for k in objects(sea.lab, OPEN_SEA, "logs/") if k.endswith(f"/{name}.log")]
+    said = sea.lab.client("s3").get_object(Bucket=OPEN_SEA, Key=log)["Body"].read().decode()
+    assert "this machine shows torch 0 cards" in said
+    assert name in text
