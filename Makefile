@@ -44,10 +44,11 @@ format: $(VENV)/.test ## rewrite files as the linters want them
 
 bench: $(VENV)/.test ## what encoding, reading, whole shards, planning, dry runs, merging cost, against plain ways
 	python -m tests.bench.encoder
+	python -m tests.bench.settings
 	python -m tests.bench.shard
 	python -m tests.bench.reading
-	python -m tests.bench.start
 	python -m tests.bench.memory
+	python -m tests.bench.start
 	python -m tests.bench.plan_naip
 	python -m tests.bench.plan_sentinel2
 	python -m tests.bench.dry_run

@@ -5,6 +5,7 @@ integers travel from page-locked memory while the one before is encoded; they ar
 graph that is replayed for every batch, and the vectors come back without anybody waiting for them.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,20 @@ from scripts.kiln.sensors import Sensor
 
 WARM_UP = 3  # runs before a graph is recorded, as torch's notes on CUDA graphs want
 GRAPHS = 4  # recorded graphs kept; a run has one, or one for each pixel size
+
+
+def keep_memory(upto: int = (1 << 31) - 1) -> bool:
+    """Have malloc keep blocks of up to so many bytes when they are freed; False where it is not glibc's.
+
+    Of its own accord glibc (mallopt(3)) gives large ones back at once, so that each layer's activations fault their
+    pages in anew: a seventh of the encoder's time on a CPU (tests/bench/settings.py).
+    """
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    taken = mallopt(mmap_threshold, upto), mallopt(trim_threshold, upto)
+    return taken == (1, 1)
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,8 @@ class Embedder:
         self.ahead = 0  # batches that may be under way before the first of them is asked for
         self._inputs: Inputs | None = None
         self._gpu: Overlapped | None = None
+        if self.device.type == "cpu":
+            keep_memory()
         if self.device.type == "cuda":
             self._gpu = Overlapped(self.device, self._run)
             self.ahead = Overlapped.SLOTS - 1

@@ -20,7 +20,7 @@ from tests import items
 CHIP = 256
 SIZES = {  # of encoders with random weights
     "tiny": clay.Geometry(dim=64, depth=2, heads=2, dim_head=32, mlp=128),
-    "middle": clay.Geometry(dim=512, depth=4, heads=8, dim_head=64, mlp=2048),
+    "middle": clay.Geometry(dim=384, depth=3, heads=6, dim_head=64, mlp=1536),  # slower than reading, on CPUs too
     "full": clay.Geometry(),
 }
 NAIP_KEY = "nd/2019/100cm/rgbir_cog/47099/m_4709963_se_14_1_20190904.tif"
@@ -43,12 +43,16 @@ class Workload:
 
     def embed(self, weights: Path, output: Path, *more: str) -> Path:
         """Run the script; returns the embeddings file."""
+        self.main(self.arguments(weights, output, *more))
+        return output / f"{self.line['shard']}.parquet"
+
+    def arguments(self, weights: Path, output: Path, *more: str) -> list[str]:
+        """What the script is told; writes the plan that it is told of."""
         plan = self.folder / "plan.jsonl"
         plan.write_text(json.dumps(self.line) + "\n")
         output.mkdir(parents=True, exist_ok=True)
         common = ["--units", plan, "--index", "0", "--folder", output, "--weights", weights, "--overwrite"]
-        self.main([*map(str, common), *self.flags, *more])
-        return output / f"{self.line['shard']}.parquet"
+        return [*map(str, common), *self.flags, *more]
 
 
 def picture(bands: int, side: int, dtype: type, high: int, seed: int = 1) -> np.ndarray:

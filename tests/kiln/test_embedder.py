@@ -1,6 +1,10 @@
 """Chips to vectors: normalisation, what the model is told, padding, what is kept, batches under way."""
 
+import platform
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ from scripts.kiln.embedder import Embedder, Policy
 from scripts.kiln.sensors import WORLDCOVER, Sensor
 from tests import golden
 from tests.chips import PLAIN, make_chip
+
+ROOT = Path(__file__).parents[2]
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # a GPU's way too where there is one
 
@@ -117,3 +123,23 @@ def test_a_batch_of_another_shape_or_type_finds_room(encoder):
     for chip in small:
         chip.pixels = chip.pixels.astype(np.float32)
     assert np.array_equal(embed(small)["embeddings"], first)
+
+
+FREED = """\
+import resource, torch
+from scripts.kiln.embedder import keep_memory
+kept = keep_memory()
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(kept, faults * resource.getpagesize())
+"""
+
+
+def test_freed_memory_is_kept_for_the_next_batch():
+    """64 MB, taken again and again in a process of its own: in the end no page is faulted in. Not glibc says so."""
+    done = subprocess.run([sys.executable, "-c", FREED], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    kept, faulted = done.stdout.split()
+    assert kept == str(platform.libc_ver()[0] == "glibc")
+    assert kept == "False" or int(faulted) < 1 << 22

@@ -1,0 +1,75 @@
+"""Peak memory of a job, by the size of its scene: it should hang on the budget alone.
+
+    python -m tests.bench.memory [--sides 3000 12000] [--read-ahead-mb 128]
+
+Each job is a process of its own, with the tiny encoder: as much as can be held of a scene is held.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.bench.harness import publish
+from tests.bench.workload import MAKERS, Workload, write_weights
+
+# VmHWM, since ru_maxrss begins with that of the process that started this one.
+JOB = """\
+import sys
+from importlib import import_module
+from pathlib import Path
+import torch
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM")) / 1000
+script = import_module(sys.argv[1])
+print(peak())
+script.main(sys.argv[2:])
+print(peak())
+"""
+
+
+def peaks(load: Workload, weights: Path, output: Path, ahead_mb: int) -> tuple[float, float]:
+    """MB of a process that has imported all it needs, and at its peak."""
+    told = load.arguments(weights, output, "--batch-size", "8", "--read-threads", "2", "--metadata", "zeros")
+    told += ["--read-ahead-mb", str(ahead_mb)]
+    command = [sys.executable, "-c", JOB, load.main.__module__, *told]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    start, end = map(float, done.stdout.split()[:1] + done.stdout.split()[-1:])
+    return start, end
+
+
+def measure(dataset: str, side: int, ahead_mb: int) -> dict[str, Any]:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as made:
+        folder = Path(made)
+        load = MAKERS[dataset](folder / "archive", side)
+        start, peak = peaks(load, write_weights(folder, "tiny"), folder / "out", ahead_mb)
+    return {
+        "dataset": dataset,
+        "side": side,
+        "MB of pixels": load.line["bytes"] / 1e6,
+        "budget MB": ahead_mb,
+        "imports MB": start,
+        "peak MB": peak,
+        "beyond imports": peak - start,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    p = argparse.ArgumentParser(
+        prog="python -m tests.bench.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--sides", type=int, nargs="+", default=[3000, 12000], help="pixels; they divide 12000")
+    p.add_argument("--read-ahead-mb", type=int, default=128)
+    p.add_argument("--out", type=Path, default=Path("results/bench"))
+    args = p.parse_args(argv)
+    rows = [measure(dataset, side, args.read_ahead_mb) for dataset in MAKERS for side in args.sides]
+    publish("memory", rows, ["budget: resources.read_ahead_mb; imports: torch, GDAL and pyarrow, loaded"], args.out)
+
+
+if __name__ == "__main__":
+    main()
