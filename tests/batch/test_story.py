@@ -152,26 +152,46 @@ def test_nothing_is_left_to_do_and_asking_costs_little(story: Story):
     assert "worldcover 2021" in third.run("--", "plan"), "printed here, not in a container"
 
 
-def test_the_same_shard_under_podman_alone(story: Story):
-    """By the index that AWS gives the child of an array job, to the bytes that Snakemake's job made."""
+def by_hand(story: Story, folder: str, *more: str, **environment: str) -> str:
+    """A shard made in a container that nobody but podman started; returns the folder of the run's own."""
     plan = matching(story.mended.after, "/plan-2021-", ".jsonl")[0]
-    folder = plan.rpartition("/")[0]
     weights = matching(story.mended.after, "results/models/")[0]
-    first = json.loads(story.lab.client("s3").get_object(Bucket=RUN, Key=plan)["Body"].read().decode().splitlines()[0])[
-        "shard"
-    ]
     command = (
-        f'python -c "from scripts.kiln import storage, cli; import pathlib; '
+        f'python -c "from scripts.kiln import storage; import pathlib; '
         f"storage.fetch('s3://{RUN}/{weights}', pathlib.Path('weights.safetensors'))\" && "
         f"python -m scripts.embed_worldcover --units s3://{RUN}/{plan} --weights weights.safetensors"
-        f" --folder s3://{RUN}/by-hand --storage float16 --max-nodata 0.05 --max-failed-fraction 0"
-        " --batch-size 8 --threads 1 --read-threads 1"
+        f" --folder s3://{RUN}/{folder} --storage float16 --max-nodata 0.05 --max-failed-fraction 0"
+        f" --batch-size 8 --threads 1 --read-threads 1 {' '.join(more)}"
     )
+    given = [word for k, v in environment.items() for word in ("--env", f"{k}={v}")]
     story.lab.tool(
-        "podman", "run", "--rm", "--env", "AWS_BATCH_JOB_ARRAY_INDEX=0", "--env", "AWS_DEFAULT_REGION=us-east-1",
-        story.image.name, "bash", "-c", command,
-    )  # fmt: skip
-    s3 = story.lab.client("s3")
-    by_hand = s3.get_object(Bucket=RUN, Key=f"by-hand/{first}.parquet")["Body"].read()
-    by_batch = s3.get_object(Bucket=RUN, Key=f"{folder}/shards/2021/{first}.parquet")["Body"].read()
-    assert by_hand == by_batch
+        "podman",
+        "run",
+        "--rm",
+        *given,
+        "--env",
+        "AWS_DEFAULT_REGION=us-east-1",
+        story.image.name,
+        "bash",
+        "-c",
+        command,
+    )
+    return plan.rpartition("/")[0]
+
+
+def body(story: Story, key: str) -> bytes:
+    return story.lab.client("s3").get_object(Bucket=RUN, Key=key)["Body"].read()
+
+
+def test_the_same_shard_under_podman_alone(story: Story):
+    """By the index that AWS gives the child of an array job, to the bytes that Snakemake's job made."""
+    run = by_hand(story, "by-index", AWS_BATCH_JOB_ARRAY_INDEX="0")
+    plan = matching(story.mended.after, "/plan-2021-", ".jsonl")[0]
+    first = json.loads(body(story, plan).decode().splitlines()[0])["shard"]
+    assert body(story, f"by-index/{first}.parquet") == body(story, f"{run}/shards/2021/{first}.parquet")
+
+
+def test_a_stopped_workers_shard_has_the_bytes_of_one_that_nobody_stopped(story: Story):
+    run = by_hand(story, "by-name", "--shard", story.stopped)
+    made = body(story, f"{run}/shards/2021/{story.stopped}.parquet")
+    assert body(story, f"by-name/{story.stopped}.parquet") == made
