@@ -13,9 +13,10 @@ VERSION = "0.0.test"
 
 @dataclass(frozen=True)
 class Image:
-    """Its name, the digest of the tree it was built from, its size in bytes, and that of its base."""
+    """Its name, the folder it was built in, the digest of that tree, its size in bytes, and that of its base."""
 
     name: str
+    folder: Path
     revision: str
     size: int
     base: int
@@ -33,13 +34,18 @@ def built(lab: Lab, folder: Path) -> Image:
     name = f"localhost/kiln-test:{tree[:12]}"
     for wheel in (ROOT / "envs/wheels").glob("*.whl"):
         shutil.copy2(wheel, folder / "envs/wheels")
-    arguments = {"BASE": lab.base, "DEVICE": "cpu", "VERSION": VERSION, "REVISION": tree}
+    build(lab, folder, name, tree)
+    return Image(name, folder, tree, size_of(lab, name), size_of(lab, lab.base))
+
+
+def build(lab: Lab, folder: Path, name: str, revision: str) -> None:
+    """Run the Dockerfile of a tree, what is in the builder's cache taken from there."""
+    arguments = {"BASE": lab.base, "DEVICE": "cpu", "VERSION": VERSION, "REVISION": revision}
     given = [word for k, v in arguments.items() for word in ("--build-arg", f"{k}={v}")]
     lab.tool(
         "buildah", "bud", "--isolation", "chroot", "--layers", "--file", "envs/Dockerfile", "--tag", name, *given, ".",
         cwd=folder,
     )  # fmt: skip
-    return Image(name, tree, size_of(lab, name), size_of(lab, lab.base))
 
 
 def size_of(lab: Lab, image: str) -> int:

@@ -70,6 +70,10 @@ class Lab:
         """What podman or buildah says, asked with the lab's settings."""
         return said(list(command), env=self.env, **options)
 
+    def labels(self, image: str) -> dict[str, str]:
+        """What an image says of itself."""
+        return json.loads(self.tool("podman", "image", "inspect", image))[0]["Config"]["Labels"]
+
     def definitions(self) -> list[dict[str, Any]]:
         """Job definitions as they were registered, those included that the plugin has taken back."""
         return self.client("batch").describe_job_definitions()["jobDefinitions"]

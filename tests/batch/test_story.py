@@ -11,7 +11,7 @@ from snakemake_executor_plugin_aws_batch.constant import VALID_RESOURCES_MAPPING
 from scripts.kiln import explorer
 from tests.batch import story as stories
 from tests.batch.driver import matching
-from tests.batch.image import VERSION, Image
+from tests.batch.image import VERSION, Image, build
 from tests.batch.lab import Lab
 from tests.batch.server import ROLE_KEY
 from tests.batch.story import RUN, Act, Story
@@ -33,7 +33,7 @@ def made(lab: Lab, act: Act) -> Counter[str]:
 
 def test_image_is_labelled_holds_no_credentials_and_runs_as_nobody_special(lab: Lab, image: Image):
     about = json.loads(lab.tool("podman", "image", "inspect", image.name))[0]
-    labels = about["Config"]["Labels"]
+    labels = lab.labels(image.name)
     assert labels["org.opencontainers.image.version"] == VERSION
     assert labels["org.opencontainers.image.revision"] == image.revision
     assert labels["kiln.device"] == "cpu"
@@ -44,6 +44,13 @@ def test_image_is_labelled_holds_no_credentials_and_runs_as_nobody_special(lab: 
     assert "1000" in said.split("\n")
     assert ".aws" not in said
     assert image.size < 3e9
+
+
+def test_the_same_files_of_another_revision_make_an_image_that_says_so(lab: Lab, image: Image):
+    name = f"{image.name}-again"
+    build(lab, image.folder, name, "another")
+    assert lab.labels(name)["org.opencontainers.image.revision"] == "another"
+    assert lab.labels(image.name)["org.opencontainers.image.revision"] == image.revision
 
 
 def test_three_datasets_end_in_a_tagged_table_on_s3(story: Story, monkeypatch: pytest.MonkeyPatch):
