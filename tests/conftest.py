@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts import encoder_weights
-from scripts.kiln import clay, storage
+from scripts.kiln import clay, raster, storage
 from tests import golden
 from tests.server import FileServer
 
@@ -75,6 +75,19 @@ def serve() -> Iterator[Callable[..., FileServer]]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GDAL gives up at once."""
+    monkeypatch.setattr(raster, "OPTIONS", raster.OPTIONS | {"GDAL_HTTP_MAX_RETRY": "0"})
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+    """And keeps nothing of remote files. A server in this process then stalls unless one thread reads a file."""
+    told = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127:/vsis3"}
+    monkeypatch.setattr(raster, "OPTIONS", raster.OPTIONS | told)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ class FileServer:
     `status` answers every request with that code; `break_at` cuts each answer's connection when the byte of that
     offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer; whoever GETs a
     path in `held` sets `arrived` and waits for `release`. All may be changed while it runs. `requests` lists (method,
-    path, Range header) as they came.
+    path, Range header) as they came, `payers` who is to pay for each, as it says.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class FileServer:
         self.held: set[str] = set()
         self.arrived, self.release = threading.Event(), threading.Event()
         self.requests: list[tuple[str, str, str | None]] = []
+        self.payers: list[str | None] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,6 +59,7 @@ class FileServer:
                 path = self.path.partition("?")[0]
                 asked = self.headers.get("Range")
                 outer.requests.append((self.command, path, asked))
+                outer.payers.append(self.headers.get("x-amz-request-payer"))
                 if outer.hang:
                     time.sleep(outer.hang)
                 if body and path in outer.held:
@@ -95,7 +97,10 @@ class FileServer:
                 with contextlib.suppress(ConnectionError):
                     self.wfile.write(data[start:end])
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 64  # connections that wait; by default 5, and the next is a second late
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

@@ -33,13 +33,15 @@ class Unit:
 class Read:
     """A piece of reading: `load` runs in a thread and raises SourceError or TransientError; `nbytes` it will hold.
 
-    `unit_id`: the unit it is for, if it is for one alone; a unit that is kept from an earlier try is not read.
+    `unit_id`: the unit it is for, if it is for one alone; a unit that is kept from an earlier try is not read. `then`:
+    what follows from its value, to be read right after it.
     """
 
     nbytes: int
     load: Callable[[], Any]
     key: Any = None
     unit_id: str = ""
+    then: Callable[[Any], Iterable["Read"]] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ QUEUE = 2  # batches made ready while one is encoded
 PATIENCE = 3.0  # seconds a read may take to notice that the job ends
 TELL = 1024  # chips dropped before they are told, even if no batch is full
 NO_PIXELS = np.empty((0, 0, 0), np.uint8)
+STATUS = Path("/proc/self/status")
 MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of one ru_maxrss
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,28 +50,71 @@ class Budget:
     read_ahead: int = 512 << 20  # bytes read or being read and not yet cut into chips
 
 
+@dataclass(eq=False)
+class _Ahead:
+    """A read in its place; `future` once a thread has it, `grown` once what follows from its value stands behind it."""
+
+    read: Read
+    future: Future | None = None
+    grown: bool = False
+
+
 def read_ahead(reads: Iterable[Read], threads: int, budget: int) -> Iterator[Loaded]:
     """The reads, loaded by `threads` at a time and at most `budget` bytes ahead, in their order.
 
-    A SourceError comes as the value of its read; anything else ends the job. A read over the budget goes alone.
+    What follows from a read (`then`) has its place right behind it; of such reads at most `threads` are under way, so
+    that a shard's files are opened one after the other. A SourceError comes as the value of its read; anything else
+    ends the job. A read over the budget goes alone.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-    waiting: deque[tuple[Read, Future]] = deque()
+    line: deque[_Ahead] = deque()
     upcoming = iter(reads)
     following = next(upcoming, None)
     held = 0
-    try:
-        while following is not None or waiting:
-            while following is not None and (not waiting or held + following.nbytes <= budget):
-                held += following.nbytes
-                waiting.append((following, pool.submit(following.load)))
+
+    def grow() -> None:
+        """Put what follows from finished reads behind them."""
+        for place in range(len(line) - 1, -1, -1):
+            ahead = line[place]
+            if ahead.read.then and not ahead.grown and ahead.future and ahead.future.done():
+                ahead.grown = True
+                if ahead.future.exception() is None:
+                    for n, read in enumerate(ahead.read.then(ahead.future.result())):
+                        line.insert(place + 1 + n, _Ahead(read))
+
+    def start() -> None:
+        """Give the threads what the budget allows, in order."""
+        nonlocal following, held
+        opening = 0
+        for place in itertools.count():
+            if place == len(line):
+                if following is None:
+                    return
+                line.append(_Ahead(following))
                 following = next(upcoming, None)
-            read, future = waiting.popleft()
+            ahead = line[place]
+            opening += ahead.read.then is not None and not ahead.grown
+            if ahead.future is None:
+                if (place and held + ahead.read.nbytes > budget) or opening > threads:
+                    return
+                held += ahead.read.nbytes
+                ahead.future = pool.submit(ahead.read.load)
+
+    try:
+        while True:
+            grow()
+            start()
+            if not line:
+                return
+            first = line[0]
+            wait([first.future])
+            grow()
+            line.popleft()
             try:
-                yield Loaded(read, future.result())
+                yield Loaded(first.read, first.future.result())
             except SourceError as e:
-                yield Loaded(read, None, e)
-            held -= read.nbytes
+                yield Loaded(first.read, None, e)
+            held -= first.read.nbytes
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -145,6 +189,14 @@ def _batches(events: Iterator[Chip | Dropped | Opened], size: int, *, one_gsd: b
             dropped = []
     if chips or dropped:
         yield Batch(chips, dropped)
+
+
+def peak_memory() -> int:
+    """Most bytes that this process held. Linux tells it without what its parent held, which ru_maxrss begins with."""
+    if STATUS.exists():
+        lines = STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MEMORY_UNIT
 
 
 @dataclass(frozen=True)
@@ -301,17 +353,16 @@ def embed(
             log.info("%d of %d units are kept from an earlier try", len(account.done), len(entries))
             progress.keep(sum(e.unit.expected for e in account.done.values()))
 
-        def counted() -> Iterator[Read]:
-            for read in source.reads():
-                if read.unit_id in account.done:
-                    continue
-                reads[0] += 1
-                reads[1] += read.nbytes
-                yield read
+        def counted(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
+            for piece in loaded:
+                reads[0] += piece.read.nbytes > 0  # of headers nothing is kept
+                reads[1] += piece.read.nbytes
+                yield piece
 
         def events() -> Iterator[Chip | Dropped | Opened]:
-            with closing(read_ahead(counted(), budget.read_threads, budget.read_ahead)) as loaded:
-                yield from source.chips(loaded)
+            wanted = (r for r in source.reads() if r.unit_id not in account.done)
+            with closing(read_ahead(wanted, budget.read_threads, budget.read_ahead)) as loaded:
+                yield from source.chips(counted(loaded))
 
         def account_for(batch: Batch, collect: Callable[[], vectors.Columns] | None) -> None:
             nonlocal encoded
@@ -357,7 +408,7 @@ def embed(
     log.info(
         "%d rows; encoding %.1f s, waiting for reads %.1f s; %d reads, %.1f MB of pixels; peak memory %.0f MB",
         out.rows, encoded, waited, reads[0], reads[1] / 1e6,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MEMORY_UNIT / 1e6,
+        peak_memory() / 1e6,
     )  # fmt: skip
     assert out.rows == sum(e.embedded for e in ledger_entries)
     share = sum(e.failed_share for e in ledger_entries) / max(len(ledger_entries), 1)

@@ -7,8 +7,9 @@ path's year is the partition, even where a scene was acquired in the next one; t
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -16,25 +17,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyproj
 import rasterio
 import shapely
-from affine import Affine
-from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
+from rasterio.windows import Window
 
-from scripts.kiln import raster, storage, utm
+from scripts.kiln import raster, storage
 from scripts.kiln.chips import Chip, Dropped, Loaded, Opened, Read, Unit
-from scripts.kiln.errors import AccessError, ConfigError, SourceError
+from scripts.kiln.errors import AccessError, ConfigError, SourceError, TransientError
 from scripts.kiln.naip_layout import Edge, Lattice, layout
+from scripts.kiln.naip_scene import Place, Scene, Strip, Strips, degrees, on_grid, opened, own_lattice
 from scripts.kiln.sensors import NAIP
 
 RECIPE = 1  # raised whenever the same scenes would give other vectors
 
 BUCKET = "s3://naip-analytic"
-BANDS = 4
 STATS = 16  # scenes asked for at a time
+OPEN_SCENES = 2  # that a reading thread keeps open: one ends where the next begins
+MAKERS = 2  # threads that make rows of chips from strips, which on the common lattice takes a while
 DISAGREE = 0.2  # share by which a file's resolution may differ from its key's before it is noted
 KEY = re.compile(
     r"(?P<state>[a-z]{2})/(?P<year>\d{4})/(?P<cm>\d{2,3})cm/rgbir_cog/\d{5}/"
@@ -44,6 +44,7 @@ KEY = re.compile(
 )
 QUARTER = 1 / 16  # degrees of a quarter quadrangle's side
 PAD = 300.0  # metres that a scene reaches over its quarter quadrangle
+CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))  # of a chip, in chips from its first pixel: NW, SW, SE, NE
 METRES = 111_195  # of a degree of latitude, on a sphere of 6371 km
 
 
@@ -147,33 +148,6 @@ def _is_date(text: str) -> bool:
     return _DATES[text]
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A scene as it was read: pixels [4, rows, cols], where they lie, and the pixel size of its file.
-
-    On the common lattice the pixels are whole cells of `grid`, and `cells` are those that the scene touches.
-    """
-
-    pixels: np.ndarray
-    transform: Affine
-    crs: str
-    gsd: float
-    grid: utm.Grid | None = None
-    cells: Sequence[utm.Cell] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a chip begins in a scene's pixels, its place in the lattice, and its name."""
-
-    y: int
-    x: int
-    col: int
-    row: int
-    chip_id: str
-
-
 class NaipSource:
     """The scenes of one shard, each cut into chips.
 
@@ -209,6 +183,8 @@ class NaipSource:
             if scene is None:
                 raise ConfigError(f"{key!r} is no key of a NAIP scene; make the plan again")
             self.scenes.append(scene)
+        self._handles = raster.Handles(OPEN_SCENES)
+        self._check_whole = cache(storage.check_whole)
         self._found: dict[str, storage.Stat] = {}
         self._refused: dict[str, AccessError] = {}
 
@@ -264,105 +240,159 @@ class NaipSource:
             e = next(iter(self._refused.values()))
             raise ConfigError(f"{e}. If the bucket is requester-pays: AWS credentials are needed, and pay") from e
 
+    # ------------------------------------------------------------------------------------------------------ reading
+
     def reads(self) -> Iterator[Read]:
-        """Whole scenes, one after the other."""
-        for scene in self.scenes:
-            found = self._found.get(scene.key)
-            size = max(scene.estimate(self.chip)[1], found.size if found else 0)
-            if self.lattice_gsd:  # for a while both are there: the file's pixels, and whole cells of the lattice
-                side = math.sqrt(scene.estimate(self.chip)[1] / BANDS) * scene.cm / 100
-                size += BANDS * int(side / self.lattice_gsd + 2 * self.chip) ** 2
-            yield Read(size, lambda s=scene: self._load(s), scene, scene.unit_id)
+        """Of every scene first its header, then strips of whole blocks as far down as chips go."""
+        for key in self.scenes:
+            yield Read(
+                0,
+                lambda k=key: self._open(k),
+                key,
+                key.unit_id,
+                lambda scene, k=key: [
+                    Read(s.nbytes(scene), lambda k=k, s=s: self._load(k, s), s, k.unit_id) for s in scene.strips()
+                ],
+            )
 
-    def _load(self, scene: SceneKey) -> Scene:
-        """The scene's pixels, on the lattice; a remote one comes down once, in parallel ranges.
-
-        Raises SourceError for a broken one.
-        """
-        uri = self.uri(scene)
-        found = self._found.get(scene.key)
-        if scene.key in self._refused:
-            raise self._refused[scene.key]
+    def _open(self, key: SceneKey) -> Scene:
+        """What the scene's header tells, its chips on whichever lattice. Raises SourceError if it is of no use."""
+        uri = self.uri(key)
+        found = self._found.get(key.key)
+        if key.key in self._refused:
+            raise self._refused[key.key]
         if found is None:
             raise SourceError(f"{uri}: does not exist")
         if found.size == 0:
             raise SourceError(f"{uri}: empty, 0 bytes")
-        try:
-            with raster.environment(uri):
-                if storage.is_remote(uri):
-                    with MemoryFile(storage.read_ranges(uri, found)) as memory, memory.open() as file:
-                        read = _scene(uri, file)
-                else:
-                    with rasterio.open(uri) as file:
-                        read = _scene(uri, file)
-        except RasterioError as e:
-            raise SourceError(f"{uri}: not a readable GeoTIFF ({raster.reason(e)})") from e
-        return self._aligned(uri, scene, read) if self.lattice_gsd else read
+        with raster.environment(uri):
+            scene = opened(uri, self._handle(key))
+        if self.lattice_gsd:
+            return on_grid(uri, scene, self.chip, self.lattice_gsd, key.zone)
+        return own_lattice(scene, self.chip, self.edge)
 
-    def _aligned(self, uri: str, key: SceneKey, scene: Scene) -> Scene:
-        """The scene on the grid of its file's zone, of its key's where the file is not in UTM."""
-        told = utm.zone_of(scene.crs)
-        zone = told or key.zone
-        if zone not in utm.ZONES:
-            raise SourceError(f"{uri}: in UTM zone {zone}; NAD83 has {utm.ZONES[0]} to {utm.ZONES[-1]}")
-        grid = utm.Grid(zone, self.chip, self.lattice_gsd)
+    def _load(self, key: SceneKey, strip: Strip) -> np.ndarray:
+        """Pixels [4, rows, width] of a strip; one more try after a remote failure, since GDAL hides its kind."""
+        uri = self.uri(key)
+        with raster.environment(uri):
+            for last in (not storage.is_remote(uri), True):
+                file = self._handle(key)
+                try:
+                    return file.read(window=Window(0, strip.first, file.width, strip.last - strip.first))
+                except RasterioError as e:
+                    self._handles.forget(uri)
+                    if last:
+                        raise self._why(key, e) from e
+        raise AssertionError
+
+    def _handle(self, key: SceneKey) -> rasterio.DatasetReader:
+        """The thread's own handle of a scene."""
+        uri = self.uri(key)
         try:
-            on = utm.align(scene.pixels, scene.transform, scene.crs, grid)
+            return self._handles.get(uri, lambda: rasterio.open(uri))
         except RasterioError as e:
-            raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({raster.reason(e)})") from e
-        except SourceError as e:
-            raise SourceError(f"{uri}: {e}") from e
-        notes = [f"in UTM zone {zone}, where the key says {key.zone}"] if zone != key.zone else []
-        notes += [on.how] if on.how else []
-        return Scene(on.pixels, on.transform, grid.crs, scene.gsd, grid, on.cells, tuple(notes))
+            raise self._why(key, e) from e
+
+    def _why(self, key: SceneKey, e: RasterioError) -> SourceError:
+        """The error to raise for what GDAL said; TransientError, raised here, for what another try may mend."""
+        uri = self.uri(key)
+        if storage.stat(uri) is None:
+            return SourceError(f"{uri}: was removed while it was read")
+        self._same(key)
+        if storage.is_remote(uri):
+            self._check_whole(uri, self._found[key.key])
+        return SourceError(f"{uri}: not a readable GeoTIFF ({raster.reason(e)})")
+
+    def _same(self, key: SceneKey) -> None:
+        """Raise TransientError if it is not the scene that was looked at: another try will be of one version alone."""
+        uri, found = self.uri(key), self._found[key.key]
+        now = storage.stat(uri)
+        if now is None or (now.size, now.etag, now.modified) != (found.size, found.etag, found.modified):
+            raise TransientError(f"{uri}: was replaced while it was read; try again")
+
+    # ------------------------------------------------------------------------------------------------------ cutting
 
     def chips(self, loaded: Iterator[Loaded]) -> Iterator[Chip | Dropped | Opened]:
         """Chips, scene by scene, row by row."""
-        for piece in loaded:
-            key: SceneKey = piece.read.key
-            if piece.error is not None:
-                yield Dropped(key.unit_id, "failed", key.estimate(self.chip)[0], str(piece.error))
-            else:
-                yield from self._cut(key, piece.value)
+        with ThreadPoolExecutor(MAKERS, thread_name_prefix="rows") as pool:
+            for first in loaded:
+                key: SceneKey = first.read.key
+                if first.error is not None:
+                    yield Dropped(key.unit_id, "failed", key.estimate(self.chip)[0], str(first.error))
+                else:
+                    yield from self._cut(key, first.value, loaded, pool)
 
-    def _cut(self, key: SceneKey, scene: Scene) -> Iterator[Chip | Dropped | Opened]:
-        _, height, width = scene.pixels.shape
-        places, told = self._places(key, scene), key.cm / 100
+    def _cut(
+        self, key: SceneKey, scene: Scene, loaded: Iterator[Loaded], pool: ThreadPoolExecutor
+    ) -> Iterator[Chip | Dropped | Opened]:
         notes = []
-        if abs(scene.gsd / told - 1) > DISAGREE:
+        if abs(scene.gsd / (told := key.cm / 100) - 1) > DISAGREE:
             notes.append(f"pixels of {scene.gsd:g} m, where the key says {told:g} m")
         if key.when is None:
             notes.append("no date in the name")
-        yield Opened(key.unit_id, len(places), self._etag(key), (*notes, *scene.notes))
-        if not places:
-            yield Dropped(key.unit_id, "nodata", 0, f"{width} x {height} px: smaller than a chip")
+        yield Opened(key.unit_id, len(scene.places), self._etag(key), (*notes, *scene.notes))
+        if not scene.places:
+            yield Dropped(key.unit_id, "nodata", 0, f"{scene.width} x {scene.height} px: smaller than a chip")
+        under_way: deque[tuple[list[Place], Future[np.ndarray]]] = deque()
+        ahead = MAKERS if scene.grid else 0  # rows of the scene's own pixels are there at once
+        for places, row in self._rows(key, scene, loaded):
+            under_way.append((places, pool.submit(row)))
+            if len(under_way) > ahead:
+                yield from self._row(key, scene, *under_way.popleft())
+        while under_way:
+            yield from self._row(key, scene, *under_way.popleft())
+
+    def _rows(
+        self, key: SceneKey, scene: Scene, loaded: Iterator[Loaded]
+    ) -> Iterator[tuple[list[Place], Callable[[], np.ndarray]]]:
+        """Rows of chips from the north, as soon as their strips are there, and what makes the pixels of each.
+
+        Before the last one the scene is asked for again: what is of two versions never makes a whole scene.
+        """
+        pieces = itertools.islice(loaded, len(scene.strips()))  # and not one more, for which to wait
+        strips, rows = Strips(pieces), scene.rows()
+        for places, _, last, low in rows:
+            near = strips.between(last, low)
+            if places is rows[-1][0]:
+                for _ in pieces:  # so that all is read
+                    pass
+                self._same(key)
+            yield places, lambda y=places[0].y, near=near: scene.image(y, y + self.chip, near.read)
+
+    def _row(
+        self, key: SceneKey, scene: Scene, places: list[Place], row: Future[np.ndarray]
+    ) -> Iterator[Chip | Dropped]:
+        """The chips of one row of a scene."""
+        try:
+            pixels = row.result()
+        except SourceError as e:
+            yield Dropped(key.unit_id, "failed", len(places), str(e))
             return
-        valid = scene.pixels.any(axis=0)
-        firsts = np.array([(p.x, p.y) for p in places])
-        corners = firsts[:, None] + self.chip * np.array([(0, 0), (0, 1), (1, 1), (1, 0)])
-        middles = firsts + self.chip / 2
-        rings, centers = (_degrees(p, scene.transform, scene.crs) for p in (corners, middles))
+        except RasterioError as e:
+            why = f"{self.uri(key)}: cannot be brought to {scene.crs} ({raster.reason(e)})"
+            yield Dropped(key.unit_id, "failed", len(places), why)
+            return
+        valid = pixels.any(axis=0)
+        corners = np.array([(p.x, p.y) for p in places])[:, None] + self.chip * np.array(CORNERS)
+        rings, centers = (degrees(p, scene.transform, scene.crs) for p in (corners, corners.mean(axis=1)))
         footprints = shapely.polygons(rings)
         for n, place in enumerate(places):
-            here = (slice(place.y, place.y + self.chip), slice(place.x, place.x + self.chip))
-            count = int(np.count_nonzero(valid[here]))
+            here = slice(place.x, place.x + self.chip)
+            count = int(np.count_nonzero(valid[:, here]))
             nodata = (self.chip**2 - count) / self.chip**2
             if count == 0 or nodata > self.max_nodata:
                 yield Dropped(key.unit_id, "nodata", 1, "more nodata than max_nodata")
                 continue
-            x0, y0 = scene.transform * (place.x, place.y)
-            if scene.grid:  # not by the scene's transform: equal in every scene, to the last bit
-                x0, y0 = scene.grid.x0(place.col), scene.grid.y0(place.row)
             yield Chip(
                 unit_id=key.unit_id,
-                chip_id=place.chip_id,
-                pixels=scene.pixels[(slice(None), *here)],
+                chip_id=self._chip_id(key, scene, place),
+                pixels=pixels[:, :, here],
                 footprint=footprints[n],
                 center=(float(centers[n, 0]), float(centers[n, 1])),
                 crs=scene.crs,
-                x0=x0,
-                y0=y0,
-                pixel_size=scene.grid.gsd if scene.grid else scene.gsd,
+                x0=place.x0,
+                y0=place.y0,
+                pixel_size=scene.pixel_size,
                 col=place.col,
                 row=place.row,
                 datetime=key.when,
@@ -373,57 +403,9 @@ class NaipSource:
                 extra={"state": key.state, "year": key.year},
             )
 
-    def _places(self, key: SceneKey, scene: Scene) -> list[Place]:
-        """The chips of a scene, row by row from the north."""
-        _, height, width = scene.pixels.shape
+    @staticmethod
+    def _chip_id(key: SceneKey, scene: Scene, place: Place) -> str:
+        """`naip:nd:2019:m_4709963_se_14_1_20190904:0:7`; on the common lattice the cell first."""
         if scene.grid is None:
-            return [
-                Place(y, x, col := -(-x // self.chip), row := -(-y // self.chip), f"{key.unit_id}:{col}:{row}")
-                for y, x in itertools.product(self._starts(height), self._starts(width))
-            ]
-        lattice, name = f"naip:{scene.grid.name}", key.unit_id.removeprefix("naip:")
-        return [Place(*cell, f"{lattice}:{cell.col}:{cell.row}:{name}") for cell in scene.cells]
-
-    def _starts(self, length: int) -> list[int]:
-        """First pixels of the chips along a side of `length` pixels."""
-        starts = list(range(0, length - self.chip + 1, self.chip))
-        if self.edge == "flush" and starts and starts[-1] + self.chip < length:
-            starts.append(length - self.chip)
-        return starts
-
-
-def _scene(uri: str, file: rasterio.DatasetReader) -> Scene:
-    """Pixels and place of an open file. Raises SourceError unless it is four bands of uint8 on a north-up grid."""
-    if file.count != BANDS:
-        raise SourceError(f"{uri}: {file.count} bands, want the {BANDS} of R G B NIR")
-    if set(file.dtypes) != {"uint8"}:
-        raise SourceError(f"{uri}: pixels are {'/'.join(sorted(set(file.dtypes)))}, want uint8")
-    if file.crs is None or file.transform.is_identity:
-        raise SourceError(f"{uri}: no CRS or no transform: its place is unknown")
-    if file.crs.is_geographic:
-        raise SourceError(f"{uri}: in degrees ({file.crs}), want a projected CRS in metres")
-    t = file.transform
-    if t.b or t.d or t.a <= 0 or abs(t.a + t.e) > 1e-6 * t.a:
-        raise SourceError(f"{uri}: pixels are not square and north-up: {tuple(t)[:6]}")
-    epsg = file.crs.to_epsg()
-    crs = f"EPSG:{epsg}" if epsg else file.crs.to_wkt()
-    ends = np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)])
-    try:
-        here = _degrees(ends, t, crs)
-    except ProjError as e:
-        raise SourceError(f"{uri}: its CRS is of no use: {e}") from e
-    if not np.isfinite(here).all():
-        raise SourceError(f"{uri}: its corners lie nowhere on the Earth in {crs[:60]}")
-    return Scene(file.read(), t, crs, math.sqrt(abs(t.determinant)))
-
-
-def _degrees(pixels: np.ndarray, transform: Affine, crs: str) -> np.ndarray:
-    """Pixel coordinates [..., 2] (x, y) of a scene as longitudes and latitudes [..., 2]."""
-    flat = pixels.reshape(-1, 2)
-    east, north = transform.c + flat[:, 0] * transform.a, transform.f + flat[:, 1] * transform.e
-    return np.stack(_to_degrees(crs).transform(east, north), axis=1).reshape(pixels.shape)
-
-
-@cache
-def _to_degrees(crs: str) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+            return f"{key.unit_id}:{place.col}:{place.row}"
+        return f"naip:{scene.grid.name}:{place.col}:{place.row}:{key.unit_id.removeprefix('naip:')}"

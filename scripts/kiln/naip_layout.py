@@ -7,7 +7,7 @@ from scripts.kiln.errors import ConfigError
 
 Lattice = Literal["scene", "utm"]
 Edge = Literal["drop", "flush"]
-RESAMPLING = "average of smaller pixels, bilinear of others, none on the grid"
+RESAMPLING = "average of smaller pixels, bilinear of others by the pixels' sizes, none on the grid"
 
 
 def layout(chip: int, lattice: str = "scene", lattice_gsd: float = 1.0, edge: str = "drop") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Files:
     grid: Grid | None = None
     ratios: dict[str, int] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
+    _check_whole: Callable = field(default_factory=lambda: cache(storage.check_whole))
     _handles: dict[str, rasterio.DatasetReader] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: {b: threading.Lock() for b in BANDS})
 
@@ -151,6 +153,8 @@ class Files:
         now = storage.stat(uri)
         if now != self.stats[band]:
             return SourceError(f"{uri}: {band} was {'replaced' if now else 'removed'} while it was read")
+        if storage.is_remote(uri):
+            self._check_whole(uri, now)
         return SourceError(f"{uri}: {band} is {what} ({raster.reason(e)})")
 
 

@@ -226,23 +226,22 @@ def read_bytes(uri: str) -> bytes:
         return _path(uri).read_bytes()
 
 
-def read_ranges(uri: str, source: Stat) -> bytes:
-    """The whole of a remote file whose size and ETag are known, in parallel ranged reads.
+def check_whole(uri: str, source: Stat) -> None:
+    """Read a remote file through once, in parallel ranges, and keep nothing: what fails may be the way or the file.
 
-    Raises SourceError if it is another version by now; TransientError if less of it came.
+    Raises SourceError if it is another version by now; TransientError if less of it comes than there should be.
     """
     if source.size < 0:  # a server that tells no size
-        return read_bytes(uri)
+        read_bytes(uri)
+        return
     spans = [(a, min(a + RANGE, source.size) - 1) for a in range(0, source.size, RANGE)]
-    whole, ranged = _range(uri, *spans[0], source.etag)
+    first, ranged = _range(uri, *spans[0], source.etag)
+    came = len(first)
     if ranged and len(spans) > 1:
         with ThreadPoolExecutor(RANGES) as pool:
-            whole = b"".join(
-                [whole, *(part for part, _ in pool.map(lambda s: _range(uri, *s, source.etag), spans[1:]))]
-            )
-    if len(whole) != source.size:
-        raise TransientError(f"{uri}: {len(whole)} of {source.size} bytes came; try again")
-    return whole
+            came += sum(pool.map(lambda s: len(_range(uri, *s, source.etag)[0]), spans[1:]))
+    if came != source.size:
+        raise TransientError(f"{uri}: {came} of {source.size} bytes came; try again")
 
 
 def _range(uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:

@@ -21,16 +21,18 @@ from rasterio.windows import Window
 
 from scripts.kiln.errors import SourceError
 
+BANDS = 4
 ZONES = range(1, 24)  # that NAD83 / UTM has
 SAME_SIZE = 1e-6  # relative difference of pixel sizes that is none
 NEAR = 1e-3  # pixels by which an origin may be off, or an extent reach over, and does not
 HALF = 0.5 - 1e-4  # weight that valid pixels need for theirs to be one: half, and a float's noise
-STRIPE = 32 << 20  # bytes of float32 planes, about, that are resampled at a time
+STRIPE = 8 << 20  # bytes of float32 planes, about, that are resampled at a time
 OUTLINE = 32  # points along a side of an extent that is bent by going to another CRS
 FAR = 15  # degrees from a zone's middle, two zones off: what lies beyond is no misnamed neighbour
 WARP_ERROR = 0.01  # source pixels by which an approximated warp may be off
 
 Kernel = Literal["average", "bilinear"]
+Rows = Callable[[int, int], np.ndarray]  # rows [first, last) of a scene, uint8 [4, rows, width]
 Stripe = Callable[[int, int], np.ndarray]  # rows [first, last) of an image as float32 [bands and weight, rows, cols]
 
 
@@ -72,15 +74,19 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Aligned:
-    """Pixels [4, rows, cols] of whole cells, 0 outside the scene, and the cells that the scene touches.
+    """A scene on the grid: an image [4, height, width] of whole cells, 0 outside the scene, and the cells it touches.
 
-    `how` says how pixels came there; empty if they were copied.
+    Its rows are made one stretch at a time, `image(first, last, read)`, from the rows of the scene that `needs(first,
+    last)` tells. `how` says how pixels come there; empty if they are copied.
     """
 
-    pixels: np.ndarray
+    height: int
+    width: int
     transform: Affine
     cells: list[Cell]
     how: str
+    needs: Callable[[int, int], tuple[int, int]]
+    image: Callable[[int, int, Rows], np.ndarray]
 
 
 def zone_of(crs: str) -> int | None:
@@ -89,14 +95,13 @@ def zone_of(crs: str) -> int | None:
     return int(zone[:-1]) if zone else None
 
 
-def align(pixels: np.ndarray, transform: Affine, crs: str, grid: Grid) -> Aligned:
-    """A north-up scene [4, rows, cols] of uint8 on the cells of the grid. Nodata is 0 in all bands.
+def align(height: int, width: int, transform: Affine, crs: str, grid: Grid) -> Aligned:
+    """How a north-up scene of uint8 comes on the cells of the grid. Nodata is 0 in all bands.
 
     Raises SourceError for a scene that lies nowhere near the grid's zone.
     """
-    _, height, width = pixels.shape
     if crs != grid.crs:
-        return _warped(pixels, transform, crs, grid)
+        return _warped(height, width, transform, crs, grid)
     size = transform.a / grid.gsd  # of the scene's pixels, in those of the grid; so are all lengths below
     left, top = transform.c / grid.gsd, transform.f / grid.gsd
     exact = abs(size - 1) <= SAME_SIZE and max(abs(left - round(left)), abs(top - round(top))) <= NEAR
@@ -105,17 +110,42 @@ def align(pixels: np.ndarray, transform: Affine, crs: str, grid: Grid) -> Aligne
     cols, rows = _touched(left, left + width * size, grid.chip), _touched(top - height * size, top, grid.chip)
     x, y = left - cols.start * grid.chip, rows.stop * grid.chip - top  # of the scene in the image of whole cells
     shape = (len(rows) * grid.chip, len(cols) * grid.chip)
+    place = (*shape, _corner(cols, rows, grid), _cells(cols, rows, grid.chip))
     if exact:
-        image = np.zeros((len(pixels), *shape), np.uint8)
-        image[:, y : y + height, x : x + width] = pixels
-        how = ""
-    else:
-        kernel: Kernel = "average" if size < 1 - SAME_SIZE else "bilinear"
-        down = _taps(kernel, shape[0], -y / size, 1 / size, height)
-        across = _taps(kernel, shape[1], -x / size, 1 / size, width)
-        image = _filled(lambda a, b: _stripe(pixels, (down[0][a:b], down[1][a:b]), across), pixels, shape)
-        how = f"resampled from {transform.a:g} m ({kernel})"
-    return Aligned(image, _corner(cols, rows, grid), _cells(cols, rows, grid.chip), how)
+        return Aligned(*place, "", *_copied(int(x), int(y), height, width, shape[1]))
+    kernel: Kernel = "average" if size < 1 - SAME_SIZE else "bilinear"
+    down = _taps(kernel, shape[0], -y / size, 1 / size, height)
+    across = _taps(kernel, shape[1], -x / size, 1 / size, width)
+    wide = max(width * max(height / shape[0], 1), shape[1])
+
+    def needs(first: int, last: int) -> tuple[int, int]:
+        return int(down[0][first:last].min()), int(down[0][first:last].max()) + 1
+
+    def image(first: int, last: int, read: Rows) -> np.ndarray:
+        def stripe(a: int, b: int) -> np.ndarray:
+            low, high = needs(a, b)
+            return _stripe(read(low, high), (down[0][a:b] - low, down[1][a:b]), across)
+
+        return _filled(stripe, first, last, shape[1], wide)
+
+    return Aligned(*place, f"resampled from {transform.a:g} m ({kernel})", needs, image)
+
+
+def _copied(x: int, y: int, height: int, width: int, wide: int) -> tuple[Callable, Callable]:
+    """`needs` and `image` of a scene whose pixels are cells' pixels, its first at (x, y) of an image `wide` across."""
+
+    def needs(first: int, last: int) -> tuple[int, int]:
+        low = min(max(first - y, 0), height)
+        return low, max(min(last - y, height), low)
+
+    def image(first: int, last: int, read: Rows) -> np.ndarray:
+        pixels = np.zeros((BANDS, last - first, wide), np.uint8)
+        low, high = needs(first, last)
+        if low < high:
+            pixels[:, low + y - first : high + y - first, x : x + width] = read(low, high)
+        return pixels
+
+    return needs, image
 
 
 def _touched(low: float, high: float, chip: int) -> range:
@@ -156,9 +186,8 @@ def _stripe(
     pixels: np.ndarray, down: tuple[np.ndarray, np.ndarray], across: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     """Weighted sums [bands and weight, rows, cols] of a scene's pixels: first down the columns, then across."""
-    first = int(down[0].min())
-    planes = _planes(pixels[:, first : int(down[0].max()) + 1]).astype(np.float32)
-    for axis, (at, weights) in ((1, (down[0] - first, down[1])), (2, across)):
+    planes = _planes(pixels).astype(np.float32)
+    for axis, (at, weights) in ((1, down), (2, across)):
         along = (-1, 1) if axis == 1 else (1, -1)
         total = np.take(planes, at[:, 0], axis) * weights[:, 0].reshape(along)
         for tap in range(1, at.shape[1]):
@@ -174,37 +203,41 @@ def _planes(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([pixels, pixels.any(axis=0, keepdims=True).astype(np.uint8)])
 
 
-def _filled(stripe: Stripe, pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The image [bands, *shape] that stripes make, so few rows at a time that their float32 stays small.
+def _stretches(first: int, last: int, wide: float) -> list[tuple[int, int]]:
+    """Rows [first, last) in stretches whose float32 stays small; `wide` is what a row needs at once, in pixels."""
+    step = max(1, int(STRIPE / (4 * (BANDS + 1) * wide)))
+    return [(a, min(a + step, last)) for a in range(first, last, step)]
+
+
+def _filled(stripe: Stripe, first: int, last: int, width: int, wide: float) -> np.ndarray:
+    """Rows [first, last) of the image, uint8 [4, rows, width], that stripes make.
 
     A pixel is the mean of the valid ones under its kernel where they have half its weight, else nodata: neither bleeds
     into the other. A valid pixel that rounds to 0 in all bands is given 1 in the first.
     """
-    bands, height, width = pixels.shape
-    image = np.zeros((bands, *shape), np.uint8)
-    wide = max(width * max(height / shape[0], 1), shape[1])  # pixels that a row of the image needs at once
-    step = max(1, int(STRIPE / (4 * (bands + 1) * wide)))
-    for first in range(0, shape[0], step):
-        last = min(first + step, shape[0])
-        sums = stripe(first, last)
+    image = np.zeros((BANDS, last - first, width), np.uint8)
+    for a, b in _stretches(first, last, wide):
+        sums = stripe(a, b)
         valid = sums[-1] >= HALF
         values = np.divide(sums[:-1], sums[-1], out=np.zeros_like(sums[:-1]), where=valid)
         np.rint(values, out=values)
-        here = image[:, first:last]
+        here = image[:, a - first : b - first]
         here[...] = np.clip(values, 0, 255)
         here[0][valid & ~here.any(axis=0)] = 1
     return image
 
 
-def _warped(pixels: np.ndarray, transform: Affine, crs: str, grid: Grid) -> Aligned:
+def _warped(height: int, width: int, transform: Affine, crs: str, grid: Grid) -> Aligned:
     """The same for a scene in another CRS, pixel by pixel through PROJ."""
-    _, height, width = pixels.shape
     metre = pyproj.CRS.from_user_input(crs).axis_info[0].unit_conversion_factor
     kernel: Kernel = "average" if transform.a * metre < grid.gsd * (1 - SAME_SIZE) else "bilinear"
     window = Window(0, 0, width, height)
     east = _outline(window, transform, crs, "EPSG:4326")[:, 0] - (6 * grid.zone - 183)  # degrees from its middle
     if not (np.abs((east + 180) % 360 - 180) < FAR).all():
         raise SourceError(f"lies nowhere near UTM zone {grid.zone}")
+    grown = (
+        transform.a * metre / grid.gsd
+    )  # told to GDAL, which else takes the ratio of a stretch's sides: bent, it lies
     extent = shapely.Polygon(_outline(window, transform, crs, grid.crs))
     shapely.prepare(extent)
     west, south, east, north = np.array(extent.bounds) / grid.gsd
@@ -217,30 +250,45 @@ def _warped(pixels: np.ndarray, transform: Affine, crs: str, grid: Grid) -> Alig
     corner = _corner(cols, rows, grid)
     shape = (len(rows) * grid.chip, len(cols) * grid.chip)
 
-    def stripe(first: int, last: int) -> np.ndarray:
-        here = corner * Affine.translation(0, first)
-        sums = np.zeros((len(pixels) + 1, last - first, shape[1]), np.float32)
-        back = _outline(Window(0, 0, shape[1], last - first), here, grid.crs, crs)
-        x0, y0, x1, y1 = _source(back, transform, (width, height), grid.gsd / (transform.a * metre))
-        if x0 >= x1 or y0 >= y1:
-            return sums
-        planes = np.pad(_planes(pixels[:, y0:y1, x0:x1]), ((0, 0), (2, 2), (2, 2)))  # so that outside weighs nothing
-        rasterio.warp.reproject(
-            planes,
-            sums,
-            src_transform=transform * Affine.translation(x0 - 2, y0 - 2),
-            src_crs=crs,
-            dst_transform=here,
-            dst_crs=grid.crs,
-            resampling=Resampling[kernel],
-            tolerance=WARP_ERROR,
-        )
-        return sums
+    wide = max(width * max(height / shape[0], 1), shape[1])
 
-    image = _filled(stripe, pixels, shape)
+    def source(first: int, last: int) -> tuple[int, int, int, int]:
+        """West, north, east, south pixel of the scene that rows of the image can need."""
+        here = corner * Affine.translation(0, first)
+        back = _outline(Window(0, 0, shape[1], last - first), here, grid.crs, crs)
+        return _source(back, transform, (width, height), 1 / grown)
+
+    def needs(first: int, last: int) -> tuple[int, int]:
+        spans = [source(a, b) for a, b in _stretches(first, last, wide)]
+        spans = [(y0, y1) for x0, y0, x1, y1 in spans if x0 < x1 and y0 < y1]
+        return (min(a for a, _ in spans), max(b for _, b in spans)) if spans else (0, 0)
+
+    def image(first: int, last: int, read: Rows) -> np.ndarray:
+        def stripe(a: int, b: int) -> np.ndarray:
+            sums = np.zeros((BANDS + 1, b - a, shape[1]), np.float32)
+            x0, y0, x1, y1 = source(a, b)
+            if x0 >= x1 or y0 >= y1:
+                return sums
+            planes = _planes(read(y0, y1)[:, :, x0:x1])
+            rasterio.warp.reproject(
+                np.pad(planes, ((0, 0), (2, 2), (2, 2))),  # so that outside weighs nothing
+                sums,
+                src_transform=transform * Affine.translation(x0 - 2, y0 - 2),
+                src_crs=crs,
+                dst_transform=corner * Affine.translation(0, a),
+                dst_crs=grid.crs,
+                resampling=Resampling[kernel],
+                tolerance=WARP_ERROR,
+                XSCALE=grown,
+                YSCALE=grown,
+            )
+            return sums
+
+        return _filled(stripe, first, last, shape[1], wide)
+
     name = crs if crs.startswith("EPSG:") else pyproj.CRS.from_user_input(crs).name
     how = f"resampled from {transform.a * metre:g} m in {name} ({kernel})"
-    return Aligned(image, corner, list(itertools.compress(cells, touched)), how)
+    return Aligned(*shape, corner, list(itertools.compress(cells, touched)), how, needs, image)
 
 
 def _outline(window: Window, transform: Affine, crs: str, to: str) -> np.ndarray:

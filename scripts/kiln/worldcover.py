@@ -5,12 +5,12 @@ south-west corner; uint16 R G B NIR, EPSG:4326, nodata 0. A tile that does not e
 """
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,7 +142,8 @@ class WorldCoverSource:
             c: "more nodata than max_nodata" if self._tiles_of(c) else "no tile: open sea" for c in self.units_of
         }
         self.span = (lattice.x(self.units_of[0].col), lattice.x(self.units_of[-1].col) + lattice.chip)
-        self._local = threading.local()
+        self._handles = raster.Handles(OPEN_TILES)
+        self._check_whole = cache(storage.check_whole)
 
     @property
     def per_chip(self) -> int:
@@ -223,36 +224,32 @@ class WorldCoverSource:
                 try:
                     return dataset.read(window=window)
                 except RasterioError as e:
-                    self._forget(strip.tile)
+                    self._handles.forget(strip.tile.uri)
                     if last or not storage.is_remote(strip.tile.uri):
                         self._same(strip.tile)
+                        if storage.is_remote(strip.tile.uri):
+                            self._check_whole(strip.tile.uri, storage.Stat(strip.tile.size, strip.tile.etag))
                         raise SourceError(f"{strip.tile.uri}: unreadable ({raster.reason(e)})") from e
         raise AssertionError
 
     def _open(self, tile: Tile) -> rasterio.DatasetReader:
         """The thread's own handle of a tile, checked when first opened."""
-        handles: dict[str, rasterio.DatasetReader] = self._local.__dict__.setdefault("handles", {})
-        if tile.uri in handles:
-            return handles[tile.uri]
-        self._same(tile)
-        try:
-            dataset = rasterio.open(tile.uri)
-        except RasterioError as e:
-            self._same(tile)
-            raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({raster.reason(e)})") from e
-        try:
-            self._fits(tile, dataset)
-        except SourceError:
-            dataset.close()
-            raise
-        while len(handles) >= OPEN_TILES:
-            handles.pop(next(iter(handles))).close()
-        handles[tile.uri] = dataset
-        return dataset
 
-    def _forget(self, tile: Tile) -> None:
-        if handle := self._local.handles.pop(tile.uri, None):
-            handle.close()
+        def opened() -> rasterio.DatasetReader:
+            self._same(tile)
+            try:
+                file = rasterio.open(tile.uri)
+            except RasterioError as e:
+                self._same(tile)
+                raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({raster.reason(e)})") from e
+            try:
+                self._fits(tile, file)
+            except SourceError:
+                file.close()
+                raise
+            return file
+
+        return self._handles.get(tile.uri, opened)
 
     def _same(self, tile: Tile) -> None:
         """Raise unless the tile is there, reachable and the one that was planned."""

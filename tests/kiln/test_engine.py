@@ -4,6 +4,8 @@ import collections
 import itertools
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from scripts.kiln.engine import Budget, read_ahead
 from scripts.kiln.errors import SourceError, TooManyFailuresError, TransientError
 from scripts.kiln.progress import Progress
 from tests.chips import PLAIN, ListSource, make_chip
+from tests.conftest import ROOT
 
 
 def threads_left() -> list[str]:
@@ -92,6 +95,46 @@ def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threa
     for together in peaks:
         assert sum(together) <= budget or len(together) == 1
     assert threads_left() == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(1, 50), max_size=8), max_size=8), st.integers(1, 4), st.integers(1, 120))
+def test_what_follows_from_a_read_comes_right_behind_it_and_within_the_budget(files, threads, budget):
+    lock, held, peaks, opened = threading.Lock(), collections.Counter(), [], []
+
+    def load(name: tuple[int, int], size: int) -> tuple[int, int]:
+        with lock:
+            held[name] = size
+            peaks.append((held.total(), size))
+        return name
+
+    def head(n: int) -> Read:
+        sizes = files[n]
+        opened.append(n)
+        return Read(
+            0,
+            lambda: (n, -1),
+            then=lambda _: [Read(s, lambda i=i, s=s: load((n, i), s)) for i, s in enumerate(sizes)],
+        )
+
+    seen = []
+    for loaded in read_ahead(map(head, range(len(files))), threads, budget):
+        seen.append(loaded.value)
+        with lock:
+            held.pop(loaded.value, None)
+    assert opened == list(range(len(files)))
+    assert seen == [(n, i) for n, sizes in enumerate(files) for i in range(-1, len(sizes))]
+    assert all(together <= budget or together == size for together, size in peaks)
+    assert threads_left() == []
+
+
+def test_nothing_follows_from_a_read_that_failed():
+    def bad() -> None:
+        raise SourceError("gone")
+
+    heads = [Read(1, bad, then=lambda _: pytest.fail("asked")), Read(1, lambda: 2, then=lambda v: [Read(1, lambda: v)])]
+    first, second, third = read_ahead(heads, 2, 10)
+    assert (str(first.error), second.value, third.value) == ("gone", 2, 2)
 
 
 def test_reads_go_on_at_the_same_time():
@@ -447,3 +490,10 @@ def test_row_groups_of_patches_depend_on_the_rows_alone(tmp_path, monkeypatch):
     read = list(patches.read(tmp_path / "p"))
     assert [c for some, _ in read for c in some] == ids
     assert np.array_equal(np.concatenate([b for _, b in read]), block)
+
+
+def test_peak_memory_is_this_process_s_own_and_not_its_parent_s():
+    ballast = np.ones(100_000_000)  # 800 MB
+    told = [sys.executable, "-c", "from scripts.kiln.engine import peak_memory; print(peak_memory())"]
+    child = int(subprocess.run(told, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    assert 50e6 < child < ballast.nbytes < engine.peak_memory()

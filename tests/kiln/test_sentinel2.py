@@ -789,6 +789,14 @@ def test_a_store_that_fails_ends_the_job_so_that_it_is_tried_again(remote, statu
         list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
 
 
+def test_a_connection_that_breaks_ends_the_job_so_that_it_is_tried_again(remote):
+    source = far(remote)
+    source.check()
+    remote.break_at = len(remote.files[key(remote, remote.made[0], "B08.tif")]) // 2
+    with pytest.raises(TransientError):
+        list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
+
+
 def test_a_host_that_vanished_ends_the_job_so_that_it_is_tried_again(remote):
     source = far(remote)
     remote.stop()

@@ -577,6 +577,18 @@ def test_a_throttled_tile_ends_the_job_but_a_vanished_one_only_fails(tmp_path, s
     assert all("changed since the plan" in e.reason for e in cut(source))
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_connection_that_breaks_ends_the_job_so_that_it_is_tried_again(tmp_path, serve):
+    path = write_tile(tmp_path, 2021, 10, 45, random_pixels(400, 1))
+    data = path.read_bytes()
+    lattice = Lattice(16, 400)
+    server = serve({f"/{path.relative_to(tmp_path)}": data})
+    source = make_source(server.url, lattice, region_columns(lattice, [10.3, 45.3, 10.7, 45.7]))
+    server.break_at = len(data) // 2
+    with pytest.raises(TransientError):
+        cut(source)
+
+
 def test_an_archive_in_a_bucket_gives_the_same_chips(tmp_path, bucket):
     client = boto3.client("s3")
     for west in (10, 11):
