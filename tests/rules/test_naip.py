@@ -11,6 +11,7 @@ from pathlib import Path
 import boto3
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 
 from scripts.kiln.naip import parse_key
 from scripts.kiln.shards import stable_shards
@@ -87,9 +88,11 @@ def parts(folder: Path) -> list[Path]:
 
 
 def damaged(scene: Path) -> bytes:
-    """Break a scene in the middle, its size as it was; returns what it held."""
+    """Put nothing in the place of a scene's pixels, its header and size as they were; returns what it held."""
     good = scene.read_bytes()
-    scene.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))
+    with rasterio.open(scene) as file:
+        at = int(file.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
+    scene.write_bytes(good[:at] + bytes(len(good) - at))
     return good
 
 
