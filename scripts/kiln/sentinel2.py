@@ -7,6 +7,7 @@ nodata and cloud; it is read first, and of the bands only what chips need that p
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -205,8 +206,8 @@ class Sentinel2Source:
         odd = (f"scl_impossible ({count} px)",) if (count := rules.impossible(scl)) else ()
         if not (verdict == rules.PASSES).any():
             return Ready(scl, verdict, *footprints, False, (*odd, "bands_not_read"))
-        for band in self.sensor.bands:
-            files.fit(band)
+        with ThreadPoolExecutor(len(self.sensor.bands)) as pool:  # a file asks its store twice, one after the other
+            list(pool.map(files.fit, self.sensor.bands))
         subtract, notes = rules.offset_rule(files.item)
         if subtract:
             step = rules.step_of(files.grid)
@@ -281,21 +282,20 @@ class Sentinel2Source:
             top, bottom = max(strip.y0, y), min(strip.y1, y + self.chip)
             rows = slice((top - strip.y0) // ratio, (bottom - strip.y0) // ratio)
             cols = slice((x - piece.x0) // ratio, (x - piece.x0 + self.chip) // ratio)
-            here = chip[strip.band, top - y : bottom - y]
-            here.reshape(len(here) // ratio, ratio, -1, ratio)[...] = piece.pixels[rows, None, cols, None]
+            rules.repeated(piece.pixels[rows, cols], ratio, chip[strip.band, top - y : bottom - y])
         return chip
 
     def _chip(self, files: Files, ready: Ready, pixels: np.ndarray, row: int, col: int) -> Chip | Dropped:
         """The chip at a row and column of the grid; Dropped if a limit is passed once zeros in all bands count too."""
         grid, item, ratio = files.grid, files.item, files.ratios[MASK]
         y, x, side = row * self.chip // ratio, col * self.chip // ratio, self.chip // ratio
-        scl = ready.scl[y : y + side, x : x + side].repeat(ratio, 0).repeat(ratio, 1)
-        valid = pixels.any(axis=0) & (scl != rules.NODATA)
-        count = int(np.count_nonzero(valid))
-        nodata = (valid.size - count) / valid.size
+        scl = ready.scl[y : y + side, x : x + side]
+        seen = rules.summed(pixels.any(axis=0), ratio)  # pixels with a number, of those that each of SCL's spans
+        count = int(seen[scl != rules.NODATA].sum())
+        nodata = (self.chip**2 - count) / self.chip**2
         if count == 0 or nodata > self.max_nodata:
             return Dropped(files.unit_id, "nodata", 1, rules.EMPTY)
-        cloud = int(np.count_nonzero(rules.cloudy(scl) & valid)) / count
+        cloud = int(seen[rules.cloudy(scl)].sum()) / count
         if cloud > self.max_cloud:
             return Dropped(files.unit_id, "cloud", 1, rules.CLOUDY)
         x0, y0 = grid.transform * (col * self.chip, row * self.chip)

@@ -1,5 +1,6 @@
 """A Sentinel-2 scene but for its reading: where chips lie, what SCL says of each, what becomes of the offset."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -155,6 +156,20 @@ def judge(scl: np.ndarray, ratio: int, grid: Grid, max_nodata: float, max_cloud:
 def cloudy(scl: np.ndarray) -> np.ndarray:
     """Mask of the cloud classes."""
     return _is(CLOUD)[scl]
+
+
+def repeated(pixels: np.ndarray, ratio: int, out: np.ndarray) -> None:
+    """Fill `out` [rows * ratio, cols * ratio] by repetition; in long strides, thrice as fast as element by element."""
+    for n in range(ratio):
+        out[::ratio, n::ratio] = pixels
+    for n in range(1, ratio):
+        out[n::ratio] = out[::ratio]
+
+
+def summed(mask: np.ndarray, ratio: int) -> np.ndarray:
+    """How many of `ratio` x `ratio` pixels are set, int [rows / ratio, cols / ratio]."""
+    places = itertools.product(range(ratio), repeat=2)
+    return sum(mask[y::ratio, x::ratio].astype(np.int32) for y, x in places)  # type: ignore[return-value]
 
 
 def impossible(scl: np.ndarray) -> int:

@@ -250,7 +250,7 @@ def _range(uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
     with named_errors(uri):
         if is_s3(uri):
             bucket, key = split_s3(uri)
-            same = {"IfMatch": etag} if etag else {}
+            same = {"IfMatch": f'"{etag}"'} if etag else {}
             answer = s3_client(bucket).get_object(Bucket=bucket, Key=key, Range=wanted, **same, **_payer(bucket))
             return answer["Body"].read(), True
         response = http_check(_web().get(uri, headers={"Range": wanted}, timeout=TIMEOUT))
@@ -407,9 +407,9 @@ def _chunks(uri: str, start: int, source: Stat) -> tuple[int, Iterator[bytes]]:
     if is_s3(uri):
         bucket, key = split_s3(uri)
         where = {"Range": f"bytes={start}-"} if start else {}
-        body = s3_client(bucket).get_object(Bucket=bucket, Key=key, IfMatch=source.etag, **where, **_payer(bucket))[
-            "Body"
-        ]
+        body = s3_client(bucket).get_object(
+            Bucket=bucket, Key=key, IfMatch=f'"{source.etag}"', **where, **_payer(bucket)
+        )["Body"]
         return start, body.iter_chunks(CHUNK)
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{source.etag}"'} if start else {}
     response = http_check(_web().get(uri, headers=headers, stream=True, timeout=TIMEOUT))

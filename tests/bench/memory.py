@@ -1,4 +1,4 @@
-"""Peak memory of a job, by the size of its scene: it should hang on the budget alone.
+"""Peak memory of a job, by the size of its scene: it should hang on the budget and on a row's strips alone.
 
     python -m tests.bench.memory [--sides 3000 12000] [--read-ahead-mb 128]
 

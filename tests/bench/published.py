@@ -33,32 +33,33 @@ def windows(width: int, height: int) -> Iterator[Window]:
 
 def naip_chips(load: Workload) -> list[np.ndarray]:
     """A read of the scene for each chip."""
-    path = load.folder / load.line["units"][0]
-    with rasterio.open(path) as scene:
-        places = list(windows(scene.width, scene.height))
     chips = []
-    for window in places:
+    for path in (load.folder / key for key in load.line["units"]):
         with rasterio.open(path) as scene:
-            chips.append(scene.read(window=window))
+            places = list(windows(scene.width, scene.height))
+        for window in places:
+            with rasterio.open(path) as scene:
+                chips.append(scene.read(window=window))
     return chips
 
 
 def sentinel2_chips(load: Workload) -> list[np.ndarray]:
     """A read of each of ten bands, and of the classes, for each chip; 20 m pixels repeated; no cloudy chips."""
-    (folder,) = load.folder.glob(f"sentinel-s2-l2a-cogs/*/*/*/*/*/{load.line['units'][0]}")
-    with rasterio.open(folder / "B04.tif") as red:
-        places = list(windows(red.width, red.height))
     chips = []
-    for window in places:
-        bands = []
-        for name in (*items.FILES, "scl"):
-            with rasterio.open(folder / f"{items.FILES.get(name, 'SCL')}.tif") as band:
-                fine = name not in items.COARSE and name != "scl"
-                at = window if fine else Window(*(v / 2 for v in window.flatten()))
-                pixels = band.read(1, window=at)
-                bands.append(pixels if fine else pixels.repeat(2, 0).repeat(2, 1))
-        if np.isin(bands.pop(), (1, 3, 8, 9, 10)).mean() <= 0.5:
-            chips.append(np.stack(bands))
+    for item in load.line["units"]:
+        (folder,) = load.folder.glob(f"sentinel-s2-l2a-cogs/*/*/*/*/*/{item}")
+        with rasterio.open(folder / "B04.tif") as red:
+            places = list(windows(red.width, red.height))
+        for window in places:
+            bands = []
+            for name in (*items.FILES, "scl"):
+                with rasterio.open(folder / f"{items.FILES.get(name, 'SCL')}.tif") as band:
+                    fine = name not in items.COARSE and name != "scl"
+                    at = window if fine else Window(*(v / 2 for v in window.flatten()))
+                    pixels = band.read(1, window=at)
+                    bands.append(pixels if fine else pixels.repeat(2, 0).repeat(2, 1))
+            if np.isin(bands.pop(), (1, 3, 8, 9, 10)).mean() <= 0.5:
+                chips.append(np.stack(bands))
     return chips
 
 
@@ -79,7 +80,7 @@ def worldcover_chips(load: Workload) -> list[np.ndarray]:
     return chips
 
 
-ORDER = {"naip": ("row", "col"), "sentinel2": ("row", "col"), "worldcover": ("col", "row")}  # of these chips
+ORDER = {"naip": ("item_id", "row", "col"), "sentinel2": ("item_id", "row", "col"), "worldcover": ("col", "row")}
 CHIPS = {"naip": naip_chips, "sentinel2": sentinel2_chips, "worldcover": worldcover_chips}
 
 

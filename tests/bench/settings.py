@@ -39,6 +39,7 @@ WAYS = [
     Way("huge pages", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
     Way("threads pinned", {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}),
     Way("threads that spin", {"KMP_BLOCKTIME": "infinite", "GOMP_SPINCOUNT": "infinite", "OMP_WAIT_POLICY": "active"}),
+    Way("threads that sleep", {"OMP_WAIT_POLICY": "passive"}),
     Way("batch 1", batch=1),
     Way("batch 4", batch=4),
     Way("batch 16", batch=16),

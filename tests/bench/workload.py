@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts import embed_naip, embed_sentinel2, embed_worldcover, plan_worldcover
-from scripts.kiln import clay, naip, storage
+from scripts.kiln import clay, storage
 from scripts.kiln.chips import Source
 from scripts.kiln.lattice import Column, Lattice
 from scripts.kiln.naip import NaipSource
@@ -18,12 +18,13 @@ from scripts.kiln.worldcover import Tile, WorldCoverSource
 from tests import items
 
 CHIP = 256
+BEFORE = {"s2:processing_baseline": "02.14"}  # the offset
 SIZES = {  # of encoders with random weights
-    "tiny": clay.Geometry(dim=64, depth=2, heads=2, dim_head=32, mlp=128),
+    "tiny": clay.Geometry(dim=64, depth=1, heads=2, dim_head=32, mlp=64, patch=32),  # faster than reading
     "middle": clay.Geometry(dim=384, depth=3, heads=6, dim_head=64, mlp=1536),  # slower than reading, on CPUs too
     "full": clay.Geometry(),
 }
-NAIP_KEY = "nd/2019/100cm/rgbir_cog/47099/m_4709963_se_14_1_20190904.tif"
+NAIP_KEY = "nd/2019/100cm/rgbir_cog/47099/m_47099{:02d}_se_14_1_20190904.tif"
 
 
 @dataclass(frozen=True)
@@ -64,40 +65,48 @@ def picture(bands: int, side: int, dtype: type, high: int, seed: int = 1) -> np.
     return np.clip(1 + (land + grain) * (high - 1) * 0.9, 1, high).astype(dtype)
 
 
-def make_naip(folder: Path, side: int) -> Workload:
-    """A scene of `side` px of 1 m."""
-    place = naip.parse_key(NAIP_KEY)
-    write_cog(folder / NAIP_KEY, picture(4, side, np.uint8, 255), f"EPSG:269{place.zone}", 500_000, 5_209_000, 1.0)
-    line = {"dataset": "naip", "shard": "bench", "partition": "nd-2019", "units": [NAIP_KEY], "archive": str(folder)}
-    line |= {"expected": (side // CHIP) ** 2, "bytes": 4 * side * side}
+def make_naip(folder: Path, side: int, units: int = 1) -> Workload:
+    """Scenes of `side` px of 1 m, alike but for their names."""
+    keys = [NAIP_KEY.format(n + 1) for n in range(units)]
+    pixels = picture(4, side, np.uint8, 255)
+    for key in keys:
+        write_cog(folder / key, pixels, "EPSG:26914", 500_000, 5_209_000, 1.0)
+    line = {"dataset": "naip", "shard": "bench", "partition": "nd-2019", "units": keys, "archive": str(folder)}
+    line |= {"expected": units * (side // CHIP) ** 2, "bytes": units * 4 * side * side}
 
     def source(root: str) -> NaipSource:
-        return NaipSource([NAIP_KEY], archive=root, chip=CHIP, max_nodata=0.05)
+        return NaipSource(keys, archive=root, chip=CHIP, max_nodata=0.05)
 
     return Workload("naip", folder, line, source, embed_naip.main, ("--chip-size", str(CHIP)))
 
 
-def make_sentinel2(folder: Path, side: int) -> Workload:
-    """An item of `side` px of 10 m, ten bands and its classes, in blocks of 512 px as the archive's (1024 in full)."""
+def make_sentinel2(folder: Path, side: int, units: int = 1) -> Workload:
+    """Items of `side` px of 10 m, ten bands and classes, in blocks of 512 px as the archive's (1024 in full)."""
     bands = {}
     for n, band in enumerate(items.FILES):
         bands[band] = picture(1, side // 2 if band in items.COARSE else side, np.uint16, 9000, n)[0]
     profile = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "predictor": 2}
-    made = items.write_item(folder, side=side, bands=bands, properties={"s2:processing_baseline": "02.14"}, **profile)
-    name = made.entry["id"]
-    line = {"dataset": "sentinel2", "shard": "bench", "partition": "29R-2020-02", "units": [name]}
-    line |= {"items": {name: made.entry["href"]}, "expected": (side // CHIP) ** 2, "bytes": 13 * side * side}
+    made = [
+        items.write_item(
+            folder, f"S2A_29RKH_202002{19 + n}_0_L2A", side=side, bands=bands, properties=BEFORE, **profile
+        )
+        for n in range(units)
+    ]
+    names = [m.entry["id"] for m in made]
+    line = {"dataset": "sentinel2", "shard": "bench", "partition": "29R-2020-02", "units": names}
+    line |= {"items": {m.entry["id"]: m.entry["href"] for m in made}}
+    line |= {"expected": units * (side // CHIP) ** 2, "bytes": units * 13 * side * side}
 
     def source(root: str) -> Sentinel2Source:
         rewrite = [(f"{items.BUCKET}/", f"{root}/")]
-        return Sentinel2Source([made.entry], chip=CHIP, max_nodata=0.05, max_cloud=0.5, rewrite=rewrite)
+        return Sentinel2Source([m.entry for m in made], chip=CHIP, max_nodata=0.05, max_cloud=0.5, rewrite=rewrite)
 
     flags = ("--chip-size", str(CHIP), "--rewrite", f"{items.BUCKET}/={folder}/")
     return Workload("sentinel2", folder, line, source, embed_sentinel2.main, flags)
 
 
-def make_worldcover(folder: Path, side: int) -> Workload:
-    """A tile of `side` px a degree; side divides 12000. The shard is its columns of chips of 256 px."""
+def make_worldcover(folder: Path, side: int, units: int = 1) -> Workload:
+    """A tile of `side` px a degree, whatever `units`; side divides 12000. The shard is its columns of chips."""
     tile = picture(4, side, np.uint16, 9000)
     path = folder / "2021/N43/ESA_WorldCover_10m_2021_v200_N43W097_S2RGBNIR.tif"
     write_cog(path, tile, "EPSG:4326", -97, 44, 1 / side, nodata=0)

@@ -20,7 +20,17 @@ from scripts.kiln.errors import ConfigError, SourceError, TransientError
 from scripts.kiln.sentinel2 import Sentinel2Source
 from scripts.kiln.sentinel2_files import Files
 from scripts.kiln.sentinel2_item import read_item
-from scripts.kiln.sentinel2_scene import OFFSET, Grid, cut_at_antimeridian, offset_rule, share_below, step_of, subtract
+from scripts.kiln.sentinel2_scene import (
+    OFFSET,
+    Grid,
+    cut_at_antimeridian,
+    offset_rule,
+    repeated,
+    share_below,
+    step_of,
+    subtract,
+    summed,
+)
 from tests.items import BUCKET, CORNER, FILES, Made, plane, write_item, write_raster
 
 CHIP = 16
@@ -684,6 +694,18 @@ def test_an_item_twice_in_a_shard_is_a_wrong_plan():
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(ConfigError, match=r"chip size|contradicted"):
         make("/nowhere", **wrong)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+def test_coarse_pixels_are_repeated_and_fine_ones_counted(ratio):
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(0, 9000, (12, 20)).astype(np.uint16)
+    fine = np.empty((12 * ratio, 20 * ratio), np.uint16)
+    repeated(coarse, ratio, fine)
+    assert np.array_equal(fine, coarse.repeat(ratio, 0).repeat(ratio, 1))
+    mask = rng.random(fine.shape) < 0.3
+    want = mask.reshape(12, ratio, 20, ratio).sum(axis=(1, 3))
+    assert np.array_equal(summed(mask, ratio), want)
 
 
 # ------------------------------------------------------------------------------------------------------ remote files
