@@ -235,9 +235,8 @@ def _warped(height: int, width: int, transform: Affine, crs: str, grid: Grid) ->
     east = _outline(window, transform, crs, "EPSG:4326")[:, 0] - (6 * grid.zone - 183)  # degrees from its middle
     if not (np.abs((east + 180) % 360 - 180) < FAR).all():
         raise SourceError(f"lies nowhere near UTM zone {grid.zone}")
-    grown = (
-        transform.a * metre / grid.gsd
-    )  # told to GDAL, which else takes the ratio of a stretch's sides: bent, it lies
+    # Told to GDAL, which else takes the ratio of a stretch's sides, and where the scene is turned that is another one.
+    grown = transform.a * metre / grid.gsd
     extent = shapely.Polygon(_outline(window, transform, crs, grid.crs))
     shapely.prepare(extent)
     west, south, east, north = np.array(extent.bounds) / grid.gsd

@@ -214,9 +214,8 @@ def main(argv: list[str] | None = None) -> None:
     for size in args.sizes:
         for name in args.datasets:
             with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
-                load = MAKERS[name](
-                    Path(folder) / "archive", *((750, 1) if size == "full" else (args.side, args.units))
-                )
+                side, units = (800, 1) if size == "full" else (args.side, args.units)
+                load = MAKERS[name](Path(folder) / "archive", side, units)
                 row = compare(load, size, Path(folder), 1 if size == "full" else args.rounds)
                 rows.append(row)
                 print(*(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in row.items()), sep=", ", flush=True)
