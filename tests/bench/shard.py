@@ -3,7 +3,7 @@
     python -m tests.bench.shard [--rounds 2] [--side 2000] [--units 3] [--sizes tiny middle] [--datasets naip ...]
 
 With the tiny encoder reading is the bottleneck, with the middle one (and, asked for by `--sizes full`, the published
-size, of nine chips) the encoder. Every vector is checked against the published way's first. `over the slower` is the
+size, of two whole batches) the encoder. Every vector is checked against the published way's first. `over the slower` is the
 whole job's time, imports aside, over that of its encoder or of its reading alone, whichever takes longer; wanted are at
 most 1.05 where it is the encoder, and 1.1 where it is reading. On few cores both want all of them: `over the work` is
 over what all cores need for the processor time of both, if that is more. A picture of where the time goes is written
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     for size in args.sizes:
         for name in args.datasets:
             with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
-                side, units = (800, 1) if size == "full" else (args.side, args.units)
+                side, units = (1200, 1) if size == "full" else (args.side, args.units)
                 load = MAKERS[name](Path(folder) / "archive", side, units)
                 row = compare(load, size, Path(folder), 1 if size == "full" else args.rounds)
                 rows.append(row)
