@@ -3,11 +3,11 @@
     python -m tests.bench.shard [--rounds 2] [--side 2000] [--units 3] [--sizes tiny middle] [--datasets naip ...]
 
 With the tiny encoder reading is the bottleneck, with the middle one (and, asked for by `--sizes full`, the published
-size, of two whole batches) the encoder. Every vector is checked against the published way's first. `over the slower` is the
-whole job's time, imports aside, over that of its encoder or of its reading alone, whichever takes longer; wanted are at
-most 1.05 where it is the encoder, and 1.1 where it is reading. On few cores both want all of them: `over the work` is
-over what all cores need for the processor time of both, if that is more. A picture of where the time goes is written
-beside the figures.
+size, of two whole batches) the encoder. Every vector is checked against the published way's first. `over the slower` is
+the whole job's time, imports aside, over that of its encoder or of its reading alone, whichever takes longer; wanted
+are at most 1.05 where it is the encoder, and 1.1 where it is reading. On few cores both want all of them: `over the
+work` is over what all cores need for the processor time of both, if that is more. A picture of where the time goes is
+written beside the figures.
 """
 
 import argparse
