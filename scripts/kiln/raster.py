@@ -19,8 +19,8 @@ OPTIONS: dict[str, Any] = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-    # Bytes of decoded blocks, by default a twentieth of the machine. No block is wanted twice, so that most of 256 MB was
-    # memory for nothing, and reading is 1.07 to 1.14 times as fast with 16 (tests/bench/reading.py).
+    # Bytes of decoded blocks, by default a twentieth of the machine. No block is wanted twice: 256 MB were memory for
+    # nothing, and reading is 1.07 to 1.14 times as fast with 16 (tests/bench/reading.py).
     "GDAL_CACHEMAX": 16 << 20,
 }
 
