@@ -15,19 +15,14 @@ from typing import Any
 from tests.bench.harness import publish
 from tests.bench.workload import MAKERS, Workload, write_weights
 
-# VmHWM, since ru_maxrss begins with that of the process that started this one.
 JOB = """\
 import sys
 from importlib import import_module
-from pathlib import Path
-import torch
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM")) / 1000
+from scripts.kiln.engine import peak_memory
 script = import_module(sys.argv[1])
-print(peak())
+print(peak_memory() / 1e6)
 script.main(sys.argv[2:])
-print(peak())
+print(peak_memory() / 1e6)
 """
 
 
