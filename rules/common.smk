@@ -53,6 +53,8 @@ SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
 PUBLISHED = settings("index", "published")
 if SELECT.get("embedding") not in (None, config["embedding"]) and config["embedding"] != "both":
     raise WorkflowError(f"config: index.select.embedding {SELECT['embedding']}, but embedding {config['embedding']}")
+if config["model"]["precision"] == "int8" and settings("resources", "device") != "cpu":
+    raise WorkflowError("config: model.precision int8 is for CPUs, but resources.device is not: take bfloat16")
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 # Jobs run on machines that share no disk with this one, as those of AWS Batch; here, on the one that sends them there.
 ELSEWHERE = not workflow.storage_settings.shared_fs_usage

@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.kiln import cli, storage
 from scripts.kiln.errors import ConfigError, SourceError, WeightsError
-from scripts.kiln.fingerprint import UNTRAINED, check_untrained, weights_digest
+from scripts.kiln.fingerprint import PRECISIONS, UNTRAINED, check_untrained, weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> No
         dim_head=dim // heads,
         mlp=dim * settings["mlp_ratio"],
     )
-    encoder = clay.untrained_encoder(geometry, settings["seed"]).to(clay.DTYPES[precision])
+    encoder = clay.in_precision(clay.untrained_encoder(geometry, settings["seed"]), precision)  # type: ignore[arg-type]
     digest = weights_digest({"checkpoint": UNTRAINED, "untrained": settings})
     about = {"sha256": digest, "checkpoint": UNTRAINED, "precision": precision, "untrained": True}
     clay.save_encoder(encoder, output, about)
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--checkpoint", required=True, help="https://, s3:// or path of clay-v1.5.ckpt, or `untrained`")
     p.add_argument("--sha256", default="", help="digest the checkpoint must have; without it the digest is printed")
     p.add_argument("--untrained", type=json.loads, default={}, help="JSON of seed, dim, depth, heads, mlp_ratio")
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the extracted weights")
+    p.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the extracted weights")
     p.add_argument("--scratch", type=Path, default=Path("downloads"), help="folder where downloads are kept")
     p.add_argument("--output", required=True, help="safetensors to make; without --sha256 a JSON with the digest")
     args = p.parse_args(argv)

@@ -6,7 +6,8 @@
 The encoder has its published size and random weights: speed does not depend on their values. All blocks being alike, a
 few are timed and reckoned up to all of them. Beside it stands the rate of the matrix products alone, of the encoder's
 own shapes, which no encoder can pass. The precision is part of the fingerprint: choose it once for a run, for all
-machines that work on it.
+machines that work on it. int8, for CPUs, is measured and never recommended: it rounds, and what that costs is seen on a
+shard of your own, embedded both ways (python -m scripts.compare).
 """
 
 import json
@@ -18,12 +19,13 @@ from dataclasses import asdict, dataclass, replace
 
 from scripts.kiln import cli
 from scripts.kiln.errors import ConfigError
+from scripts.kiln.fingerprint import PRECISIONS
 from scripts.kiln.text import aligned
 
 BLOCKS = (1, 3)  # depths that are timed: their difference is two blocks, the rest is what every encoder pays
 REPEATS = 3
 CHIP = 256
-PRECISIONS = ("float32", "bfloat16")
+ROUNDING = "int8"  # of the precisions that which is not recommended unseen
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,23 @@ def matrix_rate(geometry: "Geometry", tokens: int, batch: int, precision: str, d
     """Gflop/s of the matrix products of one block, one after the other, with nothing between them."""
     import torch
 
-    dtype = getattr(torch, precision)
+    from scripts.kiln import clay
+
     g, inner = geometry, geometry.heads * geometry.dim_head
-    shapes = [(g.dim, 3 * inner), (inner, g.dim), (g.dim, g.mlp), (g.mlp, g.dim)]
+    one = clay.in_precision(clay.untrained_encoder(replace(g, depth=1), 0), precision, device)  # type: ignore[arg-type]
+    attention, mlp = one.transformer.layers[0]
+    matrices = [(attention.to_qkv, g.dim), (attention.to_out, inner), (mlp.net[1], g.dim), (mlp.net[3], g.mlp)]
 
     def made(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device=device).to(dtype)
+        return torch.randn(*shape, device=device).to(one.cls_token.dtype)
 
-    linear = [(made(batch * tokens, k), made(n, k)) for k, n in shapes]
+    linear = [(matrix, made(batch * tokens, k)) for matrix, k in matrices]
     q, k, v = (made(batch * g.heads, tokens, g.dim_head) for _ in range(3))
     scores = made(batch * g.heads, tokens, tokens)
 
     def work() -> None:
-        for x, w in linear:
-            torch.nn.functional.linear(x, w)
+        for matrix, x in linear:
+            matrix(x)
         q @ k.transpose(1, 2)
         scores @ v
 
@@ -92,7 +97,6 @@ def matrix_rate(geometry: "Geometry", tokens: int, batch: int, precision: str, d
 def speed(geometry: "Geometry", batch: int, precision: str, device: str, chip: int = CHIP) -> Speed:  # noqa: F821
     """Time the encoder of that geometry as the engine runs it, class tokens of four bands."""
     import numpy as np
-    import torch
 
     from scripts.kiln import clay
     from scripts.kiln.embedder import Embedder, Policy
@@ -102,7 +106,8 @@ def speed(geometry: "Geometry", batch: int, precision: str, device: str, chip: i
     tokens = 1 + (chip // geometry.patch) ** 2
     times = {}
     for depth in BLOCKS:
-        encoder = clay.untrained_encoder(replace(geometry, depth=depth), 0).to(device, getattr(torch, precision))
+        plain = clay.untrained_encoder(replace(geometry, depth=depth), 0)
+        encoder = clay.in_precision(plain, precision, device)  # type: ignore[arg-type]
         embed = Embedder(encoder, NAIP, Policy("zeros", NAIP.gsd), batch)
         chips = [_Square(pixels)] * batch
         times[depth] = seconds(lambda: embed(chips), device)  # noqa: B023 (called at once)
@@ -124,7 +129,8 @@ class _Square:
 
 
 def best(found: Sequence[Speed], slack: float = 0.02) -> Speed:
-    """The fastest; of those within `slack` of it the smallest batch, which takes least memory."""
+    """The fastest; of those within `slack` of it the smallest batch, which takes least memory. int8 only if all are."""
+    found = [s for s in found if s.precision != ROUNDING] or found
     top = max(s.chips_per_second for s in found)
     return min((s for s in found if s.chips_per_second >= top * (1 - slack)), key=lambda s: s.batch)
 
@@ -150,6 +156,13 @@ def report(found: Sequence[Speed], device: str, threads: int) -> str:
         "plan:",
         f"  chips_per_second: {b.chips_per_second:.3g}",
     ]
+    rounded = [s for s in found if s.precision == ROUNDING]
+    if b not in rounded and rounded and (gain := best(rounded).chips_per_second / b.chips_per_second) > 1:
+        text += [
+            "",
+            f"int8 is {gain:.2f} times as fast, and rounds. Embed a shard both ways and see what that costs:",
+            "python -m scripts.compare FLOAT32.parquet INT8.parquet",
+        ]
     return "\n".join(text)
 
 
@@ -159,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--device", default="cpu", help="cpu, or cuda")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of one job's encoder")
     p.add_argument("--batches", default="", metavar="N,N", help="batch sizes to try; a CPU: 1,4,8,16; a GPU: 16 to 256")
-    p.add_argument("--precisions", default=",".join(PRECISIONS), metavar="P,P", help="to try")
+    p.add_argument("--precisions", default="", metavar="P,P", help="to try; a GPU has no int8")
     p.add_argument("--chip-size", type=int, default=CHIP, help="pixels of a chip's side")
     p.add_argument("--json", action="store_true", help="print figures alone, as JSON")
     args = p.parse_args(argv)
@@ -174,7 +187,8 @@ def main(argv: list[str] | None = None) -> None:
         usual = "1,4,8,16" if args.device == "cpu" else "16,32,64,128,256"
         if not (batches := [int(b) for b in (args.batches or usual).split(",") if b.isdigit() and int(b)]):
             raise ConfigError(f"--batches {args.batches}: want whole numbers, as 4,8")
-        precisions = args.precisions.split(",")
+        usual = ",".join(p for p in PRECISIONS if args.device == "cpu" or p != ROUNDING)
+        precisions = (args.precisions or usual).split(",")
         if strange := set(precisions) - set(PRECISIONS):
             raise ConfigError(f"--precisions {', '.join(sorted(strange))}: want {' or '.join(PRECISIONS)}")
         if args.chip_size < 8 or args.chip_size % 8:

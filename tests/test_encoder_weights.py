@@ -12,7 +12,7 @@ import torch
 
 from scripts import encoder_weights
 from scripts.kiln import clay, storage
-from scripts.kiln.fingerprint import weights_digest
+from scripts.kiln.fingerprint import PRECISIONS, weights_digest
 from tests.conftest import ROOT, UNTRAINED
 
 
@@ -22,7 +22,7 @@ def run(tmp_path, checkpoint, *more, output="encoder.safetensors"):
     return tmp_path / output
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_verified_checkpoint_becomes_safetensors_with_its_digest(
     tmp_path, checkpoint_file, checkpoint_sha256, precision
 ):

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts import tune
 from scripts.kiln import clay
+from scripts.kiln.fingerprint import PRECISIONS
 from scripts.tune import Speed
 
 SMALL = clay.Geometry(dim=64, depth=6, heads=2, dim_head=32, mlp=128)
@@ -36,6 +37,15 @@ def test_the_fastest_is_taken_and_of_equals_the_smallest_batch() -> None:
     assert tune.best(FOUND[3:]) == FOUND[3]
 
 
+def test_int8_is_told_and_not_recommended() -> None:
+    rounded = Speed("int8", 8, 0.78, 560.0, 600.0)
+    assert tune.best([*FOUND, rounded]) == FOUND[1]
+    assert tune.best([rounded]) == rounded
+    assert "int8 is 1.30 times as fast, and rounds." in tune.report([*FOUND, rounded], "cpu", 2)
+    assert "and rounds" not in tune.report([*FOUND, replace(rounded, chips_per_second=0.5)], "cpu", 2)
+    assert "and rounds" not in tune.report([rounded], "cpu", 2)
+
+
 def test_the_table_ends_with_lines_for_the_config() -> None:
     said = tune.report(FOUND, "cpu", 2)
     head, _, second, *_ = said.splitlines()
@@ -48,9 +58,10 @@ def test_the_table_ends_with_lines_for_the_config() -> None:
     }
 
 
-def test_a_few_blocks_tell_how_long_all_take() -> None:
-    found = tune.speed(SMALL, 2, "float32", "cpu", chip=64)
-    assert (found.precision, found.batch) == ("float32", 2)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_few_blocks_tell_how_long_all_take(precision: str) -> None:
+    found = tune.speed(SMALL, 2, precision, "cpu", chip=64)
+    assert (found.precision, found.batch) == (precision, 2)
     assert found.chips_per_second > 0
     flops = tune.block_flops(SMALL, 65) * 6
     assert found.gflops == pytest.approx(found.chips_per_second * flops / 1e9)
@@ -72,7 +83,7 @@ def test_it_prints_a_table_or_figures(monkeypatch: pytest.MonkeyPatch, capsys: p
     ("flags", "said"),
     [
         (["--batches", "none"], "--batches none: want whole numbers"),
-        (["--precisions", "float32,int4"], "--precisions int4: want float32 or bfloat16"),
+        (["--precisions", "float32,int4"], "--precisions int4: want float32 or bfloat16 or int8"),
         (["--chip-size", "30"], "--chip-size 30: want a multiple of 8"),
     ],
 )

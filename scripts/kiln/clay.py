@@ -22,12 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scripts.kiln import int8
 from scripts.kiln.errors import WeightsError
 
 RECIPE = 1  # raised whenever the same pixels and weights would give other vectors
 
-Precision = Literal["float32", "bfloat16"]
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "bfloat16", "int8"]
+# Of int8 those numbers that are no whole ones (scripts/kiln/int8.py).
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 
 PREFIX = "model.encoder."  # of the encoder's tensors in the published Lightning checkpoint
 WAVE_HEADS = 4  # heads of the wavelength transformer; no shape tells
@@ -165,9 +167,10 @@ class Attention(nn.Module):
         """[B, 1 + L, D] to [B, 1 + L, D], or to [B, asking, D], the first tokens alone."""
         b, n, _ = x.shape
         x = self.norm(x)
-        if asking is None:
+        if asking is None or not isinstance(self.to_qkv, nn.Linear):  # int8 matrices are packed and multiplied whole
             qkv = self.to_qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             q, k, v = qkv.unbind(0)  # [B, heads, 1 + L, dim_head]
+            q = q[:, :, :asking]
         else:
             weight = self.to_qkv.weight
             inner = len(weight) // 3
@@ -293,14 +296,31 @@ def load_encoder(weights: Path, *, precision: Precision = "float32", device: str
     """Load the encoder from the published checkpoint (.ckpt) or from the safetensors file extracted from it.
 
     Raises WeightsError, naming the file and the tensor, for a missing, surplus or misshapen tensor, a truncated
-    file or a file of something else.
+    file or a file of something else; ConfigError for a device that the precision is not for.
     """
     tensors, hyper = read_tensors(Path(weights))
-    geometry = read_geometry(tensors, hyper, Path(weights))
+    return _assembled(tensors, read_geometry(tensors, hyper, Path(weights)), hyper, precision, device, Path(weights))
+
+
+def in_precision(encoder: ClayEncoder, precision: Precision, device: str = "cpu") -> ClayEncoder:
+    """The same encoder in another precision or on another device. Raises ConfigError as `load_encoder`."""
+    told = encoder.geometry, encoder.about, precision, device, Path("encoder")
+    return _assembled(encoder.state_dict(), *told)
+
+
+def _assembled(
+    tensors: dict[str, Tensor], geometry: Geometry, about: dict[str, Any], precision: Precision, device: str, path: Path
+) -> ClayEncoder:
     with torch.device("meta"):
-        encoder = ClayEncoder(geometry, hyper)
-    _check(tensors, encoder, Path(weights))
-    encoder.load_state_dict({k: v.to(device, DTYPES[precision]) for k, v in tensors.items()}, assign=True)
+        encoder = ClayEncoder(geometry, about)
+    if precision == "int8":
+        int8.check(device)
+        int8.fit(encoder.transformer.layers)
+        tensors = int8.quantised(tensors)
+    _check(tensors, encoder, path)
+    dtype = DTYPES[precision]
+    state = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in tensors.items()}
+    encoder.load_state_dict(state, assign=True)
     return encoder.eval().requires_grad_(False)
 
 
@@ -381,7 +401,8 @@ def read_geometry(tensors: dict[str, Tensor], hyper: dict[str, Any], path: Path)
 
 
 def _check(tensors: dict[str, Tensor], encoder: ClayEncoder, path: Path) -> None:
-    expected = {k: v.shape for k, v in encoder.state_dict().items()}
+    state = encoder.state_dict()
+    expected = {k: v.shape for k, v in state.items()}
     problems = [f"{PREFIX}{k} is missing" for k in expected if k not in tensors]
     problems += [f"{PREFIX}{k} is not of this encoder" for k in tensors if k not in expected]
     problems += [
@@ -389,7 +410,11 @@ def _check(tensors: dict[str, Tensor], encoder: ClayEncoder, path: Path) -> None
         for k, s in expected.items()
         if k in tensors and tensors[k].shape != s
     ]
-    problems += [f"{PREFIX}{k} is {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
+    problems += [
+        f"{PREFIX}{k} is {v.dtype}"
+        for k, v in tensors.items()
+        if v.is_floating_point() != (k not in state or state[k].is_floating_point())
+    ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise WeightsError(f"{path}: {'; '.join(problems[:5])}{more}")

@@ -16,6 +16,7 @@ from scripts.kiln.errors import ConfigError
 from scripts.kiln.sensors import SENSORS
 
 UNTRAINED = "untrained"  # as `model.checkpoint`: seeded random weights
+PRECISIONS = ("float32", "bfloat16", "int8")  # of `model.precision`
 
 
 @cache

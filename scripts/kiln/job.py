@@ -103,7 +103,7 @@ def run(
     Everything that would fail again fails before the weights load. Raises any KilnError.
     """
     # here: torch is slow to import, and --help should not be
-    from scripts.kiln import clay, embedder, engine, patches, table
+    from scripts.kiln import clay, embedder, engine, int8, patches, table
     from scripts.kiln.parts import Parts
 
     about_weights = clay.read_about(args.weights)
@@ -148,6 +148,8 @@ def run(
         storage.atomic(args.output) as partial,
         storage.atomic(beside) if args.patches else nullcontext() as partial_patches,
     ):
+        if about_weights["precision"] == "int8":
+            int8.check(device)
         source.check()
         outcome = engine.embed(
             source,

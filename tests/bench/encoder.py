@@ -5,15 +5,15 @@
 The straightforward one is float32, batches of 8, all tokens, attention spelled out, kernels and positions worked out
 for every batch, memory as malloc has it. The size is the published one; all blocks are timed, a quarter of an hour on
 two cores. With fewer (--blocks) the last one, which does less for class tokens, weighs more than it does in truth: such
-a run is for trying the bench out at all. Class tokens are checked against the straightforward ones first. What was
-tried and not kept is measured beside it: int8 matrices (random weights cannot show whether they are good enough for
-trained ones).
+a run is for trying the bench out at all. Class tokens are checked against the straightforward ones first; how near int8
+comes with trained weights, random ones cannot show (python -m scripts.compare does). What was tried and not kept is
+measured beside it: int8 in all matrices of a block.
 """
 
 import argparse
 import copy
-import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scripts import tune
-from scripts.kiln import clay
+from scripts.kiln import clay, int8
 from scripts.kiln.embedder import Embedder, Policy, keep_memory
 from scripts.kiln.sensors import NAIP
 from tests.bench.harness import in_turn, publish
+from tests.bench.published import GIVEN_BACK
 from tests.chips import make_chip
 
 BATCH, CHIP = 8, 256
 LEAST_COSINE = 0.999
+ALL = "int8, all matrices, not kept"
+WAYS = ("float32", "bfloat16", "int8", ALL)
 
 
 @torch.inference_mode()
@@ -57,24 +60,14 @@ def straightforward(encoder: clay.ClayEncoder, pixels: Tensor) -> Tensor:
     return encoder.transformer.norm(x)[:, 0]
 
 
-def int8(encoder: clay.ClayEncoder) -> clay.ClayEncoder:
-    """The encoder with int8 weights and activations quantised as they come, in all matrices of its blocks."""
-    made = copy.deepcopy(encoder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that this moves to another package
-        made.transformer = torch.ao.quantization.quantize_dynamic(
-            made.transformer, {torch.nn.Linear}, dtype=torch.qint8
-        )
-    for attention, _ in made.transformer.layers:
-        attention.forward = _whole_attention.__get__(attention)
-    return made
-
-
-def _whole_attention(self: clay.Attention, x: Tensor, asking: int | None = None) -> Tensor:
-    """Quantised weights cannot be sliced: all tokens ask."""
-    b, n, _ = x.shape
-    q, k, v = self.to_qkv(self.norm(x)).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))[:, :asking]
+@contextmanager
+def everywhere() -> Iterator[None]:
+    """int8 in all four matrices of a block."""
+    kept, int8.MATRICES = int8.MATRICES, ("0.to_qkv", "0.to_out", "1.net.1", "1.net.3")
+    try:
+        yield
+    finally:
+        int8.MATRICES = kept
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -92,29 +85,26 @@ def measure(
     chips = [make_chip(n, pixels=pixels[n % BATCH]) for n in range(batch)]
     theirs, there = copy.deepcopy(plain).to(device), torch.from_numpy(pixels).to(device)
     wanted = straightforward(theirs, there).cpu().numpy()
-    ways: dict[str, tuple[str, Callable[[], clay.ClayEncoder]]] = {
-        "float32": ("float32", lambda: copy.deepcopy(plain)),
-        "bfloat16": ("bfloat16", lambda: copy.deepcopy(plain).to(torch.bfloat16)),
-    }
-    if device == "cpu":
-        ways["int8, not kept"] = ("float32", lambda: int8(plain))
     rows = []
 
     def given_back() -> None:
-        """The straightforward way; glibc keeps at most 32 MB of its own accord (mallopt(3))."""
-        keep_memory(32 << 20)
+        """The straightforward way, memory as malloc has it."""
+        keep_memory(GIVEN_BACK)
         straightforward(theirs, there).sum().item()
         keep_memory()
 
-    for name, (precision, made) in ways.items():
+    for name in WAYS if device == "cpu" else WAYS[:2]:
         if only not in (None, name):
             continue
-        embed = Embedder(made().to(device), NAIP, Policy("zeros", NAIP.gsd), batch)
+        precision = name.partition(",")[0]
+        with everywhere() if name == ALL else nullcontext():
+            encoder = clay.in_precision(plain, precision, device)  # type: ignore[arg-type]
+            matrices = tune.matrix_rate(geometry, tokens, batch, precision, device)
+        embed = Embedder(encoder, NAIP, Policy("zeros", NAIP.gsd), batch)
         near = cosine(embed(chips)["embeddings"][:BATCH], wanted[:batch])
         pair = in_turn(lambda embed=embed: embed(chips), given_back, rounds)
         rate = batch / pair.medians[0]
         flops = rate * tune.block_flops(geometry, tokens) * geometry.depth / 1e9
-        matrices = tune.matrix_rate(geometry, tokens, batch, precision, device)
         rows.append(
             {
                 "encoder": f"{device} {name}",
@@ -138,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--blocks", type=int, default=24)
     p.add_argument("--batch", type=int, default=BATCH, help="of Kiln's way on CPUs; the straightforward one takes 8")
     p.add_argument("--gpu-batch", type=int, default=128, help="of Kiln's way on a GPU")
-    p.add_argument("--only", choices=("float32", "bfloat16", "int8, not kept"), help="one precision")
+    p.add_argument("--only", choices=WAYS, help="one way")
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
     plain = clay.untrained_encoder(replace(clay.Geometry(), depth=args.blocks), 0)

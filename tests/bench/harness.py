@@ -40,15 +40,20 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def in_rounds(ways: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each way, round by round: a round has all of them, and begins with the next one each time."""
+    found: list[list[float]] = [[] for _ in ways]
+    for n in range(rounds):
+        for i in range(n, n + len(ways)):
+            found[i % len(ways)].append(timed(ways[i % len(ways)]))
+    return found
+
+
 def in_turn(ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True) -> Pair:
     """Both ways `rounds` times, in turn and each first every other time, after one call of each that is not counted."""
     if warm:
         ours(), theirs()
-    found: dict[bool, list[float]] = {True: [], False: []}
-    for n in range(rounds):
-        for first in (n % 2 == 0, n % 2 == 1):
-            found[first].append(timed(ours if first else theirs))
-    return Pair(found[True], found[False])
+    return Pair(*in_rounds([ours, theirs], rounds))
 
 
 def machine() -> dict[str, Any]:

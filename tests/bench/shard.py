@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from scripts.kiln import clay, embedder, engine
 from scripts.kiln.chips import Chip, Loaded, Read
 from tests.bench import published
-from tests.bench.harness import in_turn, publish, timed
+from tests.bench.harness import in_rounds, publish, timed
 from tests.bench.workload import MAKERS, SIZES, Workload, write_weights
 
 BATCH, THREADS, AHEAD = 8, 2, 256 << 20
@@ -46,17 +46,17 @@ def chips_of(load: Workload, root: str | None = None, threads: int = THREADS) ->
 
 def encode(embed: embedder.Embedder, chips: list[Chip]) -> None:
     """The encoder alone, over chips that are there."""
+    embedder.keep_memory()  # as in a job; the published way had malloc give it back
     for first in range(0, len(chips), BATCH):
         embed(chips[first : first + BATCH])
 
 
-def check(load: Workload, weights: Path, folder: Path) -> tuple[int, float]:
-    """Chips of the shard, and the largest difference between Kiln's vectors and the published way's.
+def check(load: Workload, ours: Path, theirs: np.ndarray) -> tuple[int, float]:
+    """Chips of the shard, and the largest difference between its vectors and the published way's.
 
     Raises AssertionError above CLOSE.
     """
-    rows = pq.read_table(load.embed(weights, folder / "ours", *FLAGS), columns=["embeddings", "item_id", "row", "col"])
-    theirs = published.embed(load, weights, folder / "theirs.parquet")
+    rows = pq.read_table(ours, columns=["embeddings", "item_id", "row", "col"])
     rows = rows.sort_by([(c, "ascending") for c in published.ORDER[load.dataset]])
     made = np.stack(rows["embeddings"].to_numpy(zero_copy_only=False))
     assert made.shape == theirs.shape, f"{load.dataset}: {len(made)} vectors, the published way has {len(theirs)}"
@@ -65,36 +65,41 @@ def check(load: Workload, weights: Path, folder: Path) -> tuple[int, float]:
     return len(made), apart
 
 
-def compare(load: Workload, size: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """One row of the table: seconds and ratios for a dataset and an encoder's size."""
+def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) -> dict[str, Any]:
+    """One row of the table: seconds and ratios for a dataset and an encoder's size, all of it measured in turn."""
     weights = write_weights(folder, size)
-    count, apart = check(load, weights, folder)
-    whole = in_turn(
-        lambda: load.embed(weights, folder / "ours", *FLAGS),
-        lambda: published.embed(load, weights, folder / "theirs.parquet"),
-        rounds,
-        warm=False,
-    )
-    chips = list(chips_of(load))
     sensor = load.source().sensor
     embed = embedder.Embedder(clay.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
-    alone = in_turn(lambda: encode(embed, chips), lambda: sum(1 for _ in chips_of(load)), rounds)
+    chips = list(chips_of(load))
+    made: dict[str, Any] = {}
+
+    def job() -> None:
+        made["ours"] = load.embed(weights, folder / "ours", *FLAGS)
+
+    def published_way() -> None:
+        made["theirs"] = published.embed(load, weights, folder / "theirs.parquet")
+
+    ways = [job, published_way, lambda: encode(embed, chips), lambda: sum(1 for _ in chips_of(load))]
+    if warm:
+        in_rounds(ways, 1)
+    seconds = np.array(in_rounds(ways, rounds))  # [ways, rounds]
+    count, apart = check(load, made["ours"], made["theirs"])
     began = time.process_time()
     encode(embed, chips), sum(1 for _ in chips_of(load))
     work = (time.process_time() - began) / len(os.sched_getaffinity(0))
-    ours, theirs = whole.medians
-    encoder, reading = alone.medians
+    ours, theirs, encoder, reading = seconds
+    slower = np.maximum(encoder, reading)
     return {
         "dataset": load.dataset,
         "encoder": size,
         "chips": count,
-        "kiln s": ours,
-        "published s": theirs,
-        "times faster": whole.ratio,
-        "encoder alone s": encoder,
-        "reading alone s": reading,
-        "over the slower": ours / max(encoder, reading),
-        "over the work": ours / max(encoder, reading, work),
+        "kiln s": float(np.median(ours)),
+        "published s": float(np.median(theirs)),
+        "times faster": float(np.median(theirs / ours)),
+        "encoder alone s": float(np.median(encoder)),
+        "reading alone s": float(np.median(reading)),
+        "over the slower": float(np.median(ours / slower)),
+        "over the work": float(np.median(ours / np.maximum(slower, work))),
         "apart": apart,
     }
 
@@ -216,7 +221,8 @@ def main(argv: list[str] | None = None) -> None:
             with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
                 side, units = (1200, 1) if size == "full" else (args.side, args.units)
                 load = MAKERS[name](Path(folder) / "archive", side, units)
-                row = compare(load, size, Path(folder), 1 if size == "full" else args.rounds)
+                rounds = 1 if size == "full" else args.rounds
+                row = compare(load, size, Path(folder), rounds, warm=size != "full")
                 rows.append(row)
                 print(*(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in row.items()), sep=", ", flush=True)
                 if size == "middle":

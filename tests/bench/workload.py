@@ -132,7 +132,7 @@ MAKERS = {"naip": make_naip, "sentinel2": make_sentinel2, "worldcover": make_wor
 def write_weights(folder: Path, size: str, precision: str = "float32") -> Path:
     """Random weights of one of SIZES, as `encoder_weights` writes them."""
     path = folder / f"{size}-{precision}.safetensors"
-    encoder = clay.untrained_encoder(SIZES[size], 0).to(clay.DTYPES[precision])
+    encoder = clay.in_precision(clay.untrained_encoder(SIZES[size], 0), precision)  # type: ignore[arg-type]
     about = {"sha256": "0" * 64, "checkpoint": "untrained", "precision": precision, "untrained": True}
     clay.save_encoder(encoder, path, about)
     return path

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from scripts.kiln import clay
 from scripts.kiln.errors import WeightsError
+from scripts.kiln.fingerprint import PRECISIONS
 from tests import golden
 
 DATA = Path(__file__).parent.parent / "data"
@@ -392,7 +393,7 @@ def test_a_tensor_missing_from_safetensors_is_an_error_that_names_it(tmp_path, e
 # --------------------------------------------------------------------------------------- saving, drawing
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_tokens_after_a_safetensors_round_trip_are_bit_equal(tmp_path, checkpoint_file, precision):
     first = clay.load_encoder(checkpoint_file, precision=precision)
     path = tmp_path / "encoder.safetensors"

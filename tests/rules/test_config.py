@@ -71,6 +71,7 @@ def test_without_a_digest_only_encoder_weights_runs(tmp_path: Path, config: Path
         ({"max_failed_fraction": 2}, "2"),
         ({"model": {"sha256": "abc"}}, "abc"),
         ({"storage": "int4"}, "int4"),
+        ({"model": {"precision": "int8"}, "resources": {"device": "cuda"}}, "precision int8 is for CPUs"),
         ({"embedding": "patches"}, "patches"),
         ({"index": {"select": {"embedding": "mean"}}}, "index.select.embedding mean, but embedding class"),
         ({"embedding": "mean", "index": {"select": {"embedding": "class"}}}, "class, but embedding mean"),
