@@ -21,7 +21,7 @@ explore: $(VENV)/.run ## a map of the sample run in the browser: search by looki
 
 test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest -n $(CORES) tests --ignore tests/explorer --ignore tests/batch
+	pytest -n $(CORES) --dist worksteal tests --ignore tests/explorer --ignore tests/batch
 
 test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a real WMS; installs both (Debian, root)
 	@tests/explorer/install.sh

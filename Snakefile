@@ -11,6 +11,8 @@ validate(config, Path(workflow.basedir) / "config" / "schemas" / "config.schema.
 
 
 include: "rules/common.smk"
+include: "rules/jobs.smk"
+include: "rules/targets.smk"
 include: "rules/model.smk"
 include: "rules/worldcover.smk"
 include: "rules/naip.smk"

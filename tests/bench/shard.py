@@ -6,8 +6,9 @@ With the tiny encoder reading is the bottleneck, with the middle one (and, asked
 size, of two whole batches) the encoder. Every vector is checked against the published way's first. `over the slower` is
 the whole job's time, imports aside, over that of its encoder or of its reading alone, whichever takes longer; wanted
 are at most 1.05 where it is the encoder, and 1.1 where it is reading. On few cores both want all of them: `over the
-work` is over what all cores need for the processor time of both, if that is more. A picture of where the time goes is
-written beside the figures.
+work` is over what all cores need for the processor time of both, if that is more. Where the archive is a store 30 ms
+away, on a line of `--far-mb`, reading waits and leaves the processors to the encoder. A picture of where the time goes
+is written beside the figures.
 """
 
 import argparse
@@ -28,9 +29,11 @@ from scripts.kiln import clay, embedder, engine
 from scripts.kiln.chips import Chip, Loaded, Read
 from tests.bench import published
 from tests.bench.harness import in_rounds, publish, timed
+from tests.bench.store import BUCKET, serving
 from tests.bench.workload import MAKERS, SIZES, Workload, write_weights
 
 BATCH, THREADS, AHEAD = 8, 2, 256 << 20
+LATE = 0.03  # seconds
 FLAGS = ("--batch-size", str(BATCH), "--read-threads", str(THREADS), "--read-ahead-mb", str(AHEAD >> 20))
 FLAGS += ("--metadata", "zeros")
 CLOSE = 2e-4  # largest difference of a vector's number from the published way's; its batches have other shapes
@@ -102,6 +105,32 @@ def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) ->
         "over the work": float(np.median(ours / np.maximum(slower, work))),
         "apart": apart,
     }
+
+
+def from_afar(load: Workload, root: str, folder: Path, rounds: int, what: str) -> dict[str, Any]:
+    """The same row for the tiny encoder and an archive on a store, which the job waits for, not for processors."""
+    weights = write_weights(folder, "tiny")
+    sensor = load.source().sensor
+    embed = embedder.Embedder(clay.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
+    far, chips = load.elsewhere(root), list(chips_of(load))
+    ways = [
+        lambda: far.embed(weights, folder / "far", *FLAGS),
+        lambda: encode(embed, chips),
+        lambda: sum(1 for _ in chips_of(load, root)),
+    ]
+    made, near = (pq.read_table(x.embed(weights, folder / f"{n}", *FLAGS)) for n, x in enumerate((far, load)))
+    vectors = [np.asarray(t["embeddings"].combine_chunks().flatten()) for t in (made, near)]
+    assert np.array_equal(*vectors), f"{load.dataset}: other vectors come from the store than from a folder"
+    ours, encoder, reading = np.array(in_rounds(ways, rounds))
+    row: dict[str, Any] = {
+        "dataset": load.dataset,
+        "encoder": what,
+        "chips": len(made),
+        "kiln s": float(np.median(ours)),
+    }
+    row |= {"published s": None, "times faster": None}
+    row |= {"encoder alone s": float(np.median(encoder)), "reading alone s": float(np.median(reading))}
+    return row | {"over the slower": float(np.median(ours / reading)), "over the work": None, "apart": 0.0}
 
 
 @dataclass(frozen=True)
@@ -213,6 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--units", type=int, default=3, help="scenes or items of a shard; of WorldCover it has one tile")
     p.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "middle"], help="of encoders")
     p.add_argument("--datasets", nargs="+", choices=MAKERS, default=list(MAKERS))
+    p.add_argument("--far-mb", type=float, default=20, help="MB/s of the store that is far away; 0 leaves it out")
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
     rows = []
@@ -227,6 +257,13 @@ def main(argv: list[str] | None = None) -> None:
                 print(*(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in row.items()), sep=", ", flush=True)
                 if size == "middle":
                     profile(load, size, Path(folder), args.out / f"shard-{name}.png")
+    for name in args.datasets if args.far_mb else []:
+        with tempfile.TemporaryDirectory(prefix="kiln-bench-") as made:
+            folder = Path(made)
+            load = MAKERS[name](folder / "archive" / name, args.side, args.units)
+            with serving(folder / "archive", LATE, args.far_mb * 1e6):
+                what = f"tiny, {args.far_mb:g} MB/s"
+                rows.append(from_afar(load, f"s3://{BUCKET}/{name}", folder, args.rounds, what))
     notes = [f"vectors at most {max(r['apart'] for r in rows):.1e} apart; pictures: {args.out}/shard-*.png"]
     publish("shard", rows, notes, args.out)
 

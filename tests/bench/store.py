@@ -1,7 +1,8 @@
-"""An object store on loopback, in a process of its own, that answers late: what S3 says to GET and HEAD, of a folder.
+"""An object store on loopback, in a process of its own, that is far away: what S3 says to GET and HEAD, of a folder.
 
-python -m tests.bench.store FOLDER SECONDS prints its port. `bench` is its one bucket; `/counted` tells requests and
-bytes sent since it was asked last.
+python -m tests.bench.store FOLDER SECONDS BYTES prints its port. Every answer comes so many seconds late, and all that
+is sent shares a line of so many bytes a second. `bench` is its one bucket; `/counted` tells requests and bytes sent
+since it was asked last.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +23,10 @@ from scripts.kiln import storage
 BUCKET = "bench"
 
 
-async def serve(folder: Path, late: float) -> None:
+async def serve(folder: Path, late: float, rate: float) -> None:
     """Answer until the process ends."""
     counted = {"requests": 0, "sent": 0}
+    line = {"free": 0.0}  # when what is on its way has arrived
 
     @web.middleware
     async def answer(request: web.Request, handler: web.RequestHandler) -> web.StreamResponse:
@@ -35,13 +38,17 @@ async def serve(folder: Path, late: float) -> None:
         counted["requests"] += 1
         return await handler(request)
 
-    async def count(request: web.Request, response: web.StreamResponse) -> None:
+    async def send(request: web.Request, response: web.StreamResponse) -> None:
         if request.method == "GET" and request.path != "/counted":
-            counted["sent"] += int(response.headers.get("Content-Length", 0))
+            size = int(response.headers.get("Content-Length", 0))
+            counted["sent"] += size
+            now = time.monotonic()
+            line["free"] = max(now, line["free"]) + size / rate
+            await asyncio.sleep(line["free"] - now)
 
     app = web.Application(middlewares=[answer])
     app.router.add_static(f"/{BUCKET}", folder)
-    app.on_response_prepare.append(count)
+    app.on_response_prepare.append(send)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -63,9 +70,9 @@ class Store:
 
 
 @contextmanager
-def serving(folder: Path, late: float) -> Iterator[Store]:
-    """The store of a folder, with every AWS client of this process pointed at it."""
-    told = [sys.executable, "-m", "tests.bench.store", str(folder), str(late)]
+def serving(folder: Path, late: float, rate: float = float("inf")) -> Iterator[Store]:
+    """A folder, `late` seconds away on a line of `rate` bytes/s, with all AWS clients of this process pointed at it."""
+    told = [sys.executable, "-m", "tests.bench.store", str(folder), str(late), str(rate)]
     process = subprocess.Popen(told, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     store = Store(f"http://127.0.0.1:{int(process.stdout.readline())}")
@@ -85,4 +92,4 @@ def serving(folder: Path, late: float) -> Iterator[Store]:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), float(sys.argv[2])))
+    asyncio.run(serve(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))

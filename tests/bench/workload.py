@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,14 @@ class Workload:
     def source(self, root: str | None = None) -> Source:
         """What reads the shard, from its folder or from a copy of it elsewhere."""
         return self.source_at(root or str(self.folder))
+
+    def elsewhere(self, root: str) -> "Workload":
+        """The same shard, its archive copied to another root."""
+        line = json.loads(json.dumps(self.line).replace(str(self.folder), root))
+        for tile in line.get("tiles", []):  # name, URI, size, ETag
+            there = storage.stat(tile[1])
+            tile[2:] = [there.size, there.etag]  # type: ignore[union-attr]
+        return replace(self, line=line, flags=tuple(f.replace(str(self.folder), root) for f in self.flags))
 
     def embed(self, weights: Path, output: Path, *more: str) -> Path:
         """Run the script; returns the embeddings file."""
