@@ -5,6 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 STACK ?= kiln
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt
+BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 dry_run merge products
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
@@ -43,17 +44,9 @@ format: $(VENV)/.test ## rewrite files as the linters want them
 	snakefmt Snakefile rules
 
 bench: $(VENV)/.test ## what encoding, reading, whole shards, planning, dry runs, merging cost, against plain ways
-	python -m tests.bench.encoder
-	python -m tests.bench.settings
-	python -m tests.bench.shard
-	python -m tests.bench.reading
-	python -m tests.bench.memory
-	python -m tests.bench.start
-	python -m tests.bench.plan_naip
-	python -m tests.bench.plan_sentinel2
-	python -m tests.bench.dry_run
-	python -m tests.bench.merge
-	python -m tests.bench.products
+	@broken=; for name in $(BENCHES); do \
+	  echo "python -m tests.bench.$$name"; python -m tests.bench.$$name || broken="$$broken $$name"; \
+	done; test -z "$$broken" || { echo "limits are broken in:$$broken"; exit 1; }
 
 bench-explorer: $(VENV)/.test ## the explorer with a million chips
 	@tests/explorer/install.sh
