@@ -48,16 +48,16 @@ def verify(path: Path, sha256: str) -> None:
 
 def extract(path: Path, sha256: str, checkpoint: str, precision: str, output: Path) -> None:
     """Write the encoder of a verified checkpoint as safetensors in `precision`, with its digest in the metadata."""
-    from scripts.kiln import clay
+    from scripts.kiln import encoders
 
-    encoder = clay.load_encoder(path, precision=precision)  # type: ignore[arg-type]
+    encoder = encoders.load_encoder(path, precision=precision)  # type: ignore[arg-type]
     about = {"sha256": sha256, "checkpoint": Path(checkpoint).name, "precision": precision, "untrained": False}
-    clay.save_encoder(encoder, output, about)
+    encoders.save_encoder(encoder, output, about)
 
 
 def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> None:
     """Write an encoder of seeded random weights; `settings` are `model.untrained` of the config."""
-    from scripts.kiln import clay
+    from scripts.kiln import clay, encoders
 
     check_untrained(settings)
     dim, heads = settings["dim"], settings["heads"]
@@ -68,10 +68,10 @@ def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> No
         dim_head=dim // heads,
         mlp=dim * settings["mlp_ratio"],
     )
-    encoder = clay.in_precision(clay.untrained_encoder(geometry, settings["seed"]), precision)  # type: ignore[arg-type]
+    encoder = encoders.in_precision(encoders.untrained_encoder(geometry, settings["seed"]), precision)  # type: ignore[arg-type]
     digest = weights_digest({"checkpoint": UNTRAINED, "untrained": settings})
     about = {"sha256": digest, "checkpoint": UNTRAINED, "precision": precision, "untrained": True}
-    clay.save_encoder(encoder, output, about)
+    encoders.save_encoder(encoder, output, about)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -70,10 +70,10 @@ def matrix_rate(geometry: "Geometry", tokens: int, batch: int, precision: str, d
     """Gflop/s of the matrix products of one block, one after the other, with nothing between them."""
     import torch
 
-    from scripts.kiln import clay
+    from scripts.kiln import encoders
 
     g, inner = geometry, geometry.heads * geometry.dim_head
-    one = clay.in_precision(clay.untrained_encoder(replace(g, depth=1), 0), precision, device)  # type: ignore[arg-type]
+    one = encoders.in_precision(encoders.untrained_encoder(replace(g, depth=1), 0), precision, device)  # type: ignore[arg-type]
     attention, mlp = one.transformer.layers[0]
     matrices = [(attention.to_qkv, g.dim), (attention.to_out, inner), (mlp.net[1], g.dim), (mlp.net[3], g.mlp)]
 
@@ -98,7 +98,7 @@ def speed(geometry: "Geometry", batch: int, precision: str, device: str, chip: i
     """Time the encoder of that geometry as the engine runs it, class tokens of four bands."""
     import numpy as np
 
-    from scripts.kiln import clay
+    from scripts.kiln import encoders
     from scripts.kiln.embedder import Embedder, Policy
     from scripts.kiln.sensors import NAIP
 
@@ -106,8 +106,8 @@ def speed(geometry: "Geometry", batch: int, precision: str, device: str, chip: i
     tokens = 1 + (chip // geometry.patch) ** 2
     times = {}
     for depth in BLOCKS:
-        plain = clay.untrained_encoder(replace(geometry, depth=depth), 0)
-        encoder = clay.in_precision(plain, precision, device)  # type: ignore[arg-type]
+        plain = encoders.untrained_encoder(replace(geometry, depth=depth), 0)
+        encoder = encoders.in_precision(plain, precision, device)  # type: ignore[arg-type]
         embed = Embedder(encoder, NAIP, Policy("zeros", NAIP.gsd), batch)
         chips = [_Square(pixels)] * batch
         times[depth] = seconds(lambda: embed(chips), device)  # noqa: B023 (called at once)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts import encoder_weights
-from scripts.kiln import clay, raster, storage
+from scripts.kiln import clay, encoders, raster, storage
 from tests import golden
 from tests.server import FileServer
 
@@ -47,7 +47,7 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def encoder(encoder_file: Path) -> clay.ClayEncoder:
     """The tiny encoder of `encoder_file`; nobody changes it."""
-    return clay.load_encoder(encoder_file)
+    return encoders.load_encoder(encoder_file)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import rasterio
 import torch
 
 from scripts import embed_naip, embed_worldcover, index, merge, plan_naip, plan_worldcover, search
-from scripts.kiln import clay, storage, table, vectors
+from scripts.kiln import encoders, storage, table, vectors
 from scripts.kiln.chips import Chip
 from scripts.kiln.embedder import Embedder
 from scripts.kiln.engine import read_ahead
@@ -198,7 +198,7 @@ def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run, encoder_file):
     run(make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)[0])
     (made,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
     about = table.about_of(made)
-    assert about["weights_sha256"] == clay.read_about(encoder_file)["sha256"]
+    assert about["weights_sha256"] == encoders.read_about(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
     assert (about["wavelengths"], about["gsd"], about["metadata"]) == (WAVES, 1.0, "as_trained")
     assert (about["dataset"], about["partition"], about["chip_size"]) == ("naip", "nd-2019", 16)
@@ -347,7 +347,7 @@ def test_a_server_that_refuses_ends_the_job_before_the_weights_load(
 ):
     server, _, far = remote
     server.status = 403
-    monkeypatch.setattr(clay, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
     code, said = fails(capsys, flags(far, 0, tmp_path / "shards", encoder_file))
     assert code == 2
     assert "403" in said

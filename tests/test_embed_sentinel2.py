@@ -17,7 +17,7 @@ import rasterio
 import torch
 
 from scripts import embed_sentinel2, encoder_weights
-from scripts.kiln import clay, plans, raster, sentinel2_files, table
+from scripts.kiln import encoders, plans, raster, sentinel2_files, table
 from scripts.kiln.fingerprint import fingerprint
 from scripts.kiln.sentinel2_layout import layout
 from tests.conftest import ROOT
@@ -103,7 +103,7 @@ def golden_weights(checkpoint_file, checkpoint_sha256, tmp_path_factory):
     """The encoder of the checkpoint whose tokens are known from the reference implementation, and its file."""
     path = tmp_path_factory.mktemp("golden") / "golden-float32.safetensors"
     encoder_weights.extract(checkpoint_file, checkpoint_sha256, "clay.ckpt", "float32", path)
-    return clay.load_encoder(checkpoint_file), path
+    return encoders.load_encoder(checkpoint_file), path
 
 
 @pytest.mark.parametrize("metadata", ["as_trained", "zeros"])
@@ -182,7 +182,7 @@ def test_the_limit_on_cloud_is_a_flag_and_part_of_the_fingerprint(
     about = about_of(tmp_path / "shards")
     limits = {"max_nodata": 0.1, "max_cloud": limit}
     assert about["limits"] == limits
-    told = {"weights": clay.read_about(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
+    told = {"weights": encoders.read_about(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
     told |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": layout(16)}
     assert about["fingerprint"] == fingerprint("sentinel2", **told, **limits)
 
@@ -279,7 +279,7 @@ def test_a_store_that_refuses_ends_the_job_before_the_weights_load(tmp_path, cap
     made = write_item(tmp_path)
     server = serve({}, status=403)
     monkeypatch.setattr(sentinel2_files, "ASKED", 3)
-    monkeypatch.setattr(clay, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
     units = make_plan(tmp_path / "plan.gz", made.entry)
     code, said = fails(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
     assert (code, len(said.splitlines())) == (2, 1)

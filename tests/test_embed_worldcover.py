@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scripts import embed_worldcover, plan_worldcover
-from scripts.kiln import clay, storage
+from scripts.kiln import encoders, storage
 from tests.archives import mosaic, random_pixels, write_tile
 from tests.conftest import ROOT
 
@@ -120,7 +120,7 @@ def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file,
     embed_worldcover.main(flags("--index", 0, "--storage", "float16", units=units))
     path = tmp_path / "shards" / f"{lines[0]['shard']}.parquet"
     about = json.loads(pq.read_schema(path).metadata[b"kiln"])
-    assert about["weights_sha256"] == clay.read_about(encoder_file)["sha256"]
+    assert about["weights_sha256"] == encoders.read_about(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
     assert (about["untrained"], about["storage"], about["precision"]) == (True, "float16", "float32")
     assert about["lattice"] == {"chip_size": 16, "pixels_per_degree": 48, "encode": "quarters"}
@@ -283,7 +283,7 @@ def test_more_failures_than_allowed_fail_the_shard_with_its_ledger_in_the_log(fl
 def test_an_archive_of_another_resolution_fails_before_the_weights_load(flags, tmp_path, capsys, monkeypatch):
     write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(24, 1))
     units, _ = make_plan(tmp_path / "archive", tmp_path / "bad.jsonl", region="10,45,11,46")
-    monkeypatch.setattr(clay, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
     code, said = fails(capsys, flags("--index", 0, units=units))
     assert (code, "24 x 24 px, want 48 x 48" in said) == (2, True)
     assert files(tmp_path / "shards") == {}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from scripts import encoder_weights
-from scripts.kiln import clay, storage
+from scripts.kiln import encoders, storage
 from scripts.kiln.fingerprint import PRECISIONS, weights_digest
 from tests.conftest import ROOT, UNTRAINED
 
@@ -27,10 +27,13 @@ def test_a_verified_checkpoint_becomes_safetensors_with_its_digest(
     tmp_path, checkpoint_file, checkpoint_sha256, precision
 ):
     made = run(tmp_path, checkpoint_file, "--sha256", checkpoint_sha256.upper(), "--precision", precision)
-    about = clay.read_about(made)
+    about = encoders.read_about(made)
     assert about["sha256"] == checkpoint_sha256
     assert (about["precision"], about["untrained"], about["checkpoint"]) == (precision, False, checkpoint_file.name)
-    ours, theirs = clay.load_encoder(made, precision=precision), clay.load_encoder(checkpoint_file, precision=precision)
+    ours, theirs = (
+        encoders.load_encoder(made, precision=precision),
+        encoders.load_encoder(checkpoint_file, precision=precision),
+    )
     assert ours.geometry == theirs.geometry
     state = theirs.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in ours.state_dict().items())
@@ -96,7 +99,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     server.break_at = None
     made = run(tmp_path, f"{server.url}/v1.5/clay-v1.5.ckpt", "--sha256", checkpoint_sha256)
     assert server.requests[-1] == ("GET", "/v1.5/clay-v1.5.ckpt", f"bytes={have}-")
-    assert clay.read_about(made)["sha256"] == checkpoint_sha256
+    assert encoders.read_about(made)["sha256"] == checkpoint_sha256
 
 
 def test_a_finished_download_is_not_fetched_again(tmp_path, checkpoint_file, checkpoint_sha256, serve):
@@ -116,7 +119,7 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(
     told = ["--checkpoint", f"{bucket}/clay.ckpt", "--sha256", checkpoint_sha256, "--output", output]
     encoder_weights.main([*told, *scratch])
     with storage.local_copy(output) as path:
-        assert clay.read_about(path)["sha256"] == checkpoint_sha256
+        assert encoders.read_about(path)["sha256"] == checkpoint_sha256
 
 
 # ----------------------------------------------------------------------------------------- untrained weights
@@ -125,11 +128,11 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(
 def test_untrained_weights_say_so_and_are_identified_by_seed_and_geometry(tmp_path, caplog):
     made = run(tmp_path, "untrained", "--untrained", json.dumps(UNTRAINED))
     assert "UNTRAINED weights, for demonstrations" in caplog.text
-    about = clay.read_about(made)
+    about = encoders.read_about(made)
     assert about["untrained"] is True
     assert about["sha256"] == weights_digest({"checkpoint": "untrained", "untrained": UNTRAINED})
     assert about["sha256"] != weights_digest({"checkpoint": "untrained", "untrained": UNTRAINED | {"seed": 4}})
-    assert clay.load_encoder(made).geometry.dim == 32
+    assert encoders.load_encoder(made).geometry.dim == 32
     again = run(tmp_path, "untrained", "--untrained", json.dumps(UNTRAINED), output="again.safetensors")
     assert again.read_bytes() == made.read_bytes()
 

@@ -103,10 +103,10 @@ def run(
     Everything that would fail again fails before the weights load. Raises any KilnError.
     """
     # here: torch is slow to import, and --help should not be
-    from scripts.kiln import clay, embedder, engine, int8, patches, table
+    from scripts.kiln import embedder, encoders, engine, int8, patches, table
     from scripts.kiln.parts import Parts
 
-    about_weights = clay.read_about(args.weights)
+    about_weights = encoders.read_about(args.weights)
     settings = {
         "weights": about_weights["sha256"],
         "precision": about_weights["precision"],
@@ -178,11 +178,11 @@ def _loader(args: argparse.Namespace, precision: str, device: str) -> Callable[[
     def load() -> Any:
         import torch
 
-        from scripts.kiln import clay
+        from scripts.kiln import encoders
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        return clay.load_encoder(args.weights, precision=precision, device=device)  # type: ignore[arg-type]
+        return encoders.load_encoder(args.weights, precision=precision, device=device)  # type: ignore[arg-type]
 
     return load
 

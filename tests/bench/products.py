@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import torch
 
 from scripts.kiln import table, vectors
-from scripts.kiln.clay import Geometry, untrained_encoder
+from scripts.kiln.clay import Geometry
+from scripts.kiln.encoders import untrained_encoder
 from scripts.kiln.engine import Embedder, Policy
 from scripts.kiln.sensors import WORLDCOVER
 from scripts.make_sample import DEFAULT_TILES, landscape, tile_corner

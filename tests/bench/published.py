@@ -16,7 +16,7 @@ import shapely
 import torch
 from rasterio.windows import Window, bounds
 
-from scripts.kiln import clay
+from scripts.kiln import clay, encoders
 from scripts.kiln.embedder import keep_memory
 from scripts.kiln.lattice import Lattice
 from scripts.kiln.sensors import Sensor
@@ -103,7 +103,7 @@ def vectors(encoder: clay.ClayEncoder, sensor: Sensor, chips: list[np.ndarray]) 
 def embed(load: Workload, weights: Path, output: Path) -> np.ndarray:
     """The whole job; writes a GeoParquet file by geopandas and returns its vectors."""
     keep_memory(GIVEN_BACK)
-    encoder = clay.load_encoder(weights)
+    encoder = encoders.load_encoder(weights)
     chips = CHIPS[load.dataset](load)
     found = vectors(encoder, load.source().sensor, chips)
     boxes = [shapely.box(*bounds(Window(n, 0, 1, 1), rasterio.Affine.identity())) for n in range(len(found))]

@@ -54,11 +54,11 @@ def one(batch: int, compiled: bool, kept: bool, blocks: int) -> None:
     import numpy as np
     import torch
 
-    from scripts.kiln import clay, embedder
+    from scripts.kiln import clay, embedder, encoders
     from scripts.kiln.sensors import NAIP
     from tests.chips import make_chip
 
-    encoder = clay.untrained_encoder(replace(clay.Geometry(), depth=blocks), 0)
+    encoder = encoders.untrained_encoder(replace(clay.Geometry(), depth=blocks), 0)
     if compiled:
         encoder.transformer = torch.compile(encoder.transformer)
     pixels = np.random.default_rng(1).integers(1, 255, (16, 4, 256, 256)).astype(np.uint8)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from scripts.kiln import clay, embedder, engine
+from scripts.kiln import embedder, encoders, engine
 from scripts.kiln.chips import Chip, Loaded, Read
 from tests.bench import published
 from tests.bench.harness import in_rounds, publish, timed
@@ -73,7 +73,7 @@ def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) ->
     """One row of the table: seconds and ratios for a dataset and an encoder's size, all of it measured in turn."""
     weights = write_weights(folder, size)
     sensor = load.source().sensor
-    embed = embedder.Embedder(clay.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
+    embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
     chips = list(chips_of(load))
     made: dict[str, Any] = {}
 
@@ -112,7 +112,7 @@ def from_afar(load: Workload, root: str, folder: Path, rounds: int, what: str) -
     """The same row for the tiny encoder and an archive on a store, which the job waits for, not for processors."""
     weights = write_weights(folder, "tiny")
     sensor = load.source().sensor
-    embed = embedder.Embedder(clay.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
+    embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
     far, chips = load.elsewhere(root), list(chips_of(load))
     ways = [
         lambda: far.embed(weights, folder / "far", *FLAGS),
@@ -197,7 +197,7 @@ def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
     from matplotlib import pyplot
 
     weights = write_weights(folder, size)
-    about = clay.read_about(weights)
+    about = encoders.read_about(weights)
     with watched(load) as (spans, source):
         made = source()
         made.check()
@@ -205,7 +205,7 @@ def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
         wall = timed(
             lambda: engine.embed(
                 made,
-                lambda: clay.load_encoder(weights),
+                lambda: encoders.load_encoder(weights),
                 about["geometry"]["dim"],
                 folder / "profile.parquet",
                 {},

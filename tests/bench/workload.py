@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts import embed_naip, embed_sentinel2, embed_worldcover, plan_worldcover
-from scripts.kiln import clay, storage
+from scripts.kiln import clay, encoders, storage
 from scripts.kiln.chips import Source
 from scripts.kiln.lattice import Column, Lattice
 from scripts.kiln.naip import NaipSource
@@ -140,7 +140,7 @@ MAKERS = {"naip": make_naip, "sentinel2": make_sentinel2, "worldcover": make_wor
 def write_weights(folder: Path, size: str, precision: str = "float32") -> Path:
     """Random weights of one of SIZES, as `encoder_weights` writes them."""
     path = folder / f"{size}-{precision}.safetensors"
-    encoder = clay.in_precision(clay.untrained_encoder(SIZES[size], 0), precision)  # type: ignore[arg-type]
+    encoder = encoders.in_precision(encoders.untrained_encoder(SIZES[size], 0), precision)  # type: ignore[arg-type]
     about = {"sha256": "0" * 64, "checkpoint": "untrained", "precision": precision, "untrained": True}
-    clay.save_encoder(encoder, path, about)
+    encoders.save_encoder(encoder, path, about)
     return path

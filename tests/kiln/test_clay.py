@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scripts.kiln import clay
+from scripts.kiln import clay, encoders
 from scripts.kiln.errors import WeightsError
 from scripts.kiln.fingerprint import PRECISIONS
 from tests import golden
@@ -24,12 +24,12 @@ QKV = "model.encoder.transformer.layers.1.0.to_qkv.weight"
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def micro(request: pytest.FixtureRequest, checkpoint_file: Path) -> clay.ClayEncoder:
-    return clay.load_encoder(checkpoint_file, precision=request.param)
+    return encoders.load_encoder(checkpoint_file, precision=request.param)
 
 
 @pytest.fixture(scope="module")
 def micro32(checkpoint_file: Path) -> clay.ClayEncoder:
-    return clay.load_encoder(checkpoint_file)
+    return encoders.load_encoder(checkpoint_file)
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_surplus_keys_outside_the_encoder_are_ignored(saved, micro32):
         c["optimizer_states"] = [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}]
 
     pixels = golden.pixels("naip_256")[:1, :, :32, :32]
-    assert torch.equal(encode(clay.load_encoder(saved(change)), pixels), encode(micro32, pixels))
+    assert torch.equal(encode(encoders.load_encoder(saved(change)), pixels), encode(micro32, pixels))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_surplus_keys_outside_the_encoder_are_ignored(saved, micro32):
 def test_a_missing_tensor_is_an_error_that_names_it(saved, name):
     path = saved(lambda c: c["state_dict"].pop(f"model.encoder.{name}"))
     with pytest.raises(WeightsError, match=rf"changed\.ckpt: .*model\.encoder\.{name.replace('.', '[.]')}"):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_missing_tensor_is_an_error_that_names_it(saved, name):
 def test_a_surplus_tensor_in_the_encoder_is_an_error_that_names_it(saved, name):
     path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(64)}))
     with pytest.raises(WeightsError, match=rf"model\.encoder\.{name}"):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_surplus_tensor_in_the_encoder_is_an_error_that_names_it(saved, name):
 def test_a_misshapen_tensor_is_an_error_that_names_it(saved, name, shape):
     path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(shape)}))
     with pytest.raises(WeightsError, match=rf"changed\.ckpt: .*model\.encoder\.{name.replace('.', '[.]')}"):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
 
 
 @pytest.mark.parametrize(
@@ -280,19 +280,19 @@ def test_a_misshapen_tensor_is_an_error_that_names_it(saved, name, shape):
 def test_a_tensor_that_sizes_are_read_from_contradicts_the_others(saved, name, shape, says):
     path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(shape)}))
     with pytest.raises(WeightsError, match=says):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
 
 
 def test_a_tensor_of_integers_is_an_error_that_names_it(saved):
     path = saved(lambda c: c["state_dict"].update({QKV: torch.zeros(192, 64, dtype=torch.int8)}))
     with pytest.raises(WeightsError, match=r"layers\.1\.0\.to_qkv\.weight is torch\.int8"):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
 
 
 def test_heads_that_contradict_the_shapes_are_an_error(saved):
     path = saved(lambda c: c["hyper_parameters"].update(encoder_heads=5))
     with pytest.raises(WeightsError, match="5 heads of 16 make 80 channels"):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
 
 
 def test_without_own_head_sizes_the_model_size_decides(saved):
@@ -300,7 +300,7 @@ def test_without_own_head_sizes_the_model_size_decides(saved):
         c["hyper_parameters"] = {"model_size": "large"}
 
     with pytest.raises(WeightsError, match="16 heads of 64 make 1024 channels"):
-        clay.load_encoder(saved(change))
+        encoders.load_encoder(saved(change))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
@@ -308,7 +308,7 @@ def test_a_truncated_checkpoint_is_an_error_that_names_the_file(tmp_path, checkp
     whole = checkpoint_file.read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(WeightsError, match=r"cut\.ckpt: truncated"):
-        clay.load_encoder(tmp_path / "cut.ckpt")
+        encoders.load_encoder(tmp_path / "cut.ckpt")
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.001, 0.5, 0.9999])
@@ -317,9 +317,9 @@ def test_a_truncated_safetensors_file_is_an_error_that_names_the_file(tmp_path, 
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
-        clay.load_encoder(cut)
+        encoders.load_encoder(cut)
     with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
-        clay.read_about(cut)
+        encoders.read_about(cut)
 
 
 @pytest.mark.parametrize(
@@ -331,14 +331,14 @@ def test_a_file_of_something_else_is_an_error_that_names_the_file(tmp_path, cont
     path = tmp_path / "other.bin"
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"other\.bin"):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
     with pytest.raises(WeightsError, match=r"other\.bin"):
-        clay.read_about(path)
+        encoders.read_about(path)
 
 
 def test_a_missing_file_and_a_folder_are_errors_that_say_what_to_do(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path):
-        for read in (clay.load_encoder, clay.read_about):
+        for read in (encoders.load_encoder, encoders.read_about):
             with pytest.raises(WeightsError, match="no such weights file; make it with"):
                 read(path)
 
@@ -360,7 +360,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
     assert trap.exists()  # it is live
     trap.unlink()
     with pytest.raises(WeightsError, match="not a checkpoint of tensors alone"):
-        clay.load_encoder(path)
+        encoders.load_encoder(path)
     assert not trap.exists()
 
 
@@ -376,7 +376,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
 def test_tensors_of_another_layout_are_an_error(tmp_path, content, says):
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(WeightsError, match=says):
-        clay.load_encoder(tmp_path / "other.ckpt")
+        encoders.load_encoder(tmp_path / "other.ckpt")
 
 
 def test_a_tensor_missing_from_safetensors_is_an_error_that_names_it(tmp_path, encoder_file):
@@ -385,9 +385,9 @@ def test_a_tensor_missing_from_safetensors_is_an_error_that_names_it(tmp_path, e
     kiln = json.dumps({"encoder_heads": 2, "encoder_dim_head": 16})
     save_file(tensors, tmp_path / "some.safetensors", metadata={"kiln": kiln})
     with pytest.raises(WeightsError, match=r"some\.safetensors: model\.encoder\.transformer\.norm\.bias is missing"):
-        clay.load_encoder(tmp_path / "some.safetensors")
+        encoders.load_encoder(tmp_path / "some.safetensors")
     with pytest.raises(WeightsError, match="not made by `snakemake encoder_weights`"):
-        clay.read_about(tmp_path / "some.safetensors")
+        encoders.read_about(tmp_path / "some.safetensors")
 
 
 # --------------------------------------------------------------------------------------- saving, drawing
@@ -395,30 +395,32 @@ def test_a_tensor_missing_from_safetensors_is_an_error_that_names_it(tmp_path, e
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tokens_after_a_safetensors_round_trip_are_bit_equal(tmp_path, checkpoint_file, precision):
-    first = clay.load_encoder(checkpoint_file, precision=precision)
+    first = encoders.load_encoder(checkpoint_file, precision=precision)
     path = tmp_path / "encoder.safetensors"
-    clay.save_encoder(first, path, {"sha256": "ab", "precision": precision})
-    again = clay.load_encoder(path, precision=precision)
+    encoders.save_encoder(first, path, {"sha256": "ab", "precision": precision})
+    again = encoders.load_encoder(path, precision=precision)
     assert again.geometry == first.geometry  # 4 heads of 16, which no shape tells
     pixels = golden.pixels("naip_256")[:, :, :64, :48]
     assert torch.equal(encode(again, pixels), encode(first, pixels))
-    assert again.cls_token.dtype == clay.DTYPES[precision]
-    about = clay.read_about(path)
+    assert again.cls_token.dtype == encoders.DTYPES[precision]
+    about = encoders.read_about(path)
     assert (about["sha256"], about["precision"], about["geometry"]["dim"]) == ("ab", precision, 64)
 
 
 def test_equal_weights_make_byte_equal_safetensors(tmp_path, checkpoint_file):
     for name in ("a", "b"):
-        clay.save_encoder(clay.load_encoder(checkpoint_file), tmp_path / name, {"sha256": "ab", "precision": "float32"})
+        encoders.save_encoder(
+            encoders.load_encoder(checkpoint_file), tmp_path / name, {"sha256": "ab", "precision": "float32"}
+        )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_untrained_weights_depend_on_seed_and_geometry_alone():
     small = clay.Geometry(dim=32, depth=1, heads=2, dim_head=16, mlp=64)
-    first = clay.untrained_encoder(small, 1)
+    first = encoders.untrained_encoder(small, 1)
     torch.rand(7)  # somebody else draws
-    again = clay.untrained_encoder(small, 1)
-    other = clay.untrained_encoder(small, 2)
+    again = encoders.untrained_encoder(small, 1)
+    other = encoders.untrained_encoder(small, 2)
     a, b, c = (e.state_dict() for e in (first, again, other))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["cls_token"], c["cls_token"])
@@ -453,7 +455,7 @@ def test_a_full_size_checkpoint_loads_in_bfloat16_and_encodes(tmp_path):
     torch.save({"state_dict": state, "hyper_parameters": {"model_size": "large"}}, path)
     del state
     try:
-        encoder = clay.load_encoder(path, precision="bfloat16")
+        encoder = encoders.load_encoder(path, precision="bfloat16")
         assert encoder.geometry == clay.Geometry()
         assert {p.dtype for p in encoder.parameters()} == {torch.bfloat16}
         tokens = encode(encoder, torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1)))

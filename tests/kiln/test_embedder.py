@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.kiln import clay, embedder, vectors
+from scripts.kiln import clay, embedder, encoders, vectors
 from scripts.kiln.embedder import Embedder, Policy
 from scripts.kiln.sensors import WORLDCOVER, Sensor
 from tests import golden
@@ -65,7 +65,7 @@ def test_class_tokens_means_and_patches_are_those_of_the_reference(
     sensor = Sensor("golden", bands, (0.0,) * len(bands), (1.0,) * len(bands), waves, about["gsd"])
     chips = [make_chip(n, pixels=p) for n, p in enumerate(golden.pixels(case).numpy())]
     policy = Policy("as_trained", about["gsd"], "float32", embedding, keep_patches)
-    ours = Embedder(clay.load_encoder(checkpoint_file), sensor, policy, len(chips))(chips)
+    ours = Embedder(encoders.load_encoder(checkpoint_file), sensor, policy, len(chips))(chips)
     if keep_patches:
         patches = ours.pop("patches").reshape(len(chips), -1, 64)
         assert (patches.dtype, patches.shape[1]) == (np.float16, (about["size"] // 8) ** 2)
@@ -83,7 +83,7 @@ def test_class_tokens_means_and_patches_are_those_of_the_reference(
 @pytest.mark.parametrize("patches", [False, True])
 def test_what_is_kept_is_what_all_tokens_say(encoder, encoder_file, embedding, patches, device):
     some = chips(3)
-    there = clay.load_encoder(encoder_file, device=device)
+    there = encoders.load_encoder(encoder_file, device=device)
     made = Embedder(there, WORLDCOVER, Policy("zeros", 10.0, "float32", embedding, patches), 4)(some)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (WORLDCOVER.mean, WORLDCOVER.std))
     x = torch.stack([torch.from_numpy(c.pixels.astype(np.float32)) for c in some])
@@ -101,7 +101,7 @@ def test_what_is_kept_is_what_all_tokens_say(encoder, encoder_file, embedding, p
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_under_way_do_not_disturb_one_another(encoder_file, device):
-    embed = Embedder(clay.load_encoder(encoder_file, device=device), WORLDCOVER, Policy("zeros"), 4)
+    embed = Embedder(encoders.load_encoder(encoder_file, device=device), WORLDCOVER, Policy("zeros"), 4)
     groups = [chips(4, seed) for seed in range(5)] + [chips(2, 9)]
     alone = [embed(group)["embeddings"] for group in groups]
     started, made = [], []

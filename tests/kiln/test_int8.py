@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.kiln import clay, int8
+from scripts.kiln import clay, encoders, int8
 from scripts.kiln.embedder import Embedder, Policy
 from scripts.kiln.errors import ConfigError, WeightsError
 from scripts.kiln.sensors import NAIP
@@ -18,12 +18,12 @@ GEOMETRY = clay.Geometry(dim=256, depth=4, heads=4, dim_head=64, mlp=1024)
 
 @pytest.fixture(scope="module")
 def plain() -> clay.ClayEncoder:
-    return clay.untrained_encoder(GEOMETRY, 1)
+    return encoders.untrained_encoder(GEOMETRY, 1)
 
 
 @pytest.fixture(scope="module")
 def rounded(plain: clay.ClayEncoder) -> clay.ClayEncoder:
-    return clay.in_precision(plain, "int8")
+    return encoders.in_precision(plain, "int8")
 
 
 def layer(bias: bool, seed: int = 0) -> tuple[nn.Linear, int8.Int8Linear]:
@@ -110,21 +110,21 @@ def test_an_encoder_may_be_copied_after_its_first_batch_or_before(rounded: clay.
     told = {"wavelengths": torch.tensor(NAIP.wavelengths), "gsd": 1.0, "time": torch.zeros(1, 4)}
     pixels = torch.randn(1, 4, 32, 32)
     first = rounded(pixels, latlon=torch.zeros(1, 4), **told)
-    for encoder in (copy.deepcopy(rounded), clay.in_precision(rounded, "int8")):
+    for encoder in (copy.deepcopy(rounded), encoders.in_precision(rounded, "int8")):
         assert torch.equal(encoder(pixels, latlon=torch.zeros(1, 4), **told), first)
 
 
 def test_floats_cannot_be_had_from_whole_numbers(rounded: clay.ClayEncoder) -> None:
     with pytest.raises(WeightsError, match=r"to_qkv.scale is not of this encoder"):
-        clay.in_precision(rounded, "float32")
+        encoders.in_precision(rounded, "float32")
 
 
 def test_a_card_is_refused(plain: clay.ClayEncoder) -> None:
     with pytest.raises(ConfigError, match="int8 is for CPUs, not --device cuda:0: take bfloat16"):
-        clay.in_precision(plain, "int8", "cuda:0")
+        encoders.in_precision(plain, "int8", "cuda:0")
 
 
 def test_a_processor_without_such_products_is_refused(plain: clay.ClayEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])  # qnnpack, as ARM has it
     with pytest.raises(ConfigError, match="int8 wants an x86 processor"):
-        clay.in_precision(plain, "int8")
+        encoders.in_precision(plain, "int8")
