@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scripts.kiln import clay
+
 DATA = Path(__file__).parent / "data"
 CASES: dict[str, Any] = json.loads((DATA / "clay_v1.5_micro.json").read_text())["cases"]
 PIXEL_SEEDS = {"sentinel2_256": 7155, "naip_256": 2645, "worldcover_512": 8997}
@@ -117,3 +119,10 @@ def names() -> list[str]:
     shapes = json.loads((DATA / "clay_v1.5_large_encoder_shapes.json").read_text())
     own = (k.removeprefix("model.encoder.") for k in shapes)
     return [k for k in own if not k.startswith("transformer.layers.") or int(k.split(".")[2]) < DEPTH]
+
+
+def encode(encoder: clay.ClayEncoder, pixels: torch.Tensor, waves: list[float] | None = None, gsd: float = 10.0):
+    """Tokens of pixels [B, C, H, W] at an unknown time and place."""
+    unknown = torch.zeros(len(pixels), 4)
+    waves_ = torch.tensor(waves or [0.665, 0.56, 0.493, 0.842])
+    return encoder(pixels, wavelengths=waves_, gsd=gsd, time=unknown, latlon=unknown)
