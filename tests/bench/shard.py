@@ -34,7 +34,11 @@ from tests.bench.workload import MAKERS, SIZES, Workload, write_weights
 
 BATCH, THREADS, AHEAD = 8, 2, 256 << 20
 LATE = 0.03  # seconds
-WHOLE = {"naip": (600, 2), "sentinel2": (600, 2), "worldcover": (1200, 1)}  # sides and units of 8, 8 and 16 chips
+WHOLE = {  # shards of 8 chips, one batch, for the published size
+    "naip": {"side": 600, "units": 2},
+    "sentinel2": {"side": 600, "units": 2},
+    "worldcover": {"side": 2400, "columns": 1},
+}
 FLAGS = ("--batch-size", str(BATCH), "--read-threads", str(THREADS), "--read-ahead-mb", str(AHEAD >> 20))
 FLAGS += ("--metadata", "zeros")
 CLOSE = 2e-4  # largest difference of a vector's number from the published way's; its batches have other shapes
@@ -250,10 +254,9 @@ def main(argv: list[str] | None = None) -> None:
     for size in args.sizes:
         for name in args.datasets:
             with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
-                side, units = WHOLE[name] if size == "full" else (args.side, args.units)
-                load = MAKERS[name](Path(folder) / "archive", side, units)
-                rounds = 1 if size == "full" else args.rounds
-                row = compare(load, size, Path(folder), rounds, warm=size != "full")
+                shape = WHOLE[name] if size == "full" else {"side": args.side, "units": args.units}
+                load = MAKERS[name](Path(folder) / "archive", **shape)
+                row = compare(load, size, Path(folder), args.rounds, warm=size != "full")
                 rows.append(row)
                 print(*(f"{k} {v:.3g}" if isinstance(v, float) else v for k, v in row.items()), sep=", ", flush=True)
                 if size == "middle":

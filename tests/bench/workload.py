@@ -113,23 +113,26 @@ def make_sentinel2(folder: Path, side: int, units: int = 1) -> Workload:
     return Workload("sentinel2", folder, line, source, embed_sentinel2.main, flags)
 
 
-def make_worldcover(folder: Path, side: int, units: int = 1) -> Workload:
-    """A tile of `side` px a degree, whatever `units`; side divides 12000. The shard is its columns of chips."""
+def make_worldcover(folder: Path, side: int, units: int = 1, columns: int = 1000) -> Workload:
+    """A tile of `side` px a degree, whatever `units`; side divides 12000. The shard is so many of its columns of chips.
+
+    Fewer than there are come from its middle, where they are whole.
+    """
     tile = picture(4, side, np.uint16, 9000)
     path = folder / "2021/N43/ESA_WorldCover_10m_2021_v200_N43W097_S2RGBNIR.tif"
     write_cog(path, tile, "EPSG:4326", -97, 44, 1 / side, nodata=0)
     plan = folder / "made.jsonl"
     told = ["--archive", folder, "--year", "2021", "--region=-97,43,-96,44", "--chip-size", CHIP]
-    told += ["--pixels-per-degree", side, "--columns-per-shard", 1000, "--output", plan]
+    told += ["--pixels-per-degree", side, "--columns-per-shard", columns, "--output", plan]
     plan_worldcover.main(list(map(str, told)))
-    line = json.loads(plan.read_text().splitlines()[0])
+    shards = plan.read_text().splitlines()
+    line = json.loads(shards[len(shards) // 2])
 
     def source(root: str) -> WorldCoverSource:
-        columns = [Column(*c) for c in line["columns"]]
         uri = storage.join(root, str(path.relative_to(folder)))
         tiles = [Tile("N43W097", uri, path.stat().st_size, storage.stat(uri).etag)]  # type: ignore[union-attr]
-        lattice = Lattice(line["chip"], line["ppd"])
-        return WorldCoverSource(lattice, 2021, columns, tiles, root=root, max_nodata=0.05, encode=line["encode"])
+        lattice, strips = Lattice(line["chip"], line["ppd"]), [Column(*c) for c in line["columns"]]
+        return WorldCoverSource(lattice, 2021, strips, tiles, root=root, max_nodata=0.05, encode=line["encode"])
 
     return Workload("worldcover", folder, line, source, embed_worldcover.main)
 
