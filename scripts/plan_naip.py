@@ -115,11 +115,11 @@ def read_scenes(lines: Iterable[str], keep: Keep, chip: int) -> tuple[dict[str, 
         if not keep.takes(scene):
             account.filtered += 1
             continue
-        siblings = newest.setdefault(scene.partition, {})
-        known = siblings.get(scene.scene)
+        siblings, name = newest.setdefault(scene.partition, {}), scene.scene
+        known = siblings.get(name)
         rank = (scene.released, scene.at_home)
         if known is None or rank > known[0] or (rank == known[0] and key < known[1][0]):
-            siblings[scene.scene] = (rank, (key, *scene.estimate(chip)))
+            siblings[name] = (rank, (key, *scene.estimate(chip)))
         if known is not None:
             account.duplicates += known[1][0] == key
             account.superseded += known[1][0] != key

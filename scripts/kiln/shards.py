@@ -6,8 +6,8 @@ shards either way. Nothing depends on the order in which units come.
 """
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 
 from scripts.kiln.fingerprint import digest
 
@@ -37,5 +37,7 @@ def _split(placed: list[tuple[int, str]], prefix: int, depth: int, most: int) ->
         place = f"{prefix:0{max(1, -(-depth // 4))}x}.{depth}"
         yield f"{place}-{len(units):03d}-{digest(units)[:8]}", units
         return
-    for bit, half in groupby(placed, key=lambda p: p[0] >> (BITS - 1 - depth) & 1):
-        yield from _split(list(half), prefix << 1 | bit, depth + 1, most)
+    ones = (prefix << 1 | 1) << (BITS - 1 - depth)  # where the second half begins, in order of position
+    middle = bisect_left(placed, (ones, ""))
+    yield from _split(placed[:middle], prefix << 1, depth + 1, most)
+    yield from _split(placed[middle:], prefix << 1 | 1, depth + 1, most)
