@@ -22,7 +22,7 @@ from typing import Any
 
 from scripts.kiln import cli, plans, storage
 from scripts.kiln.errors import ConfigError, SourceError
-from scripts.kiln.naip import BUCKET, SceneKey, parse_key
+from scripts.kiln.naip_keys import BUCKET, SceneKey, parse_key
 from scripts.kiln.shards import stable_shards
 
 LONGEST = 1024  # characters of a key; a longer line is none

@@ -26,7 +26,8 @@ from scripts.kiln.embedder import Embedder
 from scripts.kiln.engine import read_ahead
 from scripts.kiln.errors import StorageError
 from scripts.kiln.fingerprint import digest, fingerprint, recipe
-from scripts.kiln.naip import NaipSource, parse_key
+from scripts.kiln.naip import NaipSource
+from scripts.kiln.naip_keys import parse_key
 from scripts.kiln.naip_layout import layout
 from scripts.kiln.sensors import SENSORS
 from tests.archives import random_pixels, write_tile

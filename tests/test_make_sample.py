@@ -9,7 +9,8 @@ import rasterio.warp
 import shapely
 from rasterio.transform import from_origin
 
-from scripts.kiln import naip
+from scripts.kiln.naip_keys import parse_key
+from scripts.kiln.sensors import NAIP
 from scripts.make_sample import (
     DEFAULT_TILES,
     composites,
@@ -210,11 +211,11 @@ def photographs(tmp_path_factory):
 def test_the_manifest_lists_every_scene_and_what_is_none(photographs):
     out, written = photographs
     lines = (out / "manifest.txt").read_text().splitlines()
-    scenes = [line for line in lines if naip.parse_key(line)]
+    scenes = [line for line in lines if parse_key(line)]
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*.tif")) == scenes
     assert set(written) == {out / key for key in [*scenes, "manifest.txt"]}
-    assert {naip.parse_key(key).partition for key in scenes} == {"sd-2018", "sd-2021"}
-    assert [naip.parse_key(key).when for key in scenes].count(None) == 1
+    assert {parse_key(key).partition for key in scenes} == {"sd-2018", "sd-2021"}
+    assert [parse_key(key).when for key in scenes].count(None) == 1
     assert any(line.endswith(".tif") for line in set(lines) - set(scenes)), "an rgb scene, which is not of the archive"
     assert any("/index/" in line for line in lines)
     assert sum(p.stat().st_size for p in written) < 20e6
@@ -223,7 +224,7 @@ def test_the_manifest_lists_every_scene_and_what_is_none(photographs):
 def test_scenes_are_where_their_names_say(photographs):
     alphas = 0
     for path in photographs[1][:-1]:
-        key = naip.parse_key(str(path.relative_to(photographs[0])))
+        key = parse_key(str(path.relative_to(photographs[0])))
         with rasterio.open(path) as source:
             assert source.driver == "GTiff"
             assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
@@ -239,8 +240,8 @@ def test_scenes_are_where_their_names_say(photographs):
         assert nodata.any() == (key.year == 2021)
         assert nodata.mean() < 0.1
         mean, std = (stat(pixels[:, ~nodata], axis=1) for stat in (np.mean, np.std))
-        assert np.abs(mean - naip.NAIP.mean).max() < 40
-        assert np.abs(std / naip.NAIP.std - 1).max() < 0.4
+        assert np.abs(mean - NAIP.mean).max() < 40
+        assert np.abs(std / NAIP.std - 1).max() < 0.4
     assert alphas == 2
 
 
@@ -262,7 +263,7 @@ def test_overlapping_photographs_show_the_same_fields_and_other_years_other_ones
 
 
 def scene_key(out, path):
-    return naip.parse_key(str(path.relative_to(out)))
+    return parse_key(str(path.relative_to(out)))
 
 
 # ----------------------------------------------------------------------------------------------------- Sentinel-2

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from scripts import plan_naip
 from scripts.kiln import storage
-from scripts.kiln.naip import parse_key
+from scripts.kiln.naip_keys import parse_key
 from scripts.kiln.shards import stable_shards
 from scripts.plan_naip import Keep, read_scenes
 from tests.conftest import ROOT

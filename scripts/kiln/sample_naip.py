@@ -11,7 +11,7 @@ import pyproj
 from rasterio.enums import ColorInterp
 
 from scripts.kiln import landscape as land
-from scripts.kiln import naip
+from scripts.kiln.naip_keys import SceneKey, parse_key
 from scripts.kiln.sample_files import utm_grid, write_cog, write_text
 from scripts.kiln.sensors import NAIP
 
@@ -48,7 +48,7 @@ def _key(year: int, n: int) -> str:
     return SCENE.format(year=year, quarter=QUARTERS[n], flown=f"_{flown}" if flown else "")
 
 
-def _photograph(key: naip.SceneKey, years: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+def _photograph(key: SceneKey, years: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray, float, float]:
     """A NAIP scene's place in some years.
 
     Returns uint8 [years, 4, h, w], which pixels lie inside the frame [h, w], and west and north edge in UTM.
@@ -80,7 +80,7 @@ def make_naip(out: Path, *, seed: int) -> list[Path]:
     """Write the scenes and manifest.txt, which lists them among other files, under `out`; returns their paths."""
     written = []
     for n, quarter in enumerate(QUARTERS):
-        place = naip.parse_key(_key(min(FLOWN), n))
+        place = parse_key(_key(min(FLOWN), n))
         images, inside, west, north = _photograph(place, list(FLOWN), seed)
         for year, image in zip(FLOWN, images, strict=True):
             pixels = _develop(image, EXPOSURE[year])

@@ -22,7 +22,8 @@ from scripts.kiln import naip_scene, storage
 from scripts.kiln.chips import Chip, Dropped, Opened
 from scripts.kiln.engine import read_ahead
 from scripts.kiln.errors import ConfigError, TransientError
-from scripts.kiln.naip import NaipSource, parse_key
+from scripts.kiln.naip import NaipSource
+from scripts.kiln.naip_keys import parse_key
 from scripts.kiln.sample_files import write_cog
 
 CHIP = 16

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.warp import transform_bounds
 
-from scripts.kiln.naip import SceneKey, parse_key
+from scripts.kiln.naip_keys import SceneKey, parse_key
 
 PLAIN = "nd/2019/100cm/rgbir_cog/47099/m_4709963_se_14_1_20190904.tif"
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
-from scripts.kiln.naip import parse_key
+from scripts.kiln.naip_keys import parse_key
 from scripts.kiln.shards import stable_shards
 from scripts.make_sample import make_archive
 from tests import scenes
