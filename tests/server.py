@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 
 class FileServer:
@@ -15,7 +15,12 @@ class FileServer:
     offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer; whoever GETs a
     path in `held` sets `arrived` and waits for `release`. All may be changed while it runs. `requests` lists (method,
     path, Range header) as they came, `payers` who is to pay for each, as it says.
+
+    No two servers of a process have the same port: GDAL keeps what it read by its URL as long as the process lives, and
+    would answer for the files of a later server with those of an earlier one.
     """
+
+    ports: ClassVar[set[int]] = set()  # of all servers of this process
 
     def __init__(
         self,
@@ -100,9 +105,14 @@ class FileServer:
         class Server(ThreadingHTTPServer):
             request_queue_size = 64  # connections that wait; by default 5, and the next is a second late
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        with contextlib.ExitStack() as refused:  # held until there is another, so that none comes twice
+            while (server := Server(("127.0.0.1", 0), Handler)).server_address[1] in FileServer.ports:
+                refused.callback(server.server_close)
+        self._server = server
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        port = server.server_address[1]
+        FileServer.ports.add(port)
+        self.url = f"http://127.0.0.1:{port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
