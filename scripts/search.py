@@ -26,7 +26,7 @@ from scripts.kiln.matrix import BOX, Matrix, default_cache, open_matrix
 
 log = logging.getLogger(__name__)
 COLUMNS = 5  # of the contact sheet
-EXAMPLES, EXAMPLES_FROM = 48, 5000  # chips tried as example, of so many
+EXAMPLES, EXAMPLES_FROM, LOOKED_AT = 48, 5000, 8  # chips tried as example, of so many; the best, which are looked at
 SHOWN = ("chip_id", "similarity", "lon", "lat", "dataset", "year", "datetime", "item_id", "source")
 
 
@@ -83,18 +83,22 @@ def row(facts: dict[str, Any]) -> dict[str, Any]:
     return facts | {"datetime": when} | dict(zip(BOX, facts["bbox"], strict=True))
 
 
-def example(db: Explorer, filters: Filters, k: int) -> dict[str, Any] | None:
-    """A query worth a picture: of some chips, the one whose k likes stand out most from the rest; None of none."""
+def example(db: Explorer, filters: Filters, k: int, services: dict[str, Any]) -> dict[str, Any] | None:
+    """A query worth a picture: of those whose k likes stand out most from the rest, the one that shows most.
+
+    Open sea stands out too, and shows nothing. None of no chips; `services` is `pictures` of the config.
+    """
+    from scripts.kiln import pictures
+
     rows = db.table.search().where(filters.sql() or "true").select(["chip_id"]).limit(EXAMPLES_FROM).to_list()
     ids = sorted(r["chip_id"] for r in rows)
-    best: tuple[float, dict[str, Any]] | None = None
+    tried: list[tuple[float, dict[str, Any]]] = []
     for chip_id in ids[:: max(1, len(ids) // EXAMPLES)]:
         chip = db.chip(chip_id)
         hits = db.similar(chip["vector"], 8 * k, filters)
-        spread = hits[min(k, len(hits) - 1)]["similarity"] - hits[-1]["similarity"]
-        if best is None or spread > best[0]:
-            best = (spread, chip)
-    return best[1] if best else None
+        tried.append((hits[min(k, len(hits) - 1)]["similarity"] - hits[-1]["similarity"], chip))
+    best = [chip for _, chip in sorted(tried, key=lambda t: -t[0])[:LOOKED_AT]]
+    return max(best, key=lambda chip: pictures.picture(chip, services).detail, default=None)
 
 
 def newest_year(db: Explorer, filters: Filters) -> tuple[int, ...]:
@@ -233,7 +237,7 @@ def empty_sheet(path: Path) -> None:
 Found = tuple[dict[str, Any] | None, list[dict[str, Any]]]  # the query, None if there is none, and its results
 
 
-def by_chip(db: Explorer, args: argparse.Namespace) -> Found:
+def by_chip(db: Explorer, args: argparse.Namespace, services: dict[str, Any]) -> Found:
     """The chips most like one, by the database alone."""
     where = Filters(tuple(args.year), tuple(args.dataset), args.bbox)
     if args.chip:
@@ -242,7 +246,7 @@ def by_chip(db: Explorer, args: argparse.Namespace) -> Found:
         query = db.at(*args.at, where)
     else:
         where = replace(where, years=where.years or newest_year(db, where))
-        query = example(db, where, args.k)
+        query = example(db, where, args.k, services)
     return query, search(db, query, args.k, where) if query else []
 
 
@@ -313,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
         if advanced:
             query, hits = by_marks(db, args)
         else:
-            query, hits = by_chip(db, args)
+            query, hits = by_chip(db, args, services)
         if query is None:
             if not args.png:
                 raise ConfigError(f"{args.db}: no chip in it that the filters leave")

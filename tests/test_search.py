@@ -185,7 +185,30 @@ def test_an_example_stands_out_more_than_others(tmp_path, capsys):
 
     made = make_product(tmp_path, columns=COLUMNS, vectors=vectors, kiln=about(dimensions=32))
     ids = {chip_at(WORLD, 2021, c, r).chip_id for c, r in group}
-    assert search.example(Explorer(database(tmp_path, made)), Filters(), 5)["chip_id"] in ids
+    assert search.example(Explorer(database(tmp_path, made)), Filters(), 5, {})["chip_id"] in ids
+
+
+def test_an_example_shows_something(tmp_path):
+    """Six chips that are alike among noise, of a sea with one island: the island is the example, wherever it lies."""
+    noise = np.random.default_rng(3)
+
+    def vectors(chips):
+        out = noise.standard_normal((len(chips), 32))
+        for n, c in enumerate(chips):
+            if c.row == 4 and c.col < 6:
+                out[n] = 5 + 0.1 * out[n]
+        return out
+
+    for island in (1, 4):
+        run = tmp_path / str(island)
+        pixels = np.full((4, 240, 240), 300, np.uint16)
+        here = slice(24 * island, 24 * island + 24)
+        pixels[:, 96:120, here] = noise.integers(200, 2600, (4, 24, 24))
+        tile = str(write_tile(run / "archive", 2021, -125, 49, pixels))
+        told = about(dimensions=32)
+        made = make_product(run, columns=COLUMNS, lattice=SMALL, source=tile, vectors=vectors, kiln=told)
+        found = search.example(Explorer(database(run, made)), Filters(), 5, {})
+        assert found["chip_id"] == chip_at(SMALL, 2021, island, 4).chip_id
 
 
 def test_the_newest_year_is_that_of_what_the_filters_leave(db):

@@ -5,9 +5,11 @@ another size are recognised and said, and the source is read instead.
 """
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,14 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
-from scripts.kiln import raster
+from scripts.kiln import raster, storage
 from scripts.kiln.errors import KilnError, SourceError
+from scripts.kiln.sentinel2_item import read_item
+from scripts.kiln.sentinel2_layout import CONTRADICTED
+from scripts.kiln.sentinel2_scene import OFFSET, offset_rule, subtract
 from scripts.kiln.storage import TIMEOUT
 
+log = logging.getLogger(__name__)
 SIZE = 256  # pixels of a picture's side
 MOST_BYTES = 16 << 20  # of a service's answer
 STRETCH = {
@@ -39,6 +45,11 @@ class Picture:
     pixels: np.ndarray | None
     origin: str
     why: str = ""
+
+    @property
+    def detail(self) -> float:
+        """How much there is to see: the standard deviation of its greys; 0 without a picture."""
+        return 0.0 if self.pixels is None else float(self.pixels.mean(axis=2).std())
 
 
 def wms_request(wms: dict[str, Any], bbox: tuple[float, float, float, float], width: int = SIZE) -> dict[str, str]:
@@ -120,9 +131,28 @@ def from_source(dataset: str, source: str, bbox: tuple[float, float, float, floa
     else:
         files = [(source, bands)]
     values = np.concatenate([_read(uri, wanted, bbox) for uri, wanted in files])
+    if dataset == "sentinel2" and _offset_told(source.rpartition("/")[0]):
+        seen = values.any(axis=0)
+        dark = seen & (values < OFFSET).all(axis=0)
+        if np.count_nonzero(dark) <= CONTRADICTED * np.count_nonzero(seen):
+            values = subtract(values)
     shown = np.clip((values.astype(np.float32) - black) / (white - black), 0, 1) ** gamma * 255
     shown[:, ~values.any(axis=0)] = 128
     return shown.astype(np.uint8).transpose(1, 2, 0)
+
+
+@lru_cache(1024)
+def _offset_told(folder: str) -> bool:
+    """Whether the item beside a Sentinel-2 scene's files says that 1000 was added to its numbers.
+
+    No where there is none, or it does not tell: such a picture is pale, and better than none.
+    """
+    uri = f"{folder}/{folder.rpartition('/')[2]}.json"
+    try:
+        return offset_rule(read_item(storage.read_bytes(uri), uri))[0]
+    except SourceError as e:
+        log.debug("no offset is known: %s", e)
+        return False
 
 
 @contextmanager

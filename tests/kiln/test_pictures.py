@@ -18,6 +18,7 @@ import pytest
 import rasterio
 from affine import Affine
 from PIL import Image
+from rasterio.warp import transform_bounds
 
 from scripts.kiln import pictures, storage
 from scripts.kiln.errors import SourceError
@@ -26,6 +27,7 @@ from scripts.kiln.sentinel2_scene import Grid
 from scripts.kiln.table import boxes_of
 from scripts.make_sample import landscape
 from tests.archives import write_tile
+from tests.items import CORNER, plane, write_item
 
 ROOT = Path(__file__).parent.parent.parent
 BOX = (-0.7, 43.35, -0.5, 43.55)  # in tile N43W001
@@ -478,6 +480,29 @@ def test_a_source_over_the_antimeridian_gives_the_chips_own_pixels(tmp_path, eps
         assert (np.diff(middle) >= 0).all()  # eastwards
         assert np.abs(middle[[8, 128, 247]] - want[0, [8, 128, 247]]).max() < 12
         assert 1 < len(np.unique(middle)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        (1000, {"s2:processing_baseline": "04.00"}),
+        (0, {"s2:processing_baseline": "04.00", "earthsearch:boa_offset_applied": True}),
+        (0, {"s2:processing_baseline": "04.00"}),  # gone already, whatever the item says: the pixels are too dark
+    ],
+)
+def test_what_a_baseline_added_to_the_numbers_is_not_seen(tmp_path, added, told):
+    ground = {b: plane(64, n, high=3000) for n, b in enumerate(("blue", "green", "red"))}
+    old = write_item(tmp_path / "old", bands=ground)
+    new = write_item(tmp_path / "new", bands={b: p + np.uint16(added) for b, p in ground.items()}, properties=told)
+    west, north = CORNER
+    box = transform_bounds("EPSG:32629", "EPSG:4326", west, north - 640, west + 640, north)
+    shown = [from_source("sentinel2", str(made.folder / "B04.tif"), box) for made in (old, new)]
+    assert np.ptp(shown[0]) > 200
+    np.testing.assert_array_equal(*shown)
+    (new.folder / f"{new.entry['id']}.json").rename(new.folder / "elsewhere.json")
+    pictures._offset_told.cache_clear()
+    pale = from_source("sentinel2", str(new.folder / "B04.tif"), box)
+    assert (pale.mean() > shown[0].mean() + 30) == (added > 0), "without the item nobody knows"
 
 
 # ------------------------------------------------------------------------------------------------- neither of both
