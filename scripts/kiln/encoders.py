@@ -43,6 +43,8 @@ def in_precision(encoder: ClayEncoder, precision: Precision, device: str = "cpu"
 def _assembled(
     tensors: dict[str, Tensor], geometry: Geometry, about: dict[str, Any], precision: Precision, device: str, path: Path
 ) -> ClayEncoder:
+    if precision != "int8" and f"transformer.layers.0.{int8.MATRICES[0]}.scale" in tensors:
+        raise WeightsError(f"{path}: rounded to int8, of which no {precision} comes: take the checkpoint it is made of")
     with torch.device("meta"):
         encoder = ClayEncoder(geometry, about)
     if precision == "int8":

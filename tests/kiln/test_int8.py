@@ -115,7 +115,7 @@ def test_an_encoder_may_be_copied_after_its_first_batch_or_before(rounded: clay.
 
 
 def test_floats_cannot_be_had_from_whole_numbers(rounded: clay.ClayEncoder) -> None:
-    with pytest.raises(WeightsError, match=r"to_qkv.scale is not of this encoder"):
+    with pytest.raises(WeightsError, match=r"rounded to int8, of which no float32 comes: take the checkpoint"):
         encoders.in_precision(rounded, "float32")
 
 
