@@ -126,7 +126,7 @@ class Embedder:
     @torch.inference_mode()
     def _run(self, inputs: Inputs, gsd: float) -> dict[str, Tensor]:
         """What the policy keeps of a batch's tokens, by column; means are taken in float32."""
-        x = (inputs.pixels.to(torch.float32) - self.mean) / self.std
+        x = inputs.pixels.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
         kinds = vectors.KINDS[self.policy.embedding]
         class_only = not self.policy.patches and set(kinds.values()) == {"class"}
         tokens = self.encoder(
