@@ -75,7 +75,7 @@ def run(tmp_path, encoder_file):
 
 def flags(units, line, folder, weights, *more):
     told = ["--units", units, "--index", line, "--folder", folder, "--weights", weights, "--threads", 1]
-    return [str(t) for t in (*told, "--chip-size", 16, *more)]
+    return [str(t) for t in (*told, "--chip-size", 16, "--storage", "float32", *more)]
 
 
 def unit(key):

@@ -60,6 +60,7 @@ def run(tmp_path, encoder_file):
 
 def flags(units, folder, weights, *more, root, chip=16):
     told = ["--units", units, "--index", 0, "--folder", folder, "--weights", weights, "--threads", 1]
+    told += ["--storage", "float32"]
     return [str(t) for t in (*told, "--chip-size", chip, f"--rewrite={BUCKET}={root}", *more)]
 
 

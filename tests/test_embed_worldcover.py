@@ -49,8 +49,8 @@ def flags(plan, tmp_path, encoder_file, monkeypatch):
     monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
 
     def make(*more, units=plan[0], folder=tmp_path / "shards", weights=encoder_file):
-        told = ["--units", units, "--folder", folder, "--weights", weights, "--threads", 1, "--max-nodata", 0.6, *more]
-        return [str(t) for t in told]
+        told = ["--units", units, "--folder", folder, "--weights", weights, "--threads", 1, "--max-nodata", 0.6]
+        return [str(t) for t in (*told, "--storage", "float32", *more)]
 
     return make
 

@@ -69,7 +69,7 @@ def test_a_plan_in_the_working_directory_is_found_with_its_shards(tmp_path, monk
 def test_the_table_says_hours_and_prices_of_what_is_left(tmp_path, capsys):
     uri = written(tmp_path, line(0), line(1))
     finish(tmp_path, "s0")
-    plan.main(["--plans", uri, "--numbers", json.dumps(NUMBERS)])
+    plan.main(["--plans", uri, "--numbers", json.dumps(NUMBERS), "--storage", "float32"])
     head, row, blank, _, foot = capsys.readouterr().out.splitlines()
     assert head.split() == [
         "units", "shards", "done", "chips", "to", "read", "encoder-h", "storage", "compute", "per", "month",

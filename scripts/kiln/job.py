@@ -35,7 +35,7 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     where.add_argument("--output", help="the embeddings file, if not <folder>/<shard>.parquet")
     where.add_argument("--overwrite", action="store_true", help="do a finished shard again")
     value = p.add_argument_group("what changes a vector (part of the fingerprint)")
-    value.add_argument("--storage", choices=vectors.STORAGES, default="float32", help="type of the vectors")
+    value.add_argument("--storage", choices=vectors.STORAGES, default="float16", help="type of the vectors")
     value.add_argument(
         "--embedding",
         choices=vectors.EMBEDDINGS,
