@@ -20,6 +20,7 @@ from scripts.kiln.errors import ConfigError
 log = logging.getLogger(__name__)
 CELLS = 900  # of the map's longer side, at most: beyond, chips are drawn as density
 ACROSS, WIDTH = 3, 5.2  # panels side by side, and inches of one
+BESIDE, ABOUT = 0.95, 1.2  # inches that labels take of a panel: beside its map, and above and below it
 MOST = 9  # products of a dataset with a panel each
 INK, QUIET, FULL, SEA = "#22262b", "#6b7280", "#0f766e", "#eef2f4"
 
@@ -107,7 +108,7 @@ def panels(records: Sequence[dict[str, Any]], chips: Sequence[np.ndarray]) -> di
 def tall(bounds: tuple[float, float, float, float]) -> float:
     """Inches of a panel's map."""
     west, south, east, north = bounds
-    return WIDTH * min(max((north - south) / (east - west) * stretch(south, north), 0.35), 1.6)
+    return (WIDTH - BESIDE) * min(max((north - south) / (east - west) * stretch(south, north), 0.35), 1.6)
 
 
 def draw(axes: Any, panel: Panel, bounds: tuple[float, float, float, float]) -> None:
@@ -155,9 +156,10 @@ def coverage_map(records: Sequence[dict[str, Any]], products: Sequence[str], pat
     heights = [height for name, group in maps.items() for height in [tall(frames[name])] * -(-len(group) // ACROSS)]
     across = min(ACROSS, max(map(len, maps.values())))
     figure = Figure(
-        figsize=(WIDTH * across, sum(h + 1.25 for h in heights)), dpi=110, facecolor="#faf9f6", layout="constrained"
+        figsize=(WIDTH * across, sum(h + ABOUT for h in heights)), dpi=110, facecolor="#faf9f6", layout="constrained"
     )
-    grid = figure.add_gridspec(len(heights), across, height_ratios=[h + 1.25 for h in heights])
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    grid = figure.add_gridspec(len(heights), across, height_ratios=[h + ABOUT for h in heights])
     row = 0
     for name, group in maps.items():
         for at, panel in enumerate(group):
