@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -98,7 +99,9 @@ def example(db: Explorer, filters: Filters, k: int, services: dict[str, Any]) ->
         hits = db.similar(chip["vector"], 8 * k, filters)
         tried.append((hits[min(k, len(hits) - 1)]["similarity"] - hits[-1]["similarity"], chip))
     best = [chip for _, chip in sorted(tried, key=lambda t: -t[0])[:LOOKED_AT]]
-    return max(best, key=lambda chip: pictures.picture(chip, services).detail, default=None)
+    with ThreadPoolExecutor(LOOKED_AT) as pool:
+        shown = list(pool.map(lambda chip: pictures.picture(chip, services).detail, best))
+    return best[shown.index(max(shown))] if best else None
 
 
 def newest_year(db: Explorer, filters: Filters) -> tuple[int, ...]:
@@ -167,8 +170,6 @@ def contact_sheet(
 
     A picture that neither service nor source gives is a grey square that says so.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     import matplotlib
     from matplotlib.figure import Figure
 
