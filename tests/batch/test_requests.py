@@ -12,7 +12,7 @@ from tests.rules.workflow import job_counts
 
 SHARDS, SEA = 2000, 24
 FINISHED, MISSING = 0.2, 3.1  # requests of a dry run per shard that is there, and that is not
-RUN = 130  # of a real run, driver and jobs together; when they grew with the square of the jobs, 60 made it 760
+RUN = 115  # of a real run, driver and jobs together; when they grew with the square of the jobs, 60 made it 760
 EMPTY, FULL, OPEN_SEA = "kiln-lab-missing", "kiln-lab-finished", "kiln-lab-sea"
 
 
