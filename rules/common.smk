@@ -12,9 +12,13 @@ from snakemake.logging import logger
 
 sys.path.insert(0, str(workflow.basedir))
 
-from scripts.kiln import aws_batch, fingerprint as identity, lattice as lattices, plans
-from scripts.kiln.aws_batch import Share
-from scripts.kiln.errors import ConfigError, KilnError
+from kiln.archives.worldcover import lattice as lattices
+from kiln.aws import batch as aws_batch
+from kiln.formats import fingerprint as identity, plan_file as plans
+from kiln.archives.registry import get_archive
+from kiln.aws.batch import Share
+from kiln.model.identity import RECIPE as MODEL_RECIPE, UNTRAINED, weights_digest
+from kiln.errors import ConfigError, KilnError
 
 # Shell commands find the package whatever the working directory is, and end when this process does.
 CODE = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
@@ -25,6 +29,13 @@ LOGS = f"logs/{config['run']}"
 BENCHMARKS = f"benchmarks/{config['run']}"
 CONDA = Path(workflow.basedir) / "envs" / "kiln.yaml"
 UNPINNED = "unpinned"  # stands for a digest that the config does not hold yet
+
+
+def fingerprint_of(dataset, **values):
+    """The fingerprint of an archive's chips."""
+    archive = get_archive(dataset)
+    recipes = {"clay": MODEL_RECIPE, dataset: archive.recipe}
+    return identity.fingerprint(dataset, sensor=archive.sensor, recipes=recipes, **values)
 
 
 def settings(*path):
@@ -48,7 +59,7 @@ def sound(function, *arguments):
         raise WorkflowError(str(e))
 
 
-WEIGHTS_DIGEST = named(identity.weights_digest, config["model"])
+WEIGHTS_DIGEST = named(weights_digest, config["model"])
 SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
 PUBLISHED = settings("index", "published")
 if SELECT.get("embedding") not in (None, config["embedding"]) and config["embedding"] != "both":
@@ -93,7 +104,7 @@ def plan_uri(dataset):
 def pinned(value):
     """The value, unless the checkpoint's digest is unknown: then nothing but encoder_weights can run."""
     if WEIGHTS_DIGEST is None:
-        from scripts.kiln import storage as storage_of  # only here, as in `existing`
+        from kiln.io import storage as storage_of  # only here, as in `existing`
 
         note = uri(weights_path())
         if storage_of.stat(note):

@@ -142,7 +142,7 @@ rule plan:
         embedding=config["embedding"],
         patches=json.dumps(patch_counts(), sort_keys=True),
         dimensions=(
-            settings("model", "untrained", "dim") if config["model"]["checkpoint"] == identity.UNTRAINED else 1024
+            settings("model", "untrained", "dim") if config["model"]["checkpoint"] == UNTRAINED else 1024
         ),
     message:
         "What there is to do, and what it takes"

@@ -1,5 +1,4 @@
 # NAIP: plan -> embed -> merge, one partition a state and year. The plan tells the shards.
-from scripts.kiln import naip_layout
 
 # The conterminous states, which is what NAIP covers.
 STATES = (
@@ -7,7 +6,7 @@ STATES = (
     " tn tx ut va vt wa wi wv wy"
 ).split()
 NAIP = config["naip"]
-NAIP_FINGERPRINT = identity.fingerprint(
+NAIP_FINGERPRINT = fingerprint_of(
     "naip",
     weights=WEIGHTS_DIGEST or UNPINNED,
     precision=config["model"]["precision"],
@@ -18,7 +17,7 @@ NAIP_FINGERPRINT = identity.fingerprint(
     gsd=NAIP["gsd"],
     max_nodata=NAIP["max_nodata"],
     max_cloud=None,
-    lattice=named(naip_layout.layout, NAIP["chip_size"], NAIP["lattice"], NAIP["lattice_gsd"], NAIP["edge"]),
+    lattice=named(get_archive("naip").lattice, NAIP),
 )
 NAIP_ASKED = asked(
     "naip", "manifest", "archive", "states", "years", "resolutions", "bbox", "scenes_per_shard", "chip_size"

@@ -1,8 +1,8 @@
 # Sentinel-2 L2A: plan -> embed -> merge, one partition an MGRS grid zone and month. The plan tells the shards.
-from scripts.kiln import sentinel2_layout
+from kiln.archives.sentinel2 import layout as sentinel2_layout
 
 S2 = config["sentinel2"]
-S2_FINGERPRINT = identity.fingerprint(
+S2_FINGERPRINT = fingerprint_of(
     "sentinel2",
     weights=WEIGHTS_DIGEST or UNPINNED,
     precision=config["model"]["precision"],
@@ -13,7 +13,7 @@ S2_FINGERPRINT = identity.fingerprint(
     gsd=S2["gsd"],
     max_nodata=S2["max_nodata"],
     max_cloud=S2["max_cloud"],
-    lattice=named(sentinel2_layout.layout, S2["chip_size"], S2["contradicted"]),
+    lattice=named(sentinel2_layout.chip_layout, S2["chip_size"], S2["contradicted"]),
 )
 S2_ASKED = asked(
     "sentinel2",

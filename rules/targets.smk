@@ -91,7 +91,7 @@ DATASETS = {}  # by name; each dataset's rules add theirs
 
 def existing(folder, names):
     """Those of the named shards that lie in a folder of the run."""
-    from scripts.kiln import storage as storage_of  # only here: the workflow is parsed without a look at a store
+    from kiln.io import storage as storage_of  # only here: the workflow is parsed without a look at a store
 
     there = storage_of.listing(uri(folder)) if STORAGE_ROOT or os.path.isdir(folder) else {}
     return [n for n in names if f"{uri(folder)}/{n}.parquet" in there]

@@ -3,9 +3,8 @@
 
 WC = config["worldcover"]
 WC_LATTICE = named(lattices.Lattice, WC["chip_size"], WC["pixels_per_degree"])
-named(lattices.check_encode, WC_LATTICE, WC["encode"])
 WC_COLUMNS = named(lattices.region_columns, WC_LATTICE, WC["region"]) if WC["years"] else []
-WC_FINGERPRINT = identity.fingerprint(
+WC_FINGERPRINT = fingerprint_of(
     "worldcover",
     weights=WEIGHTS_DIGEST or UNPINNED,
     precision=config["model"]["precision"],
@@ -16,7 +15,7 @@ WC_FINGERPRINT = identity.fingerprint(
     gsd=WC["gsd"],
     max_nodata=WC["max_nodata"],
     max_cloud=None,
-    lattice={"chip_size": WC["chip_size"], "pixels_per_degree": WC["pixels_per_degree"], "encode": WC["encode"]},
+    lattice=named(get_archive("worldcover").lattice, WC),
 )
 WORLDCOVER = Dataset.of(
     "worldcover",

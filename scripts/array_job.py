@@ -11,9 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.kiln import cli, plans, storage
-from scripts.kiln.arrays import Array
-from scripts.kiln.errors import ConfigError
+from kiln.aws.array_jobs import Array
+from kiln.errors import ConfigError
+from kiln.formats import plan_file
+from kiln.io import command_line, storage
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +40,17 @@ def prepare(array: Array, index: int, weights: Path) -> list[str] | None:
 
 def main(argv: list[str] | None = None) -> None:
     """Do one shard."""
-    p = cli.parser(__doc__, "scripts.array_job")
+    p = command_line.parser(__doc__, "scripts.array_job")
     p.add_argument("--array", required=True, metavar="URI", help="the array's description")
     p.add_argument("--first", type=int, default=0, metavar="N", help="shard of the array's first job")
-    p.add_argument("--index", type=int, metavar="N", help=f"shard to do, instead of {plans.INDEX} after --first")
+    p.add_argument("--index", type=int, metavar="N", help=f"shard to do, instead of {plan_file.INDEX} after --first")
     args = p.parse_args(argv)
 
     def work() -> None:
         index = args.index
         if index is None:
-            if not (number := os.environ.get(plans.INDEX, "")).isdigit():
-                raise ConfigError(f"say which shard: --index N, or {plans.INDEX} in the environment")
+            if not (number := os.environ.get(plan_file.INDEX, "")).isdigit():
+                raise ConfigError(f"say which shard: --index N, or {plan_file.INDEX} in the environment")
             index = args.first + int(number)
         with tempfile.TemporaryDirectory(prefix="kiln-weights-") as folder:
             array = Array.read(args.array)
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.argv = [command[2], *command[3:]]
             runpy.run_module(command[2], run_name="__main__", alter_sys=True)
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

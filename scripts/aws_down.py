@@ -6,17 +6,18 @@ hold jobs is left alone.
 
 from typing import Any
 
+from kiln.aws import stack
+from kiln.errors import AccountError, ConfigError
+from kiln.io import command_line
 from scripts.aws_up import agreed
-from scripts.kiln import account, cli
-from scripts.kiln.errors import AccountError, ConfigError
 
 ACTIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 
 
 def active_jobs(queue: str) -> list[str]:
     """Ids of a queue's jobs that have not ended."""
-    batch = account.client("batch")
-    with account.asking(queue):
+    batch = stack.client("batch")
+    with stack.asking(queue):
         return [
             job["jobId"]
             for status in ACTIVE
@@ -27,17 +28,17 @@ def active_jobs(queue: str) -> list[str]:
 
 def versions(bucket: str) -> list[dict[str, Any]]:
     """Every version of every file in a bucket, and the marks of deleted ones."""
-    pages = account.client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket)
-    with account.asking(f"s3://{bucket}"):
+    pages = stack.client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket)
+    with stack.asking(f"s3://{bucket}"):
         return [v for page in pages for kind in ("Versions", "DeleteMarkers") for v in page.get(kind, [])]
 
 
 def empty(bucket: str, there: list[dict[str, Any]]) -> None:
     """Delete these versions, a thousand a request. Raises AccountError for what could not be deleted."""
-    s3 = account.client("s3")
+    s3 = stack.client("s3")
     for first in range(0, len(there), 1000):
         names = [{"Key": v["Key"], "VersionId": v["VersionId"]} for v in there[first : first + 1000]]
-        with account.asking(f"s3://{bucket}"):
+        with stack.asking(f"s3://{bucket}"):
             failed = s3.delete_objects(Bucket=bucket, Delete={"Objects": names, "Quiet": True}).get("Errors", [])
         if failed:
             raise AccountError(f"s3://{bucket}/{failed[0]['Key']}: not deleted: {failed[0].get('Message', '')}")
@@ -45,17 +46,17 @@ def empty(bucket: str, there: list[dict[str, Any]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Delete the stack."""
-    p = cli.parser(__doc__, "scripts.aws_down")
-    p.add_argument("--stack", default=account.STACK, help="name of the stack that aws_up made")
+    p = command_line.parser(__doc__, "scripts.aws_down")
+    p.add_argument("--stack", default=stack.STACK, help="name of the stack that aws_up made")
     p.add_argument("--delete-data", metavar="BUCKET", help="its bucket too, with every run in it, and every version")
     p.add_argument("--yes", action="store_true", help="do not ask")
     args = p.parse_args(argv)
 
     def work() -> None:
-        if not (found := account.find(args.stack)):
+        if not (found := stack.find(args.stack)):
             raise ConfigError(f"stack {args.stack}: there is none in this account and region")
-        told = account.outputs(args.stack)
-        bucket, made = told["Bucket"], not account.parameters(found).get("Bucket")
+        told = stack.outputs(args.stack)
+        bucket, made = told["Bucket"], not stack.parameters(found).get("Bucket")
         if args.delete_data not in (None, bucket):
             raise ConfigError(f"--delete-data {args.delete_data}: the stack's bucket is {bucket}")
         if args.delete_data and not made:
@@ -72,11 +73,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"Stack {args.stack}: queues, roles, network, registry and its images go.")
         print(f"s3://{bucket}: {size}; " + ("GOES TOO, for good." if goes else "stays, and costs what is stored."))
         agreed("Delete it?", args.yes)
-        account.remove(args.stack)
+        stack.remove(args.stack)
         if goes:
             empty(bucket, there)
-            with account.asking(f"s3://{bucket}"):
-                account.client("s3").delete_bucket(Bucket=bucket)
+            with stack.asking(f"s3://{bucket}"):
+                stack.client("s3").delete_bucket(Bucket=bucket)
         print(f"Stack {args.stack}: gone.")
         if not goes:
             print(
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                 f" in it: `aws s3 rb --force s3://{bucket}`, once its old versions have expired or are deleted."
             )
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ eval "$(python -m scripts.aws_env --gpu)"    # jobs with a GPU each
 import shlex
 from collections.abc import Mapping
 
-from scripts.kiln import account, cli
-from scripts.kiln.errors import ConfigError
+from kiln.aws import stack
+from kiln.errors import ConfigError
+from kiln.io import command_line
 
 NO_IMAGE = ":none"  # ends the address of an image that was not pushed yet
 
@@ -42,11 +43,11 @@ def exports(variables: Mapping[str, str], gpu: bool = False) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print them."""
-    p = cli.parser(__doc__, "scripts.aws_env")
-    p.add_argument("--stack", default=account.STACK, help="name of the stack that aws_up made")
+    p = command_line.parser(__doc__, "scripts.aws_env")
+    p.add_argument("--stack", default=stack.STACK, help="name of the stack that aws_up made")
     p.add_argument("--gpu", action="store_true", help="queue, image and job definition of jobs with a GPU")
     args = p.parse_args(argv)
-    cli.run(lambda: print(exports(environment(account.outputs(args.stack), args.gpu), args.gpu)))
+    command_line.run(lambda: print(exports(environment(stack.outputs(args.stack), args.gpu), args.gpu)))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
+from kiln import __version__
+from kiln.aws import code_bundle, stack
+from kiln.errors import AccountError, ConfigError
+from kiln.io import command_line
 from scripts import aws_env
-from scripts.kiln import __version__, account, cli, package
-from scripts.kiln.errors import AccountError, ConfigError
 
-ROOT = package.CODE.parent
+ROOT = code_bundle.CODE.parent
 ENGINES = ("docker", "podman")
 PARAMETER = {"cpu": "CpuImageTag", "cuda": "GpuImageTag"}
 
@@ -54,8 +56,8 @@ def shown(command: Sequence[str]) -> None:
 def pushed(registry: str, tag: str) -> bool:
     """Whether the registry holds the tag."""
     host, _, name = registry.partition("/")
-    service = account.client("ecr")
-    with account.asking(f"{registry}:{tag}"):
+    service = stack.client("ecr")
+    with stack.asking(f"{registry}:{tag}"):
         try:
             service.describe_images(
                 registryId=host.partition(".")[0], repositoryName=name, imageIds=[{"imageTag": tag}]
@@ -68,8 +70,8 @@ def pushed(registry: str, tag: str) -> bool:
 def push(program: str, image: str) -> None:
     """Push an image, signed in for the moment; the password goes by standard input."""
     host = image.partition("/")[0]
-    with account.asking(host):
-        token = account.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
+    with stack.asking(host):
+        token = stack.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
     user, _, password = base64.b64decode(token).decode().partition(":")
     run([program, "login", "--username", user, "--password-stdin", host], stdin=password)
     shown([program, "push", image])
@@ -78,8 +80,8 @@ def push(program: str, image: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Build, push, tell the stack."""
-    p = cli.parser(__doc__, "scripts.aws_image")
-    p.add_argument("--stack", default=account.STACK, help="name of the stack that aws_up made")
+    p = command_line.parser(__doc__, "scripts.aws_image")
+    p.add_argument("--stack", default=stack.STACK, help="name of the stack that aws_up made")
     p.add_argument("--device", choices=tuple(PARAMETER), default="cpu", help="build of torch")
     p.add_argument("--engine", choices=ENGINES, help="that builds and pushes; the first that is there")
     p.add_argument(
@@ -90,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def work() -> None:
         program, commit = engine(args.engine), revision()
-        registry = account.outputs(args.stack)["Registry"]
+        registry = stack.outputs(args.stack)["Registry"]
         tag = f"{__version__}-{commit[:12]}-{args.device}"
         image = f"{registry}:{tag}"
         if pushed(registry, tag):
@@ -105,13 +107,11 @@ def main(argv: list[str] | None = None) -> None:
                     [program, "build", "--file", str(ROOT / "envs/Dockerfile"), "--tag", image, *arguments, str(ROOT)]
                 )
             push(program, image)
-        print(
-            f"Stack {args.stack}: its jobs run in {tag}: {account.deploy(args.stack, {PARAMETER[args.device]: tag})}\n"
-        )
+        print(f"Stack {args.stack}: its jobs run in {tag}: {stack.deploy(args.stack, {PARAMETER[args.device]: tag})}\n")
         gpu = args.device == "cuda"
-        print(aws_env.exports(aws_env.environment(account.outputs(args.stack), gpu), gpu))
+        print(aws_env.exports(aws_env.environment(stack.outputs(args.stack), gpu), gpu))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ The same command again changes only what differs; a bucket is never deleted (scr
 
 import sys
 
+from kiln.aws import stack as account
+from kiln.errors import ConfigError
+from kiln.io import command_line
 from scripts import aws_env
-from scripts.kiln import account, cli
-from scripts.kiln.errors import ConfigError
 
 PLAN = """\
 Stack {stack} in {region}, account {number}:
@@ -72,7 +73,7 @@ def pairs(given: list[str]) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Create or change the stack, and print the environment of a driver."""
-    p = cli.parser(__doc__, "scripts.aws_up")
+    p = command_line.parser(__doc__, "scripts.aws_up")
     p.add_argument("--stack", default=account.STACK, help="its name; one account may hold several")
     p.add_argument("--bucket", metavar="NAME", help="a bucket of yours instead of a new one")
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="other parameters of envs/aws/kiln.yaml")
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"Stack {args.stack}: {what}. Of a driver's environment, also from `python -m scripts.aws_env`:\n")
         print(aws_env.exports(aws_env.environment(account.outputs(args.stack))))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from scripts.kiln import cli, storage, table, vectors
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.text import aligned
+from kiln.errors import ConfigError
+from kiln.formats import embeddings_file, vectors
+from kiln.io import command_line, storage
+from kiln.io.text_table import aligned
 
 K, QUERIES = 10, 1000
 ASIDE = ("sources", "software", "fingerprint", "dequantisation")  # of the metadata, not what was chosen
@@ -39,11 +40,11 @@ def read(uri: str, column: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
     Raises ConfigError for a file without such vectors, SourceError for one that is no embeddings file.
     """
     with storage.local_copy(uri) as path:
-        about, file = table.about_of(path), table.open_file(path)
+        about, file = embeddings_file.about_of(path), embeddings_file.open_file(path)
         names = file.schema_arrow.names
         if column not in names:
             raise ConfigError(f"{uri}: has no {column}; its `embedding` is {about.get('embedding')}")
-        with table.reading(path):
+        with embeddings_file.reading(path):
             rows = file.read([n for n in ("chip_id", column, vectors.SCALES[column]) if n in names])
     return rows["chip_id"].to_numpy(), vectors.read(rows, column), about
 
@@ -99,7 +100,7 @@ def report(found: Comparison) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print what differs."""
-    p = cli.parser(__doc__, "scripts.compare")
+    p = command_line.parser(__doc__, "scripts.compare")
     p.add_argument("first", help="embeddings file: path or s3://")
     p.add_argument("second", help="the other")
     p.add_argument("--column", choices=tuple(vectors.SCALES), default="embeddings", help="which vectors")
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\n".join(differences(first, second) or ["the same settings"]))
         print(report(compare((a[0], a[1]), (b[0], b[1]))))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

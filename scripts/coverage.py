@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, storage, table
-from scripts.kiln.errors import ConfigError
+from kiln.errors import ConfigError
+from kiln.formats import embeddings_file
+from kiln.io import command_line, storage
 
 log = logging.getLogger(__name__)
 CELLS = 900  # of the map's longer side, at most: beyond, chips are drawn as density
@@ -198,7 +199,7 @@ def ledger_page(records: Sequence[dict[str, Any]], products: Sequence[str]) -> s
         states = ", ".join(f"{n:,} {s}" for s, n in record["units"].items())
         totals.append(f"<tr><td>{record['dataset']} {record['partition']}</td>{counts}<td>{states}</td></tr>")
         with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
-            ledgers.append(table.read_ledger(path))
+            ledgers.append(embeddings_file.read_ledger(path))
     every = pa.concat_tables(ledgers)
     every = every.append_column("bad", pc.equal(every["status"], "failed"))
     every = every.sort_by([("bad", "descending"), ("unit_id", "ascending")])
@@ -223,7 +224,7 @@ def ledger_page(records: Sequence[dict[str, Any]], products: Sequence[str]) -> s
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the map and write the page."""
-    p = cli.parser(__doc__, "scripts.coverage")
+    p = command_line.parser(__doc__, "scripts.coverage")
     p.add_argument("--records", nargs="+", required=True, help="records of the products")
     p.add_argument("--products", nargs="+", help="their folders, path or s3://, if not the records' names less .json")
     p.add_argument("--map", required=True, help="PNG to draw")
@@ -239,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
             coverage_map(records, products, path)
         storage.write_bytes(args.ledger, ledger_page(records, products).encode())
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ In an AWS Batch array job --index may be left out, and an index past the last li
 left alone. Scenes that cannot be read are `failed` rows of the ledger, which is put in place just before the file.
 """
 
-from scripts.kiln import cli, job
-from scripts.kiln.naip import NaipSource
+from kiln.archives.naip.source import NaipSource
+from kiln.engine import job
+from kiln.io import command_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         gsd = source.sensor.gsd if args.gsd == "as_trained" else source.lattice_gsd  # None: each chip's own pixel size
         job.run(args, line, source, dataset="naip", lattice=source.layout, metadata=args.metadata, gsd=gsd)
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

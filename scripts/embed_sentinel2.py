@@ -12,10 +12,11 @@ left alone. Items that cannot be read are `failed` rows of the ledger, which is 
 
 import argparse
 
-from scripts.kiln import cli, job
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.sentinel2 import Sentinel2Source
-from scripts.kiln.sentinel2_layout import CONTRADICTED
+from kiln.archives.sentinel2.layout import CONTRADICTED
+from kiln.archives.sentinel2.source import Sentinel2Source
+from kiln.engine import job
+from kiln.errors import ConfigError
+from kiln.io import command_line
 
 
 def prefixes(text: str) -> tuple[str, str]:
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
             max_cloud=args.max_cloud,
         )
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

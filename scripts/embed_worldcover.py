@@ -14,9 +14,10 @@ account.
 
 import logging
 
-from scripts.kiln import cli, job
-from scripts.kiln.lattice import Column, Lattice
-from scripts.kiln.worldcover import Tile, WorldCoverSource
+from kiln.archives.worldcover.lattice import Column, Lattice
+from kiln.archives.worldcover.source import Tile, WorldCoverSource
+from kiln.engine import job
+from kiln.io import command_line
 
 log = logging.getLogger(__name__)
 METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         layout = {"chip_size": lattice.chip, "pixels_per_degree": lattice.ppd, "encode": line["encode"]}
         job.run(args, line, source, dataset="worldcover", lattice=layout, metadata=args.metadata, gsd=gsd)
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from scripts.kiln import cli, storage
-from scripts.kiln.errors import ConfigError, SourceError, WeightsError
-from scripts.kiln.fingerprint import PRECISIONS, UNTRAINED, check_untrained, weights_digest
+from kiln.errors import ConfigError, SourceError, WeightsError
+from kiln.io import command_line, storage
+from kiln.model.identity import PRECISIONS, UNTRAINED, check_untrained, weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +48,16 @@ def verify(path: Path, sha256: str) -> None:
 
 def extract(path: Path, sha256: str, checkpoint: str, precision: str, output: Path) -> None:
     """Write the encoder of a verified checkpoint as safetensors in `precision`, with its digest in the metadata."""
-    from scripts.kiln import encoders
+    from kiln.model import weights
 
-    encoder = encoders.load_encoder(path, precision=precision)  # type: ignore[arg-type]
+    encoder = weights.load_encoder(path, precision=precision)  # type: ignore[arg-type]
     about = {"sha256": sha256, "checkpoint": Path(checkpoint).name, "precision": precision, "untrained": False}
-    encoders.save_encoder(encoder, output, about)
+    weights.save_encoder(encoder, output, about)
 
 
 def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> None:
     """Write an encoder of seeded random weights; `settings` are `model.untrained` of the config."""
-    from scripts.kiln import clay, encoders
+    from kiln.model import clay, weights
 
     check_untrained(settings)
     dim, heads = settings["dim"], settings["heads"]
@@ -68,15 +68,15 @@ def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> No
         dim_head=dim // heads,
         mlp=dim * settings["mlp_ratio"],
     )
-    encoder = encoders.in_precision(encoders.untrained_encoder(geometry, settings["seed"]), precision)  # type: ignore[arg-type]
+    encoder = weights.in_precision(weights.untrained_encoder(geometry, settings["seed"]), precision)  # type: ignore[arg-type]
     digest = weights_digest({"checkpoint": UNTRAINED, "untrained": settings})
     about = {"sha256": digest, "checkpoint": UNTRAINED, "precision": precision, "untrained": True}
-    encoders.save_encoder(encoder, output, about)
+    weights.save_encoder(encoder, output, about)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Make the encoder's weights."""
-    p = cli.parser(__doc__, "scripts.encoder_weights")
+    p = command_line.parser(__doc__, "scripts.encoder_weights")
     p.add_argument("--checkpoint", required=True, help="https://, s3:// or path of clay-v1.5.ckpt, or `untrained`")
     p.add_argument("--sha256", default="", help="digest the checkpoint must have; without it the digest is printed")
     p.add_argument("--untrained", type=json.loads, default={}, help="JSON of seed, dim, depth, heads, mlp_ratio")
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
             "%s: encoder extracted, %.0f MB", args.output, (storage.stat(args.output) or storage.Stat(0)).size / 1e6
         )
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from typing import Any
 
 import uvicorn
 
-from scripts.kiln import cli, server
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.matrix import default_cache
-from scripts.kiln.picture_cache import MOST_BYTES, PictureCache
-from scripts.kiln.versions import POLL, Follower
+from kiln.errors import ConfigError
+from kiln.explorer.matrix import default_cache
+from kiln.explorer.web import server
+from kiln.explorer.web.follower import POLL, Follower
+from kiln.explorer.web.picture_cache import MOST_BYTES, PictureCache
+from kiln.io import command_line
 from scripts.search import read_services
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
@@ -79,7 +80,7 @@ def serve(follower: Follower, pictures: PictureCache, settings: server.Settings)
 
 def main(argv: list[str] | None = None) -> None:
     """Open the database and serve it until told to stop."""
-    p = cli.parser(__doc__, "scripts.explore")
+    p = command_line.parser(__doc__, "scripts.explore")
     p.add_argument("--db", required=True, help="path or s3:// of the explorer database")
     p.add_argument("--pictures", default="{}", help="config file, or JSON of its `pictures`: the image services")
     p.add_argument(
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         finally:
             follower.stop()
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, storage, table, vectors
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.geoparquet import GeoParquetWriter
-from scripts.kiln.lattice import Lattice
+from kiln.archives.worldcover.lattice import Lattice
+from kiln.errors import ConfigError
+from kiln.formats import embeddings_file, vectors
+from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.io import command_line, storage
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +67,14 @@ def planned_columns(product: str, layout: dict) -> list[int]:
     """Numbers of the columns in the product's ledger, those without a chip too."""
     lattice = Lattice(layout["chip_size"], layout["pixels_per_degree"])
     with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
-        units = table.read_ledger(path)["unit_id"].to_pylist()
+        units = embeddings_file.read_ledger(path)["unit_id"].to_pylist()
     starts = [int(u.split(":")[3].removeprefix("x")) for u in units]  # on the 1/12000 grid
     return sorted((x - lattice.native(lattice.x(0))) // lattice.native(lattice.chip) for x in starts)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export one year."""
-    p = cli.parser(__doc__, "scripts.export_published")
+    p = command_line.parser(__doc__, "scripts.export_published")
     p.add_argument("--record", required=True, help="record of the merged year")
     p.add_argument("--product", help="its folder, path or s3://, if not the record's name less .json")
     p.add_argument("--out", required=True, help="folder or s3:// to write to")
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         names = export(args.record, args.product or args.record.removesuffix(".json"), args.out, args.version)
         log.info("%s: %d columns", args.out, len(names))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

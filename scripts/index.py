@@ -22,10 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, colours, explorer, published, recall, storage, table, vectors
-from scripts.kiln.errors import ConfigError, KilnError, SourceError, TransientError
-from scripts.kiln.explorer import Table, lancedb
-from scripts.kiln.fingerprint import digest
+from kiln.errors import ConfigError, KilnError, SourceError, TransientError
+from kiln.explorer import colours, database, published, recall
+from kiln.explorer.database import Table, lancedb
+from kiln.formats import embeddings_file, vectors
+from kiln.formats.fingerprint import digest
+from kiln.io import command_line, storage
 
 BATCH = 2048  # rows fed at a time
 UNUSED = ("geometry", "sources", "crs")  # columns of products that the table is not made of
@@ -54,7 +56,7 @@ class Product:
     def about(self) -> dict[str, Any]:
         """The `kiln` metadata of its files."""
         with storage.local_copy(storage.join(self.uri, self.record["files"][0]["name"])) as path:
-            return table.about_of(path)
+            return embeddings_file.about_of(path)
 
 
 Source = Product | published.File  # of rows
@@ -76,7 +78,7 @@ class Select:
 
     def __post_init__(self) -> None:
         if self.bbox is not None:
-            explorer.check_bbox(self.bbox)
+            database.check_bbox(self.bbox)
         if self.embedding not in (None, "class", "mean"):
             raise ConfigError(f"index.select.embedding {self.embedding!r}: want class or mean")
 
@@ -113,7 +115,7 @@ def _read(source: Source, wanted: Callable[[list[str]], list[str]]) -> Iterator[
         yield from source.read()
         return
     for path in _files(source):
-        yield from table.read_batches(path, BATCH, wanted(pq.read_schema(path).names))
+        yield from embeddings_file.read_batches(path, BATCH, wanted(pq.read_schema(path).names))
 
 
 def _files(product: Product) -> Iterator[Path]:
@@ -137,31 +139,31 @@ def _keep(batch: pa.RecordBatch, select: Select) -> np.ndarray:
     if select.years:
         keep &= np.isin(np.asarray(_year(batch)), select.years)
     if select.bbox:
-        (lon, lat), (w, s, e, n) = table.centres(batch["bbox"]), select.bbox
+        (lon, lat), (w, s, e, n) = embeddings_file.centres(batch["bbox"]), select.bbox
         keep &= (lon >= w) & (lon <= e) if w < e else (lon >= w) | (lon <= e)
         keep &= (lat >= s) & (lat <= n)
     return keep
 
 
 def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schema) -> pa.RecordBatch | None:
-    lon, lat = table.centres(batch["bbox"])
+    lon, lat = embeddings_file.centres(batch["bbox"])
     numbers = vectors.read(batch, vectors.searched(batch.schema.names, select.embedding))
     with np.errstate(over="ignore"):  # becomes infinite, and is refused
         halves = numbers.astype(np.float16)
     arrays: dict[str, Any] = {
-        **vectors.arrays({explorer.VECTOR: halves}, columns),
+        **vectors.arrays({database.VECTOR: halves}, columns),
         "dataset": pa.array([dataset] * len(batch)),
         "year": _year(batch),
         "lon": pa.array(lon),
         "lat": pa.array(lat),
-        "cell": pa.array(explorer.cells(lon, lat)),
+        "cell": pa.array(database.cells(lon, lat)),
         **{k: batch["bbox"].field(k) for k in ("xmin", "ymin", "xmax", "ymax")},
     }
     rows = pa.RecordBatch.from_arrays(
         [arrays.get(f.name, batch[f.name] if f.name in batch.schema.names else None) for f in columns], schema=columns
     )
     keep = _keep(batch, select)
-    finite = vectors.finite({explorer.VECTOR: halves})
+    finite = vectors.finite({database.VECTOR: halves})
     if not finite.all():
         raise SourceError(f"{rows['chip_id'][int(np.flatnonzero(~finite)[0])]}: its vector does not fit float16")
     return rows.filter(pa.array(keep)) if keep.any() else None
@@ -183,7 +185,7 @@ def table_about(sources: Sequence[Source], kind: str | None = None) -> tuple[dic
         known = about.setdefault(source.record["dataset"], kiln)
         if known["fingerprint"] != kiln["fingerprint"]:
             raise ConfigError(f"{source.uri}: two fingerprints of {kiln['dataset']} cannot be in one database")
-    spaces = {explorer.space(a) for a in about.values()}
+    spaces = {database.space(a) for a in about.values()}
     if len(spaces) > 1:
         told = "; ".join(
             f"{n}: {', '.join(filter(None, (a['model'], a['embedding'], str(a['dimensions']))))} numbers"
@@ -216,12 +218,12 @@ def build(
     if not (select.years or select.bbox):
         _check_rows(sum(p.record.get("rows", 0) for p in chosen), select)
     about, dim = table_about(chosen, select.embedding)
-    columns = explorer.chips_schema(dim, about)
+    columns = database.chips_schema(dim, about)
     scope = digest([select.years, select.bbox, columns.metadata[b"kiln"].decode()])
     state = {"scope": scope, "products": sorted(list(p.key) for p in chosen)}
     try:
         with _conflicts(db):
-            return _bring(explorer.connect(db), db, chosen, columns, select, state)
+            return _bring(database.connect(db), db, chosen, columns, select, state)
     except (FileExistsError, NotADirectoryError) as e:
         raise ConfigError(f"{db}: no place for a database: {e.strerror}") from e
 
@@ -263,7 +265,7 @@ def _bring(
     held = _state(db, tagged)
     if tagged is not None and {k: held.get(k) for k in state} == state:
         log.info("%s holds these products already: nothing to do", db)
-        chips.checkout(explorer.TAG)
+        chips.checkout(database.TAG)
         _check_rows(chips.count_rows(), select)
         _colour(chips, db, tagged)
         return held.get("measured") or _measure(chips, state)
@@ -272,19 +274,19 @@ def _bring(
         known = {tuple(key) for key in held["products"]}
         grown = [p for p in chosen if p.key not in known]
         log.info("%s: %d of %d products are new or changed", db, len(grown), len(chosen))
-        chips.checkout(explorer.TAG)
+        chips.checkout(database.TAG)
         chips.restore()  # what a killed job wrote after the tag is not built upon
         with _stream(grown, select, columns) as reader:
             upsert = chips.merge_insert("chip_id").when_matched_update_all().when_not_matched_insert_all()
             upsert.use_index(False).execute(reader)  # through the index, two writers would double rows
         gone = sorted(set(_ids(chips)) - wanted)
         for first in range(0, len(gone), 500):
-            chips.delete(f"chip_id IN ({', '.join(explorer.quote(c) for c in gone[first : first + 500])})")
+            chips.delete(f"chip_id IN ({', '.join(database.quote(c) for c in gone[first : first + 500])})")
     else:
         log.info("%s: a new table of %d products", db, len(chosen))
         with _stream(chosen, select, columns) as reader:
             mode = "create" if chips is None else "overwrite"
-            chips = connection.create_table(explorer.TABLE, reader, schema=columns, mode=mode)
+            chips = connection.create_table(database.TABLE, reader, schema=columns, mode=mode)
         chips.set_unenforced_primary_key("chip_id")
     ids = _ids(chips)
     if twice := [c for c, n in Counter(ids).items() if n > 1]:
@@ -339,10 +341,10 @@ def _stream(products: Sequence[Source], select: Select, columns: pa.Schema) -> I
 
 def _open(connection: Any) -> Table | None:
     """The table, if it has a version: a folder without one is being made, or its maker was killed."""
-    if explorer.TABLE not in connection.list_tables().tables:
+    if database.TABLE not in connection.list_tables().tables:
         return None
     try:
-        return connection.open_table(explorer.TABLE)
+        return connection.open_table(database.TABLE)
     except ValueError as e:
         if "not found" not in str(e):
             raise
@@ -354,15 +356,15 @@ def _ids(chips: Table) -> list[str]:
 
 
 def _tagged(chips: Table) -> int | None:
-    return chips.tags.list().get(explorer.TAG, {}).get("version")
+    return chips.tags.list().get(database.TAG, {}).get("version")
 
 
 def _tag(chips: Table) -> None:
     """Show this version to readers; versions that nobody can have open any more go."""
     if _tagged(chips) is None:
-        chips.tags.create(explorer.TAG, chips.version)
+        chips.tags.create(database.TAG, chips.version)
     else:
-        chips.tags.update(explorer.TAG, chips.version)
+        chips.tags.update(database.TAG, chips.version)
         chips.optimize(cleanup_older_than=KEPT)
 
 
@@ -376,8 +378,8 @@ def _index(chips: Table) -> None:
     """Vector and filter indexes where they are missing; new rows folded into those that are there."""
     have = {c for i in chips.list_indices() for c in i.columns}
     rows = chips.count_rows()
-    if rows >= EXACT_BELOW and explorer.VECTOR not in have:
-        chips.create_index(explorer.VECTOR, config=lancedb.index.IvfSq(distance_type=explorer.METRIC))
+    if rows >= EXACT_BELOW and database.VECTOR not in have:
+        chips.create_index(database.VECTOR, config=lancedb.index.IvfSq(distance_type=database.METRIC))
     bitmap, tree = lancedb.index.Bitmap, lancedb.index.BTree
     scalar = {"cell": bitmap(), "dataset": bitmap(), "year": bitmap(), "chip_id": tree()}
     for column, config in scalar.items():
@@ -401,7 +403,7 @@ def _colour(chips: Table, db: str, version: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Build or grow the explorer database."""
-    p = cli.parser(__doc__, "scripts.index")
+    p = command_line.parser(__doc__, "scripts.index")
     p.add_argument("--records", nargs="*", default=[], help="records of the products to search together")
     p.add_argument("--products", nargs="*", help="their folders, path or s3://, if not the records' names less .json")
     p.add_argument("--published", type=json.loads, default=[], help="JSON as index.published: others' files to take in")
@@ -428,8 +430,8 @@ def main(argv: list[str] | None = None) -> None:
         measured = build(args.records, products, args.db, select, files)
         record = {
             **{k: v for k, v in measured.items() if k != "query_ms"},  # equal runs write equal records
-            "tag": explorer.TAG,
-            "embedding": {name: a["embedding"] for name, a in sorted(explorer.Explorer(args.db).about.items())},
+            "tag": database.TAG,
+            "embedding": {name: a["embedding"] for name, a in sorted(database.Explorer(args.db).about.items())},
             "products": [p.record for p in read_products(args.records, products)],
             "published": [
                 {"file": f.uri, "size": f.size, "version": f.version, "dataset": f.entry.name} for f in files
@@ -442,7 +444,7 @@ def main(argv: list[str] | None = None) -> None:
             *(measured[k] for k in ("rows", "search", "recall_at_10", "query_ms")),
         )
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

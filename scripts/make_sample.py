@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.kiln import landscape as land
-from scripts.kiln.sample_files import write_cog
-from scripts.kiln.sample_naip import make_naip
-from scripts.kiln.sample_sentinel2 import make_sentinel2
+from kiln.sample import landscape as land
+from kiln.sample.files import write_cog
+from kiln.sample.naip import make_naip
+from kiln.sample.sentinel2 import make_sentinel2
 
 DATASETS = ("worldcover", "naip", "sentinel2")
 VERSIONS = {2020: "v100", 2021: "v200"}

@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scripts.kiln import buckets, cli, plans, stac, storage, table
-from scripts.kiln.errors import ConfigError, SourceError
-from scripts.kiln.fingerprint import digest
-from scripts.kiln.geoparquet import GeoParquetWriter
+from kiln.errors import ConfigError, SourceError
+from kiln.formats import embeddings_file, plan_file
+from kiln.formats.fingerprint import digest
+from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.io import command_line, storage
+from kiln.product import external_sort, stac
 
 ROW_GROUP = 50_000  # rows at most; one giant group would make every remote hit download the whole column
 PART_BYTES = 2_000_000_000  # of a product's file
@@ -56,9 +58,9 @@ def hilbert_order(shards: Sequence[Path], keep: np.ndarray | None = None) -> Ord
     middles, starts, n = [], [], 0
     for path in shards:
         starts.append(n)
-        with table.reading(path):
-            box = table.open_file(path).read(columns=["bbox"])["bbox"].combine_chunks()
-        middles.append(np.stack(table.centres(box), axis=1))
+        with embeddings_file.reading(path):
+            box = embeddings_file.open_file(path).read(columns=["bbox"])["bbox"].combine_chunks()
+        middles.append(np.stack(embeddings_file.centres(box), axis=1))
         n += len(box)
     centres = np.concatenate(middles) if middles else np.empty((0, 2))
     rank = np.full(n, -1, np.int64)
@@ -91,19 +93,19 @@ def choose_unique(shards: Sequence[Path], ledger: pa.Table) -> Chosen:
     for shards whose lattice no two units share, SourceError for rows that the ledger does not know.
     """
     for path in shards:
-        lattice = table.about_of(path)["lattice"]
+        lattice = embeddings_file.about_of(path)["lattice"]
         if lattice.get("lattice") != "utm":
             raise ConfigError(f"{path}: --unique wants chips of lattice utm; those of {lattice} are unique as they are")
     sources = ledger["source"].to_pylist()
     units, zones = {s: n for n, s in enumerate(sources)}, {}
     if len(units) < len(sources):
         raise ConfigError("--unique wants units of one source each, and these share some")
-    total = sum(table.open_file(p).metadata.num_rows for p in shards)
+    total = sum(embeddings_file.open_file(p).metadata.num_rows for p in shards)
     kinds = (np.int16, np.int32, np.int32, np.float32, np.int32)
     zone, col, row, nodata, unit = (np.empty(total, kind) for kind in kinds)
     first = 0
     for path in shards:
-        for batch in table.read_batches(path, READ_ROWS, ["crs", "col", "row", "nodata_fraction", "source"]):
+        for batch in embeddings_file.read_batches(path, READ_ROWS, ["crs", "col", "row", "nodata_fraction", "source"]):
             here = slice(first, first := first + len(batch))
             zone[here] = _numbered(batch["crs"], lambda crs: zones.setdefault(crs, len(zones)))
             for values, name in ((col, "col"), (row, "row"), (nodata, "nodata_fraction")):
@@ -138,7 +140,7 @@ def _first_ids(shards: Sequence[Path], rows: np.ndarray, group: np.ndarray, best
     rows, group = rows[by_row], group[by_row]
     ids, first = [], 0
     for path in shards:
-        for batch in table.read_batches(path, READ_ROWS, ["chip_id"]):
+        for batch in embeddings_file.read_batches(path, READ_ROWS, ["chip_id"]):
             here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))]
             ids.append(batch["chip_id"].take(pa.array(here - first)))
             first += len(batch)
@@ -160,7 +162,7 @@ def without_lost(ledger: pa.Table, lost: np.ndarray) -> pa.Table:
         row["notes"] = "; ".join(filter(None, [row["notes"], note]))
         if row["status"] == "embedded" and not row["embedded"]:
             row |= {"status": "empty", "reason": LEFT_ALL}
-    return pa.Table.from_pylist(rows, schema=table.LEDGER)
+    return pa.Table.from_pylist(rows, schema=embeddings_file.LEDGER)
 
 
 def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
     """
     whole: dict[str, Any] = {}
     for path in shards:
-        about = table.about_of(path)
+        about = embeddings_file.about_of(path)
         sources = about.pop("sources")
         about.pop("patches", None)  # stay beside the shards
         if whole and any(whole[k] != about[k] for k in ("fingerprint", "partition", "storage", "dimensions")):
@@ -197,10 +199,10 @@ def write_parts(
     """Write the sorted parts below `product`; each at most `part_bytes`, given row groups that are smaller."""
     order = hilbert_order(shards, keep)
     row_group = max(1, -(-order.rows // max(1, -(-order.rows // row_group))))  # all about as large
-    columns = table.open_file(shards[0]).schema_arrow.remove_metadata().with_metadata(
+    columns = embeddings_file.open_file(shards[0]).schema_arrow.remove_metadata().with_metadata(
         {"kiln": json.dumps(about, sort_keys=True)}
     )  # fmt: skip
-    groups = buckets.in_order(shards, order.starts, order.rank, order.rows, row_group, memory)
+    groups = external_sort.in_order(shards, order.starts, order.rank, order.rows, row_group, memory)
     group = next(groups, columns.empty_table())
     parts: list[stac.Part] = []
     while group is not None:
@@ -211,7 +213,7 @@ def write_parts(
             with GeoParquetWriter(path, columns) as out:
                 while group is not None and path.stat().st_size + largest * 1.05 <= part_bytes:
                     before = path.stat().st_size
-                    out.write(group.cast(columns), *table.extent(group))
+                    out.write(group.cast(columns), *embeddings_file.extent(group))
                     largest = max(largest, path.stat().st_size - before)
                     group = next(groups, None)
             times = pc.min_max(pq.read_table(path, columns=["datetime"])["datetime"]).as_py()
@@ -231,8 +233,8 @@ def merge_ledgers(uris: Sequence[str]) -> pa.Table:
             shard = uri.replace(".ledger.parquet", ".parquet")
             raise SourceError(f"{uri}: the ledger is gone; delete {shard} and run again, so that both are made")
         with storage.local_copy(uri) as path:
-            ledgers.append(table.read_ledger(path))
-    return pa.concat_tables(ledgers) if ledgers else table.LEDGER.empty_table()
+            ledgers.append(embeddings_file.read_ledger(path))
+    return pa.concat_tables(ledgers) if ledgers else embeddings_file.LEDGER.empty_table()
 
 
 def merge(
@@ -262,7 +264,7 @@ def merge(
     about = product_metadata(paths)
     if missing:
         about["missing_shards"] = sorted(missing)
-    ledger = merge_ledgers([table.ledger_name(storage.join(ledgers, f"{n}.parquet")) for n in names])
+    ledger = merge_ledgers([embeddings_file.ledger_name(storage.join(ledgers, f"{n}.parquet")) for n in names])
     keep = None
     if unique:
         about["unique"] = True
@@ -270,11 +272,11 @@ def merge(
         keep, ledger = chosen.keep, without_lost(ledger, chosen.lost)
     parts = write_parts(paths, product, about, memory=memory, row_group=row_group, part_bytes=part_bytes, keep=keep)
     rows = sum(p.rows for p in parts)
-    counts = {c: pc.sum(ledger[c]).as_py() or 0 for c in table.COUNTS}
+    counts = {c: pc.sum(ledger[c]).as_py() or 0 for c in embeddings_file.COUNTS}
     if rows != counts["embedded"]:
         raise SourceError(f"{shards}: {rows} rows, but the ledgers say {counts['embedded']}: embed the shards again")
     with storage.atomic(storage.join(product, "ledger.parquet")) as path:
-        table.write_ledger(path, ledger)
+        embeddings_file.write_ledger(path, ledger)
         ledger_file = {"name": "ledger.parquet", "size": path.stat().st_size, "sha256": storage.sha256(path)}
     written = stac.write(product, parts, about, counts)
     mine = {storage.join(product, n) for n in ("ledger.parquet", *written, *(p.name for p in parts))}
@@ -302,7 +304,7 @@ def merge(
 
 def main(argv: list[str] | None = None) -> None:
     """Merge one partition of one dataset."""
-    p = cli.parser(__doc__, "scripts.merge")
+    p = command_line.parser(__doc__, "scripts.merge")
     p.add_argument("--plan", required=True, help="the plan whose shards are merged")
     p.add_argument("--partition", help="those of one partition, where the plan has several")
     p.add_argument("--shards", required=True, help="local folder of the embeddings files")
@@ -315,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     def work() -> None:
-        planned = [line["shard"] for line in plans.read_plan(args.plan, args.partition)]
+        planned = [line["shard"] for line in plan_file.read_plan(args.plan, args.partition)]
         have = [n for n in planned if not args.allow_missing or (Path(args.shards) / f"{n}.parquet").is_file()]
         record = merge(
             have,
@@ -335,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
         if record["missing_shards"]:
             log.warning("%d shards are missing in this product", len(record["missing_shards"]))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

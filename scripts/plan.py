@@ -9,9 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from scripts.kiln import cli, plans, storage, vectors
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.text import aligned
+from kiln.errors import ConfigError
+from kiln.formats import plan_file, vectors
+from kiln.io import command_line, storage
+from kiln.io.text_table import aligned
 
 log = logging.getLogger(__name__)
 ROW_BYTES = 400  # of a row besides its vector, compressed, about
@@ -55,7 +56,7 @@ def summarise(
     folder = storage.join(plan.rpartition("/")[0] or ".", "shards")
     there = storage.listing(folder) if storage.is_s3(folder) or Path(folder).is_dir() else {}
     made: dict[str, Summary] = {}
-    for line in plans.read_plan(plan):
+    for line in plan_file.read_plan(plan):
         done = f"{folder}/{line['partition']}/{line['shard']}.parquet" in there
         before = made.get(line["partition"], Summary(line["dataset"], line["partition"]))
         made[line["partition"]] = before + Summary(
@@ -127,7 +128,7 @@ def human(size: float) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the plan."""
-    p = cli.parser(__doc__, "scripts.plan")
+    p = command_line.parser(__doc__, "scripts.plan")
     p.add_argument("--plans", nargs="+", required=True, help="paths or s3:// of the plans, where the run keeps them")
     p.add_argument("--numbers", type=json.loads, required=True, help="JSON, `plan` of the config: rate and prices")
     p.add_argument("--dimensions", type=int, default=1024, help="of a vector")
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         print(report(found, args.numbers))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

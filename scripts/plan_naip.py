@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.kiln import cli, plans, storage
-from scripts.kiln.errors import ConfigError, SourceError
-from scripts.kiln.naip_keys import BUCKET, SceneKey, parse_key
-from scripts.kiln.shards import stable_shards
+from kiln.archives.naip.keys import BUCKET, SceneKey, parse_key
+from kiln.errors import ConfigError, SourceError
+from kiln.formats import plan_file
+from kiln.formats.stable_shards import stable_shards
+from kiln.io import command_line, storage
 
 LONGEST = 1024  # characters of a key; a longer line is none
 UNPACKING = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)  # what damaged archives raise
@@ -174,7 +175,7 @@ def report(account: Account) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the plan."""
-    p = cli.parser(__doc__, "scripts.plan_naip")
+    p = command_line.parser(__doc__, "scripts.plan_naip")
     p.add_argument("--manifest", required=True, help="path, https:// or s3:// of the list of keys; plain, gzip or zip")
     p.add_argument("--archive", default=BUCKET, help="folder, https:// or s3:// root of the keys")
     p.add_argument("--states", nargs="*", default=[], help="two letters each; none: all")
@@ -203,10 +204,10 @@ def main(argv: list[str] | None = None) -> None:
         if not account.kept:
             raise ConfigError(f"the filters leave none of {account.scenes:,} scenes: look at states, years and bbox")
         lines = plan(partitions, args.archive, args.scenes_per_shard)
-        shards, scenes = plans.write_plan(lines, args.output, args.names)
+        shards, scenes = plan_file.write_plan(lines, args.output, args.names)
         log.info("%s: %d scenes in %d shards of %d states and years", args.output, scenes, shards, len(partitions))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 def _bbox(text: str) -> tuple[float, float, float, float]:

@@ -25,12 +25,13 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from scripts.kiln import cli, plans, storage
-from scripts.kiln.errors import ConfigError, SourceError
-from scripts.kiln.inventory import Keep, Name, locate, parse_name, read_inventory, read_manifest
-from scripts.kiln.sentinel2_item import Item, newest, read_item
-from scripts.kiln.shards import stable_shards
-from scripts.kiln.stac_search import box, read_area, search
+from kiln.archives.sentinel2.inventory import Keep, Name, locate, parse_name, read_inventory, read_manifest
+from kiln.archives.sentinel2.item import Item, newest, read_item
+from kiln.archives.sentinel2.stac_search import box, read_area, search
+from kiln.errors import ConfigError, SourceError
+from kiln.formats import plan_file
+from kiln.formats.stable_shards import stable_shards
+from kiln.io import command_line, storage
 
 BUCKET = "s3://sentinel-cogs"
 SIDE = 10980  # pixels of a tile at 10 m
@@ -132,7 +133,7 @@ def name_of(item: Item) -> Name:
 
 
 def from_inventory(uri: str, root: str | None, archive: str, keep: Keep) -> Gathered:
-    """The items of an S3 inventory. Raises ConfigError as `scripts.kiln.inventory` does."""
+    """The items of an S3 inventory. Raises ConfigError as `kiln.archives.sentinel2.inventory` does."""
     gathered = Gathered(keep)
     account = gathered.account
     inventory = read_manifest(uri, root)
@@ -191,7 +192,7 @@ def open_list(uri: str) -> Iterator[Iterable[str]]:
     """The lines of a list. Raises ConfigError for one that is missing or truncated."""
     try:
         with storage.local_copy(uri) as path, path.open("rb") as raw:
-            packed = raw.read(2) == plans.GZIP
+            packed = raw.read(2) == plan_file.GZIP
             raw.seek(0)
             stream: Any = gzip.open(raw) if packed else raw  # noqa: SIM115 (closed with the file below it)
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace")
@@ -343,7 +344,7 @@ def report(account: Account) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the plan."""
-    p = cli.parser(__doc__, "scripts.plan_sentinel2")
+    p = command_line.parser(__doc__, "scripts.plan_sentinel2")
     way = p.add_mutually_exclusive_group(required=True)
     way.add_argument("--inventory", metavar="URI", help="manifest.json of the bucket's S3 inventory")
     way.add_argument("--search", metavar="URL", help="landing page of a STAC API")
@@ -374,10 +375,12 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"{source}: no item of Sentinel-2 in {account.lines:,} lines")
         if not account.kept:
             raise ConfigError(f"the filters leave none of {account.items:,} items: look at dates, tiles and area")
-        shards, items = plans.write_plan(plan(gathered, args.items_per_shard, args.chip_size), args.output, args.names)
+        shards, items = plan_file.write_plan(
+            plan(gathered, args.items_per_shard, args.chip_size), args.output, args.names
+        )
         log.info("%s: %d items in %d shards", args.output, items, shards)
 
-    cli.run(work)
+    command_line.run(work)
 
 
 def gather(args: argparse.Namespace) -> Gathered:

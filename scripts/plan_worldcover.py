@@ -10,10 +10,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.kiln import cli, storage
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.lattice import NATIVE, Lattice, Shard, region_columns, shards, unit_id
-from scripts.kiln.worldcover import Tile, find_tiles, touched_tiles
+from kiln.archives.worldcover.lattice import NATIVE, Lattice, Shard, region_columns, shards, unit_id
+from kiln.archives.worldcover.source import Tile, find_tiles, touched_tiles
+from kiln.errors import ConfigError
+from kiln.io import command_line, storage
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _share(lattice: Lattice, shard: Shard, tile: Tile) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the plan of one year."""
-    p = cli.parser(__doc__, "scripts.plan_worldcover")
+    p = command_line.parser(__doc__, "scripts.plan_worldcover")
     p.add_argument("--archive", required=True, help="folder, s3:// or https:// root that holds the years' folders")
     p.add_argument("--year", type=int, required=True, help="2020 or 2021")
     p.add_argument("--region", type=region_argument, required=True, help="conus, or west,south,east,north in degrees")
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
             log.warning("no tile of %s lies in the region: every column will be empty", args.archive)
         storage.write_bytes(args.output, "".join(json.dumps(x, sort_keys=True) + "\n" for x in lines).encode())
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

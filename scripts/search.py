@@ -20,10 +20,11 @@ from typing import Any
 import pyarrow.compute as pc
 import yaml
 
-from scripts.kiln import cli, filters, ranking, results, storage
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.explorer import Explorer, Filters
-from scripts.kiln.matrix import BOX, Matrix, default_cache, open_matrix
+from kiln.errors import ConfigError
+from kiln.explorer import filters, ranking, results
+from kiln.explorer.database import Explorer, Filters
+from kiln.explorer.matrix import BOX, Matrix, default_cache, open_matrix
+from kiln.io import command_line, storage
 
 log = logging.getLogger(__name__)
 COLUMNS = 5  # of the contact sheet
@@ -89,7 +90,7 @@ def example(db: Explorer, filters: Filters, k: int, services: dict[str, Any]) ->
 
     Open sea stands out too, and shows nothing. None of no chips; `services` is `pictures` of the config.
     """
-    from scripts.kiln import pictures
+    from kiln.explorer import pictures
 
     rows = db.table.search().where(filters.sql() or "true").select(["chip_id"]).limit(EXAMPLES_FROM).to_list()
     ids = sorted(r["chip_id"] for r in rows)
@@ -173,7 +174,7 @@ def contact_sheet(
     import matplotlib
     from matplotlib.figure import Figure
 
-    from scripts.kiln import pictures
+    from kiln.explorer import pictures
 
     matplotlib.rcParams["font.family"] = "DejaVu Sans"
     with ThreadPoolExecutor(8) as pool:
@@ -269,7 +270,7 @@ def by_marks(db: Explorer, args: argparse.Namespace) -> Found:
 
 def main(argv: list[str] | None = None) -> None:
     """Search."""
-    p = cli.parser(__doc__, "scripts.search")
+    p = command_line.parser(__doc__, "scripts.search")
     p.add_argument("--db", required=True, help="path or s3:// of the explorer database")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--chip", metavar="ID", help="chip_id to find the like of")
@@ -339,7 +340,7 @@ def main(argv: list[str] | None = None) -> None:
                 origins = contact_sheet(query, hits, services, untrained=db.untrained, path=path)
             log.info("%s: %d pictures from the service, %d from sources, %d missing", args.png, *origins.values())
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scripts.kiln import cli, plans, storage, table
-from scripts.kiln.errors import ConfigError, SourceError
-from scripts.kiln.text import aligned
+from kiln.errors import ConfigError, SourceError
+from kiln.formats import embeddings_file
+from kiln.formats import plan_file as plans
+from kiln.io import command_line, storage
+from kiln.io.text_table import aligned
 
 FOLDER = re.compile(r"[a-z0-9]+-[0-9a-f]{8}")  # of a dataset: its name and its fingerprint
 PLAN = re.compile(r"plan-[^/]+\.jsonl(\.gz)?")
@@ -223,9 +225,9 @@ def account_of(ledger: str) -> Account:
     """What a ledger says; one that is not whole is a failure of the shard. Raises TransientError or StorageError."""
     try:
         data = storage.read_bytes(ledger)
-        with table.reading(ledger):
+        with embeddings_file.reading(ledger):
             rows = pq.ParquetFile(pa.BufferReader(data)).read(COLUMNS)
-            rows = rows.cast(pa.schema([table.LEDGER.field(c) for c in COLUMNS]))
+            rows = rows.cast(pa.schema([embeddings_file.LEDGER.field(c) for c in COLUMNS]))
     except SourceError as e:
         return Account((("", str(e)),))
     except (ValueError, pa.ArrowException) as e:  # other columns, of other types, or with nulls
@@ -245,7 +247,7 @@ def look(folder: Folder, files: Sequence[str], there: set[str], exactly: bool, p
     kept = storage.join(parts or _below(folder.root, f"parts/{folder.run}"), folder.name)
     parts_there = [f.removeprefix(f"{kept}/").partition("/")[0] for f in listing(kept) if PART.search(f)]
     done = {
-        (partition, shard): table.ledger_name(file)
+        (partition, shard): embeddings_file.ledger_name(file)
         for partition, names in shards.items()
         for shard in names
         if (file := f"{folder.uri}/shards/{partition}/{shard}.parquet") in there
@@ -377,7 +379,7 @@ def as_json(statuses: Sequence[Status], made: Sequence[tuple[str, list[Command]]
 
 def main(argv: list[str] | None = None) -> None:
     """Print how far runs are."""
-    p = cli.parser(__doc__, "scripts.status")
+    p = command_line.parser(__doc__, "scripts.status")
     p.add_argument(
         "runs", nargs="*", metavar="RUN", help="folder of a run, as results/sample or s3://b/p/results/sample"
     )
@@ -418,7 +420,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         print("\n\n".join(b for b in blocks if b))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from kiln.aws import array_jobs, code_bundle, embed_rule, stack
+from kiln.aws import batch as aws_batch
+from kiln.errors import ConfigError
+from kiln.formats import plan_file
+from kiln.io import command_line, storage
 from scripts.aws_env import NO_IMAGE
-from scripts.kiln import account, arrays, aws_batch, cli, embed_rule, package, plans, storage
-from scripts.kiln.errors import ConfigError
 from scripts.plan import human
 
 QUERY = "'jobs[].[jobName,status,arrayProperties.statusSummary]'"  # of the command that tells how jobs stand
@@ -52,11 +55,11 @@ def gather(rule: embed_rule.EmbedRule, missing: bool, again: str) -> tuple[list[
     shards = [
         Shard(line["partition"], line["shard"], line["expected"], line["bytes"])
         for plan in rule.plans.values()
-        for line in plans.read_plan(plan)
+        for line in plan_file.read_plan(plan)
     ]
     if not shards:
         raise ConfigError(f"{', '.join(rule.plans.values())}: no shard in it; look at what the config asks for")
-    array = arrays.Array.of(rule)
+    array = array_jobs.Array.of(rule)
     left = [s for s in shards if array.output_of(s.partition, s.name) not in there]
     if not left:
         raise ConfigError(
@@ -67,8 +70,8 @@ def gather(rule: embed_rule.EmbedRule, missing: bool, again: str) -> tuple[list[
 
 def check_definition(definition: str, gpus: int) -> tuple[str, str]:
     """Image and role of a job definition. Raises ConfigError for one that could not run these jobs."""
-    with account.asking(definition):
-        found = account.client("batch").describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
+    with stack.asking(definition):
+        found = stack.client("batch").describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
     if not found or found[0]["status"] != "ACTIVE":
         raise ConfigError(f"{definition}: no such job definition; `python -m scripts.aws_env` tells the stack's")
     about = found[0].get("containerProperties", {})
@@ -89,7 +92,7 @@ def told(rule: embed_rule.EmbedRule, shards: Sequence[Shard], done: int, missing
     numbers = rule.config["plan"]
     chips, size = sum(s.expected for s in shards), sum(s.bytes for s in shards)
     hours = chips / numbers["chips_per_second"] / 3600
-    cuts = arrays.pieces(len(shards))
+    cuts = array_jobs.pieces(len(shards))
     how = "a plain job" if len(shards) == 1 else " and ".join(f"an array of {n:,}" for _, n in cuts)
     gpu = f", {rule.gpus} GPU" if rule.gpus else ""
     text = [
@@ -114,12 +117,12 @@ def wanted(value: str | None, flag: str, variable: str) -> str:
     raise ConfigError(f'say {flag}, or set {variable}: eval "$(python -m scripts.aws_env)"')
 
 
-def submit(made: arrays.Submission, jobs: int, folder: str) -> list[str]:
+def submit(made: array_jobs.Submission, jobs: int, folder: str) -> list[str]:
     """Submit so many jobs; returns the ids. A record of each request lies in `folder`, under its id."""
-    batch, ids = account.client("batch"), []
-    for first, size in arrays.pieces(jobs):
+    batch, ids = stack.client("batch"), []
+    for first, size in array_jobs.pieces(jobs):
         request = made.request(first, size)
-        with account.asking(made.queue):
+        with stack.asking(made.queue):
             job = batch.submit_job(**request)["jobId"]
         record = {"jobId": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds"), "request": request}
         storage.write_bytes(storage.join(folder, f"job-{job}.json"), json.dumps(record, indent=1).encode())
@@ -144,7 +147,7 @@ def watching(ids: Sequence[str], rule: embed_rule.EmbedRule, again: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Submit a dataset's shards."""
-    p = cli.parser(__doc__, "scripts.submit_array")
+    p = command_line.parser(__doc__, "scripts.submit_array")
     p.add_argument("dataset", metavar="DATASET", help=f"one of {', '.join(DATASETS)}")
     p.add_argument("--configfile", nargs="+", type=Path, default=[], metavar="FILE", help="of the run")
     p.add_argument("--missing", action="store_true", help="only shards that are not there")
@@ -169,17 +172,17 @@ def main(argv: list[str] | None = None) -> None:
         aws_batch.check_jobs(queue, role, image, ())
         again = f"--configfile {shlex.join(map(str, args.configfile))} " if args.configfile else ""
         shards, done = gather(rule, args.missing, again)
-        code, sha256 = package.build()
+        code, sha256 = code_bundle.build()
         print(told(rule, shards, done, args.missing))
         print(f"  image {image}\n  code  {sha256}")
-        array = arrays.Array.of(rule, [(s.partition, s.name) for s in shards])
+        array = array_jobs.Array.of(rule, [(s.partition, s.name) for s in shards])
         if args.dry_run:
             print(f"  the first: {shlex.join(array.command_of(*array.shards[0], rule.weights))}")
             return
         folder = storage.join(root, "arrays", rule.config["run"], rule.folder.rpartition("/")[2])
         uri = storage.join(root, "arrays", "code", f"{sha256}.zip")
         storage.write_bytes(uri, code)
-        made = arrays.Submission(
+        made = array_jobs.Submission(
             name=f"kiln-{rule.config['run']}-{args.dataset}".replace(".", "-")[:128],
             queue=queue,
             definition=definition,
@@ -193,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         print(watching(submit(made, len(shards), folder), rule, again))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.kiln import cli, storage
-from scripts.kiln.text import aligned
+from kiln.io import command_line, storage
+from kiln.io.text_table import aligned
 
 COUNTS = ("expected", "embedded", "skipped_nodata", "skipped_cloud", "failed")
 
@@ -34,7 +34,7 @@ def summary(
 
 def main(argv: list[str] | None = None) -> None:
     """Print the summary."""
-    p = cli.parser(__doc__, "scripts.summary")
+    p = command_line.parser(__doc__, "scripts.summary")
     p.add_argument("--records", nargs="+", required=True, help="records of the products")
     p.add_argument("--products", nargs="+", help="their folders, if not the records' names less .json")
     p.add_argument("--index", required=True, help="record of the explorer database")
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         products = args.products or [r.removesuffix(".json") for r in args.records]
         print("\n" + summary(records, products, json.loads(storage.read_bytes(args.index)), args.db, args.pictures))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

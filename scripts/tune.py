@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from scripts.kiln import cli
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.fingerprint import PRECISIONS
-from scripts.kiln.text import aligned
+from kiln.errors import ConfigError
+from kiln.io import command_line
+from kiln.io.text_table import aligned
+from kiln.model.identity import PRECISIONS
 
 BLOCKS = (1, 3)  # depths that are timed: their difference is two blocks, the rest is what every encoder pays
 REPEATS = 3
@@ -70,7 +70,7 @@ def matrix_rate(geometry: "Geometry", tokens: int, batch: int, precision: str, d
     """Gflop/s of the matrix products of one block, one after the other, with nothing between them."""
     import torch
 
-    from scripts.kiln import encoders
+    from kiln.model import weights as encoders
 
     g, inner = geometry, geometry.heads * geometry.dim_head
     one = encoders.in_precision(encoders.untrained_encoder(replace(g, depth=1), 0), precision, device)  # type: ignore[arg-type]
@@ -98,9 +98,9 @@ def speed(geometry: "Geometry", batch: int, precision: str, device: str, chip: i
     """Time the encoder of that geometry as the engine runs it, class tokens of four bands."""
     import numpy as np
 
-    from scripts.kiln import encoders
-    from scripts.kiln.embedder import Embedder, Policy
-    from scripts.kiln.sensors import NAIP
+    from kiln.archives.sensors import NAIP
+    from kiln.model import weights as encoders
+    from kiln.model.embedder import Embedder, Policy
 
     pixels = np.random.default_rng(0).integers(0, 255, (4, chip, chip)).astype(np.uint8)
     tokens = 1 + (chip // geometry.patch) ** 2
@@ -168,7 +168,7 @@ def report(found: Sequence[Speed], device: str, threads: int) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and recommend."""
-    p = cli.parser(__doc__, "scripts.tune")
+    p = command_line.parser(__doc__, "scripts.tune")
     p.add_argument("--device", default="cpu", help="cpu, or cuda")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of one job's encoder")
     p.add_argument("--batches", default="", metavar="N,N", help="batch sizes to try; a CPU: 1,4,8,16; a GPU: 16 to 256")
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     def work() -> None:
         import torch
 
-        from scripts.kiln.clay import Geometry
+        from kiln.model.clay import Geometry
 
         if args.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"--device {args.device}: torch sees no card on this machine")
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             print(report(found, args.device, args.threads))
 
-    cli.run(work)
+    command_line.run(work)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from scripts.kiln.chips import Chip, Dropped, Loaded, Read, Unit
-from scripts.kiln.sensors import Sensor
+from kiln.formats.records import Chip, Dropped, Loaded, Read, Unit
+from kiln.formats.sensor import Sensor
 
 PLAIN = Sensor("plain", ("a", "b"), (0.0, 0.0), (1.0, 1.0), (0.5, 0.6), 10.0)  # leaves pixels as they are
 

@@ -11,8 +11,9 @@ import boto3
 import pytest
 import torch
 
+from kiln.io import gdal, storage
+from kiln.model import clay, weights
 from scripts import encoder_weights
-from scripts.kiln import clay, encoders, raster, storage
 from tests import golden
 from tests.server import FileServer
 
@@ -47,7 +48,7 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def encoder(encoder_file: Path) -> clay.ClayEncoder:
     """The tiny encoder of `encoder_file`; nobody changes it."""
-    return encoders.load_encoder(encoder_file)
+    return weights.load_encoder(encoder_file)
 
 
 @pytest.fixture(scope="session")
@@ -80,14 +81,14 @@ def serve() -> Iterator[Callable[..., FileServer]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """GDAL gives up at once."""
-    monkeypatch.setattr(raster, "OPTIONS", raster.OPTIONS | {"GDAL_HTTP_MAX_RETRY": "0"})
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | {"GDAL_HTTP_MAX_RETRY": "0"})
 
 
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     """And keeps nothing of remote files. A server in this process then stalls unless one thread reads a file."""
     told = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127:/vsis3"}
-    monkeypatch.setattr(raster, "OPTIONS", raster.OPTIONS | told)
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | told)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scripts.kiln import explorer
+from kiln.explorer import database
 
 KILN = {"model": "Clay v1.5", "weights_sha256": "a5" * 32, "embedding": "class", "untrained": False}
 
@@ -33,7 +33,7 @@ def chip(n: int, lon: float, lat: float, vector: Sequence[float], **facts: Any) 
         "ymin": lat - 0.02,
         "xmax": east,
         "ymax": lat + 0.02,
-        "cell": explorer.cells(np.array([lon]), np.array([lat]))[0],
+        "cell": database.cells(np.array([lon]), np.array([lat]))[0],
         **facts,
     }
 
@@ -41,13 +41,13 @@ def chip(n: int, lon: float, lat: float, vector: Sequence[float], **facts: Any) 
 def write(db: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any] | None = None, dim: int = 4) -> str:
     """The table of these rows, tagged; a second call is the next version. Returns its path."""
     told = about if about is not None else {"worldcover": KILN | {"dimensions": dim}}
-    schema = explorer.chips_schema(dim, told)
+    schema = database.chips_schema(dim, told)
     values = [r | {"vector": np.asarray(r["vector"], np.float16)} for r in rows]
-    table = explorer.connect(str(db)).create_table(
-        explorer.TABLE, pa.Table.from_pylist(values, schema=schema), schema=schema, mode="overwrite"
+    table = database.connect(str(db)).create_table(
+        database.TABLE, pa.Table.from_pylist(values, schema=schema), schema=schema, mode="overwrite"
     )
     tags = table.tags
-    (tags.update if explorer.TAG in tags.list() else tags.create)(explorer.TAG, table.version)
+    (tags.update if database.TAG in tags.list() else tags.create)(database.TAG, table.version)
     (db / "state").mkdir(exist_ok=True)
     (db / "state" / f"{table.version}.json").write_text(json.dumps({"rows": len(rows), "first": str(values[:1])}))
     return str(db)

@@ -8,10 +8,10 @@ from typing import Any
 import requests
 import uvicorn
 
+from kiln.explorer.web.follower import Follower
+from kiln.explorer.web.picture_cache import PictureCache
+from kiln.explorer.web.server import Settings
 from scripts.explore import bind, serve
-from scripts.kiln.picture_cache import PictureCache
-from scripts.kiln.server import Settings
-from scripts.kiln.versions import Follower
 
 FREELY = {"rate": (1e6, 1e6), "search_rate": (1e6, 1e6)}
 

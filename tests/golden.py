@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scripts.kiln import clay
+from kiln.model import clay
 
 DATA = Path(__file__).parent / "data"
 CASES: dict[str, Any] = json.loads((DATA / "clay_v1.5_micro.json").read_text())["cases"]

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
+from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, shards, unit_id
+from kiln.formats import embeddings_file
+from kiln.formats import vectors as vectors_
+from kiln.formats.records import Chip, Dropped, Unit
+from kiln.io import storage
 from scripts import merge
-from scripts.kiln import storage, table
-from scripts.kiln import vectors as vectors_
-from scripts.kiln.chips import Chip, Dropped, Unit
-from scripts.kiln.lattice import Column, Lattice, chip_id, shards, unit_id
 
 DIM = 8
 YEAR = pa.field("year", pa.int16())
@@ -136,7 +137,7 @@ def write_shard(
     entries, chips = [], []
     for c in columns:
         unit = Unit(unit_id(lattice, year, c), c.rows, "s3://esa-worldcover-s2", "e1")
-        entry = table.Entry(unit)
+        entry = embeddings_file.Entry(unit)
         for row in range(c.row, c.row + c.rows):
             if fail(c.col):
                 entry.drop(Dropped(unit.unit_id, "failed", 1, fail(c.col)))
@@ -148,11 +149,13 @@ def write_shard(
         entries.append(entry)
     kiln = kiln | {"sources": {s: {"size": 1} for s in sorted({c.source for c in chips})}}
     made = vectors(chips) if vectors else drawn(chips, dim)
-    columns_ = table.schema(dim, store, [YEAR], kiln, kiln["embedding"])
-    with table.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
+    columns_ = embeddings_file.schema(dim, store, [YEAR], kiln, kiln["embedding"])
+    with embeddings_file.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
         if chips:
             out.append(chips, stored(chips, made, kiln))
-    table.write_ledger(Path(table.ledger_name(str(folder / f"{name}.parquet"))), table.ledger_table(entries))
+    embeddings_file.write_ledger(
+        Path(embeddings_file.ledger_name(str(folder / f"{name}.parquet"))), embeddings_file.ledger_table(entries)
+    )
     return chips
 
 

@@ -14,9 +14,9 @@ import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
 from botocore.stub import Stubber
 
+from kiln.aws import stack
+from kiln.errors import AccountError, ConfigError, TransientError
 from scripts import aws_down, aws_env, aws_image, aws_up
-from scripts.kiln import account
-from scripts.kiln.errors import AccountError, ConfigError, TransientError
 
 REGIONS = ("us-west-2", "eu-central-1", "us-east-1")
 RETRY = [("Host EC2*", None, "retry"), (None, "*", "exit")]
@@ -29,7 +29,7 @@ def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.Monk
     import requests
 
     requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
-    monkeypatch.setattr(account, "POLL", 0.05)
+    monkeypatch.setattr(stack, "POLL", 0.05)
     yield
     requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
 
@@ -62,20 +62,20 @@ def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None
 
 
 def test_the_template_is_clean_wherever_an_archive_lies() -> None:
-    lint = [Path(sys.executable).parent / "cfn-lint", "--regions", *REGIONS, "--", account.TEMPLATE]
+    lint = [Path(sys.executable).parent / "cfn-lint", "--regions", *REGIONS, "--", stack.TEMPLATE]
     done = subprocess.run(lint, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(account.TEMPLATE.read_bytes()) < 51_200, "a larger template must be uploaded first"
+    assert len(stack.TEMPLATE.read_bytes()) < 51_200, "a larger template must be uploaded first"
 
 
 def test_the_stack_is_created_whole_and_tells_the_profile(cloud: None) -> None:
     text = said(aws_up.main, "--yes")
     resources = boto3.client("cloudformation").describe_stack_resources(StackName="kiln")["StackResources"]
     made = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in resources}
-    assert set(made) == set(account.template()["Resources"]), "moto made every resource of the template"
+    assert set(made) == set(stack.template()["Resources"]), "moto made every resource of the template"
     assert {r["ResourceStatus"] for r in resources} == {"CREATE_COMPLETE"}
-    told = account.outputs("kiln")
-    assert set(told) == set(account.template()["Outputs"])
+    told = stack.outputs("kiln")
+    assert set(told) == set(stack.template()["Outputs"])
     assert text.rstrip().endswith("# no image yet: make aws-image")
     for line in (
         "export AWS_DEFAULT_REGION=us-east-1",
@@ -91,7 +91,7 @@ def test_the_stack_is_created_whole_and_tells_the_profile(cloud: None) -> None:
 
 def test_queues_take_spot_first_and_keep_no_machine(cloud: None) -> None:
     said(aws_up.main, "--yes", "--set", "CpuSpotMax=32")
-    batch, told = boto3.client("batch"), account.outputs("kiln")
+    batch, told = boto3.client("batch"), stack.outputs("kiln")
     machines = {m["computeEnvironmentArn"]: m for m in batch.describe_compute_environments()["computeEnvironments"]}
     types = {"CpuQueue": {"c6i", "m6a"}, "GpuQueue": {"g5", "g6"}}
     for name, some in types.items():
@@ -113,7 +113,7 @@ def test_queues_take_spot_first_and_keep_no_machine(cloud: None) -> None:
 
 def test_array_jobs_are_retried_only_when_a_machine_was_taken_away(cloud: None) -> None:
     said(aws_up.main, "--yes")
-    told = account.outputs("kiln")
+    told = stack.outputs("kiln")
     for name in ("CpuJob", "GpuJob"):
         (job,) = boto3.client("batch").describe_job_definitions(jobDefinitions=[told[name]])["jobDefinitions"]
         rules = job["retryStrategy"]["evaluateOnExit"]
@@ -138,8 +138,8 @@ def listed(value: str | list[str]) -> list[str]:
 
 def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None) -> None:
     said(aws_up.main, "--yes")
-    told = account.outputs("kiln")
-    role = account.template()["Resources"]["JobRole"]["Properties"]
+    told = stack.outputs("kiln")
+    role = stack.template()["Resources"]["JobRole"]["Properties"]
     assert role["ManagedPolicyArns"] == [{"Ref": "DataPolicy"}], "which moto does not attach"
     assert "Policies" not in role
     allowed = [s for s in statements(told["DataPolicy"]) if s["Effect"] == "Allow"]
@@ -158,7 +158,7 @@ def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None
 
 def test_a_driver_may_pass_the_jobs_role_and_no_other(cloud: None) -> None:
     said(aws_up.main, "--yes")
-    told = account.outputs("kiln")
+    told = stack.outputs("kiln")
     by_name = {s["Sid"]: s for s in statements(told["DriverPolicy"])}
     assert not any("*" in a for s in by_name.values() for a in listed(s["Action"]))
     assert [n for n, s in by_name.items() if s["Resource"] == "*"] == ["Watch"]
@@ -168,7 +168,7 @@ def test_a_driver_may_pass_the_jobs_role_and_no_other(cloud: None) -> None:
 
 def test_the_bucket_is_private_versioned_and_swept() -> None:
     """moto makes the bucket and its encryption; the rest is looked up in the template."""
-    bucket = account.template()["Resources"]["Data"]
+    bucket = stack.template()["Resources"]["Data"]
     about = bucket["Properties"]
     assert bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain"
     assert about["VersioningConfiguration"] == {"Status": "Enabled"}
@@ -180,38 +180,38 @@ def test_the_bucket_is_private_versioned_and_swept() -> None:
 
 
 def test_nothing_that_costs_while_it_idles() -> None:
-    kinds = {r["Type"] for r in account.template()["Resources"].values()}
+    kinds = {r["Type"] for r in stack.template()["Resources"].values()}
     assert not kinds & {"AWS::EC2::NatGateway", "AWS::EC2::EIP", "AWS::EC2::Instance", "AWS::KMS::Key"}
-    endpoints = [r["Properties"] for r in account.template()["Resources"].values() if "VPCEndpoint" in r["Type"]]
+    endpoints = [r["Properties"] for r in stack.template()["Resources"].values() if "VPCEndpoint" in r["Type"]]
     assert [e["VpcEndpointType"] for e in endpoints] == ["Gateway"]
 
 
 def test_the_same_command_again_changes_what_differs(cloud: None) -> None:
     said(aws_up.main, "--yes", "--set", "CpuSpotMax=32", "DiskGiB=300")
-    bucket = account.outputs("kiln")["Bucket"]
-    account.deploy("kiln", {"CpuImageTag": "1.0-abc"})
+    bucket = stack.outputs("kiln")["Bucket"]
+    stack.deploy("kiln", {"CpuImageTag": "1.0-abc"})
     plan = said(aws_up.main, "--yes", "--set", "GpuSpotMax=16")
     assert "at most 32 vCPUs" in plan
     assert "at most 16 vCPUs" in plan
     assert "300 GiB" in plan
-    assert account.outputs("kiln")["Bucket"] == bucket
-    assert plan.rstrip().endswith(f"export KILN_IMAGE={account.outputs('kiln')['Registry']}:1.0-abc")
+    assert stack.outputs("kiln")["Bucket"] == bucket
+    assert plan.rstrip().endswith(f"export KILN_IMAGE={stack.outputs('kiln')['Registry']}:1.0-abc")
     assert "KILN_IMAGE" not in said(aws_env.main, "--gpu").replace("# no image yet: make aws-image DEVICE=cuda", "")
 
 
 def test_it_says_what_it_would_make_and_asks(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
     plan = said(aws_up.main, "--dry-run")
     assert "Idle it costs nothing but what is stored" in plan
-    assert account.find("kiln") is None
+    assert stack.find("kiln") is None
     assert "--yes" in refused(capsys, aws_up.main)
-    assert account.find("kiln") is None
+    assert stack.find("kiln") is None
 
 
 def test_a_bucket_of_ones_own(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="mine")
     said(aws_up.main, "--yes", "--bucket", "mine", *network)
-    told = account.outputs("kiln")
+    told = stack.outputs("kiln")
     assert told["Bucket"] == "mine"
     assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"]
     assert "arn:aws:s3:::mine/*" in json.dumps(statements(told["DataPolicy"]))
@@ -225,23 +225,23 @@ def test_a_bucket_elsewhere_or_nowhere_is_refused(cloud: None, capsys: pytest.Ca
     boto3.client("s3").create_bucket(Bucket="far", CreateBucketConfiguration=place)
     assert "lies in eu-central-1" in refused(capsys, aws_up.main, "--yes", "--bucket", "far")
     assert "not a bucket" in refused(capsys, aws_up.main, "--yes", "--bucket", "nowhere")
-    assert account.find("kiln") is None
+    assert stack.find("kiln") is None
 
 
 def test_down_keeps_a_bucket_with_data(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said(aws_up.main, "--yes", *network)
-    bucket, s3 = account.outputs("kiln")["Bucket"], boto3.client("s3")
+    bucket, s3 = stack.outputs("kiln")["Bucket"], boto3.client("s3")
     s3.put_object(Bucket=bucket, Key="results/conus/x.parquet", Body=b"1" * 1000)
     assert "--yes" in refused(capsys, aws_down.main)
     assert "the stack's bucket is" in refused(capsys, aws_down.main, "--yes", "--delete-data", "another")
     text = said(aws_down.main, "--yes")
     assert "1 files and old versions" in text
     assert f"make aws-up BUCKET={bucket}" in text
-    assert account.find("kiln") is None
+    assert stack.find("kiln") is None
     assert boto3.client("ecr").describe_repositories()["repositories"] == []
     assert s3.get_object(Bucket=bucket, Key="results/conus/x.parquet")["Body"].read() == b"1" * 1000
     said(aws_up.main, "--yes", "--bucket", bucket, *network)
-    assert account.outputs("kiln")["Bucket"] == bucket, "taken again"
+    assert stack.outputs("kiln")["Bucket"] == bucket, "taken again"
 
 
 def test_down_deletes_a_bucket_that_is_empty_or_named(cloud: None, network: list[str]) -> None:
@@ -250,7 +250,7 @@ def test_down_deletes_a_bucket_that_is_empty_or_named(cloud: None, network: list
     assert "GOES TOO" in said(aws_down.main, "--yes")
     assert s3.list_buckets()["Buckets"] == []
     said(aws_up.main, "--yes", *network)
-    bucket = account.outputs("kiln")["Bucket"]
+    bucket = stack.outputs("kiln")["Bucket"]
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     for body in (b"1", b"2"):
         s3.put_object(Bucket=bucket, Key="a", Body=body)
@@ -275,10 +275,10 @@ def test_down_leaves_a_stack_alone_whose_queue_holds_jobs(
     slow_jobs: None, network: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     said(aws_up.main, "--yes", *network)
-    told = account.outputs("kiln")
+    told = stack.outputs("kiln")
     boto3.client("batch").submit_job(jobName="first", jobQueue=told["CpuQueue"], jobDefinition=told["CpuJob"])
     assert "have not ended" in refused(capsys, aws_down.main, "--yes")
-    assert account.find("kiln")
+    assert stack.find("kiln")
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,7 +303,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_made(cloud: None, capsys:
 def test_what_aws_answers_in_words(answer: Any, error: type[Exception], words: str) -> None:
     if isinstance(answer, tuple):
         answer = ClientError({"Error": {"Code": answer[0], "Message": answer[1]}}, "CreateStack")
-    with pytest.raises(error, match="stack kiln: ") as e, account.asking("stack kiln"):
+    with pytest.raises(error, match="stack kiln: ") as e, stack.asking("stack kiln"):
         raise answer
     assert words in str(e.value)
 
@@ -324,10 +324,10 @@ def test_a_stack_that_was_rolled_back_says_why(monkeypatch: pytest.MonkeyPatch) 
     stubbed.add_response(
         "describe_stack_events", {"StackEvents": [whole | {"EventId": str(n)} | e for n, e in enumerate(events)]}
     )
-    monkeypatch.setattr(account, "client", lambda name: service)
-    monkeypatch.setattr(account, "POLL", 0.0)
+    monkeypatch.setattr(stack, "client", lambda name: service)
+    monkeypatch.setattr(stack, "POLL", 0.0)
     with stubbed, pytest.raises(AccountError) as e:
-        account.settled("kiln", 10)
+        stack.settled("kiln", 10)
     assert str(e.value).splitlines() == [
         "stack kiln: ROLLBACK_COMPLETE", "  GpuSpot: no such type", "  CpuSpot: cancelled"
     ]  # fmt: skip
@@ -360,7 +360,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_image_is_built_pushed_and_told(cloud: None, docker: Path) -> None:
     said(aws_up.main, "--yes")
-    registry = account.outputs("kiln")["Registry"]
+    registry = stack.outputs("kiln")["Registry"]
     commit = aws_image.revision()
     text = said(aws_image.main, "--device", "cuda", "--build-arg", "BASE=debian:12")
     image = f"{registry}:{aws_image.__version__}-{commit[:12]}-cuda"
@@ -376,8 +376,8 @@ def test_an_image_is_built_pushed_and_told(cloud: None, docker: Path) -> None:
     assert password not in build + push + login + text
     assert (push, logout) == (f"push {image}", f"logout {host}")
     assert f"export KILN_IMAGE={image}" in text
-    assert account.parameters(account.find("kiln"))["GpuImageTag"] == image.rpartition(":")[2]
-    assert account.parameters(account.find("kiln")).get("CpuImageTag", "none") == "none"
+    assert stack.parameters(stack.find("kiln"))["GpuImageTag"] == image.rpartition(":")[2]
+    assert stack.parameters(stack.find("kiln")).get("CpuImageTag", "none") == "none"
 
 
 def test_an_image_that_is_there_is_not_built_again(cloud: None, docker: Path) -> None:
@@ -388,7 +388,7 @@ def test_an_image_that_is_there_is_not_built_again(cloud: None, docker: Path) ->
     boto3.client("ecr").put_image(repositoryName="kiln", imageManifest=json.dumps(manifest), imageTag=tag)
     assert "is in the registry already" in said(aws_image.main)
     assert not docker.exists()
-    assert account.outputs("kiln")["CpuImage"].endswith(tag)
+    assert stack.outputs("kiln")["CpuImage"].endswith(tag)
 
 
 def test_an_image_says_whose_it_is(
@@ -398,7 +398,7 @@ def test_an_image_says_whose_it_is(
     said(aws_up.main, "--yes")
     monkeypatch.setenv("PUSH_FAILS", "3")
     assert "docker push ended with 3" in refused(capsys, aws_image.main)
-    assert account.outputs("kiln")["CpuImage"].endswith(":none"), "the stack names no image that was not pushed"
+    assert stack.outputs("kiln")["CpuImage"].endswith(":none"), "the stack names no image that was not pushed"
     with pytest.raises(ConfigError, match="builder: not on this machine"):
         aws_image.engine("builder")
     (aws_image.ROOT / "changed.py").write_text("1\n")

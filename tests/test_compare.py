@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kiln.formats import embeddings_file, vectors
+from kiln.io import storage
 from scripts import compare
-from scripts.kiln import storage, table, vectors
 from tests.bench.workload import make_naip, write_weights
 from tests.products import WORLD, YEAR, about, chip_at
 
@@ -16,8 +17,8 @@ CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
 
 def written(path: Path, values: np.ndarray, stored: vectors.Storage = "float32", first: int = 0) -> Path:
     """An embeddings file of chips from `first` on, with these vectors [n, D]."""
-    columns = table.schema(values.shape[1], stored, [YEAR], about(storage=stored, dimensions=values.shape[1]))
-    with table.ShardWriter(path, columns) as out:
+    columns = embeddings_file.schema(values.shape[1], stored, [YEAR], about(storage=stored, dimensions=values.shape[1]))
+    with embeddings_file.ShardWriter(path, columns) as out:
         out.append(CHIPS[first : first + len(values)], vectors.store({"embeddings": values}, stored))
     return path
 
@@ -74,7 +75,7 @@ def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.Ca
         load.embed(write_weights(tmp_path, "tiny", precision), tmp_path / precision, "--batch-size", "4")
         for precision in ("float32", "int8")
     ]
-    kiln = [json.loads(table.open_file(p).schema_arrow.metadata[b"kiln"]) for p in made]
+    kiln = [json.loads(embeddings_file.open_file(p).schema_arrow.metadata[b"kiln"]) for p in made]
     assert [k["precision"] for k in kiln] == ["float32", "int8"]
     assert kiln[0]["fingerprint"] != kiln[1]["fingerprint"]
     compare.main(list(map(str, made)))
@@ -98,7 +99,7 @@ def test_files_that_cannot_be_compared_are_said(
     rotten = tmp_path / "rotten.parquet"
     rotten.write_bytes(mine.read_bytes()[:-100])
     ledger = tmp_path / "a.ledger.parquet"
-    table.write_ledger(ledger, table.ledger_table([]))
+    embeddings_file.write_ledger(ledger, embeddings_file.ledger_table([]))
     for other, code, text in (
         (written(tmp_path / "far.parquet", drawn[:5], first=35), 2, "no chip in common"),
         (written(tmp_path / "short.parquet", drawn[:, :8]), 2, "vectors of 16 and 8 numbers"),

@@ -9,9 +9,9 @@ import shapely
 from matplotlib.figure import Figure
 from PIL import Image
 
+from kiln.archives.worldcover.lattice import Column
+from kiln.formats import embeddings_file
 from scripts import coverage
-from scripts.kiln import table
-from scripts.kiln.lattice import Column
 from tests.chips import make_chip
 from tests.products import YEAR, about, make_product
 
@@ -228,7 +228,7 @@ def test_the_main_writes_both(made, tmp_path, capsys):
 def test_pages_and_maps_of_a_product_on_s3(bucket, tmp_path):
     made = make_product(tmp_path, columns=GRID, product=f"{bucket}/products/2021")
     coverage.main(["--records", made.record_file, "--map", f"{bucket}/map.png", "--ledger", f"{bucket}/ledger.html"])
-    from scripts.kiln import storage
+    from kiln.io import storage
 
     assert storage.read_bytes(f"{bucket}/map.png")[:4] == b"\x89PNG"
     assert storage.read_bytes(f"{bucket}/ledger.html").decode() == page_of(made)
@@ -242,13 +242,13 @@ TWO_SIDES = ((178.5, 0, 179.5, 1), (179.5, 0, -179.5, 1), (-179.5, 0, -178.5, 1)
 
 def product_of(folder, *footprints):
     """A product of one file, and its record."""
-    columns = table.schema(2, "float32", [YEAR], about())
+    columns = embeddings_file.schema(2, "float32", [YEAR], about())
     folder.mkdir()
-    with table.ShardWriter(folder / "part-0000.parquet", columns) as out:
+    with embeddings_file.ShardWriter(folder / "part-0000.parquet", columns) as out:
         chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
         out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
-    table.write_ledger(folder / "ledger.parquet", table.LEDGER.empty_table())
-    counts = dict.fromkeys(table.COUNTS, 0) | {"embedded": len(chips)}
+    embeddings_file.write_ledger(folder / "ledger.parquet", embeddings_file.LEDGER.empty_table())
+    counts = dict.fromkeys(embeddings_file.COUNTS, 0) | {"embedded": len(chips)}
     record = {"dataset": "sentinel2", "partition": folder.name, "files": [{"name": "part-0000.parquet"}]}
     return record | {"counts": counts, "untrained": False, "missing_shards": [], "units": {}}
 
@@ -302,7 +302,7 @@ def test_the_map_of_a_chip_over_the_antimeridian_is_no_map_of_the_world(tmp_path
 def test_longitudes_beyond_180_are_written_as_those_of_the_west():
     figure = Figure()
     axes = figure.add_subplot()
-    panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(table.COUNTS, 0))
+    panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(embeddings_file.COUNTS, 0))
     coverage.draw(axes, panel, (178.0, 0.0, 182.0, 1.0))
     figure.canvas.draw()
     told = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}

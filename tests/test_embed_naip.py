@@ -19,20 +19,23 @@ import pytest
 import rasterio
 import torch
 
+from kiln.archives.naip.keys import parse_key
+from kiln.archives.naip.layout import chip_layout
+from kiln.archives.naip.source import NaipSource
+from kiln.archives.registry import get_archive
+from kiln.engine.pipeline import read_ahead
+from kiln.errors import StorageError
+from kiln.formats import embeddings_file, vectors
+from kiln.formats.fingerprint import digest, fingerprint
+from kiln.formats.records import Chip
+from kiln.io import storage
+from kiln.model import weights as encoders
+from kiln.model.embedder import Embedder
+from kiln.model.identity import RECIPE
 from scripts import embed_naip, embed_worldcover, index, merge, plan_naip, plan_worldcover, search
-from scripts.kiln import encoders, storage, table, vectors
-from scripts.kiln.chips import Chip
-from scripts.kiln.embedder import Embedder
-from scripts.kiln.engine import read_ahead
-from scripts.kiln.errors import StorageError
-from scripts.kiln.fingerprint import digest, fingerprint, recipe
-from scripts.kiln.naip import NaipSource
-from scripts.kiln.naip_keys import parse_key
-from scripts.kiln.naip_layout import layout
-from scripts.kiln.sensors import SENSORS
 from tests.archives import random_pixels, write_tile
 from tests.conftest import ROOT
-from tests.kiln.test_naip import scene_pixels, write_scene
+from tests.unit.archives.naip.test_source import scene_pixels, write_scene
 
 MEAN, STD = [110.16, 115.41, 98.15, 139.04], [47.23, 39.82, 35.43, 49.86]  # red, green, blue, nir: the design's table
 WAVES = [0.65, 0.56, 0.48, 0.842]
@@ -67,7 +70,7 @@ def run(tmp_path, encoder_file):
     def do(units, line=0, *more, folder=tmp_path / "shards"):
         embed_naip.main(flags(units, line, folder, encoder_file, *more))
         (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
-        ledger = pq.read_table(table.ledger_name(str(rows))).to_pylist()
+        ledger = pq.read_table(embeddings_file.ledger_name(str(rows))).to_pylist()
         return pq.read_table(rows).to_pylist(), {e["unit_id"]: e for e in ledger}
 
     return do
@@ -191,14 +194,14 @@ def test_flush_adds_the_chips_at_the_right_and_bottom_and_another_fingerprint(tm
     same = {r["chip_id"]: r["embeddings"] for r in flush}
     assert all(same[r["chip_id"]] == pytest.approx(r["embeddings"], abs=1e-5) for r in dropped)
     (a,), (b,) = (list((tmp_path / f).glob("*[0-9a-f].parquet")) for f in ("drop", "flush"))
-    assert table.about_of(a)["fingerprint"] != table.about_of(b)["fingerprint"]
+    assert embeddings_file.about_of(a)["fingerprint"] != embeddings_file.about_of(b)["fingerprint"]
 
 
 def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run, encoder_file):
     path = write_scene(tmp_path, ND[0], scene_pixels(16, 16))
     run(make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)[0])
     (made,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
-    about = table.about_of(made)
+    about = embeddings_file.about_of(made)
     assert about["weights_sha256"] == encoders.read_about(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
     assert (about["wavelengths"], about["gsd"], about["metadata"]) == (WAVES, 1.0, "as_trained")
@@ -643,8 +646,10 @@ def test_the_common_lattice_is_said_in_the_file_and_in_another_fingerprint(tmp_p
     for n, more in enumerate(told):
         rows, ledger = run(units, 0, *more, folder=tmp_path / str(n))
         assert closes(ledger, rows)
-        abouts.append(table.about_of(next(p for p in (tmp_path / str(n)).iterdir() if "ledger" not in p.name)))
-    assert [a["lattice"] for a in abouts] == [layout(16, "utm", 1.0), layout(16, "utm", 0.6), layout(16)]
+        abouts.append(
+            embeddings_file.about_of(next(p for p in (tmp_path / str(n)).iterdir() if "ledger" not in p.name))
+        )
+    assert [a["lattice"] for a in abouts] == [chip_layout(16, "utm", 1.0), chip_layout(16, "utm", 0.6), chip_layout(16)]
     assert len({a["fingerprint"] for a in abouts}) == 3
     assert [a["gsd"] for a in abouts] == [1.0] * 3
 
@@ -713,7 +718,7 @@ def test_the_state_column_stays_a_dictionary_from_shard_to_product(tmp_path, enc
         write_scene(tmp_path, key, scene_pixels(seed=n))
     units, lines = make_plan(tmp_path / "plan.gz", ND, tmp_path, per_shard=2)
     assert len(lines) > 2
-    monkeypatch.setattr(table.ShardWriter.__init__, "__defaults__", (4,))  # rows of a row group
+    monkeypatch.setattr(embeddings_file.ShardWriter.__init__, "__defaults__", (4,))  # rows of a row group
     monkeypatch.setattr(merge, "READ_ROWS", 3)
     embed_all(units, lines, tmp_path / "shards", encoder_file)
     shards = str(tmp_path / "shards")
@@ -822,7 +827,9 @@ def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
     embed_naip.main(flags(units, 0, folder, encoder_file, *told))
     there = storage.listing(folder)
     shard = storage.join(folder, f"{lines[0]['shard']}.parquet")
-    assert list(there) == sorted([shard, table.ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
+    assert list(there) == sorted(
+        [shard, embeddings_file.ledger_name(shard), shard.replace(".parquet", ".patches.parquet")]
+    )
     assert not storage.listing(parts), "the shard is whole"
     with storage.local_copy(shard) as path, storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as beside:
         rows, patches = pq.read_table(path), pq.read_table(beside)
@@ -848,12 +855,14 @@ def test_kinds_types_and_patches_have_a_fingerprint_each_and_the_defaults_the_ol
         "weights": "a5" * 32, "precision": "float32", "metadata": "zeros", "gsd": "as_trained", "max_nodata": 0.05,
         "max_cloud": None, "lattice": {"chip_size": 16},
     }  # fmt: skip
-    plain = fingerprint("naip", dtype="float32", **told)
-    assert plain == fingerprint("naip", dtype="float32", embedding="class", patches=False, **told)
+    naip = get_archive("naip")
+    identity = {"sensor": naip.sensor, "recipes": {"clay": RECIPE, "naip": naip.recipe}}
+    plain = fingerprint("naip", dtype="float32", **identity, **told)
+    assert plain == fingerprint("naip", dtype="float32", embedding="class", patches=False, **identity, **told)
     assert plain == digest(
         {
             "dataset": "naip", "embedding": "class", "storage": "float32", **told,
-            "sensor": asdict(SENSORS["naip"]), "recipes": {"clay": recipe("clay"), "naip": recipe("naip")},
+            "sensor": asdict(naip.sensor), "recipes": identity["recipes"],
         }
     )  # fmt: skip
     others = [{"dtype": "int8"}, {"embedding": "mean"}, {"embedding": "both"}, {"patches": True}]

@@ -16,10 +16,15 @@ import pytest
 import rasterio
 import torch
 
+from kiln.archives.registry import get_archive
+from kiln.archives.sentinel2 import files as sentinel2_files
+from kiln.archives.sentinel2.layout import chip_layout
+from kiln.formats import embeddings_file, plan_file
+from kiln.formats.fingerprint import fingerprint
+from kiln.io import gdal
+from kiln.model import weights as encoders
+from kiln.model.identity import RECIPE
 from scripts import embed_sentinel2, encoder_weights
-from scripts.kiln import encoders, plans, raster, sentinel2_files, table
-from scripts.kiln.fingerprint import fingerprint
-from scripts.kiln.sentinel2_layout import layout
 from tests.conftest import ROOT
 from tests.items import BUCKET, FILES, write_item
 
@@ -35,7 +40,7 @@ def make_plan(path, *entries, partition="29R-2020-02"):
     """A plan of one shard of the items."""
     items = {e["id"]: e["href"] for e in entries}
     line = {"dataset": "sentinel2", "shard": f"29R-2020-02-{len(items):03d}-0123abcd", "partition": partition}
-    plans.write_plan([line | {"units": list(items), "items": items, "expected": 0, "bytes": 0}], str(path))
+    plan_file.write_plan([line | {"units": list(items), "items": items, "expected": 0, "bytes": 0}], str(path))
     return path
 
 
@@ -52,7 +57,7 @@ def run(tmp_path, encoder_file):
         units = make_plan(tmp_path / "plan.gz", *(m if isinstance(m, dict) else m.entry for m in made))
         embed_sentinel2.main(flags(units, folder, weights, *more, root=root))
         (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
-        ledger = pq.read_table(table.ledger_name(str(rows))).to_pylist()
+        ledger = pq.read_table(embeddings_file.ledger_name(str(rows))).to_pylist()
         return pq.read_table(rows).to_pylist(), {e["unit_id"].partition(":")[2]: e for e in ledger}
 
     return do
@@ -184,13 +189,15 @@ def test_the_limit_on_cloud_is_a_flag_and_part_of_the_fingerprint(
     limits = {"max_nodata": 0.1, "max_cloud": limit}
     assert about["limits"] == limits
     told = {"weights": encoders.read_about(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
-    told |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": layout(16)}
-    assert about["fingerprint"] == fingerprint("sentinel2", **told, **limits)
+    told |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": chip_layout(16)}
+    archive = get_archive("sentinel2")
+    recipes = {"clay": RECIPE, "sentinel2": archive.recipe}
+    assert about["fingerprint"] == fingerprint("sentinel2", sensor=archive.sensor, recipes=recipes, **told, **limits)
 
 
 def about_of(folder):
     (made,) = (p for p in folder.iterdir() if "ledger" not in p.name)
-    return table.about_of(made)
+    return embeddings_file.about_of(made)
 
 
 def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run):
@@ -244,7 +251,7 @@ def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
 ):
     monkeypatch.setattr(sentinel2_files, "ASKED", 3)
     fresh = {"GDAL_HTTP_MAX_RETRY": "0", "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"}  # nothing kept of a file
-    monkeypatch.setattr(raster, "OPTIONS", raster.OPTIONS | fresh)
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | fresh)
     made = [write_item(tmp_path / "near", n, seed=i) for i, n in enumerate(NAMES[:3])]
     server = serve(
         {f"/{p.relative_to(tmp_path / 'near')}": p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
@@ -308,14 +315,14 @@ def test_wrong_flags_are_errors_that_name_them(tmp_path, capsys, encoder_file, m
 @pytest.mark.parametrize("items", [None, {}, {"other": "x"}, ["a"]])
 def test_a_plan_that_does_not_say_where_items_are_is_refused(tmp_path, capsys, encoder_file, items):
     line = {"dataset": "sentinel2", "shard": "s", "partition": "p", "units": ["a"], "expected": 0, "bytes": 0}
-    plans.write_plan([line | ({} if items is None else {"items": items})], str(tmp_path / "plan.gz"))
+    plan_file.write_plan([line | ({} if items is None else {"items": items})], str(tmp_path / "plan.gz"))
     code, said = fails(capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", encoder_file, root=tmp_path))
     assert (code, "does not say where its items are" in said) == (2, True)
 
 
 def test_a_plan_of_naip_is_refused(tmp_path, capsys):
     line = {"dataset": "naip", "shard": "s", "partition": "p", "units": ["a"], "expected": 0, "bytes": 0}
-    plans.write_plan([line], str(tmp_path / "plan.gz"))
+    plan_file.write_plan([line], str(tmp_path / "plan.gz"))
     code, said = fails(capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path))
     assert (code, "a plan of naip, not of sentinel2" in said) == (2, True)
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from kiln.io import storage
+from kiln.model import weights as encoders
 from scripts import embed_worldcover, plan_worldcover
-from scripts.kiln import encoders, storage
 from tests.archives import mosaic, random_pixels, write_tile
 from tests.conftest import ROOT
 

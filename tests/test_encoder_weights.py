@@ -10,9 +10,10 @@ import boto3
 import pytest
 import torch
 
+from kiln.io import storage
+from kiln.model import weights
+from kiln.model.identity import PRECISIONS, weights_digest
 from scripts import encoder_weights
-from scripts.kiln import encoders, storage
-from scripts.kiln.fingerprint import PRECISIONS, weights_digest
 from tests.conftest import ROOT, UNTRAINED
 
 
@@ -27,12 +28,12 @@ def test_a_verified_checkpoint_becomes_safetensors_with_its_digest(
     tmp_path, checkpoint_file, checkpoint_sha256, precision
 ):
     made = run(tmp_path, checkpoint_file, "--sha256", checkpoint_sha256.upper(), "--precision", precision)
-    about = encoders.read_about(made)
+    about = weights.read_about(made)
     assert about["sha256"] == checkpoint_sha256
     assert (about["precision"], about["untrained"], about["checkpoint"]) == (precision, False, checkpoint_file.name)
     ours, theirs = (
-        encoders.load_encoder(made, precision=precision),
-        encoders.load_encoder(checkpoint_file, precision=precision),
+        weights.load_encoder(made, precision=precision),
+        weights.load_encoder(checkpoint_file, precision=precision),
     )
     assert ours.geometry == theirs.geometry
     state = theirs.state_dict()
@@ -99,7 +100,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     server.break_at = None
     made = run(tmp_path, f"{server.url}/v1.5/clay-v1.5.ckpt", "--sha256", checkpoint_sha256)
     assert server.requests[-1] == ("GET", "/v1.5/clay-v1.5.ckpt", f"bytes={have}-")
-    assert encoders.read_about(made)["sha256"] == checkpoint_sha256
+    assert weights.read_about(made)["sha256"] == checkpoint_sha256
 
 
 def test_a_finished_download_is_not_fetched_again(tmp_path, checkpoint_file, checkpoint_sha256, serve):
@@ -119,7 +120,7 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(
     told = ["--checkpoint", f"{bucket}/clay.ckpt", "--sha256", checkpoint_sha256, "--output", output]
     encoder_weights.main([*told, *scratch])
     with storage.local_copy(output) as path:
-        assert encoders.read_about(path)["sha256"] == checkpoint_sha256
+        assert weights.read_about(path)["sha256"] == checkpoint_sha256
 
 
 # ----------------------------------------------------------------------------------------- untrained weights
@@ -128,11 +129,11 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(
 def test_untrained_weights_say_so_and_are_identified_by_seed_and_geometry(tmp_path, caplog):
     made = run(tmp_path, "untrained", "--untrained", json.dumps(UNTRAINED))
     assert "UNTRAINED weights, for demonstrations" in caplog.text
-    about = encoders.read_about(made)
+    about = weights.read_about(made)
     assert about["untrained"] is True
     assert about["sha256"] == weights_digest({"checkpoint": "untrained", "untrained": UNTRAINED})
     assert about["sha256"] != weights_digest({"checkpoint": "untrained", "untrained": UNTRAINED | {"seed": 4}})
-    assert encoders.load_encoder(made).geometry.dim == 32
+    assert weights.load_encoder(made).geometry.dim == 32
     again = run(tmp_path, "untrained", "--untrained", json.dumps(UNTRAINED), output="again.safetensors")
     assert again.read_bytes() == made.read_bytes()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from kiln.explorer import database
 from scripts import explore
-from scripts.kiln import explorer
 from tests import explorers
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +85,7 @@ def test_databases_that_cannot_be_opened_are_said(tmp_path, capsys):
     assert "no finished explorer database there" in refused(capsys, "--db", str(tmp_path / "empty"), *cache)[1]
     db = tmp_path / "built"  # written, not tagged: it is being built
     explorers.write(db, ROWS)
-    explorer.connect(str(db)).open_table("chips").tags.delete("ready")
+    database.connect(str(db)).open_table("chips").tags.delete("ready")
     code, said = refused(capsys, "--db", str(db), *cache)
     assert code == 2
     assert "no finished explorer database there" in said
@@ -103,8 +103,8 @@ def test_an_s3_path_that_cannot_be_read_is_said(bucket, tmp_path, capsys):
 
 
 def test_a_database_on_s3_is_served(bucket, tmp_path):
-    table = explorer.connect(f"{bucket}/db").create_table(
-        "chips", explorer.connect(explorers.write(tmp_path / "db", ROWS)).open_table("chips").to_arrow()
+    table = database.connect(f"{bucket}/db").create_table(
+        "chips", database.connect(explorers.write(tmp_path / "db", ROWS)).open_table("chips").to_arrow()
     )
     table.tags.create("ready", table.version)
     process, address, _ = started(tmp_path, "--db", f"{bucket}/db")

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
+from kiln.archives.worldcover.lattice import Column
+from kiln.errors import ConfigError
+from kiln.io import storage
 from scripts import export_published
-from scripts.kiln import storage
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.lattice import Column
 from tests.products import WORLD, about, chip_at, drawn, make_product
 
 COLUMNS = [Column(k, 0, 40) for k in (0, 1, 7, 1358)]

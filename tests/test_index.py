@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
+from kiln.archives.worldcover.lattice import Column
+from kiln.errors import ConfigError, KilnError, SourceError
+from kiln.explorer import colours, database, published
+from kiln.explorer.database import Explorer
+from kiln.io import storage
 from scripts import index
 from scripts.index import Select, build
-from scripts.kiln import colours, explorer, published, storage
-from scripts.kiln.errors import ConfigError, KilnError, SourceError
-from scripts.kiln.explorer import Explorer
-from scripts.kiln.lattice import Column
 from tests.products import DIM, WORLD, about, chip_at, drawn, make_product
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def test_the_table_holds_every_chip_with_its_facts_and_float16_vector(tmp_path, 
     assert measured["rows"] == 200
     table = Explorer(str(tmp_path / "db")).table
     assert table.schema.field("vector").type == pa.list_(pa.float16(), DIM)
-    assert table.schema.remove_metadata().equals(explorer.chips_schema(DIM, {}).remove_metadata())
+    assert table.schema.remove_metadata().equals(database.chips_schema(DIM, {}).remove_metadata())
     assert ready(tmp_path / "db") == wanted(*two)
     (row,) = table.search().where(f"chip_id = '{chip_at(WORLD, 2021, 3, 4).chip_id}'").to_list()
     west, south, east, north = chip_at(WORLD, 2021, 3, 4).footprint.bounds
@@ -715,7 +716,7 @@ def test_time_and_recall_at_the_chosen_settings_are_recorded(tmp_path, two):
     assert (measured["rows"], measured["recall_at_10"]) == (200, 1.0)
     assert 0 < measured["query_ms"] < 60_000
     told = json.loads(record.read_text())
-    assert told["settings"] == {"probes": explorer.probes(200), "refine": explorer.REFINE, "metric": "cosine"}
+    assert told["settings"] == {"probes": database.probes(200), "refine": database.REFINE, "metric": "cosine"}
     assert "query_ms" not in told, "equal runs write equal records"
 
 
@@ -872,7 +873,7 @@ def test_a_table_of_several_models_is_searched_in_one_of_them_only(tmp_path, two
     narrowed = reader.comparable("tiles")
     assert {h["dataset"] for h in reader.similar(np.ones(DIM), 100, narrowed)} == {"tiles"}
     with pytest.raises(ConfigError, match="of another model than tiles"):
-        reader.comparable("tiles", explorer.Filters(datasets=("worldcover",)))
+        reader.comparable("tiles", database.Filters(datasets=("worldcover",)))
     with pytest.raises(ConfigError, match="a vector of 3 numbers; this database's have 8"):
         reader.similar(np.ones(3), 5)
 

@@ -9,8 +9,8 @@ import rasterio.warp
 import shapely
 from rasterio.transform import from_origin
 
-from scripts.kiln.naip_keys import parse_key
-from scripts.kiln.sensors import NAIP
+from kiln.archives.naip.keys import parse_key
+from kiln.archives.sensors import NAIP
 from scripts.make_sample import (
     DEFAULT_TILES,
     composites,

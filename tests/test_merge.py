@@ -23,12 +23,12 @@ from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kiln.archives.sentinel2.scene import Grid
+from kiln.archives.worldcover.lattice import Column
+from kiln.errors import ConfigError, SourceError, StorageError
+from kiln.formats import embeddings_file, vectors
+from kiln.formats.records import Dropped, Unit
 from scripts import coverage, merge
-from scripts.kiln import table, vectors
-from scripts.kiln.chips import Dropped, Unit
-from scripts.kiln.errors import ConfigError, SourceError, StorageError
-from scripts.kiln.lattice import Column
-from scripts.kiln.sentinel2_scene import Grid
 from tests import products
 from tests.chips import make_chip
 from tests.products import WORLD, about, drawn, make_product, write_shard, write_shards
@@ -344,11 +344,13 @@ def dateline(tmp_path_factory):
     footprints = grid.footprints()[0].reshape(-1)
     for name, part in (("a", footprints[:800]), ("b", footprints[800:])):
         chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]
-        entry = table.Entry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
-        with table.ShardWriter(run / f"{name}.parquet", table.schema(8, "float32", [products.YEAR], OVER)) as out:
+        entry = embeddings_file.Entry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
+        with embeddings_file.ShardWriter(
+            run / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], OVER)
+        ) as out:
             rng = np.random.default_rng(len(out.schema))
             out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
-        table.write_ledger(run / f"{name}.ledger.parquet", table.ledger_table([entry]))
+        embeddings_file.write_ledger(run / f"{name}.ledger.parquet", embeddings_file.ledger_table([entry]))
     return run, merge.merge(["a", "b"], str(run), str(run), f"{run}/p", row_group=200), run / "p"
 
 
@@ -374,7 +376,7 @@ def test_rows_over_the_antimeridian_lie_among_their_neighbours(dateline):
     """
     box = pq.read_table(dateline[2] / "part-0000.parquet")["bbox"].combine_chunks()
     west, east = np.asarray(box.field("xmin")), np.asarray(box.field("xmax"))
-    side = np.sign(table.centres(box)[0])  # hemisphere of each row's centre
+    side = np.sign(embeddings_file.centres(box)[0])  # hemisphere of each row's centre
     assert np.count_nonzero(np.diff(side)) == 1  # one after the other
     over = west > east
     assert {-1.0, 1.0} >= set(side[over])
@@ -450,9 +452,9 @@ def test_the_merged_ledger_is_all_ledgers_in_plan_order(grid):
     run = Path(grid.plan).parent
     units = [u for x in Path(grid.plan).read_text().splitlines() for u in json.loads(x)["units"]]
     ledger = pq.read_table(f"{grid.uri}/ledger.parquet")
-    assert ledger.schema.equals(table.LEDGER)
+    assert ledger.schema.equals(embeddings_file.LEDGER)
     assert ledger["unit_id"].to_pylist() == units
-    for count in table.COUNTS:
+    for count in embeddings_file.COUNTS:
         assert pc.sum(ledger[count]).as_py() == grid.record["counts"][count]
     assert grid.record["units"] == {"embedded": 40}
     assert run.is_dir()
@@ -579,7 +581,7 @@ def test_a_ledger_that_disagrees_with_the_rows_is_refused(broken):
     rows = pq.read_table(ledger).to_pylist()
     rows[0]["embedded"] -= 1
     rows[0]["skipped_nodata"] += 1
-    table.write_ledger(ledger, pa.Table.from_pylist(rows, schema=table.LEDGER))
+    embeddings_file.write_ledger(ledger, pa.Table.from_pylist(rows, schema=embeddings_file.LEDGER))
     with pytest.raises(SourceError, match="480 rows, but the ledgers say 479"):
         merge.merge(names, str(folder), str(folder), product)
 
@@ -645,7 +647,7 @@ def test_the_ledgers_may_lie_elsewhere_than_the_shards(broken, capsys, tmp_path)
 
 
 def test_a_product_is_written_to_s3_as_to_a_folder(bucket, tmp_path):
-    from scripts.kiln import storage
+    from kiln.io import storage
 
     plan, _, folder = write_shards(tmp_path, columns=GRID[:8])
     merge.main(["--plan", plan, "--shards", str(folder), "--product", f"{bucket}/products/2021"])
@@ -671,7 +673,7 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
         chips, entries = [], []
         for scene, cells in scenes.items():
             uri = f"s3://naip-analytic/{scene}.tif"
-            entry = table.Entry(Unit(f"naip:nd:2019:{scene}", len(cells) + (scene in dropped), uri, "e"))
+            entry = embeddings_file.Entry(Unit(f"naip:nd:2019:{scene}", len(cells) + (scene in dropped), uri, "e"))
             if scene in dropped:
                 entry.drop(Dropped(entry.unit.unit_id, dropped[scene], 1, f"{scene} lost one"))
             for (zone, col, row), nodata in cells.items():
@@ -685,11 +687,13 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
                 )  # fmt: skip
             entries.append(entry)
         told = kiln | {"sources": {c.source: {"size": 1} for c in chips}}
-        with table.ShardWriter(folder / f"{name}.parquet", table.schema(8, "float32", [products.YEAR], told)) as out:
+        with embeddings_file.ShardWriter(
+            folder / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], told)
+        ) as out:
             if chips:
                 rng = np.random.default_rng(len(chips))
                 out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
-        table.write_ledger(folder / f"{name}.ledger.parquet", table.ledger_table(entries))
+        embeddings_file.write_ledger(folder / f"{name}.ledger.parquet", embeddings_file.ledger_table(entries))
     return list(shards)
 
 
@@ -805,7 +809,7 @@ def test_rows_of_scenes_that_no_ledger_knows_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="share some"):
         merged(tmp_path / "s", names, tmp_path / "p")
     ledger = tmp_path / "s" / "two.ledger.parquet"
-    table.write_ledger(ledger, table.LEDGER.empty_table())
+    embeddings_file.write_ledger(ledger, embeddings_file.LEDGER.empty_table())
     with pytest.raises(SourceError, match=r"two\.parquet: rows of scenes that the ledgers do not know"):
         merged(tmp_path / "s", names, tmp_path / "p")
 

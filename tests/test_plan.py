@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from kiln.errors import ConfigError
+from kiln.io import storage
 from scripts import plan
-from scripts.kiln import storage
-from scripts.kiln.errors import ConfigError
 
 NUMBERS = {"chips_per_second": 25, "price_per_hour": 0.5, "price_per_gb_month": 0.02}
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kiln.archives.naip.keys import parse_key
+from kiln.formats.stable_shards import stable_shards
+from kiln.io import storage
 from scripts import plan_naip
-from scripts.kiln import storage
-from scripts.kiln.naip_keys import parse_key
-from scripts.kiln.shards import stable_shards
 from scripts.plan_naip import Keep, read_scenes
 from tests.conftest import ROOT
 

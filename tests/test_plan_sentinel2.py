@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import mapping
 
+from kiln.archives.sentinel2.inventory import Keep, footprint, parse_name
+from kiln.archives.sentinel2.item import read_item
+from kiln.formats import plan_file
+from kiln.io import storage
 from scripts import plan_sentinel2
-from scripts.kiln import plans, storage
-from scripts.kiln.inventory import Keep, footprint, parse_name
-from scripts.kiln.sentinel2_item import read_item
 from scripts.plan_sentinel2 import canonical, decide, from_list, from_search
 from tests.conftest import ROOT
-from tests.kiln.test_inventory import FILES, FOLDER, item_id, key, keys_of, put, text
 from tests.stac_api import COLLECTION, StacApi
+from tests.unit.archives.sentinel2.test_inventory import FILES, FOLDER, item_id, key, keys_of, put, text
 
 S3 = "s3://sentinel-cogs/"
 WEB = "https://sentinel-cogs.s3.us-west-2.amazonaws.com/"
@@ -232,7 +233,7 @@ def test_a_shard_says_what_its_job_needs(tmp_path):
         "expected": 3 * 21 * 21,
         "bytes": 3 * plan_sentinel2.SIZE,
     }
-    assert [s["partition"] for s in plans.read_plan(str(tmp_path / "p.gz"))] == ["29R-2020-02"]
+    assert [s["partition"] for s in plan_file.read_plan(str(tmp_path / "p.gz"))] == ["29R-2020-02"]
 
 
 def test_a_full_tile_has_42_by_42_chips_of_256(tmp_path):
@@ -248,7 +249,7 @@ def test_every_shard_holds_one_grid_zone_and_month_and_no_more_than_twice_what_w
     for shard in shards:
         assert {parse_name(u).partition for u in shard["units"]} == {shard["partition"]}
         assert len(shard["units"]) <= 10
-    told = plans.read_names(names)
+    told = plan_file.read_names(names)
     assert set(told) == {"29R-2020-02", "29R-2020-03", "30R-2020-02", "30R-2020-03"}
     assert {(p, n) for p, found in told.items() for n in found} == {(s["partition"], s["shard"]) for s in shards}
 

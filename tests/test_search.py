@@ -9,14 +9,14 @@ import shapely
 from affine import Affine
 from PIL import Image
 
+from kiln.archives.sentinel2.scene import Grid
+from kiln.archives.worldcover.lattice import Column, Lattice
+from kiln.errors import ConfigError
+from kiln.explorer.database import Explorer, Filters
+from kiln.formats import embeddings_file
+from kiln.formats.records import Unit
 from scripts import coverage, merge, search
 from scripts.index import Select, build
-from scripts.kiln import table
-from scripts.kiln.chips import Unit
-from scripts.kiln.errors import ConfigError
-from scripts.kiln.explorer import Explorer, Filters
-from scripts.kiln.lattice import Column, Lattice
-from scripts.kiln.sentinel2_scene import Grid
 from tests.archives import write_tile
 from tests.chips import make_chip
 from tests.products import WORLD, YEAR, about, chip_at, drawn, make_product
@@ -403,10 +403,10 @@ def dateline(tmp_path_factory):
     footprints = grid.footprints()[0][0]
     chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
     kiln = about(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
-    with table.ShardWriter(run / "s.parquet", table.schema(8, "float32", [YEAR], kiln)) as out:
+    with embeddings_file.ShardWriter(run / "s.parquet", embeddings_file.schema(8, "float32", [YEAR], kiln)) as out:
         out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((16, 8), np.float32)})
-    entry = table.Entry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
-    table.write_ledger(run / "s.ledger.parquet", table.ledger_table([entry]))
+    entry = embeddings_file.Entry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
+    embeddings_file.write_ledger(run / "s.ledger.parquet", embeddings_file.ledger_table([entry]))
     record = merge.merge(["s"], str(run), str(run), str(run / "p"))
     (run / "p.json").write_text(json.dumps(record))
     build([str(run / "p.json")], [str(run / "p")], str(run / "db"), Select())

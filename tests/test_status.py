@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kiln.archives.worldcover.lattice import Column
+from kiln.formats import embeddings_file, plan_file
+from kiln.io import storage, text_table
 from scripts import status
-from scripts.kiln import plans, storage, table, text
-from scripts.kiln.lattice import Column
 from tests.products import write_shards
 
 FOLDER = "results/sample/worldcover-1a2b3c4d"
@@ -67,8 +68,8 @@ def to_s3(top, prefix):
 
 def test_columns_are_aligned_and_a_rule_is_as_wide():
     rows = [("", "n", "what"), ("alpha", "1,000", "x"), ("b", "2", "")]
-    assert text.aligned(rows) == ["           n  what", "alpha  1,000     x", "b          2"]
-    assert text.aligned(rows, left=(0, 2), rule=True) == [
+    assert text_table.aligned(rows) == ["           n  what", "alpha  1,000     x", "b          2"]
+    assert text_table.aligned(rows, left=(0, 2), rule=True) == [
         "           n  what",
         "-----  -----  ----",
         "alpha  1,000  x",
@@ -117,7 +118,7 @@ def test_config_and_cores_are_repeated(here, capsys):
 
 def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
     _, names, _ = made(here)
-    ledgers = [Path(table.ledger_name(shard(n))) for n in names]
+    ledgers = [Path(embeddings_file.ledger_name(shard(n))) for n in names]
     ledgers[0].unlink()
     whole = ledgers[1].read_bytes()
     ledgers[1].write_bytes(whole[: len(whole) // 2])
@@ -133,7 +134,7 @@ def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
 @pytest.mark.parametrize("damage", ["nulls", "types", "bytes"])
 def test_a_ledger_of_other_contents_is_told_not_a_traceback(here, capsys, damage):
     _, names, _ = made(here)
-    path = table.ledger_name(shard(names[0]))
+    path = embeddings_file.ledger_name(shard(names[0]))
     ledger = pq.read_table(path)
     at = ledger.column_names.index("failed")
     if damage == "nulls":
@@ -184,13 +185,15 @@ def many(top, partitions, shards=1):
         for p in partitions
         for n in range(shards)
     ]
-    plans.write_plan(
+    plan_file.write_plan(
         lines, "results/sample/naip-1a2b3c4d/plan-ab12.jsonl.gz", "results/sample/naip-1a2b3c4d/plan-ab12.json"
     )
     for line in lines:
         target = shard(line["shard"], line["partition"], "results/sample/naip-1a2b3c4d")
         storage.write_bytes(target, b"rows")
-        storage.write_bytes(table.ledger_name(target), Path(table.ledger_name(str(one))).read_bytes())
+        storage.write_bytes(
+            embeddings_file.ledger_name(target), Path(embeddings_file.ledger_name(str(one))).read_bytes()
+        )
     return [x["shard"] for x in lines]
 
 
@@ -233,7 +236,7 @@ def test_many_files_go_to_a_list_and_the_command_reads_it(here, capsys):
     wanted = sorted(shard(n, n[:7], folder) for n in lost)
     assert sorted(Path("a list-missing.txt").read_text().splitlines()) == wanted
     for n in shards:
-        Path(table.ledger_name(shard(n, n[:7], folder))).unlink()
+        Path(embeddings_file.ledger_name(shard(n, n[:7], folder))).unlink()
         storage.write_bytes(shard(n, n[:7], folder), b"rows")
     assert "--force -- $(cat redo-failed.txt)" in said(capsys, "results/sample")
     assert len(Path("redo-failed.txt").read_text().splitlines()) == 20

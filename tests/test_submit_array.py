@@ -17,8 +17,10 @@ from unittest.mock import patch
 import boto3
 import pytest
 
+from kiln.aws import array_jobs, code_bundle, embed_rule, stack
+from kiln.formats import plan_file
+from kiln.io import storage
 from scripts import array_job, aws_env, submit_array
-from scripts.kiln import account, arrays, embed_rule, package, plans, storage
 from tests.items import write_item
 from tests.rules.workflow import WITH_NAIP, Run, fresh_naip, job_counts, merged
 
@@ -71,7 +73,7 @@ def cloud(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patched:
         for name, value in environment.items():
             patched.setenv(name, value)
-        patched.setattr(account, "POLL", 0.05)
+        patched.setattr(stack, "POLL", 0.05)
         storage.s3_client.cache_clear()
         run = fresh_naip(tmp_path_factory.mktemp("arrays") / "run")
         keys = [write_item(run.folder / "s2", name).key for name in ITEMS]
@@ -88,8 +90,8 @@ def cloud(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                           "items_per_shard": 1, "chip_size": 16, "max_cloud": 1.0},
             "resources": {"embed_threads": 2, "embed_mem_mb": 7500},
         }))  # fmt: skip
-        account.deploy("arrays", {"CpuImageTag": "1.0-test"})
-        told = aws_env.environment(account.outputs("arrays"))
+        stack.deploy("arrays", {"CpuImageTag": "1.0-test"})
+        told = aws_env.environment(stack.outputs("arrays"))
         told.pop("KILN_BUCKET")
         store = ["--default-storage-provider", "s3", "--default-storage-prefix", ROOT]
         store += ["--storage-s3-endpoint-url", s3_endpoint]
@@ -135,25 +137,25 @@ def request_of(said: str) -> list[dict]:
 def child(request: dict, number: int | None) -> None:
     """Do what the job's container would: run the code that was fetched, in an environment of its own."""
     command = request["containerOverrides"]["command"]
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", plans.INDEX)}
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", plan_file.INDEX)}
     if number is not None:
-        env[plans.INDEX] = str(number)
+        env[plan_file.INDEX] = str(number)
     done = subprocess.run([sys.executable, *command[1:]], env=env, cwd="/", text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_an_array_holds_two_to_ten_thousand_jobs() -> None:
-    assert arrays.pieces(1) == [(0, 1)]
-    assert arrays.pieces(2) == [(0, 2)]
-    assert arrays.pieces(10_000) == [(0, 10_000)]
-    assert arrays.pieces(10_001) == [(0, 5_000), (5_000, 5_001)]
-    assert [first for first, _ in arrays.pieces(123_456)] == [
-        sum(n for _, n in arrays.pieces(123_456)[:k]) for k in range(13)
+    assert array_jobs.pieces(1) == [(0, 1)]
+    assert array_jobs.pieces(2) == [(0, 2)]
+    assert array_jobs.pieces(10_000) == [(0, 10_000)]
+    assert array_jobs.pieces(10_001) == [(0, 5_000), (5_000, 5_001)]
+    assert [first for first, _ in array_jobs.pieces(123_456)] == [
+        sum(n for _, n in array_jobs.pieces(123_456)[:k]) for k in range(13)
     ]
-    assert all(2 <= n <= 10_000 for jobs in range(2, 40_000, 7) for _, n in arrays.pieces(jobs))
+    assert all(2 <= n <= 10_000 for jobs in range(2, 40_000, 7) for _, n in array_jobs.pieces(jobs))
 
 
-def submission(**changes: object) -> arrays.Submission:
+def submission(**changes: object) -> array_jobs.Submission:
     told = {
         "name": "kiln-tiny",
         "queue": "q",
@@ -162,7 +164,7 @@ def submission(**changes: object) -> arrays.Submission:
         "sha256": "f" * 64,
     }
     size = {"array": "s3://b/a.json", "threads": 4, "mem_mb": 7500, "gpus": 0, "tags": {"kiln-run": "tiny"}}
-    return arrays.Submission(**{**told, **size, **changes})
+    return array_jobs.Submission(**{**told, **size, **changes})
 
 
 def test_what_batch_is_asked_for() -> None:
@@ -191,24 +193,24 @@ def test_one_shard_is_a_plain_job() -> None:
 
 
 def test_equal_code_is_an_equal_package(tmp_path: Path) -> None:
-    first, digest = package.build()
+    first, digest = code_bundle.build()
     for n in range(2):
         copy = tmp_path / str(n) / "scripts"
-        shutil.copytree(package.CODE, copy)
+        shutil.copytree(code_bundle.CODE, copy)
         for path in copy.rglob("*"):
             os.utime(path, (n, n))
         (copy / "__pycache__").mkdir(exist_ok=True)
         (copy / "__pycache__/x.pyc").write_bytes(b"1")
-        assert package.build(copy) == (first, digest)
+        assert code_bundle.build(copy) == (first, digest)
     (copy / "kiln/text.py").write_text("# changed\n")
-    assert package.build(copy)[1] != digest
+    assert code_bundle.build(copy)[1] != digest
     assert len(first) < 2_000_000, "fetched by every job"
 
 
 def test_other_code_than_was_submitted_is_not_run(bucket: str) -> None:
-    code, sha256 = package.build()
+    code, sha256 = code_bundle.build()
     storage.write_bytes(f"{bucket}/code.zip", code)
-    told = [sys.executable, *package.command(f"{bucket}/code.zip", sha256, "scripts.array_job", "--help")[1:]]
+    told = [sys.executable, *code_bundle.command(f"{bucket}/code.zip", sha256, "scripts.array_job", "--help")[1:]]
     done = subprocess.run(told, text=True, capture_output=True, cwd="/", check=True)
     assert "One job of an array" in done.stdout
     assert f"code {sha256}" in done.stderr
@@ -228,8 +230,8 @@ def test_nothing_is_submitted_before_there_is_a_plan(cloud: Cloud) -> None:
 def test_a_job_runs_what_the_rule_runs(planned: Cloud, dataset: str) -> None:
     """The command of a job against the one that Snakemake prints for that shard, where its files are local copies."""
     rule = rule_of(planned.run, dataset)
-    line = next(line for plan in rule.plans.values() for line in plans.read_plan(plan))
-    array, of = arrays.Array.of(rule), (line["partition"], line["shard"])
+    line = next(line for plan in rule.plans.values() for line in plan_file.read_plan(plan))
+    array, of = array_jobs.Array.of(rule), (line["partition"], line["shard"])
     target = array.output_of(*of).removeprefix(f"{ROOT}/")
     said = planned.snakemake("-n", "-p", "--", target)
     printed = re.search(rf"python -m scripts\.embed_{dataset} .*", said)[0]
@@ -261,11 +263,11 @@ def all_but_the_last(cloud: Cloud, dataset: str) -> int:
     said = cloud.submit(dataset)
     (asked,) = request_of(said)
     size = asked["arrayProperties"]["size"]
-    assert asked["retryStrategy"] == arrays.RETRY
+    assert asked["retryStrategy"] == array_jobs.RETRY
     assert asked["jobQueue"] == cloud.environment["SNAKEMAKE_AWS_BATCH_JOB_QUEUE"]
     job = boto3.client("batch").describe_jobs(jobs=[re.search("Submitted: (.*)", said)[1]])["jobs"][0]
     assert job["arrayProperties"]["size"] == size
-    assert job["tags"]["kiln-code"] == package.build()[1]
+    assert job["tags"]["kiln-code"] == code_bundle.build()[1]
     for n in range(size - 1):
         child(asked, n)
     assert len(shards(dataset)) == size - 1
@@ -307,7 +309,7 @@ def test_years_are_one_array(planned: Cloud) -> None:
     rule = rule_of(planned.run, "worldcover")
     (plan,) = rule.plans.values()
     rule = replace(rule, plans={"2020": "s3://old", **rule.plans})
-    read = arrays.Array.read(arrays.Array.of(rule, [("2020", "a"), ("2021", "b")]).write(f"{ROOT}/arrays/test"))
+    read = array_jobs.Array.read(array_jobs.Array.of(rule, [("2020", "a"), ("2021", "b")]).write(f"{ROOT}/arrays/test"))
     commands = [read.command_of(*shard, "w") for shard in read.shards]
     assert [c[c.index("--units") + 1] for c in commands] == ["s3://old", plan]
     assert read.output_of(*read.shards[0]).endswith("/shards/2020/a.parquet")
@@ -315,7 +317,7 @@ def test_years_are_one_array(planned: Cloud) -> None:
 
 def test_a_number_past_the_list_and_a_finished_shard_are_no_work(planned: Cloud, tmp_path: Path) -> None:
     rule = rule_of(planned.run, "worldcover")
-    array = arrays.Array.of(rule, [("2021", "done"), ("2021", "missing")])
+    array = array_jobs.Array.of(rule, [("2021", "done"), ("2021", "missing")])
     weights = tmp_path / "weights"
     storage.write_bytes(array.output_of("2021", "done"), b"1")
     assert array_job.prepare(array, 0, weights) is None
@@ -330,7 +332,7 @@ def test_a_number_past_the_list_and_a_finished_shard_are_no_work(planned: Cloud,
 def test_a_large_plan_is_a_small_description() -> None:
     """NAIP's, as large as it gets; every job reads it."""
     shards = [(f"nd-{n % 2000}", f"0123-100-{n:08x}") for n in range(12_315)]
-    array = arrays.Array(("python",), "s3://b/x", {"": "s3://b/plan"}, "s3://b/w", shards)
+    array = array_jobs.Array(("python",), "s3://b/x", {"": "s3://b/plan"}, "s3://b/w", shards)
     assert len(json.dumps(asdict(array))) < 600_000
 
 
@@ -347,7 +349,7 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     assert "bucket nobody-has-this does not exist" in planned.refused("naip", "--storage", "s3://nobody-has-this")
     assert "no AWS region" in planned.refused("naip", AWS_DEFAULT_REGION="")
     assert "no such config" in planned.refused("naip", "--configfile", "nowhere.yaml")
-    gpu = account.outputs("arrays")["GpuJob"]
+    gpu = stack.outputs("arrays")["GpuJob"]
     assert "has no image yet" in planned.refused("naip", "--job-definition", gpu)
     batch = boto3.client("batch")  # moto changes no definition of a stack
     (about,) = batch.describe_job_definitions(jobDefinitions=[gpu])["jobDefinitions"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from kiln.archives.worldcover.lattice import Column
 from scripts import summary
-from scripts.kiln.lattice import Column
 from tests.products import about, make_product
 
 GRID = [Column(k, 0, 10) for k in range(10)]

@@ -9,9 +9,9 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kiln.model import clay, weights
+from kiln.model.identity import PRECISIONS
 from scripts import tune
-from scripts.kiln import clay, encoders
-from scripts.kiln.fingerprint import PRECISIONS
 from scripts.tune import Speed
 
 SMALL = clay.Geometry(dim=64, depth=6, heads=2, dim_head=32, mlp=128)
@@ -24,7 +24,7 @@ FOUND = [
 
 
 def test_operations_are_those_that_torch_counts() -> None:
-    encoder = encoders.untrained_encoder(replace(SMALL, depth=3), 0)
+    encoder = weights.untrained_encoder(replace(SMALL, depth=3), 0)
     x = torch.randn(2, 17, 64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # whose products are counted
         encoder.transformer(x)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts.kiln import storage
+from kiln.io import storage
 from tests.batch.lab import ROOT, Lab, said
 
 PROFILE = ["--profile", "aws-batch", "--seconds-between-status-checks", "2"]  # 10 seconds suit longer jobs

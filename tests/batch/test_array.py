@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.kiln import arrays
+from kiln.aws import array_jobs
 from tests.batch.driver import Driver, matching, objects, upload
 from tests.batch.image import Image
 from tests.batch.lab import ROOT, Lab
@@ -61,7 +61,7 @@ def played(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> 
     about = {"image": with_entry(lab, image), "jobRoleArn": lab.role, "command": ["true"],
              "resourceRequirements": [{"type": "VCPU", "value": "1"}, {"type": "MEMORY", "value": "4000"}]}  # fmt: skip
     definition = batch.register_job_definition(
-        jobDefinitionName="kiln-array", type="container", retryStrategy=arrays.RETRY, containerProperties=about
+        jobDefinitionName="kiln-array", type="container", retryStrategy=array_jobs.RETRY, containerProperties=about
     )["jobDefinitionArn"]
     with lab.counted() as requests:
         submitted = subprocess.run(

@@ -8,7 +8,7 @@ import lancedb
 import pytest
 from snakemake_executor_plugin_aws_batch.constant import VALID_RESOURCES_MAPPING
 
-from scripts.kiln import explorer
+from kiln.explorer import database
 from tests.batch import story as stories
 from tests.batch.driver import matching
 from tests.batch.image import VERSION, Image, build
@@ -56,7 +56,7 @@ def test_the_same_files_of_another_revision_make_an_image_that_says_so(lab: Lab,
 def test_three_datasets_end_in_a_tagged_table_on_s3(story: Story, monkeypatch: pytest.MonkeyPatch):
     for name, value in story.lab.env.items():
         monkeypatch.setenv(name, value)
-    table = explorer.connect(f"s3://{RUN}/results/lab/explorer").open_table(explorer.TABLE)
+    table = database.connect(f"s3://{RUN}/results/lab/explorer").open_table(database.TABLE)
     assert isinstance(table, lancedb.table.Table)
     assert "ready" in table.tags.list()
     rows = Counter(table.to_arrow()["dataset"].to_pylist())
@@ -164,7 +164,7 @@ def by_hand(story: Story, folder: str, *more: str, **environment: str) -> str:
     plan = matching(story.mended.after, "/plan-2021-", ".jsonl")[0]
     weights = matching(story.mended.after, "results/models/")[0]
     command = (
-        f'python -c "from scripts.kiln import storage; import pathlib; '
+        f'python -c "from kiln.io import storage; import pathlib; '
         f"storage.fetch('s3://{RUN}/{weights}', pathlib.Path('weights.safetensors'))\" && "
         f"python -m scripts.embed_worldcover --units s3://{RUN}/{plan} --weights weights.safetensors"
         f" --folder s3://{RUN}/{folder} --storage float16 --max-nodata 0.05 --max-failed-fraction 0"

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kiln.archives.sensors import NAIP
+from kiln.model import clay, int8, weights
+from kiln.model.embedder import Embedder, Policy, keep_memory
 from scripts import tune
-from scripts.kiln import clay, encoders, int8
-from scripts.kiln.embedder import Embedder, Policy, keep_memory
-from scripts.kiln.sensors import NAIP
 from tests.bench.harness import in_turn, publish
 from tests.bench.published import GIVEN_BACK
 from tests.chips import make_chip
@@ -98,7 +98,7 @@ def measure(
             continue
         precision = name.partition(",")[0]
         with everywhere() if name == ALL else nullcontext():
-            encoder = encoders.in_precision(plain, precision, device)  # type: ignore[arg-type]
+            encoder = weights.in_precision(plain, precision, device)  # type: ignore[arg-type]
             matrices = tune.matrix_rate(geometry, tokens, batch, precision, device)
         embed = Embedder(encoder, NAIP, Policy("zeros", NAIP.gsd), batch)
         near = cosine(embed(chips)["embeddings"][:BATCH], wanted[:batch])
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--only", choices=WAYS, help="one way")
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
-    plain = encoders.untrained_encoder(replace(clay.Geometry(), depth=args.blocks), 0)
+    plain = weights.untrained_encoder(replace(clay.Geometry(), depth=args.blocks), 0)
     rows = measure(plain, "cpu", args.batch, args.rounds, args.only)
     notes = [f"{args.blocks} of {clay.Geometry().depth} blocks timed; batch {args.batch}"]
     if torch.cuda.is_available():

@@ -26,11 +26,12 @@ import pyarrow as pa
 import requests
 from playwright.sync_api import sync_playwright
 
+from kiln.explorer import colours, database, ranking
+from kiln.explorer.filters import Where
+from kiln.explorer.matrix import Matrix
+from kiln.explorer.web.follower import Version
+from kiln.io import storage
 from scripts import index
-from scripts.kiln import colours, explorer, ranking, storage
-from scripts.kiln.filters import Where
-from scripts.kiln.matrix import Matrix
-from scripts.kiln.versions import Version
 from tests.explorer.browser import launch
 from tests.explorer.serving import ROOT, Server
 
@@ -70,7 +71,7 @@ def made(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             "nodata_fraction": pa.array(rng.uniform(0, 0.05, len(n)), pa.float32()),
             "cloud_fraction": pa.array(rng.uniform(0, 0.5, len(n)), pa.float32()),
             "lon": lon, "lat": lat, "xmin": west, "ymin": south, "xmax": east, "ymax": north,
-            "cell": explorer.cells(lon, lat),
+            "cell": database.cells(lon, lat),
         }  # fmt: skip
         yield pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
 
@@ -78,13 +79,13 @@ def made(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 def make(db: str, rows: int, dim: int) -> None:
     """The database, indexed and tagged as the index rule does it."""
     about = {"worldcover": {"model": "bench", "weights_sha256": "0" * 64, "dimensions": dim, "embedding": "class"}}
-    schema = explorer.chips_schema(dim, about)
+    schema = database.chips_schema(dim, about)
     reader = pa.RecordBatchReader.from_batches(schema, made(rows, dim, schema))
-    chips = explorer.connect(db).create_table(explorer.TABLE, reader, schema=schema, mode="overwrite")
+    chips = database.connect(db).create_table(database.TABLE, reader, schema=schema, mode="overwrite")
     index._index(chips)
     storage.write_bytes(colours.name(db, chips.version), colours.to_bytes(colours.fit_table(chips, about)))
     storage.write_bytes(storage.join(db, "state", f"{chips.version}.json"), b"{}\n")
-    chips.tags.create(explorer.TAG, chips.version)
+    chips.tags.create(database.TAG, chips.version)
 
 
 def recall(version: Version, count: int) -> float:

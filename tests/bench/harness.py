@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from scripts.kiln.text import aligned
+from kiln.io.text_table import aligned
 
 PACKAGES = ("torch", "numpy", "pyarrow", "rasterio", "lancedb", "snakemake")
 

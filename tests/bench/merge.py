@@ -33,10 +33,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from kiln.formats import embeddings_file, vectors
+from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.formats.records import Unit
 from scripts import merge
-from scripts.kiln import table, vectors
-from scripts.kiln.chips import Unit
-from scripts.kiln.geoparquet import GeoParquetWriter
 from tests.products import WORLD, about
 
 DIM, DEEP, ACROSS = 1024, 585, 28  # numbers of a vector; chips of a column; columns of a shard
@@ -81,7 +81,7 @@ def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vect
 def make_shards(folder: Path, size: float, storage: vectors.Storage) -> list[str]:
     """Shards of about `size` bytes together; their names. The same numbers lie in all, in another order."""
     kiln = about(dimensions=DIM, storage=storage)
-    columns = table.schema(DIM, storage, [pa.field("year", pa.int16())], kiln)
+    columns = embeddings_file.schema(DIM, storage, [pa.field("year", pa.int16())], kiln)
     rng = np.random.default_rng(0)
     values = rng.standard_normal((ACROSS * DEEP, DIM), np.float32)
     names: list[str] = []
@@ -91,9 +91,11 @@ def make_shards(folder: Path, size: float, storage: vectors.Storage) -> list[str
         path = folder / f"{name}.parquet"
         rows = shard_rows(len(names) * ACROSS, np.roll(values, len(names), axis=0), columns, storage)
         with GeoParquetWriter(path, columns) as out:
-            out.write(rows, *table.extent(rows))
-        entry = table.Entry(Unit(name, len(rows), "s3://esa-worldcover-s2", "e"), embedded=len(rows))
-        table.write_ledger(folder / table.ledger_name(path.name), table.ledger_table([entry]))
+            out.write(rows, *embeddings_file.extent(rows))
+        entry = embeddings_file.Entry(Unit(name, len(rows), "s3://esa-worldcover-s2", "e"), embedded=len(rows))
+        embeddings_file.write_ledger(
+            folder / embeddings_file.ledger_name(path.name), embeddings_file.ledger_table([entry])
+        )
         made += path.stat().st_size
         names.append(name)
     return names

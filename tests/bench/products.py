@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from scripts.kiln import table, vectors
-from scripts.kiln.clay import Geometry
-from scripts.kiln.encoders import untrained_encoder
-from scripts.kiln.engine import Embedder, Policy
-from scripts.kiln.sensors import WORLDCOVER
+from kiln.archives.sensors import WORLDCOVER
+from kiln.engine.pipeline import Embedder, Policy
+from kiln.formats import embeddings_file, vectors
+from kiln.model.clay import Geometry
+from kiln.model.weights import untrained_encoder
 from scripts.make_sample import DEFAULT_TILES, landscape, tile_corner
 from tests.products import WORLD, YEAR, about, chip_at
 
@@ -82,9 +82,9 @@ def product(chips: list[Any], floats: vectors.Columns, storage: Any, embedding: 
     kinds = vectors.KINDS[embedding]
     wanted = {name: floats["embeddings" if kind == "class" else "embeddings_mean"] for name, kind in kinds.items()}
     kiln = about(dimensions=DIM, storage=storage, embedding=embedding)
-    columns = table.schema(DIM, storage, [YEAR], kiln, embedding)
+    columns = embeddings_file.schema(DIM, storage, [YEAR], kiln, embedding)
     path = folder / f"{storage}-{embedding}.parquet"
-    with table.ShardWriter(path, columns) as out:
+    with embeddings_file.ShardWriter(path, columns) as out:
         out.append(chips, vectors.store(wanted, storage))
     queries = np.sort(np.random.default_rng(1).permutation(len(chips))[:QUERIES])
     rows = pq.read_table(path)

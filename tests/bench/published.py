@@ -16,10 +16,11 @@ import shapely
 import torch
 from rasterio.windows import Window, bounds
 
-from scripts.kiln import clay, encoders
-from scripts.kiln.embedder import keep_memory
-from scripts.kiln.lattice import Lattice
-from scripts.kiln.sensors import Sensor
+from kiln.archives.worldcover.lattice import Lattice
+from kiln.formats.sensor import Sensor
+from kiln.model import clay
+from kiln.model import weights as encoders
+from kiln.model.embedder import keep_memory
 from tests import items
 from tests.bench.workload import CHIP, Workload
 

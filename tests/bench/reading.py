@@ -20,8 +20,8 @@ from typing import Any
 import boto3
 from rasterio.io import MemoryFile
 
-from scripts.kiln import raster
-from scripts.kiln.engine import Budget
+from kiln.engine.pipeline import Budget
+from kiln.io import gdal as raster
 from tests.bench.harness import in_turn, publish, timed
 from tests.bench.shard import chips_of
 from tests.bench.store import BUCKET, Store, serving

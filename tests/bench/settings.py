@@ -4,7 +4,7 @@
 
 Each measurement is a process of its own, since allocators and threads are set when one starts, and both are timed in
 turn. Blocks are of the published size, few of them: all are alike. What is worth it is Kiln's own already
-(scripts/kiln/embedder.py: keep_memory), and the rest is here to be seen.
+(kiln/model/embedder.py: keep_memory), and the rest is here to be seen.
 """
 
 import argparse
@@ -54,11 +54,11 @@ def one(batch: int, compiled: bool, kept: bool, blocks: int) -> None:
     import numpy as np
     import torch
 
-    from scripts.kiln import clay, embedder, encoders
-    from scripts.kiln.sensors import NAIP
+    from kiln.archives.sensors import NAIP
+    from kiln.model import clay, embedder, weights
     from tests.chips import make_chip
 
-    encoder = encoders.untrained_encoder(replace(clay.Geometry(), depth=blocks), 0)
+    encoder = weights.untrained_encoder(replace(clay.Geometry(), depth=blocks), 0)
     if compiled:
         encoder.transformer = torch.compile(encoder.transformer)
     pixels = np.random.default_rng(1).integers(1, 255, (16, 4, 256, 256)).astype(np.uint8)

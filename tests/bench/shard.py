@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from scripts.kiln import embedder, encoders, engine
-from scripts.kiln.chips import Chip, Loaded, Read
+from kiln.engine import pipeline
+from kiln.formats.records import Chip, Loaded, Read
+from kiln.model import embedder
+from kiln.model import weights as encoders
 from tests.bench import published
 from tests.bench.harness import in_rounds, publish, timed
 from tests.bench.store import BUCKET, serving
@@ -48,7 +50,7 @@ def chips_of(load: Workload, root: str | None = None, threads: int = THREADS) ->
     """Reading and cutting alone, as the engine does it; from a copy's URI where one is given."""
     source = load.source(root)
     source.check()
-    with closing(engine.read_ahead(source.reads(), threads, AHEAD)) as loaded:
+    with closing(pipeline.read_ahead(source.reads(), threads, AHEAD)) as loaded:
         yield from (e for e in source.chips(loaded) if isinstance(e, Chip))
 
 
@@ -207,14 +209,14 @@ def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
         made.check()
         sensor = made.sensor
         wall = timed(
-            lambda: engine.embed(
+            lambda: pipeline.embed(
                 made,
                 lambda: encoders.load_encoder(weights),
                 about["geometry"]["dim"],
                 folder / "profile.parquet",
                 {},
                 policy=embedder.Policy("zeros", sensor.gsd),
-                budget=engine.Budget(BATCH, THREADS, AHEAD),
+                budget=pipeline.Budget(BATCH, THREADS, AHEAD),
                 max_failed_fraction=0.0,
             )
         )

@@ -33,7 +33,7 @@ def job(load: "object", weights: Path, folder: Path, batch: int) -> list[str]:
 
 def imports(most: int = 12) -> list[str]:
     """The modules whose import takes longest, each with what it brings, by the interpreter's own clock."""
-    code = "from scripts.kiln import clay, embedder, engine, table, naip"
+    code = "import kiln.model.embedder, kiln.engine.pipeline, kiln.archives.naip.source"
     said = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True
     ).stderr

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from scripts.kiln import storage
+from kiln.io import storage
 
 BUCKET = "bench"
 

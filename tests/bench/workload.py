@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from kiln.archives.naip.source import NaipSource
+from kiln.archives.sentinel2.source import Sentinel2Source
+from kiln.archives.worldcover.lattice import Column, Lattice
+from kiln.archives.worldcover.source import Tile, WorldCoverSource
+from kiln.formats.records import Source
+from kiln.io import storage
+from kiln.model import clay
+from kiln.model import weights as encoders
+from kiln.sample.files import write_cog
 from scripts import embed_naip, embed_sentinel2, embed_worldcover, plan_worldcover
-from scripts.kiln import clay, encoders, storage
-from scripts.kiln.chips import Source
-from scripts.kiln.lattice import Column, Lattice
-from scripts.kiln.naip import NaipSource
-from scripts.kiln.sample_files import write_cog
-from scripts.kiln.sentinel2 import Sentinel2Source
-from scripts.kiln.worldcover import Tile, WorldCoverSource
 from tests import items
 
 CHIP = 256

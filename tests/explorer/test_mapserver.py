@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.kiln import pictures
-from scripts.kiln.picture_cache import PictureCache
-from scripts.kiln.pictures import SIZE, from_source, from_wms, picture
+from kiln.explorer import pictures
+from kiln.explorer.pictures import SIZE, from_source, from_wms, picture
+from kiln.explorer.web.picture_cache import PictureCache
 from scripts.make_sample import landscape
 from tests.archives import write_tile
 from tests.explorer.mapserver import MapServer

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 
-from scripts.kiln.naip_keys import parse_key
-from scripts.kiln.shards import stable_shards
+from kiln.archives.naip.keys import parse_key
+from kiln.formats.stable_shards import stable_shards
 from scripts.make_sample import make_archive
 from tests import scenes
 from tests.rules.conftest import Story

@@ -7,7 +7,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from scripts.kiln.explorer import Explorer
+from kiln.explorer.database import Explorer
 from tests.rules.workflow import Run
 
 ENTRY = {"name": "tiles", "files": "synced", "layout": "earth-index", "model": "another model"}

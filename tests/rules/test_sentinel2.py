@@ -13,17 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kiln.archives.sentinel2 import layout
+from kiln.archives.sentinel2.layout import BUCKET, WEB
+from kiln.explorer import pictures
+from kiln.explorer.database import Explorer
+from kiln.formats import embeddings_file, plan_file
+from kiln.formats.stable_shards import position
 from scripts import embed_sentinel2, plan_sentinel2
-from scripts.kiln import pictures, plans, sentinel2_layout, table
-from scripts.kiln.explorer import Explorer
-from scripts.kiln.sentinel2_layout import BUCKET, WEB
-from scripts.kiln.shards import position
 from tests.items import FILES, NAME, Made, write_item
-from tests.kiln.test_inventory import key, keys_of, put, text
-from tests.kiln.test_stac import assert_valid
 from tests.rules.workflow import Run, fresh, job_counts
 from tests.stac_api import COLLECTION, StacApi
 from tests.test_merge import duckdb_home, gpio  # noqa: F401 (a fixture)
+from tests.unit.archives.sentinel2.test_inventory import key, keys_of, put, text
+from tests.unit.product.test_stac import assert_valid
 
 TILE = {"corner": (699_960.0, 4_900_020.0), "epsg": 32614}
 FLAT, HAZY, OLD = "S2A_14TQP_20200702_0_L2A", "S2B_14TQP_20200704_0_L2A", "S2A_14TQP_20200712_0_L2A"
@@ -59,7 +61,7 @@ def times(run: Run) -> dict[str, int]:
 
 def ledger_of(path: Path) -> dict[str, dict]:
     """The ledger beside a shard, by the item's id."""
-    rows = pq.read_table(table.ledger_name(str(path))).to_pylist()
+    rows = pq.read_table(embeddings_file.ledger_name(str(path))).to_pylist()
     return {e["unit_id"].removeprefix("sentinel2:"): e for e in rows}
 
 
@@ -251,10 +253,10 @@ def test_the_real_scene_goes_from_each_plan_to_the_same_shard_and_beside_worldco
         plan_sentinel2.main([*way, *flags, "--output", f"{folder}/plan.gz"])
         assert (folder / "plan.gz").read_bytes() == plan
         by_hand = ["--units", f"{folder}/plan.gz", "--index", "0", "--folder", str(folder), "--weights", str(weights)]
-        more = [f"--rewrite={pair}" for pair in sentinel2_layout.rewrites(str(archive), [])]
+        more = [f"--rewrite={pair}" for pair in layout.rewrites(str(archive), [])]
         more += ["--storage", "float16", "--batch-size", "16"]  # as the config has them
         embed_sentinel2.main([*by_hand, *more, "--chip-size", "128", "--threads", "1"])
-        for file in (shard, Path(table.ledger_name(str(shard)))):
+        for file in (shard, Path(embeddings_file.ledger_name(str(shard)))):
             assert (folder / file.name).read_bytes() == file.read_bytes(), f"{way[0]}: {file.name}"
     assert record(run, "29R-2020-02")["units"] == {"embedded": 1}
     explorer = Explorer(str(tmp_path / "results/tiny/explorer"))
@@ -365,8 +367,8 @@ def test_wrong_settings_are_said_before_anything_runs(tmp_path: Path, more: dict
 
 
 def test_rewrites_of_the_config_come_before_the_buckets_own_and_name_whole_buckets() -> None:
-    assert sentinel2_layout.rewrites("s2/", ["a=b"])[0] == "a=b"
-    own = [embed_sentinel2.prefixes(pair) for pair in sentinel2_layout.rewrites("s2/", [])]
+    assert layout.rewrites("s2/", ["a=b"])[0] == "a=b"
+    own = [embed_sentinel2.prefixes(pair) for pair in layout.rewrites("s2/", [])]
     for address, read in (
         (f"{BUCKET}/a.tif", "s2/a.tif"),
         (f"{WEB}/a.tif", "s2/a.tif"),
@@ -389,8 +391,8 @@ def test_a_mirror_of_the_config_is_read_in_place_of_the_archive(tmp_path: Path, 
         "expected": 1,
         "bytes": 0,
     }
-    plans.write_plan([line | {"items": {NAME: str(item)}}], str(tmp_path / "plan.gz"))
-    told = sentinel2_layout.rewrites(str(tmp_path / "archive"), [f"{WEB}/={tmp_path}/mirror/"])
+    plan_file.write_plan([line | {"items": {NAME: str(item)}}], str(tmp_path / "plan.gz"))
+    told = layout.rewrites(str(tmp_path / "archive"), [f"{WEB}/={tmp_path}/mirror/"])
     flags = ["--units", tmp_path / "plan.gz", "--shard", "s", "--folder", tmp_path / "out", "--weights", encoder_file]
     flags += ["--chip-size", 16, "--threads", 1, *(f"--rewrite={pair}" for pair in told)]
     embed_sentinel2.main(list(map(str, flags)))

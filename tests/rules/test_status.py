@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from scripts.kiln import table
+from kiln.formats import embeddings_file
 from tests.rules.workflow import ROOT, Run, fresh, job_counts
 
 
@@ -49,7 +49,9 @@ def test_the_printed_commands_redo_exactly_the_shards_they_name(tmp_path: Path) 
     run.snakemake("--cores", "2", "worldcover")
     tile.write_bytes(good)
     failing = {
-        p.name for p in run.shards() if "failed" in pq.read_table(table.ledger_name(str(p)))["status"].to_pylist()
+        p.name
+        for p in run.shards()
+        if "failed" in pq.read_table(embeddings_file.ledger_name(str(p)))["status"].to_pylist()
     }
     missing = next(p for p in run.shards() if p.name not in failing)
     missing.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from scripts.kiln.explorer import Explorer
+from kiln.explorer.database import Explorer
 from scripts.make_sample import make_archive
 from tests.rules.workflow import ROOT, Run, fresh, job_counts
 

@@ -1,0 +1,26 @@
+"""NAIP: aerial scenes of the conterminous United States, known by the keys of their bucket."""
+
+from kiln.archives.naip.layout import chip_lattice
+from kiln.archives.registry import Archive, Provenance
+from kiln.archives.sensors import NAIP
+from kiln.io.buckets import Bucket
+
+ARCHIVE = Archive(
+    name="naip",
+    title="NAIP",
+    recipe=1,
+    sensor=NAIP,
+    module="kiln.archives.naip",
+    lattice=chip_lattice,
+    provenance=Provenance(
+        title="NAIP aerial imagery, Clay embeddings",
+        href="https://registry.opendata.aws/naip/",
+        license="CC-PDDC",
+        provider="USDA Farm Service Agency",
+        temporal_resolution="single_acquisition",
+    ),
+    plan_keys=("manifest", "archive", "states", "years", "resolutions", "bbox", "scenes_per_shard", "chip_size"),
+    embed_keys=("max_nodata", "metadata", "gsd", "chip_size", "lattice", "lattice_gsd", "edge"),
+    path_keys=("manifest", "archive"),
+    buckets=(Bucket("naip-analytic", "us-west-2", requester_pays=True),),
+)

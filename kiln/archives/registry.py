@@ -1,0 +1,122 @@
+"""The registry of archives: one record holds everything that shared code must know about an archive.
+
+Shared code loops over `archives()` or asks for `get_archive(name)`, and names no archive itself. The modules of the
+archives in `BUILT_IN` are imported when `kiln` is; further ones are named, with commas between them, by the
+environment variable KILN_ARCHIVES. Every dry run imports this module, so the records hold heavy functions by name
+(`module:function`) and import them when they are called.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kiln.errors import ConfigError
+from kiln.formats.sensor import Sensor
+from kiln.io.buckets import Bucket, register_buckets
+
+BUILT_IN = ("kiln.archives.worldcover", "kiln.archives.naip", "kiln.archives.sentinel2")
+EXTRA = "KILN_ARCHIVES"  # environment variable: modules of further archives
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What STAC says about an archive: title, home page, licence (SPDX), provider and temporal resolution."""
+
+    title: str
+    href: str
+    license: str
+    provider: str
+    temporal_resolution: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive.
+
+    Attributes:
+        name: The config section, the first part of chip ids and of folder names.
+        title: The name in messages.
+        recipe: An integer that is raised whenever the same pixels would give other vectors.
+        sensor: The bands as the model sees them.
+        module: The package of the archive. `<module>.config` holds the pydantic model `Config` of the config section,
+            `<module>.plan` the function `plan_shards(config)`, `<module>.source` the function
+            `open_source(shard, config)`, `<module>.picture` the function `read_picture(source, bbox)`, and
+            `<module>.sample` the function `make_sample(out, seed)`. They are imported when they are first asked for.
+        lattice: Returns the lattice of chips, as fingerprint and file metadata hold it, from the config section.
+            Raises ConfigError for settings that contradict each other.
+        provenance: What STAC says about the archive.
+        plan_keys: The keys of the section that decide which shards there are; they become flags of the plan's command.
+        embed_keys: The keys of the section that an embedding job needs; they become flags of its command.
+        path_keys: The keys that may name local files, which jobs on other machines cannot see.
+        buckets: The archive's S3 buckets.
+        composite: Whether a row has no acquisition time of its own: its year says when.
+        checkpointed: Whether finished units of an unfinished shard are kept.
+        plan_threads: CPU cores of the planning job.
+        adjust: Completes the section for the commands (as with rewrites of addresses); returns a section.
+    """
+
+    name: str
+    title: str
+    recipe: int
+    sensor: Sensor
+    module: str
+    lattice: Callable[[Mapping[str, Any]], dict[str, Any]]
+    provenance: Provenance
+    plan_keys: tuple[str, ...]
+    embed_keys: tuple[str, ...]
+    path_keys: tuple[str, ...]
+    buckets: tuple[Bucket, ...] = ()
+    composite: bool = False
+    checkpointed: bool = True
+    plan_threads: int = 1
+    adjust: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda section: section
+
+    def load(self, part: str, name: str) -> Any:
+        """Return `name` of the archive's module `part`, imported now."""
+        return getattr(importlib.import_module(f"{self.module}.{part}"), name)
+
+    @cached_property
+    def schema_file(self) -> Path:
+        """The JSON schema of the config section, generated from the pydantic model beside it."""
+        return Path(str(importlib.import_module(self.module).__file__)).parent / "config.schema.json"
+
+
+_ARCHIVES: dict[str, Archive] = {}
+
+
+def register_archive(archive: Archive) -> None:
+    """Add an archive and its buckets. Raises ConfigError if another one has its name."""
+    if _ARCHIVES.get(archive.name, archive) is not archive:
+        raise ConfigError(f"archive {archive.name}: expected one archive of that name, got two. Rename one.")
+    _ARCHIVES[archive.name] = archive
+    register_buckets(*archive.buckets)
+
+
+def load_archives(modules: Iterable[str]) -> None:
+    """Import archives' modules and register the `ARCHIVE` of each. Raises ConfigError for a module that has none."""
+    for module in modules:
+        try:
+            register_archive(importlib.import_module(module).ARCHIVE)
+        except (ImportError, AttributeError) as e:
+            raise ConfigError(
+                f"{EXTRA}: expected a module with an ARCHIVE, got {module} ({e}). Correct the name."
+            ) from e
+
+
+def archives() -> dict[str, Archive]:
+    """Return all archives by name, in the order of registration."""
+    if not _ARCHIVES:
+        load_archives(BUILT_IN)
+        load_archives(filter(None, os.environ.get(EXTRA, "").split(",")))
+    return dict(_ARCHIVES)
+
+
+def get_archive(name: str) -> Archive:
+    """Return one archive. Raises ConfigError for a name that no archive has."""
+    if archive := archives().get(name):
+        return archive
+    raise ConfigError(f"archive {name!r}: expected one of {', '.join(archives())}. Correct the name.")

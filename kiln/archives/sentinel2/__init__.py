@@ -1,0 +1,35 @@
+"""Sentinel-2 L2A: scenes of the bucket sentinel-cogs, or of any STAC API with the same assets."""
+
+from kiln.archives.registry import Archive, Provenance
+from kiln.archives.sensors import SENTINEL2
+from kiln.archives.sentinel2.layout import chip_lattice, with_rewrites
+from kiln.io.buckets import Bucket
+
+ARCHIVE = Archive(
+    name="sentinel2",
+    title="Sentinel-2",
+    recipe=1,
+    sensor=SENTINEL2,
+    module="kiln.archives.sentinel2",
+    lattice=chip_lattice,
+    provenance=Provenance(
+        title="Sentinel-2 L2A scenes, Clay embeddings",
+        href="https://registry.opendata.aws/sentinel-2-l2a-cogs/",
+        license="proprietary",
+        provider="ESA, contains modified Copernicus Sentinel data",
+        temporal_resolution="single_acquisition",
+    ),
+    plan_keys=(
+        *("inventory", "inventory_root", "search", "collection", "items", "archive"),
+        *("area", "bbox", "dates", "years", "months", "tiles", "max_cloud_cover", "items_per_shard", "chip_size"),
+    ),
+    embed_keys=("max_nodata", "max_cloud", "contradicted", "metadata", "gsd", "chip_size", "rewrite"),
+    path_keys=("items", "inventory", "inventory_root", "archive", "area", "rewrite"),
+    buckets=(
+        Bucket("sentinel-cogs", "us-west-2"),
+        Bucket("e84-earth-search-sentinel-data", "us-west-2"),
+        Bucket("sentinel-s2-l2a", "eu-central-1", requester_pays=True),
+    ),
+    plan_threads=2,
+    adjust=with_rewrites,
+)

@@ -1,0 +1,28 @@
+"""ESA WorldCover's Sentinel-2 composites: annual mosaics in tiles of one degree."""
+
+from kiln.archives.registry import Archive, Provenance
+from kiln.archives.sensors import WORLDCOVER
+from kiln.archives.worldcover.layout import chip_lattice
+from kiln.io.buckets import Bucket
+
+ARCHIVE = Archive(
+    name="worldcover",
+    title="WorldCover",
+    recipe=1,
+    sensor=WORLDCOVER,
+    module="kiln.archives.worldcover",
+    lattice=chip_lattice,
+    provenance=Provenance(
+        title="ESA WorldCover Sentinel-2 annual composites, Clay embeddings",
+        href="https://registry.opendata.aws/esa-worldcover-vito-composites/",
+        license="CC-BY-4.0",
+        provider="VITO / ESA WorldCover, contains modified Copernicus Sentinel data",
+        temporal_resolution="annual",
+    ),
+    plan_keys=("archive", "years", "region", "pixels_per_degree", "chip_size", "encode", "columns_per_shard"),
+    embed_keys=("pixels_per_degree", "chip_size", "encode", "max_nodata", "metadata", "gsd"),
+    path_keys=("archive",),
+    buckets=(Bucket("esa-worldcover-s2", "eu-central-1"),),
+    composite=True,
+    checkpointed=False,
+)

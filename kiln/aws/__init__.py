@@ -1,0 +1,1 @@
+"""AWS: the CloudFormation stack, AWS Batch and array jobs."""

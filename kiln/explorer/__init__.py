@@ -1,0 +1,1 @@
+"""The explorer database: building it, searching it, and pictures of its chips."""

@@ -1,0 +1,1 @@
+"""What lies on disk, and the records that flow between packages."""

@@ -1,0 +1,1 @@
+"""Files, GDAL, progress and processes; knows no archive and no model."""

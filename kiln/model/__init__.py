@@ -1,0 +1,1 @@
+"""Clay v1.5: the encoder, its weights, and how it is run."""

@@ -1,0 +1,1 @@
+"""Products: shards merged to sorted GeoParquet with STAC metadata."""

@@ -1,0 +1,228 @@
+"""STAC items of Sentinel-2: what is taken from their three spellings, and which of them are versions of each other."""
+
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from kiln.archives.sentinel2.item import Item, newest, read_item
+from kiln.errors import SourceError
+from tests.items import FILES, NAME, item_of
+
+ROOT = Path(__file__).parents[4]
+HREFS = {b: f"https://bucket/a/{f}.tif" for b, f in (FILES | {"scl": "SCL"}).items()}
+WHERE = f"https://bucket/a/{NAME}.json"
+
+
+def spelled(style, **properties):
+    item = item_of(NAME, HREFS, style, 32629, "29", "R", "KH", "20200219")
+    item["properties"] |= properties
+    item["properties"] = {k: v for k, v in item["properties"].items() if v is not None}
+    return item
+
+
+def version(**facts):
+    return replace(read_item(spelled("v1"), WHERE), **facts)
+
+
+@pytest.mark.parametrize("style", ["v0", "v1", "c1"])
+def test_the_three_spellings_say_the_same(style):
+    item = read_item(spelled(style), WHERE)
+    assert (item.item_id, item.href, item.platform, item.baseline) == (NAME, WHERE, "sentinel-2a", "02.14")
+    assert (item.zone, item.band, item.square, item.epsg, item.cloud_cover) == (29, "R", "KH", 32629, 4.05)
+    assert item.datetime == datetime(2020, 2, 19, 11, 34, 25, 405_000, tzinfo=UTC)
+    assert (item.tile, item.partition, item.unit_id) == ("29RKH", "29R-2020-02", f"sentinel2:{NAME}")
+    assert item.product == ("29RKH", "sentinel-2a", "2020-02-19")
+    assert item.generation_time == "2020-02-19T12:39:47.000000+00:00"
+    assert item.assets == HREFS
+    assert item.sensing == ("" if style == "v0" else "20200219T113105")
+    assert item.sun_elevation == (None if style == "v0" else 48.25)
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "said"),
+    [
+        ("v0", "sentinel:boa_offset_applied", True),
+        ("v0", "sentinel:boa_offset_applied", False),
+        ("v1", "earthsearch:boa_offset_applied", True),
+        ("v1", "earthsearch:boa_offset_applied", False),
+        ("v1", "earthsearch:boa_offset_applied", None),
+        ("c1", "another", True),
+    ],
+)
+def test_the_offset_flag_is_read_under_either_name_and_none_where_it_is_missing(style, name, said):
+    item = read_item(spelled(style, **{name: said}), WHERE)
+    assert item.offset_applied is (None if name == "another" else said)
+
+
+@pytest.mark.parametrize(
+    ("style", "said", "baseline"),
+    [
+        ("v0", {"sentinel:processing_baseline": "04.00"}, "04.00"),
+        ("v0", {}, "02.14"),
+        ("v0", {"sentinel:product_id": None}, ""),
+        ("c1", {"s2:processing_baseline": "05.10"}, "05.10"),
+        ("c1", {"s2:processing_baseline": None, "processing:version": "05.11"}, "05.11"),
+        ("c1", {"s2:processing_baseline": None}, "02.14"),
+        ("c1", {"s2:processing_baseline": "five", "s2:product_uri": None}, ""),
+    ],
+)
+def test_the_baseline_is_a_property_or_in_the_products_name(style, said, baseline):
+    assert read_item(spelled(style, **said), WHERE).baseline == baseline
+
+
+def test_jpeg_2000_is_taken_only_where_there_is_no_other():
+    item = spelled("v1")
+    item["assets"] |= {f"{b}-jp2": {"href": f"s3://other/{b}.jp2"} for b in HREFS}
+    del item["assets"]["swir16"], item["assets"]["scl"]
+    assert read_item(item, WHERE).assets == HREFS | {"swir16": "s3://other/swir16.jp2", "scl": "s3://other/scl.jp2"}
+
+
+@pytest.mark.parametrize("where", ["https://host/x", "s3://bucket/x", "/disk/x"])
+def test_relative_hrefs_begin_in_the_items_folder(where):
+    item = spelled("v1")
+    item["assets"]["blue"]["href"] = "./B02.tif"
+    item["assets"]["green"]["href"] = "../y/B03.tif"
+    assets = read_item(item, f"{where}/item.json").assets
+    assert (assets["blue"], assets["green"]) == (f"{where}/B02.tif", f"{where[:-1]}y/B03.tif")
+
+
+def test_assets_that_are_missing_or_odd_do_not_keep_an_item_from_being_read():
+    item = spelled("v1")
+    del item["assets"]["scl"]
+    item["assets"] |= {"blue": "a string", "nir": {"href": None}, "swir22": {}}
+    assert set(HREFS) - set(read_item(item, WHERE).assets) == {"scl", "blue", "nir", "swir22"}
+
+
+@pytest.mark.parametrize("grid", [{"grid:code": "MGRS-1CCV"}, {"s2:mgrs_tile": "01CCV"}, {}])
+def test_the_tile_is_taken_from_what_is_there_and_has_two_digits(grid):
+    item = spelled("v1", **{"grid:code": None} | {f"mgrs:{n}": None for n in ("utm_zone", "latitude_band")} | grid)
+    item["id"] = "S2A_1CCV_20200219_0_L2A" if not grid else "anything"
+    assert read_item(item, WHERE).tile == "01CCV"
+    assert read_item(item, WHERE).partition == "01C-2020-02"
+
+
+def test_a_collection_1_name_tells_tile_and_platform_too():
+    item = spelled("c1", **{"grid:code": None, "platform": None} | {f"mgrs:{n}": None for n in ("utm_zone",)})
+    item["id"] = "S2B_T29RKH_20200219T113105_L2A"
+    assert (read_item(item, WHERE).tile, read_item(item, WHERE).platform) == ("29RKH", "sentinel-2b")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b'{"type": "Feature"', "not JSON"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page or XML"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page or XML"),
+        (b"[]", "not a STAC item (list)"),
+        (b'{"type": "FeatureCollection", "features": []}', "not a STAC item (FeatureCollection)"),
+        (b'{"message": "not found"}', "not a STAC item (no type)"),
+        (b'{"type": "Feature", "properties": {}, "assets": {}}', "it has no id"),
+        (b'{"type": "Feature", "id": "a", "assets": {}}', "it has no properties"),
+        (b'{"type": "Feature", "id": "a", "properties": {}, "assets": []}', "it has no assets"),
+        (json.dumps(spelled("v1", datetime=None)).encode(), "has no datetime"),
+        (json.dumps(spelled("v1", datetime="yesterday")).encode(), "'yesterday'"),
+        (json.dumps(spelled("v1", datetime=20200219)).encode(), "20200219"),
+    ],
+)
+def test_what_is_no_item_is_refused_and_says_why(data, says):
+    with pytest.raises(SourceError) as e:
+        read_item(data, WHERE)
+    assert str(e.value).startswith(f"{WHERE}: ")
+    assert says in str(e.value)
+
+
+@pytest.mark.parametrize(("gone", "says"), [("grid", "MGRS tile"), ("platform", "platform")])
+def test_an_item_that_does_not_say_where_or_who_is_refused(gone, says):
+    item = spelled("v1", **{"platform": None, "grid:code": None, "mgrs:utm_zone": None})
+    item["id"] = "S2A_scene" if gone == "grid" else "a_29RKH_b"
+    with pytest.raises(SourceError, match=f"does not say its {says}"):
+        read_item(item, WHERE)
+
+
+def test_real_items_of_three_situations_are_read(shared):
+    if not shared:
+        pytest.skip("no real items here")
+    items = [read_item(p.read_bytes(), str(p)) for p in sorted((shared / "archive" / "stac").glob("*.json"))]
+    assert {i.item_id: (i.baseline, i.offset_applied, i.raster_offset) for i in items} == {
+        "S2A_12RWT_20240106_0_L2A": ("05.10", True, -0.1),
+        "S2A_33TWN_20220122_0_L2A": ("03.01", False, 0.0),
+        "S2B_33TWN_20220226_0_L2A": ("04.00", False, -0.1),
+    }
+    assert [i.sensing for i in items] == ["20240106T180527", "20220122T095356", "20220226T095155"]
+    assert all(len(i.assets) == 11 for i in items)
+
+
+# --------------------------------------------------------------------------------------------- versions and halves
+
+
+def kept(*items):
+    found = {tuple(i.item_id for i in newest(order)[0]) for order in itertools.permutations(items)}
+    assert len({tuple(sorted(f)) for f in found}) == 1, "the order in which items come decides"
+    return sorted(found.pop())
+
+
+def test_of_versions_the_highest_baseline_stays_whatever_their_names_say():
+    first = version(item_id="x_0", baseline="05.00", generation_time="2020")
+    assert kept(first, version(item_id="x_1", baseline="02.14", generation_time="2023")) == ["x_0"]
+    assert kept(first, version(item_id="x_1", baseline="05.10", generation_time="2019")) == ["x_1"]
+    assert kept(first, version(item_id="x_1", baseline="")) == ["x_0"]
+
+
+def test_of_equal_baselines_the_latest_processed_stays():
+    early, late = "2020-02-19T12:39:47.000000+00:00", "2020-02-20T01:00:00.000000+00:00"
+    assert kept(version(item_id="x_0", generation_time=late), version(item_id="x_1", generation_time=early)) == ["x_0"]
+
+
+def test_what_nothing_tells_apart_is_decided_by_name():
+    assert kept(version(item_id="x_1"), version(item_id="x_0"), version(item_id="x_2")) == ["x_0"]
+
+
+def test_halves_from_two_datastrips_both_stay_and_each_has_its_own_versions():
+    halves = [
+        version(item_id="x_0", sensing="20200219T113105"),
+        version(item_id="x_1", sensing="20200219T113300"),
+        version(item_id="x_2", sensing="20200219T113300", baseline="05.00"),
+    ]
+    assert kept(*halves) == ["x_0", "x_2"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"zone": 30}, {"square": "KJ"}, {"platform": "sentinel-2b"}, {"datetime": datetime(2020, 2, 20, tzinfo=UTC)}],
+)
+def test_another_tile_platform_or_day_is_another_product(other):
+    assert kept(version(item_id="x_0"), version(item_id="x_1", baseline="05.00", **other)) == ["x_0", "x_1"]
+
+
+def test_an_item_without_sensing_time_takes_nobody_away_and_stays():
+    silent = version(item_id="x_0", sensing="", baseline="05.00")
+    assert kept(silent, version(item_id="x_1"), version(item_id="x_2", sensing="")) == ["x_0", "x_1", "x_2"]
+
+
+def test_an_item_given_twice_stays_once_and_the_superseded_are_told():
+    a, b, c = version(item_id="x_0"), version(item_id="x_1", baseline="05.00"), version(item_id="y", square="KJ")
+    stay, gone = newest([a, c, b, c, a])
+    assert [i.item_id for i in stay] == ["y", "x_1"]
+    assert [(old.item_id, new.item_id) for old, new in gone] == [("x_0", "x_1"), ("y", "y"), ("x_0", "x_1")]
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, kiln.archives.sentinel2.item, kiln.archives.sentinel2.layout\n"
+        "print({'numpy', 'rasterio', 'pyarrow', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_an_item_can_be_told_apart_and_put_in_a_set():
+    assert len({version(), version(), version(baseline="05.00")}) == 2
+    assert isinstance(version(), Item)

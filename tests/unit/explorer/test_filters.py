@@ -1,0 +1,158 @@
+"""Filters: what is taken, what is refused, and that LanceDB and NumPy leave the same chips."""
+
+import random
+from datetime import UTC, date, datetime
+
+import pytest
+
+from kiln.errors import ConfigError
+from kiln.explorer.database import Explorer
+from kiln.explorer.filters import MOST_VERTICES, Where, parse, parse_area, parse_box, parse_query
+from kiln.explorer.matrix import open_matrix
+from tests import explorers
+
+SQUARE = {"type": "Polygon", "coordinates": [[[-10, 40], [10, 40], [10, 50], [-10, 50], [-10, 40]]]}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """500 chips all over, of two datasets, with and without dates, years and masks: database and matrix."""
+    rng, folder = random.Random(0), tmp_path_factory.mktemp("filters")
+    rows = [
+        explorers.chip(
+            n,
+            rng.uniform(-179.9, 179.9),
+            rng.uniform(-84, 84),
+            [rng.gauss(0, 1) for _ in range(4)],
+            dataset=rng.choice(["naip", "worldcover"]),
+            year=rng.choice([2019, 2020, None]),
+            datetime=rng.choice([None, *(datetime(2020, m, d, tzinfo=UTC) for m, d in ((6, 1), (6, 2), (12, 31)))]),
+            nodata_fraction=rng.choice([0.0, 0.25, 0.5, None]),
+            cloud_fraction=rng.choice([0.0, 0.25, 0.5, None]),
+        )
+        for n in range(500)
+    ]
+    about = {d: explorers.KILN | {"dimensions": 4} for d in ("naip", "worldcover")}
+    db = Explorer(explorers.write(folder / "db", rows, about))
+    return db, open_matrix(db, folder / "cache"), {r["chip_id"]: r for r in rows}
+
+
+@pytest.mark.parametrize(
+    ("values", "keep"),
+    [
+        ({}, lambda r: True),
+        ({"datasets": ["naip"]}, lambda r: r["dataset"] == "naip"),
+        ({"years": [2019]}, lambda r: r["year"] == 2019),
+        ({"from": "2020-06-02"}, lambda r: r["datetime"] and r["datetime"].timetuple()[:3] >= (2020, 6, 2)),
+        ({"to": "2020-06-01"}, lambda r: r["datetime"] and r["datetime"].timetuple()[:3] <= (2020, 6, 1)),
+        ({"max_nodata": 0.25}, lambda r: r["nodata_fraction"] is None or r["nodata_fraction"] <= 0.25),
+        ({"max_cloud": 0.25}, lambda r: r["cloud_fraction"] is None or r["cloud_fraction"] <= 0.25),
+        ({"bbox": [-50, -40, 60, 45]}, lambda r: -50 <= r["lon"] <= 60 and -40 <= r["lat"] <= 45),
+        ({"bbox": [150, -40, -120, 45]}, lambda r: (r["lon"] >= 150 or r["lon"] <= -120) and -40 <= r["lat"] <= 45),
+        ({"bbox": [150, -40, 240, 45]}, lambda r: (r["lon"] >= 150 or r["lon"] <= -120) and -40 <= r["lat"] <= 45),
+        ({"bbox": [-200, -90, 200, 90]}, lambda r: True),
+        ({"bbox": [-60, -90, 100, 90], "years": [2020], "datasets": ["worldcover"]},
+         lambda r: -60 <= r["lon"] <= 100 and r["year"] == 2020 and r["dataset"] == "worldcover"),
+    ],
+)  # fmt: skip
+def test_the_database_and_the_matrix_leave_the_same_chips(world, values, keep):
+    db, matrix, rows = world
+    where = parse(values)
+    wanted = {i for i, r in rows.items() if keep(r)}
+    found = db.table.search().where(where.sql() or "true").limit(1000).select(["chip_id"]).to_list()
+    assert {r["chip_id"] for r in found} == wanted
+    mask = matrix.mask(where)
+    assert {*matrix.ids(range(len(matrix)) if mask is None else mask.nonzero()[0])} == wanted
+    assert wanted
+    assert (mask is None) == (values == {})
+
+
+def test_an_area_is_tested_exactly_and_the_database_gets_its_box(world):
+    db, matrix, rows = world
+    triangle = {"type": "Polygon", "coordinates": [[[-150, -60], [150, -60], [0, 80], [-150, -60]]]}
+    where = parse({"area": triangle})
+    wanted = {
+        i
+        for i, r in rows.items()
+        if r["lat"] >= -60 and abs(r["lon"]) <= 150 * (80 - r["lat"]) / 140 and r["lat"] <= 80
+    }
+    assert {*matrix.ids(matrix.mask(where).nonzero()[0])} == wanted
+    boxed = db.table.search().where(where.sql()).limit(1000).select(["chip_id"]).to_list()
+    assert wanted < {r["chip_id"] for r in boxed}
+
+
+def test_an_unknown_dataset_is_said(world):
+    with pytest.raises(ConfigError, match="no dataset 'sentinel2' here; there is naip, worldcover"):
+        world[1].mask(parse({"datasets": ["sentinel2"]}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [], "x", {"year": [2020]}, {"years": 2020}, {"years": ["twenty"]}, {"years": [20.5]}, {"years": [10_000]},
+        {"years": list(range(1, 400))}, {"datasets": "naip"}, {"datasets": [3]}, {"datasets": [""]},
+        {"datasets": ["x" * 101]}, {"from": "yesterday"}, {"from": 2020}, {"to": "2020-13-01"},
+        {"from": "2021-01-01", "to": "2020-01-01"}, {"max_cloud": 1.5}, {"max_cloud": "a"}, {"max_nodata": -0.1},
+        {"max_nodata": True}, {"bbox": [1, 2, 3]}, {"bbox": "1,2,3,4"}, {"bbox": [0, 10, 1, 5]},
+        {"bbox": [0, 0, float("nan"), 1]}, {"bbox": [0, 0, 1e9, 1]}, {"bbox": [5, 0, 5, 1]},
+        {"from": "2020-01-01' OR 1"},
+    ],
+)  # fmt: skip
+def test_what_is_no_filter_is_refused(values):
+    with pytest.raises(ConfigError):
+        parse(values)
+
+
+def test_quotes_stay_inside_their_literal(world):
+    where = Where(datasets=("na'ip' OR 1=1 --",))
+    assert world[0].table.search().where(where.sql()).limit(10).to_list() == []
+
+
+@pytest.mark.parametrize(
+    "area",
+    [
+        None, 3, "Polygon", [], {}, {"type": "Point", "coordinates": [0, 0]}, {"type": "Polygon"},
+        {"type": "Polygon", "coordinates": 3}, {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [1, 0], ["a", 0]]]},
+        {"type": "Polygon", "coordinates": [[[0, 0], [2, 2], [2, 0], [0, 2], [0, 0]]]},
+        {"type": "Polygon", "coordinates": [[[170, 0], [190, 0], [190, 5], [170, 0]]]},
+        {"type": "Polygon", "coordinates": [[[0, 0], [1e400, 0], [1, 5], [0, 0]]]},
+        {"type": "FeatureCollection", "features": []}, {"type": "FeatureCollection", "features": [3]},
+        {"type": "Feature", "geometry": None}, {"type": "GeometryCollection", "geometries": [SQUARE]},
+    ],
+)  # fmt: skip
+def test_geojson_that_is_no_area_is_refused(area):
+    with pytest.raises(ConfigError, match="area"):
+        parse_area(area)
+
+
+def test_features_and_collections_are_areas_too():
+    feature = {"type": "Feature", "geometry": SQUARE, "properties": {}}
+    other = {"type": "MultiPolygon", "coordinates": [[[[20, 0], [21, 0], [21, 1], [20, 0]]]]}
+    assert parse_area(SQUARE).equals(parse_area(feature))
+    assert parse_area(
+        {"type": "FeatureCollection", "features": [feature, {"type": "Feature", "geometry": other}]}
+    ).area == (pytest.approx(200.5))
+
+
+def test_too_many_vertices_are_refused():
+    import math
+
+    def circle(n):
+        ring = [[math.cos(2 * math.pi * k / n), math.sin(2 * math.pi * k / n)] for k in range(n)]
+        return {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+
+    assert parse_area(circle(MOST_VERTICES - 1)).is_valid
+    with pytest.raises(ConfigError, match="simplify"):
+        parse_area(circle(MOST_VERTICES))
+
+
+def test_an_address_gives_the_same_filters_as_json():
+    by_address = parse_query(
+        {"datasets": "a,b", "years": "2020,2021", "bbox": "1,2,3,4", "max_cloud": "0.5", "from": ""}
+    )
+    assert by_address == parse({"datasets": ["b", "a"], "years": [2021, 2020], "bbox": [1, 2, 3, 4], "max_cloud": 0.5})
+    assert parse({"to": "2020-06-30T12:00:00Z"}).last == date(2020, 6, 30)
+    assert parse_box([-180, -90, 180, 95]) == (-180, -90, 180, 90)
+    assert parse_box([370, 0, 380, 1]) == (10, 0, 20, 1)

@@ -1,0 +1,104 @@
+"""Vectors in files: int8 and its scale, what is not finite, and which column is what."""
+
+import warnings
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from kiln.errors import ConfigError
+from kiln.formats import vectors
+
+FLOATS = arrays(
+    np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(width=32, allow_subnormal=True)
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(FLOATS)
+def test_int8_times_its_scale_is_within_half_a_step_of_every_finite_vector(values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        levels, scale = vectors.quantise(values)
+    assert (levels.dtype, scale.dtype, levels.shape, scale.shape) == (
+        np.int8,
+        np.float32,
+        values.shape,
+        values[:, 0].shape,
+    )
+    whole = np.isfinite(values).all(axis=1)
+    assert np.array_equal(np.isfinite(scale), whole)
+    assert levels.min(initial=0) >= -127
+    assert (scale[whole] > 0).all()
+    error = np.abs(levels[whole] * scale[whole, None].astype(np.float64) - values[whole])
+    assert (error <= 0.5001 * scale[whole, None].astype(np.float64)).all()
+    most = np.abs(values[whole]).max(axis=1)
+    assert (np.abs(levels[whole]).max(axis=1)[most > 1e-30] == 127).all(), "the scale is no larger than it has to be"
+
+
+def test_half_goes_to_even_and_zeros_have_scale_one():
+    levels, scale = vectors.quantise(np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5], [0] * 6], np.float32))
+    assert levels.tolist() == [[127, 0, 2, 2, 0, -2], [0] * 6]
+    assert scale.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("storage", vectors.STORAGES)
+def test_a_vector_that_is_not_finite_is_seen_in_every_type(storage, bad):
+    values = np.ones((3, 4), np.float32)
+    values[1, 2] = bad
+    assert vectors.finite(vectors.store({"embeddings": values}, storage)).tolist() == [True, False, True]
+
+
+def test_what_float16_cannot_hold_is_seen_and_what_int8_can_is_kept():
+    values = np.array([[1e5, 1.0], [1.0, 1.0]], np.float32)
+    assert vectors.finite(vectors.store({"embeddings": values}, "float16")).tolist() == [False, True]
+    assert vectors.finite(vectors.store({"embeddings": values}, "int8")).tolist() == [True, True]
+
+
+def test_one_kind_of_two_that_is_not_finite_spoils_the_row():
+    good, bad = np.ones((2, 4), np.float32), np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]], np.float32)
+    made = vectors.store({"embeddings": good, "embeddings_mean": bad}, "int8")
+    assert list(made) == ["embeddings", "scale", "embeddings_mean", "scale_mean"]
+    assert vectors.finite(made).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("embedding", vectors.EMBEDDINGS)
+@pytest.mark.parametrize("storage", vectors.STORAGES)
+def test_numbers_come_back_from_the_columns_sliced_or_in_chunks(storage, embedding):
+    rng = np.random.default_rng(3)
+    names = list(vectors.KINDS[embedding])
+    values = {n: rng.normal(size=(20, 8)).astype(np.float32) * 10 for n in names}
+    columns = pa.schema(vectors.fields(8, storage, embedding))
+    stored = vectors.arrays(vectors.store(values, storage), columns)
+    whole = pa.table([stored[f.name] for f in columns], schema=columns)
+    cut = pa.concat_tables([whole.slice(0, 7), whole.slice(7)])
+    step = {"float32": 0.0, "float16": 0.05, "int8": 0.2}[storage]
+    for name in names:
+        assert np.abs(vectors.read(whole, name) - values[name]).max() <= step
+        assert np.array_equal(vectors.read(cut, name), vectors.read(whole, name))
+        for batch in whole.slice(3, 5).to_batches():
+            assert np.array_equal(vectors.read(batch, name), vectors.read(whole, name)[3:8])
+
+
+def test_which_kind_is_searched_with():
+    assert vectors.kind_of("class", None, "p") == "class"
+    assert vectors.kind_of("mean", None, "p") == "mean"
+    assert vectors.kind_of("both", None, "p") == "class"
+    assert vectors.kind_of("both", "mean", "p") == "mean"
+    with pytest.raises(
+        ConfigError, match=r"p: its vectors are of kind class, not mean: change index\.select\.embedding"
+    ):
+        vectors.kind_of("class", "mean", "p")
+    with pytest.raises(ConfigError, match="of kind mean, not class"):
+        vectors.kind_of("mean", "class", "p")
+
+
+def test_how_int8_becomes_numbers_is_said_and_of_floats_nothing():
+    assert vectors.described("float32", "both") == vectors.described("float16", "class") == {}
+    assert vectors.described("int8", "both") == {
+        "dequantisation": {"embeddings": "embeddings * scale", "embeddings_mean": "embeddings_mean * scale_mean"}
+    }

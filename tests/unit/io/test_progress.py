@@ -1,0 +1,39 @@
+"""Progress: lines in a log file, a bar on a terminal."""
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+from kiln.io import progress
+from tests.conftest import ROOT
+
+
+def test_a_log_gets_a_line_each_interval_with_share_rate_and_time_left(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    p = progress.Progress(400, "shard")
+    with caplog.at_level("INFO"):
+        for _ in range(10):
+            now[0] += 10
+            p.advance(10, embedded=5)
+    assert [r.message for r in caplog.records] == [
+        "shard: 30 of 400 chips (8%), 0.5 embedded/s, 6 min 10 s left",
+        "shard: 60 of 400 chips (15%), 0.5 embedded/s, 5 min 40 s left",
+        "shard: 90 of 400 chips (22%), 0.5 embedded/s, 5 min 10 s left",
+    ]
+
+
+def test_a_terminal_gets_a_bar_that_knows_when_more_is_expected():
+    code = "from kiln.io.progress import Progress as P; p = P(5, 'shard'); p.grow(5); p.advance(10); p.close()"
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=theirs, check=True, timeout=30)
+    os.close(theirs)
+    said = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "10/10" in said
+    assert "chip/s" in said

@@ -1,0 +1,131 @@
+"""Matrices of whole numbers: against integer arithmetic, in any company, near float32, and where they cannot be."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kiln.archives.sensors import NAIP
+from kiln.errors import ConfigError, WeightsError
+from kiln.model import clay, int8
+from kiln.model import weights as encoders
+from kiln.model.embedder import Embedder, Policy
+from tests.chips import make_chip
+
+GEOMETRY = clay.Geometry(dim=256, depth=4, heads=4, dim_head=64, mlp=1024)
+
+
+@pytest.fixture(scope="module")
+def plain() -> clay.ClayEncoder:
+    return encoders.untrained_encoder(GEOMETRY, 1)
+
+
+@pytest.fixture(scope="module")
+def rounded(plain: clay.ClayEncoder) -> clay.ClayEncoder:
+    return encoders.in_precision(plain, "int8")
+
+
+def layer(bias: bool, seed: int = 0) -> tuple[nn.Linear, int8.Int8Linear]:
+    """A linear layer of 96 to 40 numbers and the same in whole numbers."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(96, 40, bias=bias).requires_grad_(False)
+    name = "transformer.layers.0.0.to_qkv"
+    state = {k.removeprefix(f"{name}."): v for k, v in int8.quantised({f"{name}.weight": linear.weight}).items()}
+    made = int8.Int8Linear(linear)
+    made.load_state_dict(state | ({"bias": linear.bias} if bias else {}))
+    return linear, made
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_and_sums_are_those_of_whole_numbers(bias: bool) -> None:
+    linear, made = layer(bias)
+    x = torch.randn(3, 7, 96) * torch.logspace(-3, 3, 7)[:, None]
+    weights, tokens = linear.weight.double().numpy(), x.double().numpy()
+    scales = np.abs(weights).max(1, keepdims=True) / 127, np.abs(tokens).max(2, keepdims=True) / 63
+    whole = np.rint(weights / scales[0]).astype(int), np.rint(tokens / scales[1]).astype(int)
+    wanted = np.einsum("btk,nk->btn", whole[1], whole[0]) * scales[1] * scales[0].T
+    if bias:
+        wanted += linear.bias.double().numpy()
+    off = np.abs(made(x).numpy() - wanted) / scales[1]
+    assert np.quantile(off, 0.99) < 1e-4, "but for numbers half-way between two, which float32 may round otherwise"
+    assert off.max() < 2 * scales[0].max() * 127
+
+
+def test_the_largest_sums_do_not_overflow() -> None:
+    linear, _ = layer(False)
+    linear.weight[:] = 1.0
+    name = "transformer.layers.3.1.net.1"
+    tensors = int8.quantised({f"{name}.weight": linear.weight})
+    made = int8.Int8Linear(linear)
+    made.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items()})
+    for value in (1.0, -1.0):
+        assert made(torch.full((2, 96), value)).numpy() == pytest.approx(96 * value, rel=1e-6)
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    _, made = layer(False)
+    assert torch.equal(made(torch.zeros(2, 96)), torch.zeros(2, 40))
+
+
+def test_a_token_is_the_same_in_any_company() -> None:
+    _, made = layer(True)
+    x = torch.randn(5, 33, 96)
+    together = made(x)
+    assert torch.equal(made(x[2:3]), together[2:3])
+    x[0] *= 1000  # a neighbour with far larger numbers
+    assert torch.equal(made(x)[1:], together[1:])
+
+
+def test_only_the_matrices_behind_a_layer_norm_are_whole_numbers(rounded: clay.ClayEncoder) -> None:
+    whole = sorted(k for k, v in rounded.state_dict().items() if v.dtype == torch.int8)
+    blocks = range(GEOMETRY.depth)
+    assert whole == sorted(f"transformer.layers.{n}.{m}.weight" for n in blocks for m in ("0.to_qkv", "1.net.1"))
+    assert {v.dtype for k, v in rounded.state_dict().items() if k not in whole} == {torch.float32}
+
+
+@pytest.mark.parametrize("keep", ["class", "mean"])
+def test_vectors_lie_near_those_of_float32_and_nearer_than_other_chips(
+    plain: clay.ClayEncoder, rounded: clay.ClayEncoder, keep: str
+) -> None:
+    pixels = np.random.default_rng(2).integers(1, 255, (4, 4, 64, 64)).astype(np.uint8)
+    chips = [make_chip(n, pixels=p) for n, p in enumerate(pixels)]
+    policy = Policy("zeros", 1.0, embedding=keep)  # type: ignore[arg-type]
+    exact, near = (Embedder(e, NAIP, policy, 4)(chips)["embeddings"] for e in (plain, rounded))
+    exact, near = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (exact, near))
+    cosines = exact @ near.T
+    assert np.diag(cosines).min() > 0.9995
+    assert not np.array_equal(exact, near)
+    assert cosines[~np.eye(4, dtype=bool)].max() < np.diag(cosines).min()
+
+
+def test_a_padded_batch_gives_equal_vectors(rounded: clay.ClayEncoder) -> None:
+    pixels = np.random.default_rng(3).integers(1, 255, (4, 4, 32, 32)).astype(np.uint8)
+    chips = [make_chip(n, pixels=p) for n, p in enumerate(pixels)]
+    embed = Embedder(rounded, NAIP, Policy("zeros", 1.0), 4)
+    assert np.array_equal(embed(chips)["embeddings"][:1], embed(chips[:1])["embeddings"])
+
+
+def test_an_encoder_may_be_copied_after_its_first_batch_or_before(rounded: clay.ClayEncoder) -> None:
+    told = {"wavelengths": torch.tensor(NAIP.wavelengths), "gsd": 1.0, "time": torch.zeros(1, 4)}
+    pixels = torch.randn(1, 4, 32, 32)
+    first = rounded(pixels, latlon=torch.zeros(1, 4), **told)
+    for encoder in (copy.deepcopy(rounded), encoders.in_precision(rounded, "int8")):
+        assert torch.equal(encoder(pixels, latlon=torch.zeros(1, 4), **told), first)
+
+
+def test_floats_cannot_be_had_from_whole_numbers(rounded: clay.ClayEncoder) -> None:
+    with pytest.raises(WeightsError, match=r"rounded to int8, of which no float32 comes: take the checkpoint"):
+        encoders.in_precision(rounded, "float32")
+
+
+def test_a_card_is_refused(plain: clay.ClayEncoder) -> None:
+    with pytest.raises(ConfigError, match="int8 is for CPUs, not --device cuda:0: take bfloat16"):
+        encoders.in_precision(plain, "int8", "cuda:0")
+
+
+def test_a_processor_without_such_products_is_refused(plain: clay.ClayEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])  # qnnpack, as ARM has it
+    with pytest.raises(ConfigError, match="int8 wants an x86 processor"):
+        encoders.in_precision(plain, "int8")

@@ -1,0 +1,293 @@
+"""Encoders in files: sizes read, damaged and foreign files, round trips, drawn weights, the full size."""
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kiln.errors import WeightsError
+from kiln.model import clay, weights
+from kiln.model.identity import PRECISIONS
+from tests import golden
+from tests.golden import encode
+
+DATA = Path(__file__).parents[2] / "data"
+QKV = "model.encoder.transformer.layers.1.0.to_qkv.weight"
+
+
+@pytest.fixture(scope="module")
+def micro32(checkpoint_file: Path) -> clay.ClayEncoder:
+    return weights.load_encoder(checkpoint_file)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the small checkpoint after `change(checkpoint)`."""
+
+    def save(change: Callable[[dict[str, Any]], None]) -> Path:
+        checkpoint = golden.checkpoint()
+        change(checkpoint)
+        torch.save(checkpoint, tmp_path / "changed.ckpt")
+        return tmp_path / "changed.ckpt"
+
+    return save
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def test_geometry_is_read_from_shapes_and_hyper_parameters(micro32):
+    assert micro32.geometry == clay.Geometry(64, 2, 4, 16, 128, 8, 128, 128, 2048)
+    assert not any(p.requires_grad for p in micro32.parameters())
+
+
+def test_surplus_keys_outside_the_encoder_are_ignored(saved, micro32):
+    def change(c: dict[str, Any]) -> None:
+        c["state_dict"] |= {
+            "model.decoder.dec_pos": torch.zeros(3, 7),
+            "model.teacher.blocks.0.weight": torch.zeros(2),
+            "model.proj.bias": torch.zeros(4, dtype=torch.int64),
+        }
+        c["optimizer_states"] = [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}]
+
+    pixels = golden.pixels("naip_256")[:1, :, :32, :32]
+    assert torch.equal(encode(weights.load_encoder(saved(change)), pixels), encode(micro32, pixels))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cls_token",
+        "patch_embedding.weight_generator.bias_token",
+        "patch_embedding.weight_generator.fc_weight.weight",
+        "patch_embedding.fclayer.l2.bias",
+        "transformer.layers.0.0.to_qkv.weight",
+        "transformer.layers.1.1.net.3.bias",
+        "transformer.norm.weight",
+    ],
+)
+def test_a_missing_tensor_is_an_error_that_names_it(saved, name):
+    path = saved(lambda c: c["state_dict"].pop(f"model.encoder.{name}"))
+    with pytest.raises(WeightsError, match=rf"changed\.ckpt: .*model\.encoder\.{name.replace('.', '[.]')}"):
+        weights.load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["register_tokens", "transformer.layers.1.0.to_qkv.bias", "transformer.layers.x.0.norm"]
+)
+def test_a_surplus_tensor_in_the_encoder_is_an_error_that_names_it(saved, name):
+    path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(64)}))
+    with pytest.raises(WeightsError, match=rf"model\.encoder\.{name}"):
+        weights.load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("transformer.layers.1.0.to_qkv.weight", (191, 64)),
+        ("transformer.layers.1.0.to_qkv.weight", (192, 64, 1)),
+        ("transformer.norm.bias", (65,)),
+        ("transformer.layers.0.0.to_qkv.weight", (190, 64)),
+        ("cls_token", (64,)),
+        ("patch_embedding.weight_generator.fc_weight.weight", (4095, 128)),
+        ("patch_embedding.weight_generator.weight_tokens", (128,)),
+    ],
+)
+def test_a_misshapen_tensor_is_an_error_that_names_it(saved, name, shape):
+    path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(shape)}))
+    with pytest.raises(WeightsError, match=rf"changed\.ckpt: .*model\.encoder\.{name.replace('.', '[.]')}"):
+        weights.load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("cls_token", (1, 1, 60), r"norm\.weight has shape \(64,\), want \(60,\)"),
+        (
+            "patch_embedding.weight_generator.weight_tokens",
+            (128, 120),
+            r"bias_token has shape \(1, 128\), want \(1, 120\)",
+        ),
+        ("transformer.layers.0.1.net.1.weight", (100, 64), r"net\.3\.weight has shape \(64, 128\), want \(64, 100\)"),
+    ],
+)
+def test_a_tensor_that_sizes_are_read_from_contradicts_the_others(saved, name, shape, says):
+    path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(shape)}))
+    with pytest.raises(WeightsError, match=says):
+        weights.load_encoder(path)
+
+
+def test_a_tensor_of_integers_is_an_error_that_names_it(saved):
+    path = saved(lambda c: c["state_dict"].update({QKV: torch.zeros(192, 64, dtype=torch.int8)}))
+    with pytest.raises(WeightsError, match=r"layers\.1\.0\.to_qkv\.weight is torch\.int8"):
+        weights.load_encoder(path)
+
+
+def test_heads_that_contradict_the_shapes_are_an_error(saved):
+    path = saved(lambda c: c["hyper_parameters"].update(encoder_heads=5))
+    with pytest.raises(WeightsError, match="5 heads of 16 make 80 channels"):
+        weights.load_encoder(path)
+
+
+def test_without_own_head_sizes_the_model_size_decides(saved):
+    def change(c: dict[str, Any]) -> None:
+        c["hyper_parameters"] = {"model_size": "large"}
+
+    with pytest.raises(WeightsError, match="16 heads of 64 make 1024 channels"):
+        weights.load_encoder(saved(change))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_an_error_that_names_the_file(tmp_path, checkpoint_file, share):
+    whole = checkpoint_file.read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(WeightsError, match=r"cut\.ckpt: truncated"):
+        weights.load_encoder(tmp_path / "cut.ckpt")
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.001, 0.5, 0.9999])
+def test_a_truncated_safetensors_file_is_an_error_that_names_the_file(tmp_path, encoder_file, share):
+    whole = encoder_file.read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
+        weights.load_encoder(cut)
+    with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
+        weights.read_about(cut)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x", b"<html>404</html>", b"12345678{}", pickle.dumps({"a": 1}), b"PK\x03\x04nothing", bytes(4096)],
+    ids=["empty", "one byte", "html", "json", "pickle", "zip", "zeros"],
+)
+def test_a_file_of_something_else_is_an_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "other.bin"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"other\.bin"):
+        weights.load_encoder(path)
+    with pytest.raises(WeightsError, match=r"other\.bin"):
+        weights.read_about(path)
+
+
+def test_a_missing_file_and_a_folder_are_errors_that_say_what_to_do(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        for read in (weights.load_encoder, weights.read_about):
+            with pytest.raises(WeightsError, match="no such weights file; make it with"):
+                read(path)
+
+
+class Runs:
+    """Code that a pickle would run when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
+    trap = tmp_path / "ran"
+    path = saved(lambda c: c.update(extra=Runs(trap)))
+    torch.load(path, weights_only=False)
+    assert trap.exists()  # it is live
+    trap.unlink()
+    with pytest.raises(WeightsError, match="not a checkpoint of tensors alone"):
+        weights.load_encoder(path)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"cls_token": torch.zeros(1, 1, 64)}, "without `state_dict`"),
+        ([torch.zeros(3)], "without `state_dict`"),
+        ({"state_dict": {"cls_token": torch.zeros(1, 1, 64)}}, r"no tensor named model\.encoder\."),
+    ],
+    ids=["plain state dict", "list", "no prefix"],
+)
+def test_tensors_of_another_layout_are_an_error(tmp_path, content, says):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(WeightsError, match=says):
+        weights.load_encoder(tmp_path / "other.ckpt")
+
+
+def test_a_tensor_missing_from_safetensors_is_an_error_that_names_it(tmp_path, encoder_file):
+    tensors = load_file(encoder_file)
+    del tensors["transformer.norm.bias"]
+    kiln = json.dumps({"encoder_heads": 2, "encoder_dim_head": 16})
+    save_file(tensors, tmp_path / "some.safetensors", metadata={"kiln": kiln})
+    with pytest.raises(WeightsError, match=r"some\.safetensors: model\.encoder\.transformer\.norm\.bias is missing"):
+        weights.load_encoder(tmp_path / "some.safetensors")
+    with pytest.raises(WeightsError, match="not made by `snakemake encoder_weights`"):
+        weights.read_about(tmp_path / "some.safetensors")
+
+
+# --------------------------------------------------------------------------------------- saving, drawing
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tokens_after_a_safetensors_round_trip_are_bit_equal(tmp_path, checkpoint_file, precision):
+    first = weights.load_encoder(checkpoint_file, precision=precision)
+    path = tmp_path / "encoder.safetensors"
+    weights.save_encoder(first, path, {"sha256": "ab", "precision": precision})
+    again = weights.load_encoder(path, precision=precision)
+    assert again.geometry == first.geometry  # 4 heads of 16, which no shape tells
+    pixels = golden.pixels("naip_256")[:, :, :64, :48]
+    assert torch.equal(encode(again, pixels), encode(first, pixels))
+    assert again.cls_token.dtype == weights.DTYPES[precision]
+    about = weights.read_about(path)
+    assert (about["sha256"], about["precision"], about["geometry"]["dim"]) == ("ab", precision, 64)
+
+
+def test_equal_weights_make_byte_equal_safetensors(tmp_path, checkpoint_file):
+    for name in ("a", "b"):
+        weights.save_encoder(
+            weights.load_encoder(checkpoint_file), tmp_path / name, {"sha256": "ab", "precision": "float32"}
+        )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_untrained_weights_depend_on_seed_and_geometry_alone():
+    small = clay.Geometry(dim=32, depth=1, heads=2, dim_head=16, mlp=64)
+    first = weights.untrained_encoder(small, 1)
+    torch.rand(7)  # somebody else draws
+    again = weights.untrained_encoder(small, 1)
+    other = weights.untrained_encoder(small, 2)
+    a, b, c = (e.state_dict() for e in (first, again, other))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["cls_token"], c["cls_token"])
+    pixels = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    vectors = encode(first, pixels)[:, 0]
+    assert vectors.isfinite().all()
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-2  # places stay apart
+
+
+def test_a_full_size_checkpoint_loads_in_bfloat16_and_encodes(tmp_path):
+    shapes = json.loads((DATA / "clay_v1.5_large_encoder_shapes.json").read_text())
+    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02
+    state = {}
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        tensor = noise.repeat(-(-size // len(noise)))[:size].view(shape)
+        state[name] = 1 + tensor if "norm" in name and name.endswith("weight") else tensor
+    state["model.decoder.mask_patch"] = torch.zeros(512)
+    path = tmp_path / "clay-v1.5.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"model_size": "large"}}, path)
+    del state
+    try:
+        encoder = weights.load_encoder(path, precision="bfloat16")
+        assert encoder.geometry == clay.Geometry()
+        assert {p.dtype for p in encoder.parameters()} == {torch.bfloat16}
+        tokens = encode(encoder, torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1)))
+        assert tokens.shape == (1, 65, 1024)
+        assert tokens.isfinite().all()
+    finally:
+        path.unlink()

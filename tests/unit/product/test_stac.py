@@ -1,0 +1,201 @@
+"""The STAC of a product: valid, self-contained, and true to the files it describes."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pystac
+import pytest
+from pystac.validation import validate_dict
+
+from kiln.archives.worldcover.lattice import Column
+from tests.products import DIM, about, make_product
+
+GRID = [Column(k, 0, 20) for k in range(20)]
+
+
+def load(path):
+    return json.loads(Path(path).read_text())
+
+
+def everything(made):
+    """The collection and its items by path, as they lie on disk."""
+    root = Path(made.uri)
+    paths = [root / "collection.json", *sorted((root / "items").glob("*.json"))]
+    return {p: load(p) for p in paths if p.exists()}
+
+
+def assert_valid(value):
+    """Against the core schemas that pystac brings; those of extensions cannot be had without a network."""
+    validate_dict({**value, "stac_extensions": []})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    run = tmp_path_factory.mktemp("stac")
+    kiln = about(dimensions=256)
+    product = make_product(run, columns=GRID, kiln=kiln, row_group=100, part_bytes=300_000)
+    assert len(product.record["files"]) >= 2
+    return product
+
+
+def test_collection_and_items_are_valid_stac(made):
+    for value in everything(made).values():
+        assert value["stac_version"].startswith("1.")
+        assert_valid(value)
+
+
+def test_the_validation_here_can_fail(made):
+    value = next(iter(everything(made).values()))
+    with pytest.raises(pystac.errors.STACValidationError):
+        assert_valid({k: v for k, v in value.items() if k != "license"})
+
+
+def test_there_is_one_item_for_each_part(made):
+    whole = everything(made)
+    assert set(made.record["stac"]) == {str(p.relative_to(made.uri)) for p in whole}
+    parts = [Path(v["assets"]["embeddings"]["href"]).name for v in whole.values() if v["type"] == "Feature"]
+    assert sorted(parts) == [f["name"] for f in made.record["files"]]
+
+
+def test_items_carry_what_the_embedding_extension_requires(made):
+    for value in everything(made).values():
+        fields = value["properties"] if value["type"] == "Feature" else value
+        assert any("/embeddings/" in e for e in value["stac_extensions"])
+        assert fields["emb:type"] == "chip"
+        assert fields["emb:dimensions"] == 256
+        assert fields["data_type"] == "float32"
+        assert fields["emb:chip_layout"]["layout_type"] == "regular_grid"
+        assert fields["emb:chip_layout"]["chip_size"] == [512, 512]
+        rels = {x["rel"]: x for x in value["links"]}
+        assert rels["emb:model"]["href"].startswith("https://")
+        assert rels["emb:source-data"]["href"].startswith("https://")
+        if value["type"] == "Feature":
+            assert "embeddings" in value["assets"]
+            assert fields["emb:quantization"]["quantized_dtype"] == "float32"
+
+
+def test_float16_is_said(tmp_path):
+    made = make_product(tmp_path, columns=GRID[:2], kiln=about(storage="float16"))
+    for value in everything(made).values():
+        fields = value["properties"] if value["type"] == "Feature" else value
+        assert fields["data_type"] == "float16"
+    assert fields["emb:quantization"] == {
+        "method": fields["emb:quantization"]["method"], "original_dtype": "float32", "quantized_dtype": "float16",
+    }  # fmt: skip
+
+
+def test_every_prefix_in_use_has_its_extension_declared(made):
+    for value in everything(made).values():
+        parts = [value, value.get("properties", {}), *value.get("assets", {}).values()]
+        used = {k.partition(":")[0] for part in parts for k in part if ":" in k}
+        declared = {e.split("/")[3] for e in value["stac_extensions"]}
+        assert "emb" in used
+        assert {"embeddings" if u == "emb" else u for u in used} <= declared
+
+
+def test_links_and_assets_are_relative_and_resolve_on_disk(made):
+    for path, value in everything(made).items():
+        own = [x["href"] for x in value["links"] if not x["rel"].startswith("emb:")]
+        assert own
+        for href in [*own, *(a["href"] for a in value["assets"].values())]:
+            assert "://" not in href
+            assert not href.startswith("/")
+            assert (path.parent / href).resolve().is_file(), href
+
+
+def test_items_and_collection_point_at_each_other(made):
+    whole = everything(made)
+    collection = next(iter(whole.values()))
+    listed = {(Path(made.uri) / x["href"]).resolve() for x in collection["links"] if x["rel"] == "item"}
+    items = {p.resolve(): v for p, v in whole.items() if v["type"] == "Feature"}
+    assert listed == set(items)
+    for path, item in items.items():
+        assert item["collection"] == collection["id"]
+        for rel in ("collection", "parent"):
+            (href,) = [x["href"] for x in item["links"] if x["rel"] == rel]
+            assert (path.parent / href).resolve() == (Path(made.uri) / "collection.json").resolve()
+
+
+def test_pystac_walks_from_the_collection_to_every_item(made):
+    collection = pystac.Collection.from_file(f"{made.uri}/collection.json")
+    assert {i.id for i in collection.get_items()} == {v["id"] for v in everything(made).values() if "bbox" in v}
+
+
+def test_checksums_sizes_and_row_counts_are_those_of_the_files(made):
+    for path, value in everything(made).items():
+        if value["type"] != "Feature":
+            continue
+        asset = value["assets"]["embeddings"]
+        data = (path.parent / asset["href"]).read_bytes()
+        assert asset["file:size"] == len(data)
+        assert asset["file:checksum"] == "1220" + hashlib.sha256(data).hexdigest()  # multihash: sha2-256, 32 bytes
+        assert value["properties"]["table:row_count"] == pq.ParquetFile(path.parent / asset["href"]).metadata.num_rows
+
+
+def test_bounds_are_those_of_the_rows(made):
+    boxes = []
+    for path, value in everything(made).items():
+        if value["type"] != "Feature":
+            continue
+        geo = json.loads(pq.ParquetFile(path.parent / value["assets"]["embeddings"]["href"]).metadata.metadata[b"geo"])
+        boxes.append(geo["columns"]["geometry"]["bbox"])
+        assert value["bbox"] == boxes[-1]
+        ring = value["geometry"]["coordinates"][0]
+        assert {tuple(c) for c in ring} == {(x, y) for x in boxes[-1][::2] for y in boxes[-1][1::2]}
+    extent = load(f"{made.uri}/collection.json")["extent"]
+    side = 512 / 12000
+    assert extent["spatial"]["bbox"] == [pytest.approx([-125, 50 - 20 * side, -125 + 20 * side, 50], abs=1e-9)]
+    assert extent["temporal"]["interval"] == [["2021-01-01T00:00:00Z", "2021-12-31T23:59:59Z"]]
+
+
+def test_items_span_the_real_year_of_the_composite(made):
+    for value in everything(made).values():
+        if value["type"] == "Feature":
+            p = value["properties"]
+            assert p["datetime"] is None
+            assert (p["start_datetime"], p["end_datetime"]) == ("2021-01-01T00:00:00Z", "2021-12-31T23:59:59Z")
+
+
+def test_quarters_say_the_size_of_a_quarter(tmp_path):
+    lattice = {"chip_size": 512, "pixels_per_degree": 12000, "encode": "quarters"}
+    made = make_product(tmp_path, columns=GRID[:2], kiln=about(lattice=lattice))
+    assert load(f"{made.uri}/collection.json")["emb:chip_layout"]["chip_size"] == [256, 256]
+
+
+def test_untrained_weights_are_said_where_a_person_reads(tmp_path):
+    made = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
+    assert "UNTRAINED" in load(f"{made.uri}/collection.json")["description"]
+    made = make_product(tmp_path / "b", columns=GRID[:2])
+    assert "UNTRAINED" not in load(f"{made.uri}/collection.json")["description"]
+
+
+def test_a_product_without_chips_is_a_valid_collection_without_items(tmp_path):
+    made = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
+    ((_, collection),) = everything(made).items()
+    assert_valid(collection)
+    assert not [x for x in collection["links"] if x["rel"] == "item"]
+    assert collection["emb:dimensions"] == DIM
+    assert (Path(made.uri) / collection["assets"]["ledger"]["href"]).is_file()
+
+
+def test_int8_is_told_as_linear_with_the_columns_of_its_scales(tmp_path):
+    made = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
+    whole = everything(made)
+    for value in whole.values():
+        assert_valid(value)
+    (item,) = (v for v in whole.values() if v["type"] == "Feature")
+    assert item["properties"]["emb:quantization"] == {
+        "method": "linear",
+        "original_dtype": "float32",
+        "quantized_dtype": "int8",
+        "scale_columns": {"embeddings": "scale", "embeddings_mean": "scale_mean"},
+    }
+    assert item["properties"]["data_type"] == "int8"
+    assert item["properties"]["emb:runtime_parameters"]["embedding"] == "both"
+    assert item["assets"]["embeddings"]["title"] == "GeoParquet of chips: class token and mean of the patch tokens"
+    file = pq.ParquetFile(Path(made.uri) / made.record["files"][0]["name"])
+    assert {"scale", "scale_mean"} <= set(file.schema_arrow.names)
+    (collection,) = (v for v in whole.values() if v["type"] == "Collection")
+    assert "One Clay v1.5 class token and mean of the patch tokens per chip" in collection["description"]
