@@ -30,7 +30,7 @@ rule build_index:
     message:
         "Explorer database from the merged products and published files"
     shell:
-        "python -m scripts.index --records {input.records:q} --products {params.products:q} --db {params.db:q}"
+        "python -m kiln.explorer.build --records {input.records:q} --products {params.products:q} --db {params.db:q}"
         " --record {output:q} --withdraw {params.records:q} --select {params.select:q}"
         " --published {params.published:q} 2> {log:q}"
 
@@ -61,7 +61,7 @@ rule picture_similar:
     message:
         "Contact sheet of a chip and its nearest neighbours"
     shell:
-        "python -m scripts.search --db {params.db:q} --example -k {params.k} --pictures {params.pictures:q}"
+        "python -m kiln.cli.search --db {params.db:q} --example -k {params.k} --pictures {params.pictures:q}"
         " --png {output:q} > {log:q} 2>&1"
 
 
@@ -95,7 +95,7 @@ rule coverage:
     message:
         "Coverage map and ledger table"
     shell:
-        "python -m scripts.coverage --products {params.products:q} --records {input:q} --map {output.map:q}"
+        "python -m kiln.report.coverage --products {params.products:q} --records {input:q} --map {output.map:q}"
         " --ledger {output.ledger:q} 2> {log:q}"
 
 
@@ -120,7 +120,7 @@ rule summary:
     message:
         "What there is"
     shell:
-        "python -m scripts.summary --records {input.records:q} --products {params.products:q} --index {input.index:q}"
+        "python -m kiln.report.run_summary --records {input.records:q} --products {params.products:q} --index {input.index:q}"
         " --db {params.db:q} --pictures {input.similar:q} {input.coverage:q} {input.ledger:q} 2> {log:q}"
 
 
@@ -147,5 +147,5 @@ rule plan:
     message:
         "What there is to do, and what it takes"
     shell:
-        "python -m scripts.plan --plans {params.plans:q} --numbers {params.numbers:q} --dimensions {params.dimensions}"
+        "python -m kiln.report.estimate --plans {params.plans:q} --numbers {params.numbers:q} --dimensions {params.dimensions}"
         " --storage {params.dtype} --embedding {params.embedding} --patches {params.patches:q} 2> {log:q}"

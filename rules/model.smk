@@ -23,5 +23,5 @@ checkpoint encoder_weights:
     message:
         "Encoder weights from {params.checkpoint}"
     shell:
-        "python -m scripts.encoder_weights --checkpoint {params.checkpoint:q} --sha256={params.sha256}"
+        "python -m kiln.model.checkpoint --checkpoint {params.checkpoint:q} --sha256={params.sha256}"
         " --precision {params.precision} --untrained {params.untrained:q} --output {output:q} 2>&1 | tee {log:q}"

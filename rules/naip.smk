@@ -66,7 +66,7 @@ checkpoint plan_naip:
     message:
         "NAIP: which scenes of the manifest, in which shards"
     shell:
-        "python -m scripts.plan_naip {params.asked} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
+        "python -m kiln.archives.naip.plan {params.asked} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
 
 
 # No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
@@ -118,5 +118,5 @@ rule merge_naip:
     message:
         "NAIP {wildcards.partition}: merge its shards"
     shell:
-        "python -m scripts.merge --plan {params.plan} --partition {wildcards.partition} --shards {params.shards:q}"
+        "python -m kiln.product.merge --plan {params.plan} --partition {wildcards.partition} --shards {params.shards:q}"
         " --ledgers {params.ledgers:q} --product {params.product:q} --record {output:q} {params.flags} 2> {log:q}"

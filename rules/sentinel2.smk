@@ -47,7 +47,7 @@ checkpoint plan_sentinel2:
     message:
         "Sentinel-2: which items, in which shards"
     shell:
-        "python -m scripts.plan_sentinel2 {params.asked} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
+        "python -m kiln.archives.sentinel2.plan {params.asked} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
 
 
 # No benchmark: the log tells time and memory, and thousands of them cost every dry run and store.
@@ -100,5 +100,5 @@ rule merge_sentinel2:
     message:
         "Sentinel-2 {wildcards.partition}: merge its shards"
     shell:
-        "python -m scripts.merge --plan {params.plan} --partition {wildcards.partition} --shards {params.shards:q}"
+        "python -m kiln.product.merge --plan {params.plan} --partition {wildcards.partition} --shards {params.shards:q}"
         " --ledgers {params.ledgers:q} --product {params.product:q} --record {output:q} {params.flags} 2> {log:q}"

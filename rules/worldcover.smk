@@ -54,7 +54,7 @@ checkpoint plan_worldcover:
     message:
         "WorldCover {wildcards.partition}: which tiles exist"
     shell:
-        "python -m scripts.plan_worldcover --archive {params.archive:q} --year {wildcards.partition}"
+        "python -m kiln.archives.worldcover.plan --archive {params.archive:q} --year {wildcards.partition}"
         " --region={params.region} --chip-size {params.chip_size} --pixels-per-degree {params.ppd}"
         " --columns-per-shard {params.per_shard} --encode {params.encode} --output {output:q} 2> {log:q}"
 
@@ -108,5 +108,5 @@ rule merge_worldcover:
     message:
         "WorldCover {wildcards.partition}: merge its shards"
     shell:
-        "python -m scripts.merge --plan {input.plan:q} --shards {params.shards:q} --ledgers {params.ledgers:q}"
+        "python -m kiln.product.merge --plan {input.plan:q} --shards {params.shards:q} --ledgers {params.ledgers:q}"
         " --product {params.product:q} --record {output:q} {params.flags} 2> {log:q}"

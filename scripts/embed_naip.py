@@ -2,7 +2,7 @@
 
 By hand, the first shard of a plan:
 
-    python -m scripts.plan_naip --manifest manifest.zip --states nd --years 2019 --output plan.jsonl.gz
+    python -m kiln.archives.naip.plan --manifest manifest.zip --states nd --years 2019 --output plan.jsonl.gz
     python -m scripts.embed_naip --units plan.jsonl.gz --index 0 --folder shards \\
         --weights results/models/1234abcd-float32.safetensors
 
@@ -11,8 +11,8 @@ left alone. Scenes that cannot be read are `failed` rows of the ledger, which is
 """
 
 from kiln.archives.naip.source import NaipSource
+from kiln.cli import command_line
 from kiln.engine import job
-from kiln.io import command_line
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 By hand, the first shard of a plan:
 
-    python -m scripts.plan_sentinel2 --items items.txt --output plan.jsonl.gz
+    python -m kiln.archives.sentinel2.plan --items items.txt --output plan.jsonl.gz
     python -m scripts.embed_sentinel2 --units plan.jsonl.gz --index 0 --folder shards \\
         --weights results/models/1234abcd-float32.safetensors
 
@@ -14,9 +14,9 @@ import argparse
 
 from kiln.archives.sentinel2.layout import CONTRADICTED
 from kiln.archives.sentinel2.source import Sentinel2Source
+from kiln.cli import command_line
 from kiln.engine import job
 from kiln.errors import ConfigError
-from kiln.io import command_line
 
 
 def prefixes(text: str) -> tuple[str, str]:

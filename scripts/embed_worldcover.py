@@ -2,7 +2,7 @@
 
 By hand, the first shard of a plan:
 
-    python -m scripts.plan_worldcover --archive s3://esa-worldcover-s2/rgbnir --year 2021 --region conus \\
+    python -m kiln.archives.worldcover.plan --archive s3://esa-worldcover-s2/rgbnir --year 2021 --region conus \\
         --output plan.jsonl
     python -m scripts.embed_worldcover --units plan.jsonl --index 0 --folder shards \\
         --weights results/models/1234abcd-float32.safetensors
@@ -16,8 +16,8 @@ import logging
 
 from kiln.archives.worldcover.lattice import Column, Lattice
 from kiln.archives.worldcover.source import Tile, WorldCoverSource
+from kiln.cli import command_line
 from kiln.engine import job
-from kiln.io import command_line
 
 log = logging.getLogger(__name__)
 METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km

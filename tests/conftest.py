@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from kiln.io import gdal, storage
-from kiln.model import clay, weights
-from scripts import encoder_weights
-from tests import golden
-from tests.server import FileServer
+from kiln.model import checkpoint, clay, weights
+from tests import ROOT
+from tests.support import golden
+from tests.support.server import FileServer
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).parent.parent
 UNTRAINED = {"seed": 3, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}
 
 
@@ -41,7 +40,7 @@ def shared() -> Path | None:
 def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Safetensors of a tiny untrained encoder, as `encoder_weights` makes them."""
     path = tmp_path_factory.mktemp("weights") / "untrained-float32.safetensors"
-    encoder_weights.make_untrained(UNTRAINED, "float32", path)
+    checkpoint.make_untrained(UNTRAINED, "float32", path)
     return path
 
 

@@ -25,7 +25,7 @@ RETRY = {  # as the published run: a machine that is taken back is no fault of t
         {"onReason": "*", "action": "EXIT"},
     ],
 }
-MODULE = "scripts.array_job"
+MODULE = "kiln.aws.array_job"
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def archive_region(archive: str, configured: str | None) -> str | None:
 
 def moved(plans: Sequence[str], price: float) -> str:
     """What reading an archive from another region takes, by its plans, as a sentence; empty if every shard is there."""
-    from scripts.plan import human, summarise
+    from kiln.report.estimate import human, summarise
 
     if missing := [p for p in plans if storage.stat(p) is None]:
         return f"how much they read is told by a plan, and {missing[0]} is not there yet: run `snakemake plan`."

@@ -1,7 +1,7 @@
 """An AWS account: its clients, what it says in words a person can act on, and the stack that holds what Kiln needs.
 
 The stack is envs/aws/kiln.yaml. Its outputs, as variables of the environment, are what profiles/aws-batch and
-scripts.submit_array are told of the account.
+kiln.aws.submit are told of the account.
 """
 
 import re

@@ -12,11 +12,12 @@ from typing import Any
 
 from kiln import __version__
 from kiln.archives.registry import get_archive
+from kiln.cli import command_line
 from kiln.errors import ConfigError, KilnError
 from kiln.formats import plan_file, vectors
 from kiln.formats.fingerprint import fingerprint
 from kiln.formats.records import Source
-from kiln.io import command_line, storage
+from kiln.io import storage
 from kiln.model.device import claimed
 from kiln.model.identity import RECIPE
 

@@ -22,9 +22,9 @@ from urllib.parse import parse_qs
 
 import boto3
 
+from tests import ROOT
 from tests.batch.server import ROLE, ROLE_KEY
 
-ROOT = Path(__file__).parents[2]
 REGION = "us-east-1"
 TOOLS = ("podman", "buildah", "runc", "debootstrap", "setpriv")
 BASE = "localhost/kiln-lab:bookworm"

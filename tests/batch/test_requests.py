@@ -8,7 +8,7 @@ import pytest
 from tests.batch.driver import Driver, objects
 from tests.batch.image import Image
 from tests.batch.lab import Lab, Requests
-from tests.rules.workflow import job_counts
+from tests.workflow.workflow import job_counts
 
 SHARDS, SEA = 2000, 24
 FINISHED, MISSING = 0.2, 3.1  # requests of a dry run per shard that is there, and that is not

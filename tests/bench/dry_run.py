@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from tests.bench import plan_naip
-from tests.rules.workflow import ROOT, job_counts
+from tests.workflow.workflow import ROOT, job_counts
 
 BARE = """
 rule all:

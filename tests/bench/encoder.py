@@ -6,7 +6,7 @@ The straightforward one is float32, batches of 8, all tokens, attention spelled 
 for every batch, memory as malloc has it. The size is the published one; all blocks are timed, a quarter of an hour on
 two cores. With fewer (--blocks) the last one, which does less for class tokens, weighs more than it does in truth: such
 a run is for trying the bench out at all. Class tokens are checked against the straightforward ones first; how near int8
-comes with trained weights, random ones cannot show (python -m scripts.compare does). What was tried and not kept is
+comes with trained weights, random ones cannot show (python -m kiln.cli.compare does). What was tried and not kept is
 measured beside it: int8 in all matrices of a block.
 """
 
@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kiln.archives.sensors import NAIP
+from kiln.cli import tune
 from kiln.model import clay, int8, weights
 from kiln.model.embedder import Embedder, Policy, keep_memory
-from scripts import tune
 from tests.bench.harness import in_turn, publish
 from tests.bench.published import GIVEN_BACK
-from tests.chips import make_chip
+from tests.support.chips import make_chip
 
 BATCH, CHIP = 8, 256
 LEAST_COSINE = 0.999

@@ -26,12 +26,11 @@ import pyarrow as pa
 import requests
 from playwright.sync_api import sync_playwright
 
-from kiln.explorer import colours, database, ranking
+from kiln.explorer import build, colours, database, ranking
 from kiln.explorer.filters import Where
 from kiln.explorer.matrix import Matrix
 from kiln.explorer.web.follower import Version
 from kiln.io import storage
-from scripts import index
 from tests.explorer.browser import launch
 from tests.explorer.serving import ROOT, Server
 
@@ -82,7 +81,7 @@ def make(db: str, rows: int, dim: int) -> None:
     schema = database.chips_schema(dim, about)
     reader = pa.RecordBatchReader.from_batches(schema, made(rows, dim, schema))
     chips = database.connect(db).create_table(database.TABLE, reader, schema=schema, mode="overwrite")
-    index._index(chips)
+    build._index(chips)
     storage.write_bytes(colours.name(db, chips.version), colours.to_bytes(colours.fit_table(chips, about)))
     storage.write_bytes(storage.join(db, "state", f"{chips.version}.json"), b"{}\n")
     chips.tags.create(database.TAG, chips.version)

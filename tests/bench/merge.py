@@ -36,8 +36,8 @@ import shapely
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.records import Unit
-from scripts import merge
-from tests.products import WORLD, about
+from kiln.product import merge
+from tests.support.products import WORLD, about
 
 DIM, DEEP, ACROSS = 1024, 585, 28  # numbers of a vector; chips of a column; columns of a shard
 MEMORY = 1000  # MB that a merge job sorts in by default

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.rules.workflow import ROOT
+from tests.workflow.workflow import ROOT
 
 SOME = 1000  # keys that come
 QUARTERS = ("ne", "nw", "se", "sw")
@@ -62,7 +62,7 @@ def plan(keys: list[str], folder: Path, nominal: int) -> Plan:
     """Plan in a process of its own."""
     manifest, output, log = folder / "manifest.txt.gz", folder / "plan.gz", folder / "log"
     manifest.write_bytes(gzip.compress("".join(f"{k}\n" for k in keys).encode(), 1))
-    command = [sys.executable, "-m", "scripts.plan_naip", "--manifest", str(manifest), "--output", str(output)]
+    command = [sys.executable, "-m", "kiln.archives.naip.plan", "--manifest", str(manifest), "--output", str(output)]
     with log.open("wb") as said:
         began = time.monotonic()
         process = subprocess.Popen([*command, "--scenes-per-shard", str(nominal)], cwd=ROOT, stderr=said)

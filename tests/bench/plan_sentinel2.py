@@ -21,7 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 FOLDER = "sentinel-s2-l2a-cogs"
 FILES = [f"B{n:02d}.tif" for n in (*range(1, 10), 11, 12)]
 FILES += ["B8A.tif", "SCL.tif", "AOT.tif", "WVP.tif", "L2A_PVI.tif", "thumbnail.jpg", "granule_metadata.xml"]
@@ -119,7 +120,7 @@ def used() -> float:
 def plan(manifest: Path, folder: Path, flags: list[str]) -> tuple[float, float, float]:
     """Plan in a process of its own; returns seconds, seconds of CPU and the largest memory of its tree in MB."""
     output = ["--output", str(folder / "plan.gz"), "--archive", str(folder / "archive")]
-    command = [sys.executable, "-m", "scripts.plan_sentinel2", "--inventory", str(manifest), *output, *flags]
+    command = [sys.executable, "-m", "kiln.archives.sentinel2.plan", "--inventory", str(manifest), *output, *flags]
     began, before, peak = time.monotonic(), used(), 0.0
     with (folder / "log").open("wb") as said:
         process = subprocess.Popen(command, cwd=ROOT, stderr=said)

@@ -28,8 +28,8 @@ from kiln.engine.pipeline import Embedder, Policy
 from kiln.formats import embeddings_file, vectors
 from kiln.model.clay import Geometry
 from kiln.model.weights import untrained_encoder
-from scripts.make_sample import DEFAULT_TILES, landscape, tile_corner
-from tests.products import WORLD, YEAR, about, chip_at
+from kiln.sample.make import DEFAULT_TILES, landscape, tile_corner
+from tests.support.products import WORLD, YEAR, about, chip_at
 
 DIM, PPD, BATCH, QUERIES, K = 1024, 1200, 64, 500, 10
 LEAST_RECALL = {"float32": 1.0, "float16": 0.98, "int8": 0.90}  # what a change may not go below unseen

@@ -21,8 +21,8 @@ from kiln.formats.sensor import Sensor
 from kiln.model import clay
 from kiln.model import weights as encoders
 from kiln.model.embedder import keep_memory
-from tests import items
 from tests.bench.workload import CHIP, Workload
+from tests.support import items
 
 BATCH = 8
 GIVEN_BACK = 32 << 20  # bytes of a block from which on glibc gives it back when it is freed: its own limit (mallopt(3))

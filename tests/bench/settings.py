@@ -56,7 +56,7 @@ def one(batch: int, compiled: bool, kept: bool, blocks: int) -> None:
 
     from kiln.archives.sensors import NAIP
     from kiln.model import clay, embedder, weights
-    from tests.chips import make_chip
+    from tests.support.chips import make_chip
 
     encoder = weights.untrained_encoder(replace(clay.Geometry(), depth=blocks), 0)
     if compiled:

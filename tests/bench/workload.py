@@ -9,6 +9,7 @@ import numpy as np
 
 from kiln.archives.naip.source import NaipSource
 from kiln.archives.sentinel2.source import Sentinel2Source
+from kiln.archives.worldcover import plan as plan_worldcover
 from kiln.archives.worldcover.lattice import Column, Lattice
 from kiln.archives.worldcover.source import Tile, WorldCoverSource
 from kiln.formats.records import Source
@@ -16,8 +17,8 @@ from kiln.io import storage
 from kiln.model import clay
 from kiln.model import weights as encoders
 from kiln.sample.files import write_cog
-from scripts import embed_naip, embed_sentinel2, embed_worldcover, plan_worldcover
-from tests import items
+from scripts import embed_naip, embed_sentinel2, embed_worldcover
+from tests.support import items
 
 CHIP = 256
 BEFORE = {"s2:processing_baseline": "02.14"}  # the offset

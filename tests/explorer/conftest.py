@@ -13,11 +13,11 @@ import rasterio
 from playwright.sync_api import sync_playwright
 from rasterio.transform import from_origin
 
-from scripts.make_sample import landscape
-from tests import explorers
+from kiln.sample.make import landscape
 from tests.explorer.browser import launch
 from tests.explorer.mapserver import CGI
 from tests.explorer.serving import Server
+from tests.support import explorers
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 WEST, SOUTH, SIDE, PPD = -96, 43, 25, 1500  # a tile of 25 x 25 chips

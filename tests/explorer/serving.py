@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import requests
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 class Server:
-    """`scripts.explore` as a person starts it; it may be stopped and started again at its port."""
+    """`kiln.cli.explore` as a person starts it; it may be stopped and started again at its port."""
 
     def __init__(self, folder: Path, kept: Path, db: str = "db", *more: str) -> None:
         """Over the database `db`; relative paths are those of `folder`, and `kept` gets its cache and log."""
@@ -27,7 +27,7 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [sys.executable, "-m", "scripts.explore", "--port", str(self.port), *self.arguments]
+        command = [sys.executable, "-m", "kiln.cli.explore", "--port", str(self.port), *self.arguments]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)}

@@ -9,9 +9,9 @@ import pytest
 from kiln.explorer import pictures
 from kiln.explorer.pictures import SIZE, from_source, from_wms, picture
 from kiln.explorer.web.picture_cache import PictureCache
-from scripts.make_sample import landscape
-from tests.archives import write_tile
+from kiln.sample.make import landscape
 from tests.explorer.mapserver import MapServer
+from tests.support.archives import write_tile
 
 BOX = (-0.7, 43.35, -0.5, 43.55)  # in tile N43W001
 REQUESTS = [(v, c) for v in ("1.1.1", "1.3.0") for c in ("EPSG:4326", "EPSG:3857")]

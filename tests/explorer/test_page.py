@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests import explorers
 from tests.explorer.conftest import AXE, SIDE
 from tests.explorer.mapserver import MapServer
 from tests.explorer.serving import Server
+from tests.support import explorers
 
 DESK, PHONE = (1360, 820), (375, 740)
 FIRST = "test:00312"  # in the middle of the tile

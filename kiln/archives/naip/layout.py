@@ -19,8 +19,8 @@ def chip_lattice(section: Mapping[str, Any]) -> dict[str, Any]:
 def chip_layout(chip: int, lattice: str = "scene", lattice_gsd: float = 1.0, edge: str = "drop") -> dict[str, Any]:
     """The layout of chips of `chip` pixels; `lattice_gsd`, metres a pixel, counts with the lattice `utm` alone.
 
-    `scene` cuts chips from each scene's top left, `utm` along one grid of the zone. `edge` is for the scene lattice: the
-    other one has no edges. Raises ConfigError for what cannot be.
+    `scene` cuts chips from each scene's top left, `utm` along one grid of the zone. `edge` counts with `scene`
+    alone: the other lattice has no edges. Raises ConfigError for what cannot be.
     """
     if chip < 8 or chip % 8:
         raise ConfigError(f"chip size {chip}: want a multiple of the model's patch of 8 px")

@@ -17,6 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kiln.archives.worldcover import plan
+from kiln.cli.command_line import Terminated
 from kiln.engine import pipeline
 from kiln.engine.checkpoints import Parts
 from kiln.engine.pipeline import Budget
@@ -24,12 +26,11 @@ from kiln.errors import SourceError, StorageError, TooManyFailuresError, Transie
 from kiln.formats import embeddings_file
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, Unit
 from kiln.io import storage
-from kiln.io.command_line import Terminated
 from kiln.io.progress import Progress
 from kiln.model.embedder import Embedder, Policy
-from scripts import embed_worldcover, plan_worldcover
-from tests.archives import random_pixels, write_tile
-from tests.chips import PLAIN, make_chip
+from scripts import embed_worldcover
+from tests.support.archives import random_pixels, write_tile
+from tests.support.chips import PLAIN, make_chip
 from tests.unit.engine.test_pipeline import Echo
 
 ABOUT = {"fingerprint": "f1", "software": {"torch": "1"}, "sources": {"a": 1}}
@@ -575,7 +576,7 @@ def test_worldcover_keeps_no_parts_and_gives_the_same_bytes(tmp_path, encoder_fi
     write_tile(tmp_path / "wc", 2021, 10, 45, random_pixels(48, 1))
     told = {"archive": tmp_path / "wc", "year": 2021, "region": "10,45,11,46", "chip-size": 16}
     told |= {"pixels-per-degree": 48, "output": tmp_path / "plan.jsonl"}
-    plan_worldcover.main([f"--{k}={v}" for k, v in told.items()])
+    plan.main([f"--{k}={v}" for k, v in told.items()])
     made = []
     for name, more in (("a", []), ("b", ["--parts", tmp_path / "parts"])):
         flags = ["--units", tmp_path / "plan.jsonl", "--index", 0, "--folder", tmp_path / name, "--threads", 1]

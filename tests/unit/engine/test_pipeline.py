@@ -25,8 +25,8 @@ from kiln.formats import vectors
 from kiln.formats.records import Chip, Dropped, Read
 from kiln.io.progress import Progress
 from kiln.model.embedder import Embedder, Policy
-from tests.chips import PLAIN, ListSource, make_chip
 from tests.conftest import ROOT
+from tests.support.chips import PLAIN, ListSource, make_chip
 
 
 def threads_left() -> list[str]:

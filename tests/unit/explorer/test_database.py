@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError
+from kiln.explorer import build as index
 from kiln.explorer import database
+from kiln.explorer.build import Select, build
 from kiln.explorer.database import Explorer, Filters, cells, quote
-from scripts import index
-from scripts.index import Select, build
-from tests.products import DIM, WORLD, chip_at, make_product
+from tests.support.products import DIM, WORLD, chip_at, make_product
 
 SIDE = 512 / 12000
 YEARS = (2020, 2021)
@@ -274,7 +274,7 @@ def test_a_database_that_lost_a_file_is_said(tmp_path):
 
 
 def test_untrained_is_told_from_the_metadata(tmp_path):
-    from tests.products import about
+    from tests.support.products import about
 
     for n, untrained in enumerate((False, True)):
         made = make_product(tmp_path / f"{n}", columns=COLUMNS[:2], kiln=about(untrained=untrained))

@@ -9,7 +9,7 @@ from kiln.errors import ConfigError
 from kiln.explorer.database import Explorer
 from kiln.explorer.filters import MOST_VERTICES, Where, parse, parse_area, parse_box, parse_query
 from kiln.explorer.matrix import open_matrix
-from tests import explorers
+from tests.support import explorers
 
 SQUARE = {"type": "Polygon", "coordinates": [[[-10, 40], [10, 40], [10, 50], [-10, 50], [-10, 40]]]}
 

@@ -9,11 +9,11 @@ import pytest
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, SourceError, StorageError
 from kiln.explorer import colours, database, matrix
+from kiln.explorer.build import Select, build
 from kiln.explorer.database import Explorer
 from kiln.explorer.matrix import UnknownChipError, identity, interleave, map_x, map_y, open_matrix
-from scripts.index import Select, build
-from tests import explorers
-from tests.products import WORLD, chip_at, make_product
+from tests.support import explorers
+from tests.support.products import WORLD, chip_at, make_product
 
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
 

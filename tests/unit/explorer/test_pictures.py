@@ -26,11 +26,11 @@ from kiln.explorer import pictures
 from kiln.explorer.pictures import SIZE, from_source, from_wms, picture, wms_request
 from kiln.formats.embeddings_file import boxes_of
 from kiln.io import storage
-from scripts.make_sample import landscape
-from tests.archives import write_tile
-from tests.items import CORNER, plane, write_item
+from kiln.sample.make import landscape
+from tests import ROOT
+from tests.support.archives import write_tile
+from tests.support.items import CORNER, plane, write_item
 
-ROOT = Path(__file__).parents[3]
 BOX = (-0.7, 43.35, -0.5, 43.55)  # in tile N43W001
 VERSIONS = ["1.1.1", "1.3.0"]
 CRSS = ["EPSG:4326", "EPSG:3857"]
@@ -525,7 +525,7 @@ def test_where_both_fail_there_is_no_picture_but_both_reasons(strict, tmp_path):
 
 def test_a_sheet_is_made_of_what_there_is(strict, tile, tmp_path, caplog):
     """One chip from the service, one from its source, one from neither."""
-    from scripts.search import contact_sheet
+    from kiln.cli.search import contact_sheet
 
     far = (-0.3, 43.1, -0.2, 43.2)
     rows = [

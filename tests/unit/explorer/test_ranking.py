@@ -7,15 +7,15 @@ import pytest
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError
+from kiln.explorer import build as index
 from kiln.explorer import ranking
+from kiln.explorer.build import Select, build
 from kiln.explorer.database import Explorer
 from kiln.explorer.filters import Where, parse
 from kiln.explorer.matrix import UnknownChipError, open_matrix
 from kiln.explorer.ranking import Query, apart, ridge, search
-from scripts import index
-from scripts.index import Select, build
-from tests import explorers
-from tests.products import about, make_product
+from tests.support import explorers
+from tests.support.products import about, make_product
 
 COLUMNS = [Column(k, 0, 30) for k in range(40)]
 DIM = 32

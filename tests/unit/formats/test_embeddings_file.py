@@ -18,7 +18,7 @@ from kiln.archives.sentinel2.scene import Grid
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import ROW_GROUP
 from kiln.formats.records import Dropped, Unit
-from tests.chips import make_chip
+from tests.support.chips import make_chip
 
 WHEN = datetime(2021, 6, 1, tzinfo=UTC)
 YEAR = [pa.field("year", pa.int16())]

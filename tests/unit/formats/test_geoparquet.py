@@ -12,7 +12,7 @@ import shapely
 
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import BBOX, GeoParquetWriter, geo_metadata
-from tests.products import DIM, WORLD, YEAR, about, chip_at, drawn
+from tests.support.products import DIM, WORLD, YEAR, about, chip_at, drawn
 
 
 def write(path, groups, *, store="float32"):

@@ -203,7 +203,7 @@ def test_a_disk_that_fills_while_a_shard_is_written_is_a_clear_error(small_disk)
     import numpy as np
 
     from kiln.formats import embeddings_file
-    from tests.chips import make_chip
+    from tests.support.chips import make_chip
 
     target = small_disk / "shard.parquet"
     chips = [make_chip(n, extra={}) for n in range(300)]

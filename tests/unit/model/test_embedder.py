@@ -4,7 +4,6 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +14,9 @@ from kiln.formats import vectors
 from kiln.formats.sensor import Sensor
 from kiln.model import clay, embedder, weights
 from kiln.model.embedder import Embedder, Policy
-from tests import golden
-from tests.chips import PLAIN, make_chip
-
-ROOT = Path(__file__).parents[3]
+from tests import ROOT
+from tests.support import golden
+from tests.support.chips import PLAIN, make_chip
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # a GPU's way too where there is one
 

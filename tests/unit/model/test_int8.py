@@ -12,7 +12,7 @@ from kiln.errors import ConfigError, WeightsError
 from kiln.model import clay, int8
 from kiln.model import weights as encoders
 from kiln.model.embedder import Embedder, Policy
-from tests.chips import make_chip
+from tests.support.chips import make_chip
 
 GEOMETRY = clay.Geometry(dim=256, depth=4, heads=4, dim_head=64, mlp=1024)
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from kiln.errors import WeightsError
 from kiln.model import clay, weights
 from kiln.model.identity import PRECISIONS
-from tests import golden
-from tests.golden import encode
+from tests import DATA
+from tests.support import golden
+from tests.support.golden import encode
 
-DATA = Path(__file__).parents[2] / "data"
 QKV = "model.encoder.transformer.layers.1.0.to_qkv.weight"
 
 

@@ -10,7 +10,7 @@ import pytest
 from pystac.validation import validate_dict
 
 from kiln.archives.worldcover.lattice import Column
-from tests.products import DIM, about, make_product
+from tests.support.products import DIM, about, make_product
 
 GRID = [Column(k, 0, 20) for k in range(20)]
 

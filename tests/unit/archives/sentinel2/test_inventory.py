@@ -471,7 +471,7 @@ def test_processes_that_read_end_with_the_one_that_plans(tmp_path, serve, how):
     web = serve({"/m/manifest.json": json.dumps(said).encode(), **files})
     web.held = set(files)
     flags = ["--inventory", f"{web.url}/m/manifest.json", "--output", str(tmp_path / "plan.gz")]
-    process = subprocess.Popen([sys.executable, "-m", "scripts.plan_sentinel2", *flags], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "kiln.archives.sentinel2.plan", *flags], cwd=ROOT)
     assert web.arrived.wait(30)
     below = children(process.pid)
     assert len(below) >= 2

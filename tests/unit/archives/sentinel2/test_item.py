@@ -6,15 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
 from kiln.archives.sentinel2.item import Item, newest, read_item
 from kiln.errors import SourceError
-from tests.items import FILES, NAME, item_of
+from tests import ROOT
+from tests.support.items import FILES, NAME, item_of
 
-ROOT = Path(__file__).parents[4]
 HREFS = {b: f"https://bucket/a/{f}.tif" for b, f in (FILES | {"scl": "SCL"}).items()}
 WHERE = f"https://bucket/a/{NAME}.json"
 

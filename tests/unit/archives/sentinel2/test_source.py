@@ -33,7 +33,7 @@ from kiln.engine.pipeline import read_ahead
 from kiln.errors import ConfigError, SourceError, TransientError
 from kiln.formats.records import Chip, Dropped, Opened
 from kiln.io import gdal, storage
-from tests.items import BUCKET, CORNER, FILES, Made, plane, write_item, write_raster
+from tests.support.items import BUCKET, CORNER, FILES, Made, plane, write_item, write_raster
 
 CHIP = 16
 OTHER = "S2B_29RKH_20200224_0_L2A"

@@ -11,7 +11,7 @@ from shapely.geometry import mapping
 from kiln.archives.sentinel2 import stac_search
 from kiln.archives.sentinel2.stac_search import box, questions, read_area, search
 from kiln.errors import ConfigError, SourceError, TransientError
-from tests.stac_api import COLLECTION, StacApi
+from tests.support.stac_api import COLLECTION, StacApi
 
 
 def item(n, lon=0.0, lat=0.0, cloud=0.0, day=1):

@@ -32,7 +32,7 @@ from kiln.engine import pipeline
 from kiln.errors import ConfigError, TransientError
 from kiln.formats.records import Chip, Dropped
 from kiln.model import clay, embedder
-from tests.archives import edge, mosaic, name_of, random_pixels, tile_path, write_tile
+from tests.support.archives import edge, mosaic, name_of, random_pixels, tile_path, write_tile
 
 
 def make_source(

@@ -12,7 +12,7 @@ from kiln.explorer.filters import parse
 from kiln.explorer.matrix import map_x, map_y, open_matrix
 from kiln.explorer.web import map_tiles
 from kiln.explorer.web.map_tiles import SIZE, tile
-from tests import explorers
+from tests.support import explorers
 
 
 def pixels(data):

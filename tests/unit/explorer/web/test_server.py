@@ -17,16 +17,16 @@ from PIL import Image
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError
 from kiln.explorer import pictures, ranking
+from kiln.explorer.build import Select, build
 from kiln.explorer.results import as_geojson, read_marks
 from kiln.explorer.web import picture_cache, server
 from kiln.explorer.web.picture_cache import PictureCache
 from kiln.explorer.web.server import base_map, policy
-from scripts.index import Select, build
-from scripts.make_sample import landscape
-from tests import explorers
-from tests.archives import write_tile
-from tests.explorers_server import ExplorerServer
-from tests.products import WORLD, chip_at, drawn, make_product
+from kiln.sample.make import landscape
+from tests.support import explorers
+from tests.support.archives import write_tile
+from tests.support.explorers_server import ExplorerServer
+from tests.support.products import WORLD, chip_at, drawn, make_product
 
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
 CHIP = chip_at(WORLD, 2021, 4, 3)

@@ -1,0 +1,1 @@
+"""The command `kiln`: what people run by hand."""

@@ -1,0 +1,1 @@
+"""What a run takes, how far it is, and what became of it."""

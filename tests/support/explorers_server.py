@@ -1,0 +1,47 @@
+"""A real explorer server in a thread of the test."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+import uvicorn
+
+from kiln.cli.explore import bind, serve
+from kiln.explorer.web.follower import Follower
+from kiln.explorer.web.picture_cache import PictureCache
+from kiln.explorer.web.server import Settings
+
+FREELY = {"rate": (1e6, 1e6), "search_rate": (1e6, 1e6)}
+
+
+class ExplorerServer:
+    """Serves a database on a free port; `get` and `post` ask it. Stop it when done."""
+
+    def __init__(self, db: str, cache: Path, services: dict[str, Any] | None = None, **settings: Any) -> None:
+        self.follower = Follower(db, cache, 0.1)
+        self.pictures = PictureCache(cache / "pictures", services or {})
+        listening = bind("127.0.0.1", 0)
+        self.address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        self.server: uvicorn.Server = serve(self.follower, self.pictures, Settings(**(FREELY | settings)))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        """The answer to GET."""
+        return requests.get(self.address + path, timeout=20, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        """The answer to POST of JSON."""
+        given = {"json": body} if body is not None else {}
+        return requests.post(self.address + path, timeout=20, **given, **options)
+
+    def stop(self) -> None:
+        """End it."""
+        self.follower.stop()
+        self.server.should_exit = True
+        self.thread.join(10)
+        assert not self.thread.is_alive()

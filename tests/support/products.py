@@ -1,0 +1,212 @@
+"""Shards and products made without an encoder: the real writers, ledgers and merge, with drawn vectors."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import shapely
+
+from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, shards, unit_id
+from kiln.formats import embeddings_file
+from kiln.formats import vectors as vectors_
+from kiln.formats.records import Chip, Dropped, Unit
+from kiln.io import storage
+from kiln.product import merge
+
+DIM = 8
+YEAR = pa.field("year", pa.int16())
+WORLD = Lattice(512)  # that of the published run
+ITEM = "ESA_WorldCover_10m_{year}_v200_{tile}_S2RGBNIR"
+
+
+def about(**changes: Any) -> dict[str, Any]:
+    """The `kiln` metadata of a shard, as a job writes it."""
+    return {
+        "dataset": "worldcover",
+        "partition": "2021",
+        "fingerprint": "f1" * 32,
+        "model": "Clay v1.5",
+        "weights_sha256": "a5" * 32,
+        "checkpoint": "clay.ckpt",
+        "untrained": False,
+        "embedding": "class",
+        "dimensions": DIM,
+        "precision": "float32",
+        "storage": "float32",
+        "normalisation": {"bands": ["red"], "mean": [1.0], "std": [1.0]},
+        "wavelengths": [0.665],
+        "gsd": 10.0,
+        "metadata": "zeros",
+        "chip_size": 512,
+        "lattice": {"chip_size": 512, "pixels_per_degree": 12000, "encode": "whole"},
+        "limits": {"max_nodata": 0.05, "max_cloud": None},
+        "recipes": {"clay": 1, "worldcover": 1},
+        "software": {"kiln": "0"},
+        "sources": {},
+        **changes,
+    }
+
+
+def chip_at(lattice: Lattice, year: int, col: int, row: int, *, source: str = "", nodata: float = 0.0) -> Chip:
+    """The chip of a lattice place, facts as the WorldCover source gives them, and no pixels."""
+    x, y = lattice.x(col), lattice.y(row)
+    west, south, east, north = (
+        lattice.lon(x),
+        lattice.lat(y + lattice.chip),
+        lattice.lon(x + lattice.chip),
+        lattice.lat(y),
+    )
+    name = f"tile-{int(np.floor((south + north) / 2))}-{int(np.floor((west + east) / 2))}"
+    source = source or f"s3://esa-worldcover-s2/{year}/{name}.tif"
+    return Chip(
+        unit_id=unit_id(lattice, year, Column(col, 0, 1)),
+        chip_id=chip_id(lattice, year, x, y),
+        pixels=np.zeros((4, 1, 1), np.uint16),
+        footprint=shapely.box(west, south, east, north),
+        center=((west + east) / 2, (south + north) / 2),
+        crs="EPSG:4326",
+        x0=west,
+        y0=north,
+        pixel_size=1 / lattice.ppd,
+        col=col,
+        row=row,
+        datetime=datetime(year, 6, 1, tzinfo=UTC),
+        item_id=ITEM.format(year=year, tile=name),
+        source=source,
+        sources=(source,),
+        nodata_fraction=nodata,
+        extra={"year": year},
+    )
+
+
+def drawn(chips: Sequence[Chip], dim: int = DIM, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    """[n, dim] normal vectors, each of its chip's own: the same chip gets the same one in any company."""
+    return np.stack(
+        [np.random.default_rng([seed, c.extra["year"], c.col & 0xFFFF, c.row]).standard_normal(dim) for c in chips]
+        or [np.empty(dim)]
+    )[: len(chips)].astype(dtype)
+
+
+def stored(chips: Sequence[Chip], made: np.ndarray, kiln: dict[str, Any]) -> vectors_.Columns:
+    """Vectors as a file of this `kiln` metadata keeps them; means are drawn apart from the rest."""
+    kinds = {name: made if kind == kiln["embedding"] or kind == "class" else drawn(chips, made.shape[1], 1)
+             for name, kind in vectors_.KINDS[kiln["embedding"]].items()}  # fmt: skip
+    return vectors_.store({name: np.asarray(v, np.float32) for name, v in kinds.items()}, kiln["storage"])
+
+
+@dataclass(frozen=True)
+class Made:
+    """A merged product: its record's path, the record, its folder and the plan it was made from."""
+
+    record_file: str
+    record: dict[str, Any]
+    uri: str
+    plan: str
+
+    def rows(self) -> pa.Table:
+        """All rows of the product, in order."""
+        import pyarrow.parquet as pq
+
+        return pa.concat_tables(pq.read_table(f"{self.uri}/{f['name']}") for f in self.record["files"])
+
+
+Vectors = Callable[[Sequence[Chip]], np.ndarray]
+
+
+def write_shard(
+    folder: Path,
+    name: str,
+    columns: Sequence[Column],
+    *,
+    kiln: dict[str, Any],
+    lattice: Lattice = WORLD,
+    vectors: Vectors | None = None,
+    skip: Callable[[int, int], bool] = lambda col, row: False,
+    fail: Callable[[int], str] = lambda col: "",
+    source: str = "",
+    row_group: int = 32768,
+) -> list[Chip]:
+    """One shard and its ledger: `skip` makes a chip nodata, `fail` gives the reason why a whole column failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    year, dim, store = int(kiln["partition"]), kiln["dimensions"], kiln["storage"]
+    entries, chips = [], []
+    for c in columns:
+        unit = Unit(unit_id(lattice, year, c), c.rows, "s3://esa-worldcover-s2", "e1")
+        entry = embeddings_file.Entry(unit)
+        for row in range(c.row, c.row + c.rows):
+            if fail(c.col):
+                entry.drop(Dropped(unit.unit_id, "failed", 1, fail(c.col)))
+            elif skip(c.col, row):
+                entry.drop(Dropped(unit.unit_id, "nodata", 1, "no tile: open sea"))
+            else:
+                entry.embedded += 1
+                chips.append(chip_at(lattice, year, c.col, row, source=source))
+        entries.append(entry)
+    kiln = kiln | {"sources": {s: {"size": 1} for s in sorted({c.source for c in chips})}}
+    made = vectors(chips) if vectors else drawn(chips, dim)
+    columns_ = embeddings_file.schema(dim, store, [YEAR], kiln, kiln["embedding"])
+    with embeddings_file.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
+        if chips:
+            out.append(chips, stored(chips, made, kiln))
+    embeddings_file.write_ledger(
+        Path(embeddings_file.ledger_name(str(folder / f"{name}.parquet"))), embeddings_file.ledger_table(entries)
+    )
+    return chips
+
+
+def plan_lines(lattice: Lattice, year: int, columns: Sequence[Column], per_shard: int) -> list[dict[str, Any]]:
+    """Lines of a plan without tiles."""
+    return [
+        {
+            "dataset": "worldcover",
+            "shard": s.name,
+            "partition": str(year),
+            "units": [unit_id(lattice, year, c) for c in s.columns],
+            "columns": [[c.col, c.row, c.rows] for c in s.columns],
+            "tiles": [],
+            "archive": "s3://esa-worldcover-s2",
+            "year": year,
+            "chip": lattice.chip,
+            "ppd": lattice.ppd,
+            "encode": "whole",
+            "expected": sum(c.rows for c in s.columns),
+            "bytes": 0,
+        }
+        for s in shards(lattice, year, columns, per_shard)
+    ]
+
+
+def write_shards(
+    run: Path,
+    year: int = 2021,
+    columns: Sequence[Column] = tuple(Column(k, 0, 12) for k in range(12)),
+    *,
+    per_shard: int = 4,
+    kiln: dict[str, Any] | None = None,
+    lattice: Lattice = WORLD,
+    **options: Any,
+) -> tuple[str, list[str], Path]:
+    """A plan `plan-<year>.jsonl` in `run` and its shards in `shards/<year>/`: the plan, the names, the folder."""
+    kiln = (kiln or about()) | {"partition": str(year)}
+    lines = plan_lines(lattice, year, columns, per_shard)
+    folder = run / "shards" / str(year)
+    for line in lines:
+        write_shard(folder, line["shard"], [Column(*c) for c in line["columns"]], kiln=kiln, lattice=lattice, **options)
+    plan = run / f"plan-{year}.jsonl"
+    plan.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return str(plan), [x["shard"] for x in lines], folder
+
+
+def make_product(run: Path, year: int = 2021, *, product: str = "", **options: Any) -> Made:
+    """Shards, and what merging them gives; `product` is the folder if not `run/products/<year>`."""
+    merging = {k: options.pop(k) for k in ("memory", "row_group", "part_bytes") if k in options}
+    plan, names, folder = write_shards(run, year, **options)
+    uri = product or str(run / "products" / str(year))
+    record = merge.merge(names, str(folder), str(folder), uri, **merging)
+    storage.write_bytes(f"{uri}.json", (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    return Made(f"{uri}.json", record, uri, plan)

@@ -1,0 +1,405 @@
+"""The stack, made whole on a server that speaks CloudFormation, and the scripts that make, read and delete it."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
+from botocore.stub import Stubber
+
+from kiln.aws import stack
+from kiln.cli import aws_down, aws_env, aws_image, aws_up
+from kiln.errors import AccountError, ConfigError, TransientError
+
+REGIONS = ("us-west-2", "eu-central-1", "us-east-1")
+RETRY = [("Host EC2*", None, "retry"), (None, "*", "exit")]
+
+
+@pytest.fixture
+def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty account."""
+    aws(s3_endpoint)
+    import requests
+
+    requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
+    monkeypatch.setattr(stack, "POLL", 0.05)
+    yield
+    requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
+
+
+@pytest.fixture
+def network(cloud: None) -> list[str]:
+    """The account's own VPC, as arguments of aws_up. moto cannot delete one that the stack made."""
+    ec2 = boto3.client("ec2")
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]][:2]
+    return ["--set", f"VpcId={vpc}", f"SubnetIds={','.join(subnets)}"]
+
+
+def said(main: Callable[[list[str]], None], *argv: str) -> str:
+    """What a script says when all goes well."""
+    out, sys.stdout = sys.stdout, io.StringIO()
+    try:
+        main(list(argv))
+        return sys.stdout.getvalue()
+    finally:
+        sys.stdout = out
+
+
+def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None], *argv: str) -> str:
+    """What it says when it refuses."""
+    with pytest.raises(SystemExit) as e:
+        main(list(argv))
+    assert e.value.code in (1, 2)
+    return capsys.readouterr().err
+
+
+def test_the_template_is_clean_wherever_an_archive_lies() -> None:
+    lint = [Path(sys.executable).parent / "cfn-lint", "--regions", *REGIONS, "--", stack.TEMPLATE]
+    done = subprocess.run(lint, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(stack.TEMPLATE.read_bytes()) < 51_200, "a larger template must be uploaded first"
+
+
+def test_the_stack_is_created_whole_and_tells_the_profile(cloud: None) -> None:
+    text = said(aws_up.main, "--yes")
+    resources = boto3.client("cloudformation").describe_stack_resources(StackName="kiln")["StackResources"]
+    made = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in resources}
+    assert set(made) == set(stack.template()["Resources"]), "moto made every resource of the template"
+    assert {r["ResourceStatus"] for r in resources} == {"CREATE_COMPLETE"}
+    told = stack.outputs("kiln")
+    assert set(told) == set(stack.template()["Outputs"])
+    assert text.rstrip().endswith("# no image yet: make aws-image")
+    for line in (
+        "export AWS_DEFAULT_REGION=us-east-1",
+        f"export SNAKEMAKE_AWS_BATCH_JOB_QUEUE={made['CpuQueue']}",
+        f"export SNAKEMAKE_AWS_BATCH_JOB_ROLE={told['JobRole']}",
+        f"export KILN_BUCKET={made['Data']}",
+    ):
+        assert line in text.splitlines()
+    assert told["JobRole"].endswith(f":role/{made['JobRole']}")
+    shell = subprocess.run(["bash", "-c", f"{said(aws_env.main)}\nenv"], text=True, capture_output=True, check=True)
+    assert f"KILN_BUCKET={made['Data']}" in shell.stdout
+
+
+def test_queues_take_spot_first_and_keep_no_machine(cloud: None) -> None:
+    said(aws_up.main, "--yes", "--set", "CpuSpotMax=32")
+    batch, told = boto3.client("batch"), stack.outputs("kiln")
+    machines = {m["computeEnvironmentArn"]: m for m in batch.describe_compute_environments()["computeEnvironments"]}
+    types = {"CpuQueue": {"c6i", "m6a"}, "GpuQueue": {"g5", "g6"}}
+    for name, some in types.items():
+        (queue,) = batch.describe_job_queues(jobQueues=[told[name]])["jobQueues"]
+        order = sorted(queue["computeEnvironmentOrder"], key=lambda o: o["order"])
+        resources = [machines[o["computeEnvironment"]]["computeResources"] for o in order]
+        assert [r["type"] for r in resources] == ["SPOT", "EC2"]
+        assert all(r["minvCpus"] == 0 and some <= set(r["instanceTypes"]) for r in resources)
+        assert all(len(r["subnets"]) == 3 for r in resources)
+        image = "ECS_AL2023_NVIDIA" if name == "GpuQueue" else "ECS_AL2023"
+        assert {r["ec2Configuration"][0]["imageType"] for r in resources} == {image}
+    assert sorted(m["computeResources"]["maxvCpus"] for m in machines.values()) == [32, 32, 64, 128]
+    template = boto3.client("ec2").describe_launch_template_versions(
+        LaunchTemplateId=next(iter(machines.values()))["computeResources"]["launchTemplate"]["launchTemplateId"]
+    )["LaunchTemplateVersions"][0]["LaunchTemplateData"]
+    assert template["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] == 200
+    assert template["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+
+
+def test_array_jobs_are_retried_only_when_a_machine_was_taken_away(cloud: None) -> None:
+    said(aws_up.main, "--yes")
+    told = stack.outputs("kiln")
+    for name in ("CpuJob", "GpuJob"):
+        (job,) = boto3.client("batch").describe_job_definitions(jobDefinitions=[told[name]])["jobDefinitions"]
+        rules = job["retryStrategy"]["evaluateOnExit"]
+        assert job["retryStrategy"]["attempts"] == 5
+        assert [(r.get("onStatusReason"), r.get("onReason"), r["action"].lower()) for r in rules] == RETRY
+        assert job["containerProperties"]["jobRoleArn"] == told["JobRole"]
+        gpus = [r["value"] for r in job["containerProperties"]["resourceRequirements"] if r["type"] == "GPU"]
+        assert gpus == (["1"] if name == "GpuJob" else [])
+
+
+def statements(arn: str) -> list[dict[str, Any]]:
+    """Of a managed policy, as the account holds it."""
+    iam = boto3.client("iam")
+    version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
+    document = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
+    return document["Statement"]
+
+
+def listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None) -> None:
+    said(aws_up.main, "--yes")
+    told = stack.outputs("kiln")
+    role = stack.template()["Resources"]["JobRole"]["Properties"]
+    assert role["ManagedPolicyArns"] == [{"Ref": "DataPolicy"}], "which moto does not attach"
+    assert "Policies" not in role
+    allowed = [s for s in statements(told["DataPolicy"]) if s["Effect"] == "Allow"]
+    writing = {
+        r for s in allowed for a in listed(s["Action"]) if "Put" in a or "Delete" in a for r in listed(s["Resource"])
+    }
+    assert writing == {f"arn:aws:s3:::{told['Bucket']}/*"}
+    reading = {r.split(":")[-1].split("/")[0] for s in allowed for r in listed(s["Resource"])}
+    assert reading == {"esa-worldcover-s2", "naip-analytic", "sentinel-cogs", told["Bucket"]}
+    actions = [a for s in allowed for a in listed(s["Action"])]
+    assert not any("*" in a or a in ("s3:CreateBucket", "s3:DeleteBucket", "s3:DeleteObjectVersion") for a in actions)
+    (denied,) = [s for s in statements(told["DataPolicy"]) if s["Effect"] == "Deny"]
+    assert set(denied["Action"]) == {"s3:CreateBucket", "s3:DeleteBucket"}
+    assert denied["Resource"] == "*"
+
+
+def test_a_driver_may_pass_the_jobs_role_and_no_other(cloud: None) -> None:
+    said(aws_up.main, "--yes")
+    told = stack.outputs("kiln")
+    by_name = {s["Sid"]: s for s in statements(told["DriverPolicy"])}
+    assert not any("*" in a for s in by_name.values() for a in listed(s["Action"]))
+    assert [n for n, s in by_name.items() if s["Resource"] == "*"] == ["Watch"]
+    assert by_name["GiveJobsTheirRole"]["Resource"] == told["JobRole"]
+    assert by_name["Submit"]["Resource"][:2] == [told["CpuQueue"], told["GpuQueue"]]
+
+
+def test_the_bucket_is_private_versioned_and_swept() -> None:
+    """moto makes the bucket and its encryption; the rest is looked up in the template."""
+    bucket = stack.template()["Resources"]["Data"]
+    about = bucket["Properties"]
+    assert bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain"
+    assert about["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert set(about["PublicAccessBlockConfiguration"].values()) == {True}
+    rules = {r["Id"]: r for r in about["LifecycleConfiguration"]["Rules"]}
+    assert {r["Prefix"] for r in rules.values() if "ExpirationInDays" in r} == {"parts/", "arrays/"}
+    assert rules["uploads-never-finished"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    assert rules["old-versions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": {"Ref": "OldVersionsDays"}}
+
+
+def test_nothing_that_costs_while_it_idles() -> None:
+    kinds = {r["Type"] for r in stack.template()["Resources"].values()}
+    assert not kinds & {"AWS::EC2::NatGateway", "AWS::EC2::EIP", "AWS::EC2::Instance", "AWS::KMS::Key"}
+    endpoints = [r["Properties"] for r in stack.template()["Resources"].values() if "VPCEndpoint" in r["Type"]]
+    assert [e["VpcEndpointType"] for e in endpoints] == ["Gateway"]
+
+
+def test_the_same_command_again_changes_what_differs(cloud: None) -> None:
+    said(aws_up.main, "--yes", "--set", "CpuSpotMax=32", "DiskGiB=300")
+    bucket = stack.outputs("kiln")["Bucket"]
+    stack.deploy("kiln", {"CpuImageTag": "1.0-abc"})
+    plan = said(aws_up.main, "--yes", "--set", "GpuSpotMax=16")
+    assert "at most 32 vCPUs" in plan
+    assert "at most 16 vCPUs" in plan
+    assert "300 GiB" in plan
+    assert stack.outputs("kiln")["Bucket"] == bucket
+    assert plan.rstrip().endswith(f"export KILN_IMAGE={stack.outputs('kiln')['Registry']}:1.0-abc")
+    assert "KILN_IMAGE" not in said(aws_env.main, "--gpu").replace("# no image yet: make aws-image DEVICE=cuda", "")
+
+
+def test_it_says_what_it_would_make_and_asks(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = said(aws_up.main, "--dry-run")
+    assert "Idle it costs nothing but what is stored" in plan
+    assert stack.find("kiln") is None
+    assert "--yes" in refused(capsys, aws_up.main)
+    assert stack.find("kiln") is None
+
+
+def test_a_bucket_of_ones_own(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="mine")
+    said(aws_up.main, "--yes", "--bucket", "mine", *network)
+    told = stack.outputs("kiln")
+    assert told["Bucket"] == "mine"
+    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"]
+    assert "arn:aws:s3:::mine/*" in json.dumps(statements(told["DataPolicy"]))
+    assert "was yours before" in refused(capsys, aws_down.main, "--yes", "--delete-data", "mine")
+    said(aws_down.main, "--yes")
+    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"], "not ours to delete, though it is empty"
+
+
+def test_a_bucket_elsewhere_or_nowhere_is_refused(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
+    place = {"LocationConstraint": "eu-central-1"}
+    boto3.client("s3").create_bucket(Bucket="far", CreateBucketConfiguration=place)
+    assert "lies in eu-central-1" in refused(capsys, aws_up.main, "--yes", "--bucket", "far")
+    assert "not a bucket" in refused(capsys, aws_up.main, "--yes", "--bucket", "nowhere")
+    assert stack.find("kiln") is None
+
+
+def test_down_keeps_a_bucket_with_data(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    said(aws_up.main, "--yes", *network)
+    bucket, s3 = stack.outputs("kiln")["Bucket"], boto3.client("s3")
+    s3.put_object(Bucket=bucket, Key="results/conus/x.parquet", Body=b"1" * 1000)
+    assert "--yes" in refused(capsys, aws_down.main)
+    assert "the stack's bucket is" in refused(capsys, aws_down.main, "--yes", "--delete-data", "another")
+    text = said(aws_down.main, "--yes")
+    assert "1 files and old versions" in text
+    assert f"make aws-up BUCKET={bucket}" in text
+    assert stack.find("kiln") is None
+    assert boto3.client("ecr").describe_repositories()["repositories"] == []
+    assert s3.get_object(Bucket=bucket, Key="results/conus/x.parquet")["Body"].read() == b"1" * 1000
+    said(aws_up.main, "--yes", "--bucket", bucket, *network)
+    assert stack.outputs("kiln")["Bucket"] == bucket, "taken again"
+
+
+def test_down_deletes_a_bucket_that_is_empty_or_named(cloud: None, network: list[str]) -> None:
+    s3 = boto3.client("s3")
+    said(aws_up.main, "--yes", *network)
+    assert "GOES TOO" in said(aws_down.main, "--yes")
+    assert s3.list_buckets()["Buckets"] == []
+    said(aws_up.main, "--yes", *network)
+    bucket = stack.outputs("kiln")["Bucket"]
+    s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    for body in (b"1", b"2"):
+        s3.put_object(Bucket=bucket, Key="a", Body=body)
+    s3.delete_object(Bucket=bucket, Key="a")
+    assert "3 files and old versions" in said(aws_down.main, "--yes", "--delete-data", bucket)
+    assert s3.list_buckets()["Buckets"] == []
+
+
+@pytest.fixture
+def slow_jobs(cloud: None, s3_endpoint: str) -> Iterator[None]:
+    """Jobs that stay as they are submitted; moto's own fail at once where it finds no containers."""
+    import requests
+
+    states, model = f"{s3_endpoint}/moto-api/state-manager", {"model_name": "batch::job"}
+    slow = {**model, "transition": {"progression": "time", "seconds": 120}}
+    requests.post(f"{states}/set-transition", json=slow, timeout=10).raise_for_status()
+    yield
+    requests.post(f"{states}/unset-transition", json=model, timeout=10).raise_for_status()
+
+
+def test_down_leaves_a_stack_alone_whose_queue_holds_jobs(
+    slow_jobs: None, network: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(aws_up.main, "--yes", *network)
+    told = stack.outputs("kiln")
+    boto3.client("batch").submit_job(jobName="first", jobQueue=told["CpuQueue"], jobDefinition=told["CpuJob"])
+    assert "have not ended" in refused(capsys, aws_down.main, "--yes")
+    assert stack.find("kiln")
+
+
+def test_a_wrong_setting_is_refused_before_anything_is_made(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Vcpus: not among" in refused(capsys, aws_up.main, "--yes", "--set", "Vcpus=3")
+    assert "want KEY=VALUE" in refused(capsys, aws_up.main, "--yes", "--set", "CpuSpotMax")
+    assert "want lower-case" in refused(capsys, aws_up.main, "--yes", "--stack", "My_Stack")
+    assert "`make aws-up` creates it" in refused(capsys, aws_env.main)
+    assert "there is none" in refused(capsys, aws_down.main, "--yes")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (NoRegionError(), ConfigError, "set AWS_DEFAULT_REGION"),
+        (NoCredentialsError(), ConfigError, "set AWS_PROFILE"),
+        (("ExpiredToken", "gone"), ConfigError, "does not accept these credentials"),
+        (("AccessDenied", "not you"), AccountError, "access denied. not you"),
+        (("Throttling", "slow"), TransientError, "try again later"),
+        (("LimitExceededException", "too many roles"), AccountError, "too many roles"),
+    ],
+)
+def test_what_aws_answers_in_words(answer: Any, error: type[Exception], words: str) -> None:
+    if isinstance(answer, tuple):
+        answer = ClientError({"Error": {"Code": answer[0], "Message": answer[1]}}, "CreateStack")
+    with pytest.raises(error, match="stack kiln: ") as e, stack.asking("stack kiln"):
+        raise answer
+    assert words in str(e.value)
+
+
+def test_a_stack_that_was_rolled_back_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto never rolls back, so AWS's answers are written out here."""
+    events = [
+        {"LogicalResourceId": "CpuSpot", "ResourceStatus": "CREATE_FAILED", "ResourceStatusReason": "cancelled"},
+        {"LogicalResourceId": "GpuSpot", "ResourceStatus": "CREATE_FAILED", "ResourceStatusReason": "no such type"},
+        {"LogicalResourceId": "Data", "ResourceStatus": "CREATE_COMPLETE"},
+    ]
+    service = boto3.client("cloudformation", region_name="us-west-2", aws_access_key_id="x", aws_secret_access_key="x")
+    stubbed = Stubber(service)
+    about = {"StackName": "kiln", "CreationTime": datetime(2025, 1, 1)}
+    for status in ("CREATE_IN_PROGRESS", "ROLLBACK_COMPLETE"):
+        stubbed.add_response("describe_stacks", {"Stacks": [about | {"StackStatus": status}]})
+    whole = {"StackId": "s", "StackName": "kiln", "Timestamp": datetime(2025, 1, 1)}
+    stubbed.add_response(
+        "describe_stack_events", {"StackEvents": [whole | {"EventId": str(n)} | e for n, e in enumerate(events)]}
+    )
+    monkeypatch.setattr(stack, "client", lambda name: service)
+    monkeypatch.setattr(stack, "POLL", 0.0)
+    with stubbed, pytest.raises(AccountError) as e:
+        stack.settled("kiln", 10)
+    assert str(e.value).splitlines() == [
+        "stack kiln: ROLLBACK_COMPLETE", "  GpuSpot: no such type", "  CpuSpot: cancelled"
+    ]  # fmt: skip
+
+
+DOCKER = """#!/bin/sh
+# Stands in for docker, which needs an engine and a registry: writes down how it was called.
+echo "$@" >> "$CALLS"
+case "$1" in login) cat >> "$CALLS"; echo >> "$CALLS";; push) exit "${PUSH_FAILS:-0}";; esac
+"""
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A docker that writes its calls down, and a checkout of one commit."""
+    program, calls = tmp_path / "bin/docker", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(DOCKER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("CALLS", str(calls))
+    root = tmp_path / "kiln"
+    root.mkdir()
+    git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(aws_image, "ROOT", root)
+    return calls
+
+
+def test_an_image_is_built_pushed_and_told(cloud: None, docker: Path) -> None:
+    said(aws_up.main, "--yes")
+    registry = stack.outputs("kiln")["Registry"]
+    commit = aws_image.revision()
+    text = said(aws_image.main, "--device", "cuda", "--build-arg", "BASE=debian:12")
+    image = f"{registry}:{aws_image.__version__}-{commit[:12]}-cuda"
+    login, password, build, push, logout = (docker.read_text().splitlines()[n] for n in (1, 2, 0, 3, 4))
+    assert build == (
+        f"build --file {aws_image.ROOT}/envs/Dockerfile --tag {image} --build-arg DEVICE=cuda"
+        f" --build-arg VERSION={aws_image.__version__} --build-arg REVISION={commit} --build-arg BASE=debian:12"
+        f" {aws_image.ROOT}"
+    )
+    host = registry.partition("/")[0]
+    assert login == f"login --username AWS --password-stdin {host}"
+    assert password
+    assert password not in build + push + login + text
+    assert (push, logout) == (f"push {image}", f"logout {host}")
+    assert f"export KILN_IMAGE={image}" in text
+    assert stack.parameters(stack.find("kiln"))["GpuImageTag"] == image.rpartition(":")[2]
+    assert stack.parameters(stack.find("kiln")).get("CpuImageTag", "none") == "none"
+
+
+def test_an_image_that_is_there_is_not_built_again(cloud: None, docker: Path) -> None:
+    said(aws_up.main, "--yes")
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}
+    manifest |= {"config": {"mediaType": "m", "size": 1, "digest": "sha256:1"}, "layers": []}
+    tag = f"{aws_image.__version__}-{aws_image.revision()[:12]}-cpu"
+    boto3.client("ecr").put_image(repositoryName="kiln", imageManifest=json.dumps(manifest), imageTag=tag)
+    assert "is in the registry already" in said(aws_image.main)
+    assert not docker.exists()
+    assert stack.outputs("kiln")["CpuImage"].endswith(tag)
+
+
+def test_an_image_says_whose_it_is(
+    cloud: None, docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "`make aws-up` creates it" in refused(capsys, aws_image.main)
+    said(aws_up.main, "--yes")
+    monkeypatch.setenv("PUSH_FAILS", "3")
+    assert "docker push ended with 3" in refused(capsys, aws_image.main)
+    assert stack.outputs("kiln")["CpuImage"].endswith(":none"), "the stack names no image that was not pushed"
+    with pytest.raises(ConfigError, match="builder: not on this machine"):
+        aws_image.engine("builder")
+    (aws_image.ROOT / "changed.py").write_text("1\n")
+    assert "commit them first" in refused(capsys, aws_image.main)

@@ -1,0 +1,113 @@
+"""Two files of the same chips: cosines and recall against what was put in, what differs, and what is no pair."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kiln.cli import compare
+from kiln.formats import embeddings_file, vectors
+from kiln.io import storage
+from tests.bench.workload import make_naip, write_weights
+from tests.support.products import WORLD, YEAR, about, chip_at
+
+CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
+
+
+def written(path: Path, values: np.ndarray, stored: vectors.Storage = "float32", first: int = 0) -> Path:
+    """An embeddings file of chips from `first` on, with these vectors [n, D]."""
+    columns = embeddings_file.schema(values.shape[1], stored, [YEAR], about(storage=stored, dimensions=values.shape[1]))
+    with embeddings_file.ShardWriter(path, columns) as out:
+        out.append(CHIPS[first : first + len(values)], vectors.store({"embeddings": values}, stored))
+    return path
+
+
+@pytest.fixture
+def drawn() -> np.ndarray:
+    return 5 + np.random.default_rng(0).normal(size=(30, 16)).astype(np.float32)
+
+
+def test_cosines_and_recall_are_those_of_the_numbers_in_the_files(tmp_path: Path, drawn: np.ndarray) -> None:
+    other = drawn.copy()
+    other[4] = drawn[4] + 2 * drawn[5]
+    mine, its = written(tmp_path / "a.parquet", drawn), written(tmp_path / "b.parquet", other)
+    found = compare.compare(compare.read(str(mine), "embeddings")[:2], compare.read(str(its), "embeddings")[:2])
+    off = found.cosines < 1 - 1e-6
+    assert off.sum() == 1
+    a, b = drawn[4].astype(float), other[4].astype(float)
+    assert found.cosines[off] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+    a, b = a - drawn.mean(0), b - drawn.mean(0)
+    assert found.centred.min() == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
+    true, near = (nearest_by_hand(v) for v in (drawn, other))
+    assert found.recall == pytest.approx(np.mean([len(x & y) / 10 for x, y in zip(true, near, strict=True)]))
+    assert 0.9 < found.recall < 1
+
+
+def nearest_by_hand(values: np.ndarray) -> list[set[int]]:
+    """The ten nearest of each by cosine, one at a time."""
+    made = []
+    for n, v in enumerate(values):
+        cosines = [-2.0 if m == n else v @ w / np.linalg.norm(v) / np.linalg.norm(w) for m, w in enumerate(values)]
+        made.append(set(np.argsort(cosines)[-10:].tolist()))
+    return made
+
+
+def test_chips_are_matched_by_their_ids(tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture) -> None:
+    mine, its = written(tmp_path / "a.parquet", drawn), written(tmp_path / "b.parquet", drawn[10:], first=10)
+    compare.main([str(mine), str(its)])
+    said = capsys.readouterr().out
+    assert said.startswith("the same settings\n20 chips in both files, 10 in the first alone, 0 in the second alone\n")
+    assert "recall@10 1.0000" in said
+
+
+def test_stored_whole_numbers_are_read_with_their_scale(tmp_path: Path, drawn: np.ndarray, bucket: str) -> None:
+    mine, its = written(tmp_path / "a.parquet", drawn), written(tmp_path / "b.parquet", drawn, "int8")
+    storage.write_bytes(f"{bucket}/b.parquet", its.read_bytes())
+    a, b = compare.read(str(mine), "embeddings"), compare.read(f"{bucket}/b.parquet", "embeddings")
+    assert np.abs(a[1] - b[1]).max() < np.abs(drawn).max() / 127
+    assert compare.differences(a[2], b[2]) == ["storage: float32 and int8"]
+
+
+def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    load = make_naip(tmp_path / "archive", 1100)
+    made = [
+        load.embed(write_weights(tmp_path, "tiny", precision), tmp_path / precision, "--batch-size", "4")
+        for precision in ("float32", "int8")
+    ]
+    kiln = [json.loads(embeddings_file.open_file(p).schema_arrow.metadata[b"kiln"]) for p in made]
+    assert [k["precision"] for k in kiln] == ["float32", "int8"]
+    assert kiln[0]["fingerprint"] != kiln[1]["fingerprint"]
+    compare.main(list(map(str, made)))
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["precision: float32 and int8", "16 chips in both files"]
+    least = float(next(line for line in said if line.startswith("cosine  ")).split()[1])
+    assert 0.999 < least < 1
+
+
+def test_vectors_that_a_file_lacks_are_said(tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture) -> None:
+    mine = str(written(tmp_path / "a.parquet", drawn))
+    with pytest.raises(SystemExit):
+        compare.main([mine, mine, "--column", "embeddings_mean"])
+    assert "a.parquet: has no embeddings_mean; its `embedding` is class" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_compared_are_said(
+    tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture
+) -> None:
+    mine = written(tmp_path / "a.parquet", drawn)
+    rotten = tmp_path / "rotten.parquet"
+    rotten.write_bytes(mine.read_bytes()[:-100])
+    ledger = tmp_path / "a.ledger.parquet"
+    embeddings_file.write_ledger(ledger, embeddings_file.ledger_table([]))
+    for other, code, text in (
+        (written(tmp_path / "far.parquet", drawn[:5], first=35), 2, "no chip in common"),
+        (written(tmp_path / "short.parquet", drawn[:, :8]), 2, "vectors of 16 and 8 numbers"),
+        (ledger, 1, "a.ledger.parquet: not an embeddings file of Kiln"),
+        (rotten, 1, "rotten.parquet: not a whole Parquet file"),
+        (tmp_path / "gone.parquet", 1, "gone.parquet: does not exist"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            compare.main([str(mine), str(other)])
+        assert stop.value.code == code
+        assert text in capsys.readouterr().err

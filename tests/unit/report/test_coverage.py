@@ -1,0 +1,310 @@
+"""The coverage map and the ledger page."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import shapely
+from matplotlib.figure import Figure
+from PIL import Image
+
+from kiln.archives.worldcover.lattice import Column
+from kiln.formats import embeddings_file
+from kiln.report import coverage
+from tests.support.chips import make_chip
+from tests.support.products import YEAR, about, make_product
+
+GRID = [Column(k, 0, 10) for k in range(10)]
+SIDE = 512 / 12000
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Tables as lists of (class of the row, its cells' text); raises for tags that do not close."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tables, self.text, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag in VOID:
+            return
+        self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append((dict(attrs).get("class"), []))
+        if tag in ("td", "th"):
+            self.tables[-1][-1][1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two years; in 2021 a column failed for a hostile reason and another is open sea."""
+    run = tmp_path_factory.mktemp("coverage")
+    why = "tile <script>alert(\"x\")</script> & 'more' unreadable"
+    return (
+        make_product(run, 2020, columns=GRID),
+        make_product(run, 2021, columns=GRID, fail=lambda c: why if c == 6 else "", skip=lambda c, r: c == 2),
+    )
+
+
+def page_of(*made):
+    return coverage.ledger_page([m.record for m in made], [m.uri for m in made])
+
+
+# -------------------------------------------------------------------------------------------------------- raster
+
+
+def chips_of(*boxes):
+    return np.array([[*b, 0.0] for b in boxes], float)
+
+
+def test_every_cell_counts_the_chips_that_cover_it():
+    chips = chips_of((0, 0, 1, 1), (1, 0, 2, 1), (0, 1, 2, 2), (0, 1, 1, 2))
+    grid = coverage.raster(chips, (0.0, 0.0, 3.0, 2.0))
+    assert grid.shape == (600, 900)
+    assert (grid[300:, :600] == 1).all()  # south
+    assert (grid[:300, :300] == 2).all()  # north-west, twice
+    assert (grid[:300, 300:600] == 1).all()
+    assert (grid[:, 600:] == 0).all()
+
+
+def test_chips_side_by_side_neither_overlap_nor_gape(made):
+    chips = coverage.boxes(made[0].record, made[0].uri)
+    assert chips.shape == (100, 5)
+    west, south = chips[:, :2].min(axis=0)
+    east, north = chips[:, 2:4].max(axis=0)
+    assert (coverage.raster(chips, (west, south, east, north)) == 1).all()
+
+
+def test_a_chip_smaller_than_a_cell_still_shows():
+    chips = chips_of((10.0, 10.0, 10.001, 10.001))
+    assert coverage.raster(chips, (0.0, 0.0, 20.0, 20.0)).sum() == 1
+
+
+def test_the_longer_side_has_the_cells():
+    assert coverage.raster(np.empty((0, 5)), (0.0, 0.0, 10.0, 40.0)).shape == (900, 225)
+
+
+def test_boxes_are_those_of_all_parts(tmp_path):
+    made = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
+    assert len(made.record["files"]) > 1
+    assert len(coverage.boxes(made.record, made.uri)) == 100
+
+
+# ----------------------------------------------------------------------------------------------------------- map
+
+
+def shares(path):
+    """Width, height, and the share of pixels in the colour of full coverage."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    full = (np.abs(pixels - [0x0F, 0x76, 0x6E]).max(axis=-1) <= 2).mean()
+    red = ((pixels[..., 0] > 160) & (pixels[..., 1] < 60) & (pixels[..., 2] < 60)).sum()
+    return pixels.shape[1], pixels.shape[0], full, red
+
+
+def test_the_map_has_a_panel_for_each_product(made, tmp_path):
+    for n in (1, 2):
+        coverage.coverage_map([m.record for m in made[:n]], [m.uri for m in made[:n]], tmp_path / f"{n}.png")
+    one, two = shares(tmp_path / "1.png"), shares(tmp_path / "2.png")
+    assert two[0] == pytest.approx(2 * one[0], abs=2)
+    assert two[1] == one[1]
+    assert one[2] > 0.3
+    assert 0.2 < two[2] < one[2]  # two columns are missing in 2021
+    assert one[3] == 0 < two[3]  # failures are said in red
+
+
+def test_untrained_and_missing_are_said_on_the_map(tmp_path):
+    made = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
+    coverage.coverage_map([made.record], [made.uri], tmp_path / "a.png")
+    assert shares(tmp_path / "a.png")[3] > 50
+    missing = make_product(tmp_path / "b", columns=GRID[:2]).record | {"missing_shards": ["x"]}
+    coverage.coverage_map([missing], [str(tmp_path / "b/products/2021")], tmp_path / "b.png")
+    assert shares(tmp_path / "b.png")[3] > 50
+
+
+def test_a_product_without_chips_is_a_map_of_nothing(tmp_path):
+    made = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
+    coverage.coverage_map([made.record], [made.uri], tmp_path / "a.png")
+    assert shares(tmp_path / "a.png")[2] == 0
+
+
+def test_one_chip_is_a_map(tmp_path):
+    made = make_product(tmp_path, columns=[Column(3, 4, 1)])
+    coverage.coverage_map([made.record], [made.uri], tmp_path / "a.png")
+    assert shares(tmp_path / "a.png")[2] > 0.2
+
+
+def test_equal_products_make_equal_maps(made, tmp_path):
+    for name in "ab":
+        coverage.coverage_map([made[1].record], [made[1].uri], tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------- page
+
+
+def test_the_page_has_totals_and_every_unit(made):
+    page = Page(page_of(*made))
+    totals, units = page.tables
+    assert [c for _, c in totals[1:]] == [
+        ["worldcover 2020", "100", "100", "0", "0", "0", "10 embedded"],
+        ["worldcover 2021", "100", "80", "10", "0", "10", "8 embedded, 1 empty, 1 failed"],
+    ]
+    assert len(units) == 1 + 20
+    assert "".join(page.text).startswith("Ledger")
+
+
+def test_failed_units_come_first_of_their_product(made):
+    _, units = Page(page_of(made[1])).tables
+    assert [kind for kind, _ in units[1:]] == ["failed"] + ["embedded"] * 2 + ["empty"] + ["embedded"] * 6
+    failed = units[1][1]
+    assert failed[0].startswith("worldcover:2021:512:x0663072:")
+    assert failed[1:7] == ["10", "0", "0", "0", "10", "failed"]
+
+
+def test_failed_units_come_first_of_all_products(made):
+    _, units = Page(page_of(*made)).tables
+    assert units[1][0] == "failed"
+
+
+def test_reasons_are_shown_as_they_are_and_escaped(made):
+    text = page_of(made[1])
+    assert "<script" not in text
+    page = Page(text)
+    assert "script" not in page.tags
+    assert page.tables[1][1][1][7] == "tile <script>alert(\"x\")</script> & 'more' unreadable"
+
+
+def test_a_long_ledger_is_cut_after_the_failed_and_says_so(tmp_path, monkeypatch):
+    made = make_product(tmp_path, columns=GRID, fail=lambda c: "broken" if c > 6 else "")
+    monkeypatch.setattr(coverage, "LONGEST", 5)
+    page = Page(page_of(made))
+    assert [kind for kind, _ in page.tables[1][1:]] == ["failed"] * 3 + ["embedded"] * 2
+    assert "5 more units are in the products' ledger.parquet" in "".join(page.text)
+
+
+def test_untrained_and_missing_are_said_on_the_page(made, tmp_path):
+    assert "UNTRAINED" not in page_of(*made)
+    assert "are missing" not in page_of(*made)
+    told = make_product(tmp_path, columns=GRID[:2], kiln=about(untrained=True))
+    record = told.record | {"missing_shards": ["a", "b", "c"]}
+    page = Page(coverage.ledger_page([record], [told.uri]))
+    assert "UNTRAINED weights" in "".join(page.text)
+    assert "3 shards are missing" in "".join(page.text)
+
+
+def test_the_main_writes_both(made, tmp_path, capsys):
+    png, page = tmp_path / "map.png", tmp_path / "ledger.html"
+    records = [m.record_file for m in made]
+    coverage.main(["--records", *records, "--map", str(png), "--ledger", str(page)])
+    assert shares(png)[2] > 0.2
+    assert page.read_text() == page_of(*made)
+    with pytest.raises(SystemExit) as e:
+        coverage.main(["--records", *records, "--products", "one", "--map", str(png), "--ledger", str(page)])
+    assert e.value.code == 2
+    assert "2 records, but 1 products" in capsys.readouterr().err
+
+
+def test_pages_and_maps_of_a_product_on_s3(bucket, tmp_path):
+    made = make_product(tmp_path, columns=GRID, product=f"{bucket}/products/2021")
+    coverage.main(["--records", made.record_file, "--map", f"{bucket}/map.png", "--ledger", f"{bucket}/ledger.html"])
+    from kiln.io import storage
+
+    assert storage.read_bytes(f"{bucket}/map.png")[:4] == b"\x89PNG"
+    assert storage.read_bytes(f"{bucket}/ledger.html").decode() == page_of(made)
+    assert json.loads(storage.read_bytes(made.record_file)) == made.record
+
+
+# ------------------------------------------------------------------------------------------------ the antimeridian
+
+TWO_SIDES = ((178.5, 0, 179.5, 1), (179.5, 0, -179.5, 1), (-179.5, 0, -178.5, 1))
+
+
+def product_of(folder, *footprints):
+    """A product of one file, and its record."""
+    columns = embeddings_file.schema(2, "float32", [YEAR], about())
+    folder.mkdir()
+    with embeddings_file.ShardWriter(folder / "part-0000.parquet", columns) as out:
+        chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
+        out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
+    embeddings_file.write_ledger(folder / "ledger.parquet", embeddings_file.LEDGER.empty_table())
+    counts = dict.fromkeys(embeddings_file.COUNTS, 0) | {"embedded": len(chips)}
+    record = {"dataset": "sentinel2", "partition": folder.name, "files": [{"name": "part-0000.parquet"}]}
+    return record | {"counts": counts, "untrained": False, "missing_shards": [], "units": {}}
+
+
+def footprint(west, south, east, north):
+    if west < east:
+        return shapely.box(west, south, east, north)
+    return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
+
+
+def test_chips_beside_and_over_the_antimeridian_lie_side_by_side(tmp_path):
+    record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
+    chips = coverage.boxes(record, str(tmp_path / "a"))
+    assert chips[1, :4].tolist() == [179.5, 0, 180.5, 1]
+    (moved,) = coverage.together([chips])
+    assert moved[:, [0, 2]].tolist() == [[178.5, 179.5], [179.5, 180.5], [180.5, 181.5]]
+    assert coverage.frame([moved])[::2] == pytest.approx((178.38, 181.62))
+    assert (coverage.raster(moved, (178.5, 0.0, 181.5, 1.0)) == 1).all()
+
+
+def test_chips_of_two_products_on_either_side_share_a_narrow_frame():
+    moved = coverage.together([chips_of(TWO_SIDES[0]), chips_of(TWO_SIDES[2]), np.empty((0, 5))])
+    assert [m[:, 0].tolist() for m in moved] == [[178.5], [180.5], []]
+    assert coverage.frame(moved)[2] < 182
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(-125, 40, -124, 41), (-70, 40, -69, 41)],
+        [(-1, 0, 0, 1), (0, 0, 1, 1)],  # on both sides of Greenwich
+        [(-179.5, 0, -178.5, 1), (178.5, 0, 179.5, 1), (10, 50, 11, 51), (-80, 0, -79, 1)],  # of all the world
+        [(-180, 80, 180, 90)],
+        [],
+    ],
+)
+def test_other_chips_stay_where_they_are(boxes):
+    chips = chips_of(*boxes) if boxes else np.empty((0, 5))
+    assert np.array_equal(coverage.together([chips])[0], chips)
+
+
+def test_the_map_of_a_chip_over_the_antimeridian_is_no_map_of_the_world(tmp_path):
+    record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
+    coverage.coverage_map([record], [str(tmp_path / "a")], tmp_path / "a.png")
+    there = product_of(tmp_path / "b", *(footprint(8.5 + n, 0, 9.5 + n, 1) for n in range(3)))
+    coverage.coverage_map([there], [str(tmp_path / "b")], tmp_path / "b.png")
+    assert shares(tmp_path / "a.png")[2] == pytest.approx(shares(tmp_path / "b.png")[2], rel=0.05)
+    assert shares(tmp_path / "a.png")[2] > 0.1
+
+
+def test_longitudes_beyond_180_are_written_as_those_of_the_west():
+    figure = Figure()
+    axes = figure.add_subplot()
+    panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(embeddings_file.COUNTS, 0))
+    coverage.draw(axes, panel, (178.0, 0.0, 182.0, 1.0))
+    figure.canvas.draw()
+    told = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}
+    assert {"179", "-180", "-179"} <= told
+    assert not any(float(x) > 180 for x in told if x)

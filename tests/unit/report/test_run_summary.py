@@ -1,0 +1,87 @@
+"""What a run says it has made."""
+
+import json
+
+import pytest
+
+from kiln.archives.worldcover.lattice import Column
+from kiln.report import run_summary
+from tests.support.products import about, make_product
+
+GRID = [Column(k, 0, 10) for k in range(10)]
+EXACT = {"search": "exact", "rows": 1234, "recall_at_10": 1.0}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    run = tmp_path_factory.mktemp("summary")
+    return (
+        make_product(run, 2020, columns=[Column(k, 0, 200) for k in range(10)], kiln=about(untrained=True)),
+        make_product(run, 2021, columns=GRID, fail=lambda c: "no" if c == 1 else "", skip=lambda c, r: r == 0),
+    )
+
+
+def text_of(made, index=EXACT, pictures=(), **changes):
+    records = [m.record | changes for m in made]
+    return run_summary.summary(records, [m.uri for m in made], index, "results/x/explorer", pictures).splitlines()
+
+
+def test_the_table_has_the_counts_of_every_product(made):
+    head, rule, one, two, *_ = text_of(made)
+    assert head.split() == [
+        "product",
+        "expected",
+        "embedded",
+        "skipped",
+        "nodata",
+        "skipped",
+        "cloud",
+        "failed",
+        "units",
+    ]
+    assert set(rule) == {"-", " "}
+    assert one.split() == ["worldcover", "2020", "2,000", "2,000", "0", "0", "0", "10", "embedded"]
+    assert two.split() == ["worldcover", "2021", "100", "81", "9", "0", "10", "9", "embedded,", "1", "failed"]
+
+
+def test_numbers_stand_below_each_other(made):
+    head, _, one, two, *_ = text_of(made)
+    for name in ("expected", "embedded", "failed"):
+        end = head.index(name) + len(name)
+        assert one[end - 1].isdigit()
+        assert two[end - 1].isdigit()
+        assert one[end] == two[end] == " "
+
+
+def test_untrained_and_missing_are_said_only_where_true(made):
+    assert any("UNTRAINED" in x for x in text_of(made))
+    assert not any("UNTRAINED" in x for x in text_of(made[1:]))
+    assert not any("missing" in x for x in text_of(made))
+    assert any(x.startswith("4 shards are missing") for x in text_of(made, missing_shards=["a", "b"]))
+
+
+def test_it_says_where_products_database_and_pictures_are(made):
+    lines = text_of(made, pictures=["a/similar.png", "a/coverage.png"])
+    for m in made:
+        assert f"product   {m.uri}/" in lines
+    assert "explorer  results/x/explorer  (1,234 chips, exact search)" in lines
+    assert lines[-2:] == ["picture   a/similar.png", "picture   a/coverage.png"]
+
+
+def test_the_recall_of_an_index_is_said(made):
+    lines = text_of(made, {"search": "IVF_SQ", "rows": 6000, "recall_at_10": 0.98765})
+    assert "explorer  results/x/explorer  (6,000 chips, IVF_SQ, recall@10 0.988)" in lines
+
+
+def test_the_main_prints_it(made, tmp_path, capsys):
+    (tmp_path / "index.json").write_text(json.dumps(EXACT))
+    records = [m.record_file for m in made]
+    run_summary.main(["--records", *records, "--index", str(tmp_path / "index.json"), "--db", "results/x/explorer"])
+    assert capsys.readouterr().out.strip().splitlines() == text_of(made)
+
+
+def test_a_missing_record_is_said(tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        run_summary.main(["--records", str(tmp_path / "gone.json"), "--index", "x", "--db", "y"])
+    assert e.value.code == 1
+    assert "gone.json: does not exist" in capsys.readouterr().err

@@ -1,0 +1,380 @@
+"""One job of Sentinel-2 from plan to files: its rows and ledger, what the encoder is told, bad and remote items."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import torch
+
+from kiln.archives.registry import get_archive
+from kiln.archives.sentinel2 import files as sentinel2_files
+from kiln.archives.sentinel2.layout import chip_layout
+from kiln.formats import embeddings_file, plan_file
+from kiln.formats.fingerprint import fingerprint
+from kiln.io import gdal
+from kiln.model import checkpoint
+from kiln.model import weights as encoders
+from kiln.model.identity import RECIPE
+from scripts import embed_sentinel2
+from tests.conftest import ROOT
+from tests.support.items import BUCKET, FILES, write_item
+
+MEAN = [1105, 1355, 1552, 1887, 2422, 2630, 2743, 2785, 2388, 1835]  # the design's table, blue to swir22
+STD = [1809, 1757, 1888, 1870, 1732, 1697, 1742, 1648, 1470, 1379]
+WAVES = [0.493, 0.56, 0.665, 0.704, 0.74, 0.783, 0.842, 0.865, 1.61, 2.19]
+NAMES = [f"S2A_29RKH_202002{d:02d}_0_L2A" for d in range(10, 15)]
+REAL = "sentinel-s2-l2a-cogs/29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json"
+LATE = {"s2:processing_baseline": "04.00"}
+
+
+def make_plan(path, *entries, partition="29R-2020-02"):
+    """A plan of one shard of the items."""
+    items = {e["id"]: e["href"] for e in entries}
+    line = {"dataset": "sentinel2", "shard": f"29R-2020-02-{len(items):03d}-0123abcd", "partition": partition}
+    plan_file.write_plan([line | {"units": list(items), "items": items, "expected": 0, "bytes": 0}], str(path))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_array_job(monkeypatch):
+    monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
+
+
+@pytest.fixture
+def run(tmp_path, encoder_file):
+    """Does a plan's only line, and gives its rows and its ledger by the item's id."""
+
+    def do(made, *more, folder=tmp_path / "shards", weights=encoder_file, root=tmp_path):
+        units = make_plan(tmp_path / "plan.gz", *(m if isinstance(m, dict) else m.entry for m in made))
+        embed_sentinel2.main(flags(units, folder, weights, *more, root=root))
+        (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
+        ledger = pq.read_table(embeddings_file.ledger_name(str(rows))).to_pylist()
+        return pq.read_table(rows).to_pylist(), {e["unit_id"].partition(":")[2]: e for e in ledger}
+
+    return do
+
+
+def flags(units, folder, weights, *more, root, chip=16):
+    told = ["--units", units, "--index", 0, "--folder", folder, "--weights", weights, "--threads", 1]
+    told += ["--storage", "float32"]
+    return [str(t) for t in (*told, "--chip-size", chip, f"--rewrite={BUCKET}={root}", *more)]
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
+
+
+def fails(capsys, argv):
+    """Exit code and stderr of a job that ends with an error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        embed_sentinel2.main(argv)
+    return e.value.code, capsys.readouterr().err
+
+
+def closes(ledger, rows):
+    """Whether every unit's account closes, and the sum is the rows'."""
+    for e in ledger.values():
+        assert e["expected"] == e["embedded"] + e["skipped_nodata"] + e["skipped_cloud"] + e["failed"]
+    assert sum(e["embedded"] for e in ledger.values()) == len(rows)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------- what it writes
+
+
+def class_token(encoder, pixels, when=None, place=None, gsd=10.0):
+    """The reference: normalised pixels, gsd, and as trained [sin week, cos week, sin noon, cos noon], then
+    [sin lon, cos lon, sin lat, cos lat]; zeros where nothing is told."""
+    x = torch.from_numpy(pixels[None].astype(np.float32))
+    x = (x - torch.tensor(MEAN).view(10, 1, 1)) / torch.tensor(STD).view(10, 1, 1)
+    week = when.isocalendar().week * 2 * np.pi / 52 if when else 0
+    time_ = [np.sin(week), np.cos(week), 0, -1] if when else [0] * 4
+    here = [f(np.radians(v)) for v in place for f in (np.sin, np.cos)] if place else [0] * 4
+    told = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
+    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **told)[0, 0].tolist()
+
+
+@pytest.fixture(scope="module")
+def golden_weights(checkpoint_file, checkpoint_sha256, tmp_path_factory):
+    """The encoder of the checkpoint whose tokens are known from the reference implementation, and its file."""
+    path = tmp_path_factory.mktemp("golden") / "golden-float32.safetensors"
+    checkpoint.extract(checkpoint_file, checkpoint_sha256, "clay.ckpt", "float32", path)
+    return encoders.load_encoder(checkpoint_file), path
+
+
+@pytest.mark.parametrize("metadata", ["as_trained", "zeros"])
+def test_every_row_is_the_class_token_of_its_pixels_date_and_place(tmp_path, run, golden_weights, metadata):
+    encoder, weights = golden_weights
+    made = write_item(tmp_path, side=48)
+    rows, ledger = run([made], "--batch-size", 4, "--metadata", metadata, weights=weights)
+    assert len(rows) == 9
+    for row in rows:
+        x, y = row["col"] * 16, row["row"] * 16
+        with rasterio.open(made.folder / "B04.tif") as file:
+            east, north = file.xy(y + 8, x + 8, offset="ul")
+            centre = geopandas.GeoSeries.from_xy([east], [north], crs=file.crs).to_crs(4326)[0]
+        told = {"when": datetime(2020, 2, 19, tzinfo=UTC), "place": (centre.x, centre.y)}
+        pixels = made.bands[:, y : y + 16, x : x + 16]
+        right = class_token(encoder, pixels, **(told if metadata == "as_trained" else {}))
+        assert row["embeddings"] == pytest.approx(right, abs=1e-4)
+        for other in ({}, told | {"place": (centre.y, centre.x)}, told | {"when": datetime(2020, 6, 1, tzinfo=UTC)}):
+            if metadata == "as_trained":  # and each of them makes a difference that this test would see
+                assert row["embeddings"] != pytest.approx(class_token(encoder, pixels, **other), abs=1e-3)
+    assert ledger[made.entry["id"]]["notes"] == "no_offset"
+
+
+def test_what_is_encoded_has_lost_the_offset(tmp_path, run, encoder):
+    made = write_item(tmp_path, side=16, low=1500, properties=LATE)
+    (row,), ledger = run([made], "--metadata", "zeros")
+    assert row["embeddings"] == pytest.approx(class_token(encoder, made.bands - 1000), abs=1e-4)
+    assert row["offset_applied"]
+    assert "offset_subtracted" in ledger[made.entry["id"]]["notes"]
+
+
+def test_an_actual_gsd_is_the_pixel_size_of_the_scene(tmp_path, run, encoder):
+    made = write_item(tmp_path, side=16)
+    (row,), _ = run([made], "--metadata", "zeros", "--gsd", "actual")
+    assert row["embeddings"] == pytest.approx(class_token(encoder, made.bands, gsd=10.0), abs=1e-4)
+    assert row["pixel_size"] == 10
+
+
+def test_the_ledger_closes_and_counts_nodata_and_cloud_apart(tmp_path, run):
+    scl = np.full((32, 32), 5, np.uint8)
+    scl[:8], scl[8:16, :16] = 0, 9
+    made = [
+        write_item(tmp_path, NAMES[0], scl=scl),
+        write_item(tmp_path, NAMES[1], scl=np.full((32, 32), 8, np.uint8)),
+        write_item(tmp_path, NAMES[2], side=8),
+        write_item(tmp_path, NAMES[3]),
+    ]
+    (made[3].folder / "B06.tif").unlink()
+    gone = {"id": NAMES[4], "href": f"{BUCKET}/gone.json"}
+    rows, ledger = run([*made, gone])
+    assert closes(ledger, rows)
+    names = ("status", "expected", "expected_known", "embedded", "skipped_nodata", "skipped_cloud", "failed")
+    estimate = (10_980 // 16) ** 2
+    assert {k: tuple(e[n] for n in names) for k, e in ledger.items()} == {
+        NAMES[0]: ("embedded", 16, True, 10, 4, 2, 0),
+        NAMES[1]: ("empty", 16, True, 0, 0, 16, 0),
+        NAMES[2]: ("empty", 0, True, 0, 0, 0, 0),
+        NAMES[3]: ("failed", estimate, False, 0, 0, 0, estimate),
+        NAMES[4]: ("failed", estimate, False, 0, 0, 0, estimate),
+    }
+    assert ledger[NAMES[1]]["reason"] == "more cloud than max_cloud"
+    assert "rededge2 is missing" in ledger[NAMES[3]]["reason"]
+    assert ledger[NAMES[4]]["reason"] == f"{tmp_path}/gone.json: does not exist"
+
+
+@pytest.mark.parametrize(("limit", "embedded", "skipped"), [(0.5, 12, 4), (0.6, 12, 4), (0.63, 16, 0)])
+def test_the_limit_on_cloud_is_a_flag_and_part_of_the_fingerprint(
+    tmp_path, run, encoder_file, limit, embedded, skipped
+):
+    scl = np.full((32, 32), 5, np.uint8)
+    scl[:5] = 3  # five of eight rows of a chip: 0.625
+    made = write_item(tmp_path, scl=scl)
+    _, ledger = run([made], "--max-cloud", limit, "--max-nodata", 0.1)
+    e = ledger[made.entry["id"]]
+    assert (e["embedded"], e["skipped_cloud"]) == (embedded, skipped)
+    about = about_of(tmp_path / "shards")
+    limits = {"max_nodata": 0.1, "max_cloud": limit}
+    assert about["limits"] == limits
+    told = {"weights": encoders.read_about(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
+    told |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": chip_layout(16)}
+    archive = get_archive("sentinel2")
+    recipes = {"clay": RECIPE, "sentinel2": archive.recipe}
+    assert about["fingerprint"] == fingerprint("sentinel2", sensor=archive.sensor, recipes=recipes, **told, **limits)
+
+
+def about_of(folder):
+    (made,) = (p for p in folder.iterdir() if "ledger" not in p.name)
+    return embeddings_file.about_of(made)
+
+
+def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run):
+    made = write_item(tmp_path, side=16)
+    rows, _ = run([made], "--contradicted", "0.01")
+    about = about_of(tmp_path / "shards")
+    bands = list(FILES)
+    assert about["normalisation"] == {"bands": bands, "mean": MEAN, "std": STD}
+    assert (about["wavelengths"], about["gsd"], about["metadata"]) == (WAVES, 10.0, "as_trained")
+    assert about["lattice"] == {"chip_size": 16, "lattice": "scene", "contradicted": 0.01}
+    sizes = {str(p): {"size": p.stat().st_size} for p in made.folder.glob("*.tif")}
+    assert about["sources"] == sizes
+    assert set(rows[0]["sources"]) == set(sizes) - {str(made.folder / "SCL.tif")}
+
+
+def test_the_datasets_own_columns_have_the_types_of_the_contract(tmp_path, run):
+    made = [write_item(tmp_path, NAMES[0], side=16), write_item(tmp_path, NAMES[1], side=16, style="v0")]
+    rows, _ = run(made)
+    (path,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
+    read = pq.read_schema(path)
+    for name in ("platform", "mgrs_tile", "processing_baseline"):
+        assert read.field(name).type == pa.dictionary(pa.int32(), pa.string())
+    assert [read.field(n).type for n in ("offset_applied", "sun_elevation")] == [pa.bool_(), pa.float32()]
+    assert [r["sun_elevation"] for r in rows] == [48.25, None]
+    assert {(r["platform"], r["mgrs_tile"], r["processing_baseline"]) for r in rows} == {
+        ("sentinel-2a", "29RKH", "02.14")
+    }
+    frame = geopandas.read_parquet(path)
+    assert frame.crs.to_epsg() == 4326
+    assert frame.geometry.is_valid.all()
+
+
+def test_two_runs_give_byte_equal_files(tmp_path, run):
+    made = [write_item(tmp_path, n, seed=i, blockysize=16) for i, n in enumerate(NAMES[:3])]
+    run(made, folder=tmp_path / "a")
+    run(made, "--read-threads", 1, "--read-ahead-mb", 0, folder=tmp_path / "b")
+    assert len(files(tmp_path / "a")) == 2
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_where_an_item_was_found_does_not_change_the_file(tmp_path, run):
+    made = write_item(tmp_path)
+    shutil.copy(made.folder / f"{made.entry['id']}.json", tmp_path / "elsewhere.json")
+    run([made], folder=tmp_path / "a")
+    run([made.entry | {"href": str(tmp_path / "elsewhere.json")}], folder=tmp_path / "b")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
+    tmp_path, run, encoder_file, capsys, serve, monkeypatch
+):
+    monkeypatch.setattr(sentinel2_files, "ASKED", 3)
+    fresh = {"GDAL_HTTP_MAX_RETRY": "0", "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"}  # nothing kept of a file
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | fresh)
+    made = [write_item(tmp_path / "near", n, seed=i) for i, n in enumerate(NAMES[:3])]
+    server = serve(
+        {f"/{p.relative_to(tmp_path / 'near')}": p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
+    )
+    run(made, "--batch-size", 1, root=server.url, folder=tmp_path / "whole")
+    units = make_plan(tmp_path / "plan.gz", *(m.entry for m in made))
+    parts = ["--parts", tmp_path / "parts", "--read-threads", 1, "--read-ahead-mb", 0, "--batch-size", 1]
+    argv = flags(units, tmp_path / "shards", encoder_file, *parts, root=server.url)
+    read = sentinel2_files.Files.read
+
+    def breaks(self, band, **how):
+        if self.item_id == NAMES[2]:
+            server.status = 503
+        return read(self, band, **how)
+
+    monkeypatch.setattr(sentinel2_files.Files, "read", breaks)
+    assert fails(capsys, argv)[0] == 1
+    assert files(tmp_path / "shards") == {}
+    monkeypatch.setattr(sentinel2_files.Files, "read", read)
+    server.status = 0
+    asked = []
+    monkeypatch.setattr(sentinel2_files.Files, "read", lambda s, b, **k: asked.append(s.item_id) or read(s, b, **k))
+    embed_sentinel2.main(argv)
+    assert NAMES[0] not in asked
+    assert NAMES[2] in asked
+    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+
+
+# ----------------------------------------------------------------------------------------- what ends a job, and when
+
+
+def test_a_store_that_refuses_ends_the_job_before_the_weights_load(tmp_path, capsys, serve, encoder_file, monkeypatch):
+    made = write_item(tmp_path)
+    server = serve({}, status=403)
+    monkeypatch.setattr(sentinel2_files, "ASKED", 3)
+    monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
+    units = make_plan(tmp_path / "plan.gz", made.entry)
+    code, said = fails(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert "403" in said
+    assert files(tmp_path / "shards") == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--max-cloud", "1.5"], "--max-cloud 1.5: want a share"),
+        (["--contradicted", "-1"], "contradicted -1.0: want a share"),
+        (["--chip-size", "100"], "chip size 100"),
+        (["--rewrite", "nothing"], "'nothing': want OLD=NEW"),
+        (["--rewrite", "=x"], "'=x': want OLD=NEW"),
+    ],
+)
+def test_wrong_flags_are_errors_that_name_them(tmp_path, capsys, encoder_file, more, says):
+    units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
+    code, said = fails(capsys, flags(units, tmp_path / "shards", encoder_file, *more, root=tmp_path))
+    assert code == 2
+    assert says in said
+
+
+@pytest.mark.parametrize("items", [None, {}, {"other": "x"}, ["a"]])
+def test_a_plan_that_does_not_say_where_items_are_is_refused(tmp_path, capsys, encoder_file, items):
+    line = {"dataset": "sentinel2", "shard": "s", "partition": "p", "units": ["a"], "expected": 0, "bytes": 0}
+    plan_file.write_plan([line | ({} if items is None else {"items": items})], str(tmp_path / "plan.gz"))
+    code, said = fails(capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", encoder_file, root=tmp_path))
+    assert (code, "does not say where its items are" in said) == (2, True)
+
+
+def test_a_plan_of_naip_is_refused(tmp_path, capsys):
+    line = {"dataset": "naip", "shard": "s", "partition": "p", "units": ["a"], "expected": 0, "bytes": 0}
+    plan_file.write_plan([line], str(tmp_path / "plan.gz"))
+    code, said = fails(capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path))
+    assert (code, "a plan of naip, not of sentinel2" in said) == (2, True)
+
+
+def test_an_index_past_the_end_does_nothing_and_is_no_error(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
+    embed_sentinel2.main(flags(units, tmp_path / "shards", "not-even-there", "--index", 1, root=tmp_path))
+    assert files(tmp_path / "shards") == {}
+    assert "past the end" in caplog.text
+
+
+def test_help_shows_every_flag_and_does_not_import_torch():
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_module('scripts.embed_sentinel2', run_name='__main__')\n"
+        "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    for flag in ("--index", "--chip-size", "--max-cloud", "--metadata", "--rewrite", "--contradicted"):
+        assert flag in done.stdout
+    assert done.stdout.endswith("exit 0 False\n")
+
+
+# --------------------------------------------------------------------------------------------------- the real scene
+
+
+def test_the_real_scene_is_embedded_where_its_files_say_it_lies(shared, run, encoder):
+    if not shared:
+        pytest.skip("no real scene here")
+    root = shared / "archive" / "sentinel-cogs"
+    entry = {"id": Path(REAL).stem, "href": f"{BUCKET}/{REAL}"}
+    rows, ledger = run([entry], "--chip-size", 256, root=root)
+    (e,) = ledger.values()
+    assert (e["status"], e["expected"], e["embedded"], e["notes"]) == ("embedded", 16, 16, "no_offset")
+    folder = root / Path(REAL).parent
+    assert json.loads((root / REAL).read_text())["assets"]["red"]["proj:shape"] == [10_980, 10_980]  # not the files'
+    frame = geopandas.GeoDataFrame(rows, geometry=geopandas.GeoSeries.from_wkb([r["geometry"] for r in rows]), crs=4326)
+    for row, footprint in zip(rows, frame.to_crs(32629).geometry, strict=True):
+        with rasterio.open(folder / "B04.tif") as file:
+            window = rasterio.windows.from_bounds(*footprint.bounds, transform=file.transform)
+            assert window.flatten() == pytest.approx((row["col"] * 256, row["row"] * 256, 256, 256), abs=0.01)
+        chip = []
+        for name in FILES.values():
+            with rasterio.open(folder / f"{name}.tif") as file:
+                here = rasterio.windows.from_bounds(*footprint.bounds, transform=file.transform)
+                here = here.round_offsets(pixel_precision=3).round_lengths(pixel_precision=3)
+                pixels = file.read(1, window=here)
+            chip.append(np.kron(pixels, np.ones((256 // len(pixels),) * 2, np.uint16)))
+        centre = geopandas.GeoSeries([footprint.centroid], crs=32629).to_crs(4326)[0]
+        when = datetime(2020, 2, 19, tzinfo=UTC)
+        right = class_token(encoder, np.stack(chip), when=when, place=(centre.x, centre.y))
+        assert row["embeddings"] == pytest.approx(right, abs=1e-3)
+        assert row["datetime"] == datetime(2020, 2, 19, 11, 34, 25, 405_000, tzinfo=UTC)

@@ -1,0 +1,388 @@
+"""One job from plan to files: what it writes, when it does nothing, what a signal or an error leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import geopandas
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from kiln.archives.worldcover import plan as plan_worldcover
+from kiln.io import storage
+from kiln.model import weights as encoders
+from scripts import embed_worldcover
+from tests.conftest import ROOT
+from tests.support.archives import mosaic, random_pixels, write_tile
+
+MEAN, STD = [1552, 1355, 1105, 2743], [1888, 1757, 1809, 1742]  # red, green, blue, nir of the design's table
+WAVES = [0.665, 0.56, 0.493, 0.842]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    root = tmp_path_factory.mktemp("archive")
+    for west in (10, 11):
+        for south in (44, 45):
+            write_tile(root, 2021, west, south, random_pixels(48, 2 * west + south, holes=1))
+    return root
+
+
+def make_plan(root, path, region="10,44,12,46", per_shard=3, encode="whole"):
+    told = {"archive": root, "year": 2021, "region": region, "chip-size": 16, "pixels-per-degree": 48}
+    told |= {"columns-per-shard": per_shard, "encode": encode, "output": path}
+    plan_worldcover.main([f"--{k}={v}" for k, v in told.items()])
+    return path, [json.loads(x) for x in storage.read_bytes(str(path)).decode().splitlines()]
+
+
+@pytest.fixture
+def plan(archive, tmp_path):
+    return make_plan(archive, tmp_path / "plan.jsonl")
+
+
+@pytest.fixture
+def flags(plan, tmp_path, encoder_file, monkeypatch):
+    """The flags of a job of the plan that writes to `shards`."""
+    monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
+
+    def make(*more, units=plan[0], folder=tmp_path / "shards", weights=encoder_file):
+        told = ["--units", units, "--folder", folder, "--weights", weights, "--threads", 1, "--max-nodata", 0.6]
+        return [str(t) for t in (*told, "--storage", "float32", *more)]
+
+    return make
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
+
+
+def fails(capsys, argv):
+    """Exit code and stderr of a job that ends with an error."""
+    with pytest.raises(SystemExit) as e:
+        embed_worldcover.main(argv)
+    return e.value.code, capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- what it writes
+
+
+@pytest.mark.parametrize(
+    ("more", "gsd", "time_", "place"),
+    [
+        ([], 10.0, False, False),
+        (["--metadata", "as_published"], 10.0, True, True),
+        (["--gsd", "actual"], 111_195 / 48, False, False),
+    ],
+    ids=["defaults", "as published", "actual gsd"],
+)
+def test_every_row_is_the_class_token_of_its_own_pixels(
+    archive, plan, flags, tmp_path, encoder, more, gsd, time_, place
+):
+    embed_worldcover.main(flags("--index", 1, "--batch-size", 3, *more))
+    (name,) = [n for n in files(tmp_path / "shards") if not n.endswith(".ledger.parquet")]
+    rows = pq.read_table(tmp_path / "shards" / name).to_pylist()
+    assert len(rows) > 12
+    world = mosaic(archive, 2021, 10, 46, 2, 2, 48)
+    for row in rows:
+        x, y = round((row["x0"] - 10) * 48), round((46 - row["y0"]) * 48)
+        pixels = torch.from_numpy(world[None, :, y : y + 16, x : x + 16].astype(np.float32))
+        pixels = (pixels - torch.tensor(MEAN).view(4, 1, 1)) / torch.tensor(STD).view(4, 1, 1)
+        lon, lat = row["x0"] + 8 / 48, row["y0"] - 8 / 48
+        june = [np.sin(22 * 2 * np.pi / 52), np.cos(22 * 2 * np.pi / 52), 0, -1]  # 2021-06-01 is in ISO week 22
+        here = [f(np.radians(v)) for v in (lon, lat) for f in (np.sin, np.cos)]
+        told = {"time": june if time_ else [0] * 4, "latlon": here if place else [0] * 4}
+        told = {k: torch.tensor([v], dtype=torch.float32) for k, v in told.items()}
+        expected = encoder(pixels, wavelengths=torch.tensor(WAVES), gsd=gsd, **told)[0, 0]
+        assert row["embeddings"] == pytest.approx(expected.tolist(), abs=1e-4)
+        assert row["datetime"].isoformat() == "2021-06-01T00:00:00+00:00"
+        assert row["year"] == 2021
+
+
+def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
+    embed_worldcover.main(flags("--index", 0))
+    shard = plan[1][0]["shard"]
+    assert set(files(tmp_path / "shards")) == {f"{shard}.parquet", f"{shard}.ledger.parquet"}
+    rows = pq.read_table(tmp_path / "shards" / f"{shard}.parquet")
+    ledger = pq.read_table(tmp_path / "shards" / f"{shard}.ledger.parquet").to_pylist()
+    assert [e["unit_id"] for e in ledger] == plan[1][0]["units"]
+    assert sum(e["embedded"] for e in ledger) == len(rows)
+    for e in ledger:
+        assert e["expected"] == e["embedded"] + e["skipped_nodata"] + e["skipped_cloud"] + e["failed"] == 6
+        assert e["expected_known"]
+        assert e["etag"]
+
+
+def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file, archive):
+    units, lines = make_plan(archive, tmp_path / "quarters.jsonl", encode="quarters")
+    embed_worldcover.main(flags("--index", 0, "--storage", "float16", units=units))
+    path = tmp_path / "shards" / f"{lines[0]['shard']}.parquet"
+    about = json.loads(pq.read_schema(path).metadata[b"kiln"])
+    assert about["weights_sha256"] == encoders.read_about(encoder_file)["sha256"]
+    assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
+    assert (about["untrained"], about["storage"], about["precision"]) == (True, "float16", "float32")
+    assert about["lattice"] == {"chip_size": 16, "pixels_per_degree": 48, "encode": "quarters"}
+    assert (about["chip_size"], about["dimensions"], about["gsd"]) == (16, 32, 10.0)
+    assert about["limits"] == {"max_nodata": 0.6, "max_cloud": None}
+    assert about["wavelengths"] == WAVES
+    assert {"kiln", "python", "torch", "numpy", "pyarrow", "rasterio", "gdal"} == set(about["software"])
+    assert about["sources"] == {uri: {"size": size} for _, uri, size, _ in lines[0]["tiles"]}
+    assert len(about["fingerprint"]) == 64
+    assert geopandas.read_parquet(path).crs.to_epsg() == 4326
+
+
+def test_two_runs_give_byte_equal_files(flags, tmp_path):
+    for folder, more in (("a", []), ("b", ["--read-threads", 1, "--read-ahead-mb", 0])):
+        embed_worldcover.main(flags("--index", 1, *more, folder=tmp_path / folder))
+    made = files(tmp_path / "a")
+    assert len(made) == 2
+    assert made == files(tmp_path / "b")
+
+
+def test_a_bucket_gets_the_same_bytes_as_a_folder(flags, tmp_path, bucket, plan):
+    storage.write_bytes(f"{bucket}/plan.jsonl", plan[0].read_bytes())
+    embed_worldcover.main(flags("--index", 1))
+    embed_worldcover.main(flags("--index", 1, units=f"{bucket}/plan.jsonl", folder=f"{bucket}/run/shards"))
+    there = {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in storage.listing(f"{bucket}/run/shards")}
+    assert there == files(tmp_path / "shards")
+
+
+def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(flags, tmp_path, plan):
+    embed_worldcover.main(flags("--index", 1, "--output", tmp_path / "elsewhere" / "x.parquet"))
+    assert set(files(tmp_path / "elsewhere")) == {"x.parquet"}
+    assert set(files(tmp_path / "shards")) == {f"{plan[1][1]['shard']}.ledger.parquet"}
+
+
+# --------------------------------------------------------------------------------------- which shard, and when
+
+
+def test_the_index_of_an_array_job_picks_the_line(flags, tmp_path, monkeypatch, plan):
+    monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "1")
+    embed_worldcover.main(flags())
+    assert f"{plan[1][1]['shard']}.parquet" in files(tmp_path / "shards")
+    embed_worldcover.main(flags("--index", 0, folder=tmp_path / "flag"))  # the flag wins
+    assert f"{plan[1][0]['shard']}.parquet" in files(tmp_path / "flag")
+    embed_worldcover.main(flags("--shard", plan[1][0]["shard"], folder=tmp_path / "name"))  # and the name before both
+    assert files(tmp_path / "name") == files(tmp_path / "flag")
+
+
+def test_an_index_past_the_end_does_nothing_and_is_no_error(flags, tmp_path, monkeypatch, plan, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", str(len(plan[1])))
+    embed_worldcover.main(flags(weights="not-even-there"))
+    assert files(tmp_path / "shards") == {}
+    assert "past the end" in caplog.text
+
+
+def test_a_finished_shard_is_left_alone_without_looking_at_weights(flags, tmp_path, plan):
+    embed_worldcover.main(flags("--index", 0))
+    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    before = path.stat()
+    embed_worldcover.main(flags("--index", 0, weights="not-even-there"))
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_overwrite_does_a_finished_shard_again(flags, tmp_path, plan):
+    embed_worldcover.main(flags("--index", 0))
+    good = files(tmp_path / "shards")
+    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    path.write_bytes(b"damaged")
+    embed_worldcover.main(flags("--index", 0))
+    assert path.read_bytes() == b"damaged"
+    embed_worldcover.main(flags("--index", 0, "--overwrite"))
+    assert files(tmp_path / "shards") == good
+
+
+def test_a_failed_overwrite_leaves_the_finished_shard(flags, tmp_path, capsys):
+    embed_worldcover.main(flags("--index", 0))
+    good = files(tmp_path / "shards")
+    assert fails(capsys, flags("--index", 0, "--overwrite", weights="not-even-there"))[0] == 1
+    assert files(tmp_path / "shards") == good
+
+
+def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_path, capsys, plan):
+    embed_worldcover.main(flags("--index", 0))
+    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    identity = json.loads(pq.read_schema(path).metadata[b"kiln"])["fingerprint"]
+    embed_worldcover.main(flags("--index", 0, "--expect-fingerprint", identity[:8], folder=tmp_path / "right"))
+    assert len(files(tmp_path / "right")) == 2
+    for more in (
+        ["--storage", "float16"],
+        ["--max-nodata", "0.5"],
+        ["--metadata", "as_published"],
+        ["--gsd", "actual"],
+    ):
+        code, said = fails(
+            capsys, flags("--index", 0, "--expect-fingerprint", identity[:8], *more, folder=tmp_path / "wrong")
+        )
+        assert code == 2
+        assert f"{identity[:8]} is expected" in said
+    assert files(tmp_path / "wrong") == {}
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        ([], 2, "say which shard"),
+        (["--index", "-1"], 2, "lines count from 0"),
+        (["--index", "one"], 2, "invalid int value"),
+        (["--shard", "x"], 2, "no shard 'x' among 2"),
+        (["--index", "0", "--units", "/nowhere.jsonl"], 1, "/nowhere.jsonl: does not exist"),
+        (["--index", "0", "--weights", "/nowhere.safetensors"], 1, "no such weights file"),
+        (["--index", "0", "--weights", __file__], 1, "not a whole safetensors file"),
+        (["--index", "0", "--folder", f"{__file__}/x"], 1, "cannot be written"),
+        (["--index", "0", "--device", "nonsense"], 2, "nonsense"),
+        (["--index", "0", "--batch-size", "0"], 2, "batch"),
+        (["--index", "0", "--read-threads", "0"], 2, "read"),
+        (["--index", "0", "--max-nodata", "5"], 2, "nodata"),
+    ],
+)
+def test_wrong_flags_are_errors_of_one_line_and_leave_nothing(flags, tmp_path, capsys, more, code, says):
+    found, said = fails(capsys, flags(*more))
+    assert says in said
+    assert found == code
+    assert files(tmp_path / "shards") == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", '{"dataset": "worldcover"}', "\xff\xfe", "null"])
+def test_a_damaged_plan_is_an_error_that_names_the_line(flags, tmp_path, capsys, plan, text):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(plan[0].read_text().splitlines()[0] + "\n" + text + "\n", encoding="latin-1")
+    code, said = fails(capsys, flags("--index", 1, units=bad))
+    assert (code, "bad.jsonl, line 2: not a shard of a plan" in said) == (2, True)
+
+
+def test_an_index_that_is_no_number_is_an_error(flags, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "x")
+    assert fails(capsys, flags())[0] == 2
+
+
+def test_more_failures_than_allowed_fail_the_shard_with_its_ledger_in_the_log(flags, tmp_path, capsys, caplog):
+    root = tmp_path / "archive"
+    for west in (10, 11):
+        path = write_tile(root, 2021, west, 45, random_pixels(48, west))
+        if west == 11:
+            path.write_bytes(b"damaged")
+    units, lines = make_plan(root, tmp_path / "bad.jsonl", region="10,45,12,46", per_shard=100)
+    code, said = fails(capsys, flags("--index", 0, "--max-failed-fraction", 0.1, units=units))
+    assert code == 1
+    assert "more than max_failed_fraction 10%; the first reason: " in said
+    assert "not a readable GeoTIFF" in said
+    for unit in lines[0]["units"]:
+        assert unit in caplog.text
+    assert files(tmp_path / "shards") == {}
+    embed_worldcover.main(flags("--index", 0, "--max-failed-fraction", 0.6, units=units))
+    assert len(files(tmp_path / "shards")) == 2
+
+
+def test_an_archive_of_another_resolution_fails_before_the_weights_load(flags, tmp_path, capsys, monkeypatch):
+    write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(24, 1))
+    units, _ = make_plan(tmp_path / "archive", tmp_path / "bad.jsonl", region="10,45,11,46")
+    monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
+    code, said = fails(capsys, flags("--index", 0, units=units))
+    assert (code, "24 x 24 px, want 48 x 48" in said) == (2, True)
+    assert files(tmp_path / "shards") == {}
+
+
+def test_a_throttled_archive_ends_the_job_so_that_it_is_tried_again(flags, tmp_path, capsys, serve):
+    path = write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(48, 1))
+    server = serve({f"/{path.relative_to(tmp_path / 'archive')}": path.read_bytes()})
+    units, _ = make_plan(server.url, tmp_path / "http.jsonl", region="10,45,11,46")
+    server.status = 503
+    code, said = fails(capsys, flags("--index", 0, units=units))
+    assert code == 1
+    assert "503; try again later" in said
+    assert files(tmp_path / "shards") == {}
+    server.status = 0
+    embed_worldcover.main(flags("--index", 0, units=units))
+    assert len(files(tmp_path / "shards")) == 2
+
+
+# --------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.fixture
+def halfway(tmp_path, archive, serve, flags):
+    """A job of its own process that has embedded the northern tile and waits for the southern: (process, server)."""
+    names = {f"/{p.relative_to(archive)}": p.read_bytes() for p in archive.rglob("*N4[45]E010*.tif")}
+    server = serve(names)
+    units, _ = make_plan(server.url, tmp_path / "http.jsonl", region="10,44,11,46")
+    server.held = {n for n in names if "N44" in n}
+    argv = flags("--index", 0, "--batch-size", 2, units=units)
+    command = [sys.executable, "-m", "scripts.embed_worldcover", *argv]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert server.arrived.wait(60)
+    end = time.monotonic() + 60
+    while not any(p.stat().st_size for p in (tmp_path / "shards").glob(".*.partial")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    yield process, server, argv
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+def test_sigterm_in_the_middle_leaves_nothing(halfway, tmp_path):
+    process, server, _ = halfway
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    server.release.set()
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 143
+    assert "terminated; nothing partial is left" in said
+    assert "Traceback" not in said
+    assert files(tmp_path / "shards") == {}
+
+
+def test_sigterm_is_obeyed_at_once_though_a_read_hangs(halfway, tmp_path):
+    process, _, _ = halfway
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143  # a container is killed some seconds after it was asked to end
+    assert files(tmp_path / "shards") == {}
+
+
+def test_after_sigkill_another_run_gives_byte_equal_files_and_sweeps_up(halfway, tmp_path):
+    process, server, argv = halfway
+    process.kill()
+    process.wait()
+    assert [n.endswith(".partial") for n in files(tmp_path / "shards")] == [True]
+    server.release.set()
+    embed_worldcover.main(argv)
+    embed_worldcover.main([*argv, "--folder", str(tmp_path / "clean")])
+    assert len(files(tmp_path / "clean")) == 2
+    assert files(tmp_path / "shards") == files(tmp_path / "clean")
+
+
+# ------------------------------------------------------------------------------------------------ as a script
+
+
+def test_help_shows_every_flag_and_does_not_import_torch():
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_module('scripts.embed_worldcover', run_name='__main__')\n"
+        "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    for flag in ("--index", "--overwrite", "--metadata", "--expect-fingerprint", "AWS_BATCH_JOB_ARRAY_INDEX"):
+        assert flag in done.stdout
+    assert done.stdout.endswith("exit 0 False\n")
+
+
+def test_it_runs_from_a_folder_elsewhere_with_pythonpath(flags, tmp_path, plan):
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.embed_worldcover", *flags("--index", 1)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rows of 3 units" in done.stderr
+    assert len(files(tmp_path / "shards")) == 2

@@ -1,0 +1,86 @@
+"""The environments: pinned whole, alike for pip and conda, and without what must not come in."""
+
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+
+import yaml
+from packaging.requirements import Requirement
+
+from tests import ROOT
+
+ENVS = ROOT / "envs"
+
+
+def requirements(name: str) -> list[Requirement]:
+    lines = [line.partition("#")[0].strip() for line in (ENVS / name).read_text().splitlines()]
+    return [Requirement(line) for line in lines if line]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> dict[str, list[Requirement]]:
+    found: dict[str, list[Requirement]] = {}
+    for pin in requirements("constraints.txt"):
+        found.setdefault(canonical(pin.name), []).append(pin)
+    return found
+
+
+def closure(*files: str) -> set[str]:
+    """Names of everything that the requirements bring here, each checked to be installed as it is pinned."""
+    held, seen, todo = pins(), set(), [r for f in files for r in requirements(f)]
+    while todo:
+        need = todo.pop()
+        name = canonical(need.name)
+        if (name, tuple(need.extras)) in seen or (need.marker and not need.marker.evaluate({"extra": ""})):
+            continue
+        seen.add((name, tuple(need.extras)))
+        assert name in held, f"{name} is in no constraint"
+        pin = next(p for p in held[name] if not p.marker or p.marker.evaluate())
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            raise AssertionError(f"{name} is not installed") from None
+        assert pin.specifier.contains(found.version.partition("+")[0]), f"{name} {found.version} is not {pin}"
+        for inner in found.requires or []:
+            child = Requirement(inner)
+            if not child.marker or any(child.marker.evaluate({"extra": e}) for e in ["", *need.extras]):
+                child.marker = None
+                todo.append(child)
+    return {name for name, _ in seen}
+
+
+def test_every_dependency_is_pinned_and_installed_as_pinned() -> None:
+    assert len(closure("requirements.txt", "requirements-test.txt")) > 100
+
+
+def test_both_builds_of_torch_are_covered() -> None:
+    held = pins()
+    assert str(held["torch"][0].specifier) == "==2.13.0"
+    for cuda in ("triton", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13"):
+        assert cuda in held
+    assert "torchvision" not in held
+    assert "--hash" not in (ENVS / "constraints.txt").read_text()
+
+
+def test_versions_that_matter() -> None:
+    asked = {r.name: str(r.specifier) for r in requirements("requirements.txt")}
+    assert asked["snakemake-storage-plugin-s3"] == "==0.3.6"
+    assert asked["snakemake-executor-plugin-aws-batch"] == "==0.2.1"
+    assert tuple(map(int, asked["snakemake"].removeprefix("==").split("."))) >= (9, 25)
+
+
+def test_conda_environment_takes_the_same_pins() -> None:
+    env = yaml.safe_load((ENVS / "kiln.yaml").read_text())
+    assert env["channels"][0] == "conda-forge"
+    assert "python=3.11" in env["dependencies"]
+    listed = next(d["pip"] for d in env["dependencies"] if isinstance(d, dict))
+    listed = [Requirement(p) for p in listed]
+    held = {canonical(p.name) for p in listed}
+    constraints, needed = pins(), closure("requirements.txt")
+    for pin in listed:
+        assert pin.specifier in [p.specifier for p in constraints[canonical(pin.name)]], f"{pin}: make lock"
+    cuda = {n for n in constraints if n.startswith(("nvidia-", "cuda-", "triton"))}
+    assert needed - cuda == held & needed
+    assert "pytest" not in held

@@ -1,0 +1,51 @@
+"""Other engines: the profiles for Slurm and Kubernetes plan the same jobs, with the executors really loaded."""
+
+import os
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+
+from tests.workflow.workflow import ROOT, Run, fresh, job_counts
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fresh(tmp_path_factory.mktemp("engines") / "run")
+
+
+def profile(name: str) -> list[str]:
+    return ["--profile", str(ROOT / "profiles" / name)]
+
+
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_a_profile_leaves_cores_and_memory_to_the_config(name: str) -> None:
+    told = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+    assert told["executor"] == name
+    assert "cores" not in told, "it would shrink every job"
+    assert told["scheduler"] == "greedy"
+
+
+def test_slurm_plans_the_same_jobs(run: Run) -> None:
+    said = run.snakemake("-n", *profile("slurm"))
+    assert job_counts(said) == run.jobs()
+    assert f"Using profiles {ROOT}/profiles/slurm" in said
+
+
+def test_an_engine_that_is_not_installed_is_refused(run: Run) -> None:
+    """Executors are looked for in a dry run too, so the one above has loaded Slurm's."""
+    said = run.snakemake("-n", *profile("slurm"), "--executor", "slurmy", check=False)
+    assert "slurmy" in said
+
+
+def test_kubernetes_plans_the_same_jobs_on_a_bucket(run: Run, bucket: str, tmp_path: Path) -> None:
+    for path in sorted((run.folder / "archive").rglob("*.tif")):
+        key = path.relative_to(run.folder).as_posix()
+        boto3.client("s3").upload_file(str(path), bucket.removeprefix("s3://"), key)
+    far = Run(tmp_path, {"worldcover": {"archive": f"{bucket}/archive/rgbnir"}})
+    aws = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+    account = {"KILN_BUCKET": bucket.removeprefix("s3://"), "KILN_IMAGE": "kiln:1"}
+    said = far.snakemake("-n", *profile("kubernetes"), **account, **aws)
+    assert job_counts(said).keys() >= {"encoder_weights", "plan_worldcover"}
+    assert f"{bucket.removeprefix('s3://')}/results/tiny" in said

@@ -1,0 +1,60 @@
+"""A folder of published embedding files becomes an explorer, with and without datasets of the run's own."""
+
+import json
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from kiln.explorer.database import Explorer
+from tests.workflow.workflow import Run
+
+ENTRY = {"name": "tiles", "files": "synced", "layout": "earth-index", "model": "another model"}
+ALONE = {"datasets": [], "index": {"published": [ENTRY]}}
+
+
+def write(folder: Path, tile: str, count: int) -> None:
+    folder.mkdir(exist_ok=True)
+    made = np.random.default_rng(count).standard_normal((count, 8)).astype(np.float32)
+    points = [shapely.Point(30 + k / 10, -10) for k in range(count)]
+    ids = [f"{tile}-{k}" for k in range(count)]
+    frame = gpd.GeoDataFrame({"id": ids, "embedding": list(made)}, geometry=points, crs="EPSG:4326")
+    frame.to_parquet(folder / f"{tile}_2024-01-01_2025-01-01.parquet")
+
+
+def test_published_files_alone_make_an_explorer_which_grows_with_them(tmp_path: Path) -> None:
+    run = Run(tmp_path, ALONE)
+    assert run.jobs("index") == {"build_index": 1, "index": 1}, "nothing is looked up before a job runs"
+    write(tmp_path / "synced", "36LXK", 20)
+    run.snakemake("--cores", "1", "index")
+    record = json.loads(run.one("results/tiny/index/*.json").read_text())
+    assert (record["rows"], record["products"], len(record["published"])) == (20, [], 1)
+    assert Explorer(str(tmp_path / "results/tiny/explorer")).about["tiles"]["model"] == "another model"
+    write(tmp_path / "synced", "36LYK", 5)
+    assert "Nothing to be done" in run.snakemake("-n", "index")
+    run.snakemake("--cores", "1", "index", "-R", "build_index")
+    assert Explorer(str(tmp_path / "results/tiny/explorer")).table.count_rows() == 25
+
+
+def test_everything_of_published_files_alone_is_the_database_and_a_picture(tmp_path: Path) -> None:
+    assert Run(tmp_path, ALONE).jobs() == {"build_index": 1, "picture_similar": 1, "all": 1}
+
+
+def test_another_entry_is_another_database(tmp_path: Path) -> None:
+    run = Run(tmp_path, ALONE)
+    write(tmp_path / "synced", "36LXK", 20)
+    run.snakemake("--cores", "1", "index")
+    run.configure({"datasets": [], "index": {"published": [ENTRY | {"name": "others"}]}})
+    assert run.jobs("index") == {"build_index": 1, "index": 1}
+
+
+def test_a_run_of_neither_is_said(tmp_path: Path) -> None:
+    said = Run(tmp_path, {"datasets": []}).snakemake("-n", "index", check=False)
+    assert "nothing to do" in said
+
+
+def test_an_entry_with_both_layout_and_columns_is_refused_by_the_config(tmp_path: Path) -> None:
+    both = {"index": {"published": [ENTRY | {"columns": {"vector": "v"}}]}}
+    said = Run(tmp_path, both).snakemake("-n", "index", check=False)
+    assert "published" in said
