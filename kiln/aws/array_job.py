@@ -44,14 +44,14 @@ def main(argv: list[str] | None = None) -> None:
     p = command_line.parser(__doc__, "kiln.aws.array_job")
     p.add_argument("--array", required=True, metavar="URI", help="the array's description")
     p.add_argument("--first", type=int, default=0, metavar="N", help="shard of the array's first job")
-    p.add_argument("--index", type=int, metavar="N", help=f"shard to do, instead of {plan_file.INDEX} after --first")
+    p.add_argument("--index", type=int, metavar="N", help=f"shard to do, instead of {plan_file.ARRAY_INDEX} after --first")
     args = p.parse_args(argv)
 
     def work() -> None:
         index = args.index
         if index is None:
-            if not (number := os.environ.get(plan_file.INDEX, "")).isdigit():
-                raise ConfigError(f"say which shard: --index N, or {plan_file.INDEX} in the environment")
+            if not (number := os.environ.get(plan_file.ARRAY_INDEX, "")).isdigit():
+                raise ConfigError(f"say which shard: --index N, or {plan_file.ARRAY_INDEX} in the environment")
             index = args.first + int(number)
         with tempfile.TemporaryDirectory(prefix="kiln-weights-") as folder:
             array = Array.read(args.array)

@@ -54,7 +54,7 @@ def gather(rule: embed_rule.EmbedRule, missing: bool, again: str) -> tuple[list[
         raise ConfigError(f"{rule.weights}: no weights yet; make them first: {snakemake} encoder_weights")
     there = storage.listing(storage.join(rule.folder, "shards"))
     shards = [
-        Shard(line["partition"], line["shard"], line["expected"], line["bytes"])
+        Shard(line.partition, line.name, line.expected, line.read_bytes)
         for plan in rule.plans.values()
         for line in plan_file.read_plan(plan)
     ]

@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     def work() -> None:
-        planned = [line["shard"] for line in plan_file.read_plan(args.plan, args.partition)]
+        planned = [line.name for line in plan_file.read_plan(args.plan, args.partition)]
         have = [n for n in planned if not args.allow_missing or (Path(args.shards) / f"{n}.parquet").is_file()]
         record = merge(
             have,

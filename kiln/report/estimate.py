@@ -58,18 +58,18 @@ def summarise(
     there = storage.listing(folder) if storage.is_s3(folder) or Path(folder).is_dir() else {}
     made: dict[str, Summary] = {}
     for line in plan_file.read_plan(plan):
-        done = f"{folder}/{line['partition']}/{line['shard']}.parquet" in there
-        before = made.get(line["partition"], Summary(line["dataset"], line["partition"]))
-        made[line["partition"]] = before + Summary(
-            line["dataset"],
-            line["partition"],
-            units=len(line["units"]),
+        done = f"{folder}/{line.partition}/{line.name}.parquet" in there
+        before = made.get(line.partition, Summary(line.dataset, line.partition))
+        made[line.partition] = before + Summary(
+            line.dataset,
+            line.partition,
+            units=len(line.units),
             shards=1,
             done=int(done),
-            chips=line["expected"],
-            chips_left=0 if done else line["expected"],
-            read=0 if done else line["bytes"],
-            stored=line["expected"] * row_bytes(dim, store, embedding, patches.get(line["dataset"], 0)),
+            chips=line.expected,
+            chips_left=0 if done else line.expected,
+            read=0 if done else line.read_bytes,
+            stored=line.expected * row_bytes(dim, store, embedding, patches.get(line.dataset, 0)),
         )
     if not made:
         raise ConfigError(f"{plan}: no shard in it")

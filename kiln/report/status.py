@@ -186,7 +186,7 @@ def shards_of(plan: str, there: Iterable[str]) -> dict[str, list[str]]:
         return plans.read_names(names)
     found: dict[str, list[str]] = {}
     for line in plans.read_plan(plan):
-        found.setdefault(line["partition"], []).append(line["shard"])
+        found.setdefault(line.partition, []).append(line.name)
     if not found:
         raise ConfigError(f"{plan}: no shard in it")
     return found

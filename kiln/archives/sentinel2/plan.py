@@ -193,7 +193,7 @@ def open_list(uri: str) -> Iterator[Iterable[str]]:
     """The lines of a list. Raises ConfigError for one that is missing or truncated."""
     try:
         with storage.local_copy(uri) as path, path.open("rb") as raw:
-            packed = raw.read(2) == plan_file.GZIP
+            packed = raw.read(2) == plan_file.GZIP_MAGIC
             raw.seek(0)
             stream: Any = gzip.open(raw) if packed else raw  # noqa: SIM115 (closed with the file below it)
             yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace")
