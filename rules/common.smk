@@ -1,151 +1,50 @@
-# Readers of the config, and what it says of weights and flags; no rules.
-import json
-import os
-import re
+# The run that the config describes, and what its jobs take; no rules. The logic is in kiln/workflow.
 import shlex
 import sys
-from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import partial
 
-from snakemake.exceptions import WorkflowError
-from snakemake.logging import logger
+CODE = str(Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent)
+sys.path.insert(0, CODE)
 
-sys.path.insert(0, str(workflow.basedir))
+from kiln.aws import batch, preflight
+from kiln.workflow import commands
+from kiln.workflow.commands import shell_line
+from kiln.workflow.run import Run
+from kiln.workflow.snakemake_adapter import as_workflow_error, log_path, remove_default_submission_rate, store_secrets
 
-from kiln.archives.worldcover import lattice as lattices
-from kiln.aws import batch as aws_batch
-from kiln.formats import fingerprint as identity, plan_file as plans
-from kiln.archives.registry import get_archive
-from kiln.aws.batch import Share
-from kiln.model.identity import RECIPE as MODEL_RECIPE, UNTRAINED, weights_digest
-from kiln.errors import ConfigError, KilnError
+# Shell commands find the packages whatever the working directory is, and end when this process does.
+shell.prefix(
+    f"set -euo pipefail; export PYTHONPATH={commands.escape(CODE)}${{{{PYTHONPATH:+:$PYTHONPATH}}}} KILN_DRIVER_PID=$PPID; "
+)
 
-# Shell commands find the package whatever the working directory is, and end when this process does.
-CODE = shlex.quote(str(workflow.basedir)).replace("{", "{{").replace("}", "}}")
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={CODE}${{{{PYTHONPATH:+:$PYTHONPATH}}}} KILN_DRIVER_PID=$PPID; ")
-
-RUN = f"results/{config['run']}"
-LOGS = f"logs/{config['run']}"
-BENCHMARKS = f"benchmarks/{config['run']}"
-CONDA = Path(workflow.basedir) / "envs" / "kiln.yaml"
-UNPINNED = "unpinned"  # stands for a digest that the config does not hold yet
-
-
-def fingerprint_of(dataset, **values):
-    """The fingerprint of an archive's chips."""
-    archive = get_archive(dataset)
-    recipes = {"clay": MODEL_RECIPE, dataset: archive.recipe}
-    return identity.fingerprint(dataset, sensor=archive.sensor, recipes=recipes, **values)
+STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
+ELSEWHERE = not workflow.storage_settings.shared_fs_usage  # jobs run on machines that share no disk with this one
+DRIVER = ELSEWHERE and workflow.is_main_process
+RUN = as_workflow_error(Run, config, STORAGE_ROOT, lambda name: getattr(checkpoints, f"plan_{name}").get())
+LOG = partial(log_path, bool(STORAGE_ROOT) and not ELSEWHERE, local)
+LOGS, BENCHMARKS = RUN.paths.logs, RUN.paths.benchmarks
+CONDA = Path(CODE) / "envs" / "kiln.yaml"
+REGIONS = preflight.RegionCheck(RUN)
 
 
-def settings(*path):
-    """A value of the config, by the names that lead to it."""
-    return lookup(within=config, dpath="/".join(path))
+def job(threads, mem_mb, gpus=0):
+    """What a job takes, as the executor knows it."""
+    resources = batch.Share(threads, mem_mb, gpus)
+    return as_workflow_error(batch.fitted, resources) if ELSEWHERE else resources
 
 
-def named(function, *arguments):
-    """The function's value; what is wrong in the config is said without a traceback."""
-    try:
-        return function(*arguments)
-    except ConfigError as e:
-        raise WorkflowError(f"config: {e}")
+SMALL, MEDIUM, FETCH, MERGE = job(1, 1000), job(1, 2000), job(1, 8000), job(1, config["resources"]["merge_mem_mb"])
+EMBED = job(
+    config["resources"]["embed_threads"],
+    config["resources"]["embed_mem_mb"],
+    int(config["resources"]["device"] != "cpu"),
+)
+if DRIVER:
+    as_workflow_error(batch.check_store, STORAGE_ROOT, batch.region_of_jobs(), config, store_secrets(workflow))
 
 
-def sound(function, *arguments):
-    """The same, for what is wrong elsewhere."""
-    try:
-        return function(*arguments)
-    except KilnError as e:
-        raise WorkflowError(str(e))
-
-
-WEIGHTS_DIGEST = named(weights_digest, config["model"])
-SELECT = {k: v for k, v in settings("index", "select").items() if v is not None}
-PUBLISHED = settings("index", "published")
-if SELECT.get("embedding") not in (None, config["embedding"]) and config["embedding"] != "both":
-    raise WorkflowError(f"config: index.select.embedding {SELECT['embedding']}, but embedding {config['embedding']}")
-if config["model"]["precision"] == "int8" and settings("resources", "device") != "cpu":
-    raise WorkflowError("config: model.precision int8 is for CPUs, but resources.device is not: take bfloat16")
-
-
-def asked(dataset, *keys):
-    """What the config asks of a dataset's plan, as flags of its script; what is null or empty asks for nothing."""
-    flags = []
-    for key in keys:
-        value, flag = config[dataset][key], f"--{key.replace('_', '-')}"
-        if key == "bbox" and value:
-            flags.append(f"{flag}={','.join(map(str, value))}")
-        elif value not in (None, []):
-            flags += [flag, *map(quoted, map(str, value if isinstance(value, list) else [value]))]
-    return " ".join(flags)
-
-
-def quoted(text):
-    """For the shell, in a string whose wildcards are filled in."""
-    return shlex.quote(text.replace("{", "{{").replace("}", "}}"))
-
-
-def folder_flag(dataset):
-    """Where a partition's shards and ledgers lie; a string with a wildcard, since a function costs every dry run."""
-    return f"--folder {quoted(uri(dataset.folder))}/shards/{{partition}}"
-
-
-def parts_flag(dataset):
-    """Where finished units of unfinished shards are kept."""
-    kept = uri(re.sub("^results", "parts", dataset.folder))
-    return f"--parts {quoted(kept)}/{{partition}}"
-
-
-def plan_uri(dataset):
-    """The plan of all partitions, read where it lies: no input, since it is there once its shards are known."""
-    return quoted(uri(dataset.plans[ALL]))
-
-
-def pinned(value):
-    """The value, unless the checkpoint's digest is unknown: then nothing but encoder_weights can run."""
-    if WEIGHTS_DIGEST is None:
-        from kiln.io import storage as storage_of  # only here, as in `existing`
-
-        note = uri(weights_path())
-        if storage_of.stat(note):
-            found = json.loads(storage_of.read_bytes(note))["sha256"]
-            raise WorkflowError(
-                f"config: model.sha256 is missing. The checkpoint was fetched, and it is {found} ({note})."
-            )
-        raise WorkflowError(
-            "config: model.sha256 is missing, and vectors must be traceable to weights. Run "
-            "`snakemake --cores 1 encoder_weights` with this config: it fetches the checkpoint and prints the line to paste."
-        )
-    return value
-
-
-def weights_path():
-    """The extracted encoder; before a digest is known, the note that tells it."""
-    if WEIGHTS_DIGEST is None:
-        return f"results/models/{UNPINNED}-{identity.digest(config['model']['checkpoint'])[:8]}.json"
-    return f"results/models/{WEIGHTS_DIGEST[:8]}-{config['model']['precision']}.safetensors"
-
-
-def weights_of(dataset):
-    """The weights, as input of embedding jobs; none where they lie on this machine's disk, since each costs dry runs.
-
-    A checkpoint where there is finished work, or it would be redone.
-    """
-    if weights_here():
-        return {}
-    return {"weights": ancient(made_weights if dataset.begun else weights_path())}
-
-
-def weights_here():
-    """Whether the weights can be read where they lie; a store is not asked when the workflow is parsed."""
-    return not STORAGE_ROOT and WEIGHTS_DIGEST is not None and os.path.isfile(weights_path())
-
-
-def weights_flag():
-    """What embedding commands are told of them."""
-    return f"--weights {quoted(weights_path()) if weights_here() else '{input.weights:q}'}"
-
-
-def made_weights(wildcards):
-    pinned(None)
-    return checkpoints.encoder_weights.get().output[0]
+def preflight_checks(wildcards):
+    """No input: jobs at the beginning of the graph are submitted only where jobs can run."""
+    if DRIVER and workflow.executor_plugin and workflow.executor_plugin.name == "aws-batch":
+        as_workflow_error(preflight.check_executor, workflow.executor_settings, workflow.remote_execution_settings)
+    return []

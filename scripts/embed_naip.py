@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     p = job.parser(__doc__, "scripts.embed_naip")
     own = p.add_argument_group("NAIP")
     own.add_argument("--chip-size", type=int, default=256, help="pixels of a chip's side")
-    own.add_argument("--edge", choices=("drop", "flush"), default="drop", help="what is less than a chip at the edges")
+    own.add_argument("--edge", choices=("drop", "align"), default="drop", help="what is less than a chip at the edges")
     own.add_argument(
         "--lattice",
         choices=("scene", "utm"),

@@ -12,7 +12,7 @@ left alone. Items that cannot be read are `failed` rows of the ledger, which is 
 
 import argparse
 
-from kiln.archives.sentinel2.layout import CONTRADICTED
+from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION
 from kiln.archives.sentinel2.source import Sentinel2Source
 from kiln.cli import command_line
 from kiln.engine import job
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     own.add_argument(
         "--contradicted",
         type=float,
-        default=CONTRADICTED,
+        default=OFFSET_MAX_DARK_FRACTION,
         help="share of clear pixels below 1000 that shows that the offset is gone already",
     )
     own.add_argument(

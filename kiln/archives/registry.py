@@ -7,10 +7,10 @@ environment variable KILN_ARCHIVES. Every dry run imports this module, so the re
 """
 
 import importlib
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Archive:
         composite: Whether a row has no acquisition time of its own: its year says when.
         checkpointed: Whether finished units of an unfinished shard are kept.
         plan_threads: CPU cores of the planning job.
+        sample: The keys of the section that differ in the sample run.
         adjust: Completes the section for the commands (as with rewrites of addresses); returns a section.
     """
 
@@ -73,16 +74,36 @@ class Archive:
     composite: bool = False
     checkpointed: bool = True
     plan_threads: int = 1
+    sample: Mapping[str, Any] = field(default_factory=dict)
     adjust: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda section: section
 
     def load(self, part: str, name: str) -> Any:
         """Return `name` of the archive's module `part`, imported now."""
         return getattr(importlib.import_module(f"{self.module}.{part}"), name)
 
-    @cached_property
+    @property
     def schema_file(self) -> Path:
-        """The JSON schema of the config section, generated from the pydantic model beside it."""
+        """The generated JSON schema of the config section, beside the archive's modules."""
         return Path(str(importlib.import_module(self.module).__file__)).parent / "config.schema.json"
+
+    def load_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the config section; from the model itself if no file was generated."""
+        if self.schema_file.is_file():
+            schema: dict[str, Any] = json.loads(self.schema_file.read_text())
+            return schema
+        return section_schema(self.load("config", "Config"))
+
+
+def section_schema(model: Any) -> dict[str, Any]:
+    """Return the JSON schema of a config section's pydantic model, every key required and without titles."""
+    schema: dict[str, Any] = model.model_json_schema(mode="serialization")
+    return _without_titles(schema)
+
+
+def _without_titles(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _without_titles(v) for k, v in node.items() if not (k == "title" and isinstance(v, str))}
+    return [_without_titles(v) for v in node] if isinstance(node, list) else node
 
 
 _ARCHIVES: dict[str, Archive] = {}

@@ -22,7 +22,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
 from kiln.archives.sentinel2.item import read_item
-from kiln.archives.sentinel2.layout import CONTRADICTED
+from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION
 from kiln.archives.sentinel2.scene import OFFSET, offset_rule, subtract
 from kiln.errors import KilnError, SourceError
 from kiln.io import gdal, storage
@@ -134,7 +134,7 @@ def from_source(dataset: str, source: str, bbox: tuple[float, float, float, floa
     if dataset == "sentinel2" and _offset_told(source.rpartition("/")[0]):
         seen = values.any(axis=0)
         dark = seen & (values < OFFSET).all(axis=0)
-        if np.count_nonzero(dark) <= CONTRADICTED * np.count_nonzero(seen):
+        if np.count_nonzero(dark) <= OFFSET_MAX_DARK_FRACTION * np.count_nonzero(seen):
             values = subtract(values)
     shown = np.clip((values.astype(np.float32) - black) / (white - black), 0, 1) ** gamma * 255
     shown[:, ~values.any(axis=0)] = 128

@@ -142,9 +142,11 @@ def pick_shard(uri: str, *, name: str | None = None, index: int | None = None) -
     if name is None and index is not None and index < 0:
         raise ConfigError(f"--index: expected a line number from 0, got {index}. Correct it.")
     count = 0
-    for count, shard in enumerate(read_plan(uri), 1):  # noqa: B007 (named in the error)
+    for count, shard in enumerate(read_plan(uri), 1):
         if shard.name == name if name is not None else count - 1 == index:
             return shard
     if name is not None:
-        raise ConfigError(f"{uri}: expected a shard of the plan, got {name!r}, which is not one of {count}. Correct it.")
+        raise ConfigError(
+            f"{uri}: expected a shard of the plan, got {name!r}, which is not one of {count}. Correct it."
+        )
     return None

@@ -1,13 +1,13 @@
-"""What flows from a source to the engine: reads, chips, and the account of what was not embedded."""
+"""Records that flow from a source to the engine: reads, chips, and the account of chips that are not embedded."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import pyarrow as pa
 import shapely
+from numpy.typing import NDArray
 
 from kiln.errors import SourceError
 from kiln.formats.sensor import Sensor
@@ -15,10 +15,16 @@ from kiln.formats.sensor import Sensor
 
 @dataclass(frozen=True)
 class Unit:
-    """What cannot be split; `expected` rows, an estimate where `expected_known` is false.
+    """The smallest piece of work: a scene, an item or a column of chips. It has one row of the ledger.
 
-    `version` tells this state of the unit's files from any other (sizes, ETags); it is known after `Source.check`. A
-    source whose units come one after the other sets it: a finished unit can then be kept while its shard is not.
+    Attributes:
+        unit_id: Unique id, the beginning of its chips' ids.
+        expected: Number of its chips, an estimate where `expected_known` is false.
+        source: URI of its file or folder.
+        etag: ETag of its files, empty where the store has none.
+        expected_known: Whether `expected` is exact.
+        version: Identifies the state of the unit's files (sizes, ETags); known after `Source.check`. A source whose
+            chips come unit by unit sets it, and finished units of an unfinished shard are then kept as checkpoints.
     """
 
     unit_id: str
@@ -31,10 +37,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Read:
-    """A piece of reading: `load` runs in a thread and raises SourceError or TransientError; `nbytes` it will hold.
+    """One read, to be done ahead of its use.
 
-    `unit_id`: the unit it is for, if it is for one alone; a unit that is kept from an earlier try is not read. `then`:
-    what follows from its value, to be read right after it.
+    Attributes:
+        nbytes: Memory in bytes that its value takes.
+        load: Returns the value; it runs in a thread. Raises SourceError or TransientError.
+        key: Anything by which the source recognises the read.
+        unit_id: The unit that the read is for, if it is for one alone; units with a checkpoint are not read.
+        then: Returns the reads that follow from the value; they are done right after it.
     """
 
     nbytes: int
@@ -46,7 +56,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A finished read, in the order asked for: its value, or the SourceError that stands for it."""
+    """A finished read: its value, or the SourceError that `load` raised."""
 
     read: Read
     value: Any
@@ -55,13 +65,23 @@ class Loaded:
 
 @dataclass(slots=True)
 class Chip:
-    """A square of pixels [C, H, W], raw digital numbers, and the facts of its row."""
+    """A square of pixels and the values of its row.
+
+    Attributes:
+        pixels: [C, H, W], digital numbers as in the archive's files.
+        footprint: In EPSG:4326.
+        center: Longitude and latitude of the centre in the chip's CRS.
+        x0: West edge in units of `crs`.
+        y0: North edge in units of `crs`.
+        pixel_size: Side of a pixel in units of `crs`; metres where `SourceInfo.native_gsd` is None.
+        extra: Values of the archive's own columns, by column.
+    """
 
     unit_id: str
     chip_id: str
-    pixels: np.ndarray
-    footprint: shapely.Geometry  # EPSG:4326
-    center: tuple[float, float]  # longitude, latitude of the projected centre
+    pixels: NDArray[Any]
+    footprint: shapely.Geometry
+    center: tuple[float, float]
     crs: str
     x0: float
     y0: float
@@ -79,7 +99,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """`count` chips of a unit that get no row, and why."""
+    """Chips of a unit that get no row: their number and the reason."""
 
     unit_id: str
     kind: Literal["nodata", "cloud", "failed"]
@@ -89,7 +109,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A unit turned out to hold `expected` chips, where the plan could only estimate; what was noticed on the way."""
+    """A unit's exact number of chips, where the plan has an estimate, and notes for the ledger."""
 
     unit_id: str
     expected: int
@@ -97,23 +117,67 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-class Source(Protocol):
-    """A dataset's pixels: the only part that differs between datasets."""
+@dataclass(frozen=True)
+class SourceInfo:
+    """The facts about a source that the fingerprint and the metadata of its embeddings file hold.
 
+    Attributes:
+        dataset: Name of the archive.
+        partition: Merge partition, the product that the shard goes into.
+        sensor: The bands as the model sees them.
+        recipe: The archive's recipe, an integer that is raised whenever the same pixels would give other vectors.
+        lattice: The lattice of chips, JSON values only; `chip_size` in pixels is always there.
+        metadata: Date and place that the model is given: `as_trained` (of each chip), `zeros` (none) or
+            `as_published` (those of the published composite).
+        gsd: Pixel size that the model is given: `as_trained` (that of the sensor) or `actual`.
+        native_gsd: Metres a pixel of every chip. None: each chip has its own.
+        max_nodata: Largest fraction of nodata in an embedded chip, 0 to 1.
+        max_cloud: Largest fraction of cloud in an embedded chip, 0 to 1. None: the archive has no cloud filter.
+    """
+
+    dataset: str
+    partition: str
     sensor: Sensor
-    columns: list[pa.Field]  # the dataset's own columns, after the common ones
+    recipe: int
+    lattice: Mapping[str, Any]
+    metadata: str
+    gsd: str
+    native_gsd: float | None
+    max_nodata: float
+    max_cloud: float | None = None
+
+
+class Source(Protocol):
+    """The pixels of one shard: the only part of an embedding job that differs between archives.
+
+    Attributes:
+        info: The facts that the fingerprint and the file's metadata hold.
+        columns: The archive's own columns of the embeddings file, after the common ones.
+    """
+
+    info: SourceInfo
+    columns: list[pa.Field]
 
     def units(self) -> list[Unit]:
-        """The units of this shard, in ledger order."""
+        """Return the units of the shard in ledger order."""
+        ...
 
     def check(self) -> None:
-        """Fail now, before weights load, on what a second try would not mend. Raises ConfigError or SourceError."""
+        """Raise ConfigError or SourceError, before weights are loaded, for what would fail again on a retry."""
+        ...
 
     def reads(self) -> Iterable[Read]:
-        """What to read, in order; every byte of the archive once."""
+        """Yield what to read, in order; every byte of the archive once."""
+        ...
 
-    def chips(self, loaded: Iterator[Loaded]) -> Iterator["Chip | Dropped | Opened"]:
-        """Chips cut from what was read, with an account of those that are not to be encoded."""
+    def chips(self, loaded: Iterator[Loaded]) -> "Iterator[Chip | Dropped | Opened]":
+        """Yield the chips cut from what was read, and an account of those that are not embedded.
+
+        Args:
+            loaded: The finished reads, in the order of `reads`.
+        """
+        ...
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """Each source file's URI with its ETag (local files: size); known after `check`."""
+        """Return each source file's URI with its size and ETag, which are known after `check`."""
+        ...

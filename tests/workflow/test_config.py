@@ -83,7 +83,7 @@ def test_without_a_digest_only_encoder_weights_runs(tmp_path: Path, config: Path
         ({"datasets": []}, "turns no dataset on"),
         ({"datasets": ["naip2"]}, "naip2"),
         ({"naip": {"states": ["North Dakota"]}}, "North Dakota"),
-        ({"naip": {"lattice": "utm", "edge": "flush"}}, "edge flush goes with lattice scene"),
+        ({"naip": {"lattice": "utm", "edge": "align"}}, "edge align goes with lattice scene"),
         ({"naip": {"unique": True}}, "naip.unique wants naip.lattice utm"),
         ({"naip": {"chip_size": 100}}, "100"),
         ({"naip": {"bbox": [1, 2, 3]}}, "bbox"),

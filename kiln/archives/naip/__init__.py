@@ -20,7 +20,13 @@ ARCHIVE = Archive(
         temporal_resolution="single_acquisition",
     ),
     plan_keys=("manifest", "archive", "states", "years", "resolutions", "bbox", "scenes_per_shard", "chip_size"),
-    embed_keys=("max_nodata", "metadata", "gsd", "chip_size", "lattice", "lattice_gsd", "edge"),
+    embed_keys=("max_nodata", "metadata", "gsd", "lattice", "lattice_gsd", "edge"),
     path_keys=("manifest", "archive"),
+    sample={
+        "manifest": "sample/naip/manifest.txt",
+        "archive": "sample/naip",
+        "scenes_per_shard": 4,
+        "chip_size": 128,
+    },
     buckets=(Bucket("naip-analytic", "us-west-2", requester_pays=True),),
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from kiln.errors import ConfigError
 
 Lattice = Literal["scene", "utm"]
-Edge = Literal["drop", "flush"]
+Edge = Literal["drop", "align"]
 RESAMPLING = "average of smaller pixels, bilinear of others by the pixels' sizes, none on the grid"
 
 
@@ -24,14 +24,14 @@ def chip_layout(chip: int, lattice: str = "scene", lattice_gsd: float = 1.0, edg
     """
     if chip < 8 or chip % 8:
         raise ConfigError(f"chip size {chip}: want a multiple of the model's patch of 8 px")
-    if edge not in ("drop", "flush"):
-        raise ConfigError(f"edge {edge!r}: want drop or flush")
+    if edge not in ("drop", "align"):
+        raise ConfigError(f"edge {edge!r}: want drop or align")
     if lattice == "scene":
         return {"chip_size": chip, "lattice": "scene", "edge": edge}
     if lattice != "utm":
         raise ConfigError(f"lattice {lattice!r}: want scene or utm")
-    if edge == "flush":
-        raise ConfigError("edge flush goes with lattice scene: chips of lattice utm lie on a grid that no scene moves")
+    if edge == "align":
+        raise ConfigError("edge align goes with lattice scene: chips of lattice utm lie on a grid that no scene moves")
     if not 0 < lattice_gsd < math.inf:
         raise ConfigError(f"lattice_gsd {lattice_gsd}: want metres a pixel, above 0")
     return {

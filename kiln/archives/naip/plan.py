@@ -6,7 +6,6 @@ scenes of one state and year, and hardly changes when the manifest grows. Every 
 kind; what looks like a scene and cannot be read is listed.
 """
 
-import argparse
 import gzip
 import io
 import logging
@@ -20,10 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from kiln.archives.naip.keys import BUCKET, SceneKey, parse_key
-from kiln.cli import command_line
+from kiln.archives.naip import ARCHIVE
+from kiln.archives.naip.config import Config
+from kiln.archives.naip.keys import SceneKey, parse_key
 from kiln.errors import ConfigError, SourceError
-from kiln.formats import plan_file
+from kiln.formats.plan_file import ShardPlan
 from kiln.formats.stable_shards import stable_shards
 from kiln.io import storage
 
@@ -144,20 +144,23 @@ def kind(key: str) -> str:
     return f"{parts[3]} .{key.rpartition('.')[2]}" if "." in parts[-1] else f"{parts[3]} without extension"
 
 
-def plan(partitions: dict[str, list[Scene]], archive: str, nominal: int) -> Iterator[dict[str, Any]]:
-    """The shards, partition by partition; `expected` chips and `bytes` are estimates from the keys."""
+def shard_plans(
+    partitions: dict[str, list[Scene]], archive: str, scenes_per_shard: int, chip_size: int
+) -> Iterator[ShardPlan]:
+    """Yield the shards, partition by partition; `expected` chips and `read_bytes` are estimates from the keys."""
     for partition in sorted(partitions):
         sizes = {key: (chips, size) for key, chips, size in partitions[partition]}
-        for name, keys in stable_shards(sizes, nominal):
-            yield {
-                "shard": name,
-                "dataset": "naip",
-                "partition": partition,
-                "archive": archive,
-                "units": keys,
-                "expected": sum(sizes[k][0] for k in keys),
-                "bytes": sum(sizes[k][1] for k in keys),
-            }
+        for name, keys in stable_shards(sizes, scenes_per_shard):
+            yield ShardPlan(
+                dataset=ARCHIVE.name,
+                partition=partition,
+                name=name,
+                units=tuple(keys),
+                chip_size=chip_size,
+                expected=sum(sizes[k][0] for k in keys),
+                read_bytes=sum(sizes[k][1] for k in keys),
+                archive=archive,
+            )
 
 
 def report(account: Account) -> str:
@@ -174,52 +177,32 @@ def report(account: Account) -> str:
     return "\n".join(told)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write the plan."""
-    p = command_line.parser(__doc__, "kiln.archives.naip.plan")
-    p.add_argument("--manifest", required=True, help="path, https:// or s3:// of the list of keys; plain, gzip or zip")
-    p.add_argument("--archive", default=BUCKET, help="folder, https:// or s3:// root of the keys")
-    p.add_argument("--states", nargs="*", default=[], help="two letters each; none: all")
-    p.add_argument("--years", nargs="*", type=int, default=[], help="of the path; none: all")
-    p.add_argument("--resolutions", nargs="*", type=int, default=[], metavar="CM", help="centimetres; none: all")
-    p.add_argument("--bbox", type=_bbox, metavar="W,S,E,N", help="degrees; scenes whose quarter quadrangle it meets")
-    p.add_argument("--scenes-per-shard", type=int, default=100, help="about; no shard has more than twice as many")
-    p.add_argument("--chip-size", type=int, default=256, help="pixels, for the estimate of chips")
-    p.add_argument("--output", required=True, help="path or s3:// of the plan, gzipped JSON lines")
-    p.add_argument("--names", help="path or s3:// of a small JSON file of the shards' names by partition")
-    args = p.parse_args(argv)
+def plan_shards(config: Config) -> Iterator[ShardPlan]:
+    """Yield the shards of the scenes that the config asks for.
 
-    def work() -> None:
-        if args.chip_size < 1:
-            raise ConfigError(f"chip size is {args.chip_size}: want 1 or more")
-        if args.scenes_per_shard < 1:
-            raise ConfigError(f"scenes per shard is {args.scenes_per_shard}: want 1 or more")
-        keep = Keep(frozenset(args.states), frozenset(args.years), frozenset(args.resolutions), args.bbox)
-        with open_manifest(args.manifest) as lines:
-            partitions, account = read_scenes(lines, keep, args.chip_size)
-        log.info("%s", report(account))
-        if not account.scenes:
-            raise ConfigError(
-                f"manifest {args.manifest}: no scene in {account.lines} lines; is it NAIP's list of keys?"
-            )
-        if not account.kept:
-            raise ConfigError(f"the filters leave none of {account.scenes:,} scenes: look at states, years and bbox")
-        lines = plan(partitions, args.archive, args.scenes_per_shard)
-        shards, scenes = plan_file.write_plan(lines, args.output, args.names)
-        log.info("%s: %d scenes in %d shards of %d states and years", args.output, scenes, shards, len(partitions))
+    Args:
+        config: The archive's section of the config.
 
-    command_line.run(work)
+    Raises:
+        ConfigError: If the manifest cannot be read or holds no scene, or the filters leave none.
+    """
+    keep = Keep(
+        frozenset(config.states), frozenset(config.years), frozenset(config.resolutions), _checked_bbox(config.bbox)
+    )
+    with open_manifest(config.manifest) as lines:
+        partitions, account = read_scenes(lines, keep, config.chip_size)
+    log.info("%s", report(account))
+    if not account.scenes:
+        raise ConfigError(f"manifest {config.manifest}: no scene in {account.lines} lines; is it NAIP's list of keys?")
+    if not account.kept:
+        raise ConfigError(f"the filters leave none of {account.scenes:,} scenes: look at states, years and bbox")
+    yield from shard_plans(partitions, config.archive, config.scenes_per_shard, config.chip_size)
 
 
-def _bbox(text: str) -> tuple[float, float, float, float]:
-    try:
-        west, south, east, north = (float(v) for v in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: want west,south,east,north") from None
-    if not all(map(math.isfinite, (west, south, east, north))) or west >= east or south >= north:
-        raise argparse.ArgumentTypeError(f"{text!r}: want west < east and south < north")
+def _checked_bbox(bbox: list[float] | None) -> tuple[float, float, float, float] | None:
+    if bbox is None:
+        return None
+    west, south, east, north = bbox
+    if not all(map(math.isfinite, bbox)) or west >= east or south >= north:
+        raise ConfigError(f"bbox: expected west < east and south < north in degrees, got {bbox}. Correct it.")
     return west, south, east, north
-
-
-if __name__ == "__main__":
-    main()

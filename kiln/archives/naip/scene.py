@@ -131,7 +131,7 @@ def own_lattice(scene: Scene, chip: int, edge: Edge) -> Scene:
     def starts(length: int) -> list[int]:
         """First pixels of the chips along a side of `length` pixels."""
         firsts = list(range(0, length - chip + 1, chip))
-        if edge == "flush" and firsts and firsts[-1] + chip < length:
+        if edge == "align" and firsts and firsts[-1] + chip < length:
             firsts.append(length - chip)
         return firsts
 

@@ -14,12 +14,14 @@ import shapely
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from kiln.archives.naip import ARCHIVE
+from kiln.archives.naip.config import Config
 from kiln.archives.naip.keys import SceneKey, parse_key
 from kiln.archives.naip.layout import Edge, Lattice, chip_layout
 from kiln.archives.naip.scene import Place, Scene, Strip, Strips, degrees, on_grid, opened, own_lattice
-from kiln.archives.sensors import NAIP
 from kiln.errors import AccessError, ConfigError, SourceError, TransientError
-from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, Unit
+from kiln.formats.plan_file import ShardPlan
+from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
 from kiln.io import gdal, storage
 
 STATS = 16  # scenes asked for at a time
@@ -27,6 +29,22 @@ OPEN_SCENES = 2  # that a reading thread keeps open: one ends where the next beg
 MAKERS = 2  # threads that make rows of chips from strips, which on the common lattice takes a while
 DISAGREE = 0.2  # share by which a file's resolution may differ from its key's before it is noted
 CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))  # of a chip, in chips from its first pixel: NW, SW, SE, NE
+
+
+def open_source(shard: ShardPlan, config: Config) -> "NaipSource":
+    """Return the source of a shard's scenes. Raises ConfigError for a plan or config that does not fit."""
+    return NaipSource(
+        shard.units,
+        archive=shard.archive,
+        chip=shard.chip_size,
+        max_nodata=config.max_nodata,
+        edge=config.edge,
+        lattice=config.lattice,
+        lattice_gsd=config.lattice_gsd,
+        partition=shard.partition,
+        metadata=config.metadata,
+        gsd=config.gsd,
+    )
 
 
 class NaipSource:
@@ -38,7 +56,6 @@ class NaipSource:
     Nodata is 0 in all four bands: band 4 is near infrared, also where it is tagged alpha.
     """
 
-    sensor = NAIP
     columns = [  # noqa: RUF012 (never changed)
         pa.field("state", pa.dictionary(pa.int32(), pa.string())),
         pa.field("year", pa.int16()),
@@ -54,10 +71,24 @@ class NaipSource:
         edge: Edge = "drop",
         lattice: Lattice = "scene",
         lattice_gsd: float = 1.0,
+        partition: str = "",
+        metadata: str = "as_trained",
+        gsd: str = "as_trained",
     ) -> None:
-        self.layout = chip_layout(chip, lattice, lattice_gsd, edge)
         self.chip, self.edge, self.max_nodata, self.archive = chip, edge, max_nodata, archive
         self.lattice_gsd = lattice_gsd if lattice == "utm" else None
+        self.info = SourceInfo(
+            dataset=ARCHIVE.name,
+            partition=partition,
+            sensor=ARCHIVE.sensor,
+            recipe=ARCHIVE.recipe,
+            lattice=chip_layout(chip, lattice, lattice_gsd, edge),
+            metadata=metadata,
+            gsd=gsd,
+            native_gsd=self.lattice_gsd,
+            max_nodata=max_nodata,
+            max_cloud=None,
+        )
         self.scenes = []
         for key in keys:
             scene = parse_key(key)

@@ -23,7 +23,7 @@ ARCHIVE = Archive(
         *("inventory", "inventory_root", "search", "collection", "items", "archive"),
         *("area", "bbox", "dates", "years", "months", "tiles", "max_cloud_cover", "items_per_shard", "chip_size"),
     ),
-    embed_keys=("max_nodata", "max_cloud", "contradicted", "metadata", "gsd", "chip_size", "rewrite"),
+    embed_keys=("max_nodata", "max_cloud", "offset_max_dark_fraction", "metadata", "gsd", "rewrite"),
     path_keys=("items", "inventory", "inventory_root", "archive", "area", "rewrite"),
     buckets=(
         Bucket("sentinel-cogs", "us-west-2"),
@@ -31,5 +31,11 @@ ARCHIVE = Archive(
         Bucket("sentinel-s2-l2a", "eu-central-1", requester_pays=True),
     ),
     plan_threads=2,
+    sample={
+        "items": "sample/sentinel2/items.txt",
+        "archive": "sample/sentinel2",
+        "items_per_shard": 2,
+        "chip_size": 128,
+    },
     adjust=with_rewrites,
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from kiln.errors import ConfigError
 
-CONTRADICTED = 0.005  # share of clear pixels below 1000 that shows that the offset is gone already
+OFFSET_MAX_DARK_FRACTION = 0.005  # share of clear pixels below 1000 that shows that the offset is gone already
 
 
 BUCKET = "s3://sentinel-cogs"
@@ -34,10 +34,10 @@ def with_rewrites(section: Mapping[str, Any]) -> Mapping[str, Any]:
 def chip_lattice(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the lattice of chips from the config section. Raises ConfigError for contradictory settings."""
     check_way(section)
-    return chip_layout(section["chip_size"], section["contradicted"])
+    return chip_layout(section["chip_size"], section["offset_max_dark_fraction"])
 
 
-def chip_layout(chip: int, contradicted: float = CONTRADICTED) -> dict[str, Any]:
+def chip_layout(chip: int, contradicted: float = OFFSET_MAX_DARK_FRACTION) -> dict[str, Any]:
     """The layout of chips of `chip` pixels, and the share of dark pixels that decides about the offset.
 
     Raises ConfigError for what cannot be.

@@ -7,7 +7,6 @@ holds items of one MGRS grid zone and month, and hardly changes when the archive
 counted by kind; what looks like an item and cannot be read is listed.
 """
 
-import argparse
 import dataclasses
 import gzip
 import io
@@ -25,12 +24,15 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from kiln.archives.sentinel2 import ARCHIVE
+from kiln.archives.sentinel2.config import Config
 from kiln.archives.sentinel2.inventory import Keep, Name, locate, parse_name, read_inventory, read_manifest
 from kiln.archives.sentinel2.item import Item, newest, read_item
+from kiln.archives.sentinel2.layout import check_way
 from kiln.archives.sentinel2.stac_search import box, read_area, search
-from kiln.cli import command_line
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import plan_file
+from kiln.formats.plan_file import ShardPlan
 from kiln.formats.stable_shards import stable_shards
 from kiln.io import storage
 
@@ -310,19 +312,21 @@ def _read_items(gathered: Gathered, ids: list[str]) -> None:
             gathered.failed[item_id] = str(why)
 
 
-def plan(gathered: Gathered, nominal: int, chip: int) -> Iterator[dict[str, Any]]:
-    """The shards, partition by partition; `expected` chips and `bytes` are those of full tiles."""
+def shard_plans(gathered: Gathered, items_per_shard: int, chip_size: int, archive: str) -> Iterator[ShardPlan]:
+    """Yield the shards, partition by partition; `expected` chips and `read_bytes` are those of full tiles."""
     for partition, places in sorted(gathered.places.items()):
-        for shard, ids in stable_shards(places, nominal):
-            yield {
-                "shard": shard,
-                "dataset": "sentinel2",
-                "partition": partition,
-                "units": ids,
-                "items": {i: gathered.address(i, places[i]) for i in ids},
-                "expected": len(ids) * (SIDE // chip) ** 2,
-                "bytes": len(ids) * SIZE,
-            }
+        for name, ids in stable_shards(places, items_per_shard):
+            yield ShardPlan(
+                dataset=ARCHIVE.name,
+                partition=partition,
+                name=name,
+                units=tuple(ids),
+                chip_size=chip_size,
+                expected=len(ids) * (SIDE // chip_size) ** 2,
+                read_bytes=len(ids) * SIZE,
+                archive=archive,
+                details={"items": {i: gathered.address(i, places[i]) for i in ids}},
+            )
 
 
 def report(account: Account) -> str:
@@ -340,111 +344,89 @@ def report(account: Account) -> str:
     return "\n".join(told)
 
 
-# ------------------------------------------------------------------------------------------------------- the script
+# --------------------------------------------------------------------------------------------------------- planning
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write the plan."""
-    p = command_line.parser(__doc__, "kiln.archives.sentinel2.plan")
-    way = p.add_mutually_exclusive_group(required=True)
-    way.add_argument("--inventory", metavar="URI", help="manifest.json of the bucket's S3 inventory")
-    way.add_argument("--search", metavar="URL", help="landing page of a STAC API")
-    way.add_argument("--items", metavar="FILE", help="path, https:// or s3:// of keys and URLs, plain or gzip")
-    p.add_argument("--archive", default=BUCKET, help=f"folder, https:// or s3:// root of the keys of {BUCKET}")
-    p.add_argument("--inventory-root", metavar="ROOT", help="of the parts' keys; none: as the manifest lies")
-    p.add_argument("--collection", default="sentinel-2-l2a", help="to search")
-    p.add_argument("--area", metavar="FILE", help="GeoJSON in degrees; items, or their tiles, that meet any of it")
-    p.add_argument("--bbox", type=_bbox, metavar="W,S,E,N", help="degrees; W > E crosses the antimeridian")
-    p.add_argument("--dates", type=_dates, metavar="FROM/TO", help="2020-01-01/2020-12-31, or .. for an open end")
-    p.add_argument("--years", nargs="*", type=int, default=[], help="none: all")
-    p.add_argument("--months", nargs="*", type=int, default=[], help="1 to 12; none: all")
-    p.add_argument("--tiles", nargs="*", type=_tile, default=[], help="29RKH, 29R or 29; none: all")
-    p.add_argument("--max-cloud-cover", type=float, metavar="PERCENT", help="of the item; reads items that are listed")
-    p.add_argument("--items-per-shard", type=int, default=20, help="about; no shard has more than twice as many")
-    p.add_argument("--chip-size", type=int, default=256, help="pixels, for the estimate of chips")
-    p.add_argument("--output", required=True, help="path or s3:// of the plan, gzipped JSON lines")
-    p.add_argument("--names", help="path or s3:// of a small JSON file of the shards' names by partition")
-    args = p.parse_args(argv)
+def plan_shards(config: Config) -> Iterator[ShardPlan]:
+    """Yield the shards of the items that the config asks for.
 
-    def work() -> None:
-        gathered = gather(args)
-        decide(gathered, args.max_cloud_cover)
-        account = gathered.account
-        log.info("%s", report(account))
-        source = args.inventory or args.search or args.items
-        if not account.items:
-            raise ConfigError(f"{source}: no item of Sentinel-2 in {account.lines:,} lines")
-        if not account.kept:
-            raise ConfigError(f"the filters leave none of {account.items:,} items: look at dates, tiles and area")
-        shards, items = plan_file.write_plan(
-            plan(gathered, args.items_per_shard, args.chip_size), args.output, args.names
-        )
-        log.info("%s: %d items in %d shards", args.output, items, shards)
+    Args:
+        config: The archive's section of the config.
 
-    command_line.run(work)
+    Raises:
+        ConfigError: If the source of items cannot be read or holds none, or the filters leave none.
+        TransientError: If a store or an API is busy.
+    """
+    gathered = gather(config)
+    decide(gathered, config.max_cloud_cover)
+    account = gathered.account
+    log.info("%s", report(account))
+    source = config.inventory or config.search or config.items
+    if not account.items:
+        raise ConfigError(f"{source}: no item of Sentinel-2 in {account.lines:,} lines")
+    if not account.kept:
+        raise ConfigError(f"the filters leave none of {account.items:,} items: look at dates, tiles and area")
+    yield from shard_plans(gathered, config.items_per_shard, config.chip_size, config.archive)
 
 
-def gather(args: argparse.Namespace) -> Gathered:
-    """The items that the flags ask for. Raises ConfigError for flags that cannot be."""
-    if not 1 <= args.chip_size <= SIDE:
-        raise ConfigError(f"chip size is {args.chip_size}: want 1 to {SIDE}")
-    if args.items_per_shard < 1:
-        raise ConfigError(f"items per shard is {args.items_per_shard}: want 1 or more")
-    if wrong := [m for m in args.months if not 1 <= m <= 12]:
-        raise ConfigError(f"month {wrong[0]}: want 1 to 12")
-    if args.area and args.bbox:
-        raise ConfigError("--area and --bbox: give one of them")
-    if args.inventory_root and not args.inventory:
-        raise ConfigError("--inventory-root goes with --inventory")
-    region = read_area(args.area) if args.area else box(*args.bbox) if args.bbox else None
-    keep = Keep(frozenset(args.years), frozenset(args.months), tuple(args.tiles))
-    if args.search:
-        if region is None and args.dates is None:
-            raise ConfigError("--search asks an API for its whole archive: give --area, --bbox or --dates")
-        found = search(
-            args.search, args.collection, region=region, dates=args.dates, max_cloud=args.max_cloud_cover
+def gather(config: Config) -> Gathered:
+    """Return the items that the config asks for. Raises ConfigError for contradictory settings."""
+    if config.chip_size > SIDE:
+        raise ConfigError(f"chip_size: expected 8 to {SIDE}, got {config.chip_size}. Take a smaller one.")
+    if config.area and config.bbox:
+        raise ConfigError("area and bbox: expected one of them, got both. Remove one.")
+    if config.inventory_root and not config.inventory:
+        raise ConfigError("inventory_root: expected with inventory alone. Remove it.")
+    check_way(config.model_dump())
+    region = read_area(config.area) if config.area else box(*_checked_bbox(config.bbox)) if config.bbox else None
+    dates = _checked_dates(config.dates) if config.dates else None
+    keep = Keep(frozenset(config.years), frozenset(config.months), tuple(_tile(str(t)) for t in config.tiles))
+    if config.search:
+        if region is None and dates is None:
+            raise ConfigError(
+                "search: expected area, bbox or dates with it, or the whole archive is asked for. Add one."
+            )
+        items = search(
+            config.search, config.collection, region=region, dates=dates, max_cloud=config.max_cloud_cover
         )  # the API's own footprints and times are finer than those of tiles and names
-        return from_search(found, args.archive, keep)
-    keep = dataclasses.replace(keep, days=_days(args.dates), region=region)
-    if args.inventory:
-        return from_inventory(args.inventory, args.inventory_root, args.archive, keep)
-    return from_list(args.items, args.archive, keep)
+        return from_search(items, config.archive, keep)
+    keep = dataclasses.replace(keep, days=_days(dates), region=region)
+    if config.inventory:
+        return from_inventory(config.inventory, config.inventory_root, config.archive, keep)
+    return from_list(str(config.items), config.archive, keep)
 
 
-def _bbox(text: str) -> tuple[float, float, float, float]:
-    try:
-        west, south, east, north = (float(v) for v in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: want west,south,east,north") from None
+def _checked_bbox(bbox: list[float]) -> list[float]:
+    west, south, east, north = bbox
     on_earth = -180 <= west <= 180 and -180 <= east <= 180 and -90 <= south < north <= 90
-    if not (all(map(math.isfinite, (west, south, east, north))) and on_earth and west != east):
-        raise argparse.ArgumentTypeError(f"{text!r}: want degrees, south < north, west and east not the same")
-    return west, south, east, north
+    if not (all(map(math.isfinite, bbox)) and on_earth and west != east):
+        raise ConfigError(f"bbox: expected degrees, south < north, west and east not the same, got {bbox}. Correct it.")
+    return bbox
 
 
 def _tile(text: str) -> str:
-    found = TILES.fullmatch(text.upper())
-    if found is None or not 1 <= int(found[1]) <= 60:
-        raise argparse.ArgumentTypeError(f"{text!r}: want a tile as 29RKH, a grid zone as 29R or a zone as 29")
-    return f"{int(found[1]):02d}{found[2] or ''}{found[3] or ''}"
+    match = TILES.fullmatch(text.upper())
+    if match is None or not 1 <= int(match[1]) <= 60:
+        raise ConfigError(
+            f"tiles: expected a tile as 29RKH, a grid zone as 29R or a zone as 29, got {text!r}. Correct it."
+        )
+    return f"{int(match[1]):02d}{match[2] or ''}{match[3] or ''}"
 
 
-def _dates(text: str) -> str:
-    """`FROM/TO` with days or `..`, or one day."""
+def _checked_dates(text: str) -> str:
+    """Return `FROM/TO` with days or `..`, or one day."""
     ends = text.split("/")
     days = [e for e in ends if e != ".."]
     if len(ends) > 2 or not days or not all(map(DAY.fullmatch, days)) or days != sorted(days):
-        raise argparse.ArgumentTypeError(f"{text!r}: want 2020-01-01/2020-12-31, in order, or .. for an open end")
+        raise ConfigError(
+            f"dates: expected 2020-01-01/2020-12-31, in order, or .. for an open end, got {text!r}. Correct it."
+        )
     return text
 
 
 def _days(dates: str | None) -> tuple[int, int] | None:
-    """First and last day as numbers, 20200219."""
+    """Return first and last day as numbers, 20200219."""
     if dates is None:
         return None
     first, last = (dates.split("/") * 2)[:2]
     return (0 if first == ".." else int(first.replace("-", "")), 10**8 if last == ".." else int(last.replace("-", "")))
-
-
-if __name__ == "__main__":
-    main()

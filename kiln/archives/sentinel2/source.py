@@ -16,12 +16,14 @@ import pyarrow as pa
 import shapely
 from rasterio.windows import Window
 
-from kiln.archives.sensors import SENTINEL2
+from kiln.archives.sentinel2 import ARCHIVE
 from kiln.archives.sentinel2 import scene as rules
+from kiln.archives.sentinel2.config import Config
 from kiln.archives.sentinel2.files import FIRST, MASK, Files, look
-from kiln.archives.sentinel2.layout import CONTRADICTED, chip_layout
+from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION, chip_layout
 from kiln.errors import ConfigError, SourceError
-from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, Unit
+from kiln.formats.plan_file import ShardPlan
+from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
 
 VISIBLE = ("blue", "green", "red")
 FINE = (*VISIBLE, "nir")  # of 10 m; the other bands are of 20 m, as SCL is
@@ -74,17 +76,34 @@ class Piece(NamedTuple):
     pixels: np.ndarray
 
 
+def open_source(shard: ShardPlan, config: Config) -> "Sentinel2Source":
+    """Return the source of a shard's items. Raises ConfigError for a plan that does not fit."""
+    items = shard.details.get("items")
+    if not isinstance(items, dict) or set(items) != set(shard.units):
+        raise ConfigError(f"shard {shard.name}: expected the addresses of its items. Make the plan again.")
+    return Sentinel2Source(
+        [{"id": unit, "href": items[unit]} for unit in shard.units],
+        chip=shard.chip_size,
+        max_nodata=config.max_nodata,
+        max_cloud=config.max_cloud,
+        rewrite=[(old, new) for old, _, new in (pair.partition("=") for pair in config.rewrite)],
+        offset_max_dark_fraction=config.offset_max_dark_fraction,
+        partition=shard.partition,
+        metadata=config.metadata,
+        gsd=config.gsd,
+    )
+
+
 class Sentinel2Source:
     """The items of one shard, each cut into whole chips from its top left.
 
     `rewrite`: pairs of prefixes, old and new; of the hrefs of items and assets the first that fits is replaced (another
-    bucket, a mirror, a folder). `contradicted`: the share of clear pixels below 1000 in blue, green and red alike above
+    bucket, a mirror, a folder). `offset_max_dark_fraction`: the fraction of clear pixels below 1000 in blue, green and red alike above
     which the offset is taken as gone whatever the item says; asked only where it would be subtracted, of samples as
     coarse as the files' overviews are. In the rows, `source` is the red band, whose grid the chips have, `sources` are
     the ten bands in the model's order, and `offset_applied` is whether Kiln subtracted 1000 from the files' numbers.
     """
 
-    sensor = SENTINEL2
     columns = [  # noqa: RUF012 (never changed)
         pa.field("platform", pa.dictionary(pa.int32(), pa.string())),
         pa.field("mgrs_tile", pa.dictionary(pa.int32(), pa.string())),
@@ -101,10 +120,25 @@ class Sentinel2Source:
         max_nodata: float,
         max_cloud: float,
         rewrite: Sequence[tuple[str, str]] = (),
-        contradicted: float = CONTRADICTED,
+        offset_max_dark_fraction: float = OFFSET_MAX_DARK_FRACTION,
+        partition: str = "",
+        metadata: str = "as_trained",
+        gsd: str = "as_trained",
     ) -> None:
-        self.layout = chip_layout(chip, contradicted)
-        self.chip, self.max_nodata, self.max_cloud, self.contradicted = chip, max_nodata, max_cloud, contradicted
+        self.info = SourceInfo(
+            dataset=ARCHIVE.name,
+            partition=partition,
+            sensor=ARCHIVE.sensor,
+            recipe=ARCHIVE.recipe,
+            lattice=chip_layout(chip, offset_max_dark_fraction),
+            metadata=metadata,
+            gsd=gsd,
+            native_gsd=None,
+            max_nodata=max_nodata,
+            max_cloud=max_cloud,
+        )
+        self.chip, self.max_nodata, self.max_cloud = chip, max_nodata, max_cloud
+        self.offset_max_dark_fraction = offset_max_dark_fraction
         self.rewrite = list(rewrite)
         try:
             self.scenes = [Scene(Files(i["id"], self._rewritten(i["href"]))) for i in items]
@@ -166,13 +200,13 @@ class Sentinel2Source:
 
     def _coarse(self, files: Files, band: int) -> int:
         """Grid pixels that a pixel of a band should span."""
-        return 1 if self.sensor.bands[band] in FINE else files.ratios[MASK]
+        return 1 if self.info.sensor.bands[band] in FINE else files.ratios[MASK]
 
     def _strips(self, files: Files) -> list[Strip]:
         """Strips of whole blocks of all bands, as far down as chips go, northernmost first."""
         bottom = files.grid.rows * self.chip
         strips = []
-        for n, band in enumerate(self.sensor.bands):
+        for n, band in enumerate(self.info.sensor.bands):
             block = files.blocks[FIRST if band in FINE else MASK]
             height = block * max(1, STRIP // block) * self._coarse(files, n)
             height += -height % rules.PATCH
@@ -204,14 +238,16 @@ class Sentinel2Source:
         odd = (f"scl_impossible ({count} px)",) if (count := rules.impossible(scl)) else ()
         if not (verdict == rules.PASSES).any():
             return Ready(scl, verdict, *footprints, False, (*odd, "bands_not_read"))
-        with ThreadPoolExecutor(len(self.sensor.bands)) as pool:  # a file asks its store twice, one after the other
-            list(pool.map(files.fit, self.sensor.bands))
+        with ThreadPoolExecutor(
+            len(self.info.sensor.bands)
+        ) as pool:  # a file asks its store twice, one after the other
+            list(pool.map(files.fit, self.info.sensor.bands))
         subtract, notes = rules.offset_rule(files.item)
         if subtract:
             step = rules.step_of(files.grid)
             shape = tuple(-(-side // step) for side in (files.grid.height, files.grid.width))
             visible = np.stack([files.read(band, out_shape=shape) for band in VISIBLE])
-            subtract = rules.share_below(visible, scl, ratio, step) <= self.contradicted
+            subtract = rules.share_below(visible, scl, ratio, step) <= self.offset_max_dark_fraction
             notes = (*notes, "offset_subtracted" if subtract else "offset_flag_contradicted")
         return Ready(scl, verdict, *footprints, subtract, (*notes, *odd))
 
@@ -222,7 +258,7 @@ class Sentinel2Source:
         cols = np.flatnonzero((rows == rules.PASSES).any(axis=0))
         if not cols.size:
             return None
-        band = self.sensor.bands[strip.band]
+        band = self.info.sensor.bands[strip.band]
         ratio = scene.files.ratios[band]
         x0, x1 = int(cols[0]) * self.chip, (int(cols[-1]) + 1) * self.chip
         window = Window(x0 // ratio, strip.y0 // ratio, (x1 - x0) // ratio, (strip.y1 - strip.y0) // ratio)
@@ -273,10 +309,10 @@ class Sentinel2Source:
     def _pixels(self, files: Files, near: Sequence[Loaded], row: int, col: int) -> np.ndarray:
         """Pixels [10, chip, chip] at a row and column of the grid, from strips; coarse bands by repetition."""
         y, x = row * self.chip, col * self.chip
-        chip = np.empty((len(self.sensor.bands), self.chip, self.chip), np.uint16)
+        chip = np.empty((len(self.info.sensor.bands), self.chip, self.chip), np.uint16)
         for loaded in near:
             strip, piece = loaded.read.key.strip, loaded.value
-            ratio = files.ratios[self.sensor.bands[strip.band]]
+            ratio = files.ratios[self.info.sensor.bands[strip.band]]
             top, bottom = max(strip.y0, y), min(strip.y1, y + self.chip)
             rows = slice((top - strip.y0) // ratio, (bottom - strip.y0) // ratio)
             cols = slice((x - piece.x0) // ratio, (x - piece.x0 + self.chip) // ratio)
@@ -314,7 +350,7 @@ class Sentinel2Source:
             datetime=item.datetime,
             item_id=item.item_id,
             source=files.uris[FIRST],
-            sources=tuple(files.uris[b] for b in self.sensor.bands),
+            sources=tuple(files.uris[b] for b in self.info.sensor.bands),
             nodata_fraction=nodata,
             cloud_fraction=cloud,
             extra={

@@ -20,9 +20,16 @@ ARCHIVE = Archive(
         temporal_resolution="annual",
     ),
     plan_keys=("archive", "years", "region", "pixels_per_degree", "chip_size", "encode", "columns_per_shard"),
-    embed_keys=("pixels_per_degree", "chip_size", "encode", "max_nodata", "metadata", "gsd"),
+    embed_keys=("pixels_per_degree", "encode", "max_nodata", "metadata", "gsd"),
     path_keys=("archive",),
     buckets=(Bucket("esa-worldcover-s2", "eu-central-1"),),
     composite=True,
+    sample={
+        "archive": "sample/worldcover/rgbnir",
+        "region": [-97, 43, -95, 45],
+        "pixels_per_degree": 1200,
+        "chip_size": 128,
+        "columns_per_shard": 4,
+    },
     checkpointed=False,
 )

@@ -21,12 +21,14 @@ import shapely
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from kiln.archives.sensors import WORLDCOVER
+from kiln.archives.worldcover import ARCHIVE
+from kiln.archives.worldcover.config import Config
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, unit_id
-from kiln.archives.worldcover.layout import check_encode
+from kiln.archives.worldcover.layout import chip_lattice
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.fingerprint import digest
-from kiln.formats.records import Chip, Dropped, Loaded, Read, Unit
+from kiln.formats.plan_file import ShardPlan
+from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
 from kiln.io import gdal, storage
 
 VERSIONS = {2020: "2020_v100", 2021: "2021_v200"}
@@ -111,10 +113,33 @@ class Strip:
     x1: int
 
 
+METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
+
+
+def open_source(shard: ShardPlan, config: Config) -> "WorldCoverSource":
+    """Return the source of a shard's columns. Raises ConfigError for a plan that does not fit the config."""
+    try:
+        columns = [Column(*values) for values in shard.details["columns"]]
+        tiles = [Tile(*values) for values in shard.details["tiles"]]
+        year = int(shard.details["year"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ConfigError(f"shard {shard.name}: expected columns, tiles and year ({e}). Make the plan again.") from e
+    return WorldCoverSource(
+        Lattice(shard.chip_size, config.pixels_per_degree),
+        year,
+        columns,
+        tiles,
+        root=shard.archive,
+        max_nodata=config.max_nodata,
+        encode=config.encode,
+        metadata=config.metadata,
+        gsd=config.gsd,
+    )
+
+
 class WorldCoverSource:
     """The columns of one shard. Strips of tile blocks are read once, row by row, and stitched to chips."""
 
-    sensor = WORLDCOVER
     columns = [pa.field("year", pa.int16())]  # noqa: RUF012 (never changed)
 
     def __init__(
@@ -127,8 +152,22 @@ class WorldCoverSource:
         root: str,
         max_nodata: float,
         encode: Literal["whole", "quarters"] = "whole",
+        metadata: str = "zeros",
+        gsd: str = "as_trained",
     ) -> None:
-        check_encode(lattice, encode)
+        layout = {"chip_size": lattice.chip, "pixels_per_degree": lattice.ppd, "encode": encode}
+        self.info = SourceInfo(
+            dataset=ARCHIVE.name,
+            partition=str(year),
+            sensor=ARCHIVE.sensor,
+            recipe=ARCHIVE.recipe,
+            lattice=chip_lattice(layout),
+            metadata=metadata,
+            gsd=gsd,
+            native_gsd=METRES_PER_DEGREE / lattice.ppd,
+            max_nodata=max_nodata,
+            max_cloud=None,
+        )
         rows = {(c.row, c.rows) for c in columns}
         if len(rows) != 1:
             raise ConfigError("a shard's columns must share their rows")

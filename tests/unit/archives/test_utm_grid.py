@@ -311,7 +311,7 @@ def test_a_scene_far_from_its_zone_is_refused():
 
 def test_the_layout_of_a_scenes_own_lattice_is_what_it_always_was():
     assert chip_layout(256) == {"chip_size": 256, "lattice": "scene", "edge": "drop"}
-    assert chip_layout(16, "scene", 0.6, "flush") == {"chip_size": 16, "lattice": "scene", "edge": "flush"}
+    assert chip_layout(16, "scene", 0.6, "align") == {"chip_size": 16, "lattice": "scene", "edge": "align"}
 
 
 def test_the_layout_of_the_common_lattice_says_its_anchor_and_resampling():
@@ -323,14 +323,14 @@ def test_the_layout_of_the_common_lattice_says_its_anchor_and_resampling():
 @pytest.mark.parametrize(
     ("told", "says"),
     [
-        ((256, "utm", 1.0, "flush"), "edge flush goes with lattice scene"),
+        ((256, "utm", 1.0, "align"), "edge align goes with lattice scene"),
         ((256, "utm", 0.0), "lattice_gsd 0.0"),
         ((256, "utm", -1.0), "lattice_gsd -1.0"),
         ((256, "utm", float("nan")), "lattice_gsd nan"),
         ((250, "utm"), "multiple of the model's patch"),
         ((0, "scene"), "multiple of the model's patch"),
         ((256, "mgrs"), "want scene or utm"),
-        ((256, "scene", 1.0, "wrap"), "want drop or flush"),
+        ((256, "scene", 1.0, "wrap"), "want drop or align"),
     ],
 )
 def test_a_layout_that_cannot_be_is_a_wrong_setting(told, says):

@@ -194,11 +194,11 @@ def test_flush_adds_the_chips_at_the_right_and_bottom_and_another_fingerprint(tm
     write_scene(tmp_path, ND[0], scene_pixels(40, 56))
     units, _ = make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)
     dropped, _ = run(units, folder=tmp_path / "drop")
-    flush, ledger = run(units, 0, "--edge", "flush", folder=tmp_path / "flush")
+    flush, ledger = run(units, 0, "--edge", "align", folder=tmp_path / "align")
     assert (len(dropped), len(flush), ledger[unit(ND[0])]["expected"]) == (6, 12, 12)
     same = {r["chip_id"]: r["embeddings"] for r in flush}
     assert all(same[r["chip_id"]] == pytest.approx(r["embeddings"], abs=1e-5) for r in dropped)
-    (a,), (b,) = (list((tmp_path / f).glob("*[0-9a-f].parquet")) for f in ("drop", "flush"))
+    (a,), (b,) = (list((tmp_path / f).glob("*[0-9a-f].parquet")) for f in ("drop", "align"))
     assert embeddings_file.about_of(a)["fingerprint"] != embeddings_file.about_of(b)["fingerprint"]
 
 
@@ -662,9 +662,9 @@ def test_the_common_lattice_is_said_in_the_file_and_in_another_fingerprint(tmp_p
 def test_flush_edges_of_the_common_lattice_are_refused_before_anything_is_read(tmp_path, capsys, encoder_file):
     units, _ = make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)
     code, said = fails(
-        capsys, flags(units, 0, tmp_path / "shards", encoder_file, "--lattice", "utm", "--edge", "flush")
+        capsys, flags(units, 0, tmp_path / "shards", encoder_file, "--lattice", "utm", "--edge", "align")
     )
-    assert (code, "edge flush" in said) == (2, True)
+    assert (code, "edge align" in said) == (2, True)
     assert files(tmp_path / "shards") == {}
 
 

@@ -102,11 +102,11 @@ def bytes_asked(server, path):
     ("edge", "height", "width", "rows", "cols"),
     [
         ("drop", 40, 56, [0, 16], [0, 16, 32]),
-        ("flush", 40, 56, [0, 16, 24], [0, 16, 32, 40]),
-        ("flush", 32, 48, [0, 16], [0, 16, 32]),
-        ("flush", 33, 47, [0, 16, 17], [0, 16, 31]),
+        ("align", 40, 56, [0, 16, 24], [0, 16, 32, 40]),
+        ("align", 32, 48, [0, 16], [0, 16, 32]),
+        ("align", 33, 47, [0, 16, 17], [0, 16, 31]),
         ("drop", 16, 31, [0], [0]),
-        ("flush", 16, 17, [0], [0, 1]),
+        ("align", 16, 17, [0], [0, 1]),
     ],
 )
 def test_chips_from_the_top_left_equal_a_windowed_read_of_the_file(tmp_path, edge, height, width, rows, cols):
@@ -127,7 +127,7 @@ def test_chips_from_the_top_left_equal_a_windowed_read_of_the_file(tmp_path, edg
 def test_footprints_and_centres_follow_the_files_own_transform_and_crs(tmp_path, gsd, epsg):
     transform = from_origin(612_345.25, 4_207_739.5, gsd, gsd)
     path = write_scene(tmp_path, KEY, scene_pixels(), crs=f"EPSG:{epsg}", transform=transform)
-    chips = cut(make(tmp_path, edge="flush"))
+    chips = cut(make(tmp_path, edge="align"))
     assert len(chips) == 12
     to_degrees = pyproj.Transformer.from_crs(epsg, 4326, always_xy=True).transform
     with rasterio.open(path) as file:
@@ -159,7 +159,7 @@ def test_a_stem_that_occurs_in_two_states_gives_ids_that_differ(tmp_path):
     twice = [KEY, KEY.replace("nd/", "mn/"), KEY.replace("2019/", "2020/")]
     for key in twice:
         write_scene(tmp_path, key, scene_pixels())
-    ids = [c.chip_id for c in cut(make(tmp_path, *twice, edge="flush"))]
+    ids = [c.chip_id for c in cut(make(tmp_path, *twice, edge="align"))]
     assert len(ids) == len(set(ids)) == 36
 
 
@@ -189,7 +189,7 @@ def test_a_scene_without_a_date_has_no_datetime_and_says_so(tmp_path):
 
 def test_a_scene_smaller_than_a_chip_expects_none_and_says_why(tmp_path):
     write_scene(tmp_path, KEY, scene_pixels(15, 40))
-    opened, *rest = events(make(tmp_path, edge="flush"))
+    opened, *rest = events(make(tmp_path, edge="align"))
     assert opened.expected == 0
     assert [(d.kind, d.count) for d in rest] == [("nodata", 0)]
     assert "smaller than a chip" in rest[0].reason
@@ -245,7 +245,7 @@ def test_the_real_scene_whose_band_4_is_tagged_alpha_gives_all_its_chips(shared)
 # ---------------------------------------------------------------------------------------------------------- strips
 
 
-@pytest.mark.parametrize("how", [{}, {"edge": "flush"}, {"lattice": "utm"}, {"lattice": "utm", "lattice_gsd": 1.5}])
+@pytest.mark.parametrize("how", [{}, {"edge": "align"}, {"lattice": "utm"}, {"lattice": "utm", "lattice_gsd": 1.5}])
 @pytest.mark.parametrize("blocks", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 32}, {"interleave": "band"}])
 def test_strips_are_whole_blocks_each_read_once_and_give_the_chips_of_the_whole(tmp_path, monkeypatch, how, blocks):
     path = write_scene(tmp_path, KEY, scene_pixels(217, 80), transform=from_origin(*SPACE, 1, 1), **blocks)
@@ -450,8 +450,8 @@ def test_the_real_scenes_of_a_metre_give_chips_of_the_grid(shared, key):
 
 
 def test_flush_edges_of_the_common_lattice_are_a_wrong_setting():
-    with pytest.raises(ConfigError, match="edge flush"):
-        make("/nowhere", lattice="utm", edge="flush")
+    with pytest.raises(ConfigError, match="edge align"):
+        make("/nowhere", lattice="utm", edge="align")
 
 
 # --------------------------------------------------------------------------------------------------- broken scenes

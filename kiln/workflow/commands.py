@@ -1,0 +1,170 @@
+"""The commands of a run's jobs, as lists of arguments: rules print them, array jobs run them, people copy them.
+
+What differs between jobs of a rule stands in a command as a token. `shell_line` turns tokens into Snakemake's
+expressions; `fill` into the values of one job.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from kiln.workflow.run import Dataset, Run, section_flags
+
+WEIGHTS, THREADS = "<weights>", "<threads>"
+PARTITION, SHARD, DIGEST = "<partition>", "<shard>", "<digest>"
+OUTPUT, PLAN, NAMES = "<output>", "<plan>", "<names>"
+SHARDS, RECORDS, PRODUCTS, INDEX = "<shards>", "<records>", "<products>", "<index>"
+MAP, LEDGER, PICTURES, PLANS = "<map>", "<ledger>", "<pictures>", "<plans>"
+EXPRESSIONS = {  # of Snakemake, by token
+    WEIGHTS: "{input.weights:q}",
+    THREADS: "{threads}",
+    PARTITION: "{wildcards.partition}",
+    SHARD: "{wildcards.shard}",
+    DIGEST: "{wildcards.digest}",
+    OUTPUT: "{output:q}",
+    PLAN: "{output.plan:q}",
+    NAMES: "{output.names:q}",
+    SHARDS: "{params.shards:q}",
+    RECORDS: "{input.records:q}",
+    PRODUCTS: "{params.products:q}",
+    INDEX: "{input.index:q}",
+    MAP: "{output.map:q}",
+    LEDGER: "{output.ledger:q}",
+    PICTURES: "{input.similar:q} {input.coverage:q} {input.ledger:q}",
+    PLANS: "{params.plans:q}",
+}
+_TOKEN = re.compile("|".join(map(re.escape, EXPRESSIONS)))
+
+
+def shell_line(command: Sequence[str], log: str = "2> {log:q}") -> str:
+    """Return a command as a rule's shell line: arguments quoted, tokens as Snakemake's expressions."""
+    return " ".join([*map(_quote, command), log])
+
+
+def _quote(argument: str) -> str:
+    """Quote the literal parts of an argument for the shell and for Snakemake's format strings."""
+    line, end = "", 0
+    for token in _TOKEN.finditer(argument):
+        line += _quote_literal(argument[end : token.start()]) + EXPRESSIONS[token[0]]
+        end = token.end()
+    return line + _quote_literal(argument[end:]) if line else _quote_literal(argument) or "''"
+
+
+def _quote_literal(text: str) -> str:
+    return shlex.quote(text.replace("{", "{{").replace("}", "}}")) if text else ""
+
+
+def escape(text: str) -> str:
+    """Quote a literal for the shell and for Snakemake's format strings."""
+    return _quote_literal(text)
+
+
+def fill(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return the command of one job: tokens replaced by values. Raises KeyError for a token without one."""
+    return [_TOKEN.sub(lambda token: values[token[0]], argument) for argument in command]
+
+
+def script(name: str, *arguments: str) -> list[str]:
+    """Return the command that runs one of Kiln's scripts."""
+    return ["python", "-m", f"scripts.{name}", *arguments]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def encoder_weights_command(run: Run) -> list[str]:
+    """Return the command that extracts the encoder from the checkpoint."""
+    model = run.config["model"]
+    return script(
+        "encoder_weights",
+        *("--checkpoint", model["checkpoint"], f"--sha256={model['sha256'] or ''}", "--precision", model["precision"]),
+        *("--untrained", _json(model["untrained"]), "--output", OUTPUT),
+    )
+
+
+def plan_command(dataset: Dataset) -> list[str]:
+    """Return the command that plans a dataset's shards."""
+    return script("plan_units", dataset.name, *dataset.plan_flags, "--output", PLAN, "--names", NAMES)
+
+
+def embed_command(run: Run, dataset: Dataset) -> list[str]:
+    """Return the command that embeds one shard, with tokens for weights, partition, shard, output and threads."""
+    config, uri, resources = run.config, run.paths.uri, run.config["resources"]
+    checkpoints = ["--checkpoints", f"{uri(dataset.checkpoints_folder)}/{PARTITION}"]
+    return script(
+        "embed",
+        *(dataset.name, "--weights", WEIGHTS, "--units", uri(dataset.plan), "--shard", SHARD),
+        *(
+            "--folder",
+            f"{uri(dataset.folder)}/shards/{PARTITION}",
+            *(checkpoints if dataset.archive.checkpointed else ()),
+        ),
+        *("--vector-dtype", config["vector_dtype"], "--embedding", config["embedding"]),
+        *(("--patches",) if config["patches"] else ()),
+        *("--max-failed-fraction", str(config["max_failed_fraction"]), "--batch-size", str(resources["batch_size"])),
+        *("--read-threads", str(resources["read_threads"]), "--read-ahead-mb", str(resources["read_ahead_mb"])),
+        *("--device", resources["device"], *section_flags(dataset.section, dataset.archive.embed_keys)),
+        *("--expect-fingerprint", dataset.fingerprint[:8], "--output", OUTPUT, "--threads", THREADS),
+    )
+
+
+def merge_command(run: Run, dataset: Dataset) -> list[str]:
+    """Return the command that merges a partition's shards, with tokens for partition, digest, shards and record."""
+    uri = run.paths.uri
+    return script(
+        "merge",
+        *("--plan", uri(dataset.plan), "--partition", PARTITION, "--shards", SHARDS),
+        *("--ledgers", f"{uri(dataset.folder)}/shards/{PARTITION}"),
+        *("--product", f"{uri(dataset.folder)}/products/{PARTITION}/{DIGEST}", "--record", OUTPUT),
+        *("--memory-mb", str(run.config["resources"]["merge_mem_mb"] // 2)),
+        *(("--allow-missing",) if dataset.allow_missing else ()),
+        *dataset.merge_flags,
+    )
+
+
+def index_command(run: Run) -> list[str]:
+    """Return the command that builds or grows the explorer database."""
+    uri, paths = run.paths.uri, run.paths
+    return script(
+        "build_index",
+        *("--records", RECORDS, "--products", PRODUCTS, "--db", uri(paths.database), "--record", OUTPUT),
+        *("--withdraw", uri(f"{paths.results}/index"), "--select", _json(run.select)),
+        *("--published", _json(run.published)),
+    )
+
+
+def contact_sheet_command(run: Run) -> list[str]:
+    """Return the command that draws a chip and its nearest neighbours."""
+    pictures = run.config["pictures"]
+    return script(
+        "picture_similar",
+        *("--db", run.paths.uri(run.paths.database), "--example", "-k", str(pictures["neighbours"])),
+        *("--pictures", _json(pictures), "--png", OUTPUT),
+    )
+
+
+def coverage_command() -> list[str]:
+    """Return the command that draws the coverage map and writes the ledger page."""
+    return script("coverage", "--products", PRODUCTS, "--records", RECORDS, "--map", MAP, "--ledger", LEDGER)
+
+
+def summary_command(run: Run) -> list[str]:
+    """Return the command that prints what the run holds."""
+    db = run.paths.uri(run.paths.database)
+    return script(
+        "summary",
+        *("--records", RECORDS, "--products", PRODUCTS, "--index", INDEX, "--db", db, "--pictures", PICTURES),
+    )
+
+
+def estimate_command(run: Run) -> list[str]:
+    """Return the command that prints what the run takes, from its plans."""
+    config = run.config
+    patches = {name: d.patches_per_chip for name, d in run.datasets.items() if config["patches"]}
+    return script(
+        "estimate",
+        *("--plans", PLANS, "--numbers", _json(config["plan"]), "--dimensions", str(run.vector_length)),
+        *("--vector-dtype", config["vector_dtype"], "--embedding", config["embedding"], "--patches", _json(patches)),
+    )

@@ -1,0 +1,68 @@
+"""Checking a run's config against the generated schemas, before anything else runs.
+
+Every dry run imports this module, so it reads the schemas as JSON and imports no pydantic.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jsonschema
+
+from kiln.archives.registry import archives
+from kiln.errors import ConfigError
+
+SCHEMA = "config.schema.json"
+
+
+@cache
+def load_schema() -> dict[str, Any]:
+    """Return the JSON schema of the whole config: the shared keys and one section per archive."""
+    schema: dict[str, Any] = json.loads(resources.files("kiln.workflow").joinpath(SCHEMA).read_text())
+    for name, archive in archives().items():
+        schema["properties"][name] = archive.load_schema()
+    schema["properties"]["datasets"]["items"] = {"enum": list(archives())}
+    return schema
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check the config's keys, types and ranges.
+
+    The section of an archive that `datasets` does not name may be absent.
+
+    Raises:
+        ConfigError: For the first error. The message names the key, the value and what is expected.
+    """
+    schema = load_schema()
+    names = archives()
+    required = [key for key in schema["properties"] if key not in names or key in config.get("datasets", ())]
+    validator = jsonschema.Draft202012Validator({**schema, "required": required})
+    error = jsonschema.exceptions.best_match(validator.iter_errors(dict(config)))
+    if error is not None:
+        raise ConfigError(f"config: {_describe(error)}")
+    for dataset in config["pictures"]:
+        if dataset != "neighbours" and dataset not in names:
+            known = ("neighbours", *names)
+            raise ConfigError(f"config: pictures: unknown key {dataset!r}{_suggest(dataset, known)}")
+
+
+def _describe(error: jsonschema.ValidationError) -> str:
+    """Return one line: where, what is expected, what was given, and what may have been meant."""
+    where = ".".join(str(part) for part in error.absolute_path) or "top level"
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = error.schema.get("properties", {})
+        unknown = [key for key in error.instance if key not in known]
+        return f"{where}: unknown key {unknown[0]!r}{_suggest(str(unknown[0]), known)}"
+    if error.validator == "required":
+        return f"{where}: {error.message}. Add it."
+    expected = error.schema.get("description", "")
+    return f"{where}: {error.message}.{f' Expected: {expected}.' if expected else ''}"
+
+
+def _suggest(key: str, known: Any) -> str:
+    """Return a hint with the known key that is most like an unknown one."""
+    close = difflib.get_close_matches(key, list(known), 1)
+    return f". Did you mean {close[0]!r}?" if close else f". Known keys: {', '.join(known)}."

@@ -1,0 +1,49 @@
+"""Where the workflow touches Snakemake itself."""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from snakemake.exceptions import WorkflowError
+
+from kiln.errors import KilnError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+SECRETS = ("access_key", "secret_key", "token")  # settings of Snakemake's S3 storage
+
+
+def as_workflow_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return the function's value. A KilnError becomes a WorkflowError, which Snakemake prints without a traceback."""
+    try:
+        return function(*args, **kwargs)
+    except KilnError as e:
+        raise WorkflowError(str(e)) from e
+
+
+def log_path(on_driver: bool, local: Callable[[str], Any], path: str) -> Any:
+    """Return a log or benchmark, marked as local to this machine where results lie on a store and jobs run here.
+
+    Args:
+        on_driver: Whether the mark is needed. Each mark costs every dry run.
+        local: Snakemake's mark.
+        path: Path of the log.
+    """
+    return local(path) if on_driver else path
+
+
+def remove_default_submission_rate(workflow: Any) -> None:
+    """Remove the default limit on submissions per second, where results lie on a store.
+
+    With any limit, Snakemake 9.25 to 9.27 schedules one more look for work after each look it takes, and asks the store
+    for the input's size each time: requests grow with the square of the jobs. No upstream issue is known to describe it.
+    """
+    limit = workflow.scheduling_settings.max_jobs_per_timespan
+    on_store = bool(workflow.storage_settings.default_storage_prefix)
+    if on_store and limit and (limit.max_jobs, limit.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
+def store_secrets(workflow: Any) -> list[str]:
+    """Return the names of credentials given to the storage plugin, which would pass them on to the jobs."""
+    settings = workflow.storage_provider_settings.get("s3")
+    return [name for name in SECRETS if settings and any(settings.get_field_settings(name).values())]

@@ -1,0 +1,110 @@
+# Every archive: plan -> embed -> merge. The plan decides the shards; a partition's shards are merged to one product.
+
+
+def weights_of(name, wildcards):
+    """The encoder. A checkpoint where shards may exist, or remade weights would cause them to be embedded again."""
+    as_workflow_error(RUN.require_checkpoint_digest)
+    if RUN.dataset(name).may_have_shards:
+        return checkpoints.encoder_weights.get().output[0]
+    return RUN.weights
+
+
+def shards_of(name, wildcards):
+    """The shards that a product is merged from."""
+    as_workflow_error(RUN.require_checkpoint_digest)
+    dataset = RUN.dataset(name)
+    return dataset.shard_files(wildcards.partition, dataset.merged_shards[wildcards.partition])
+
+
+def targets_of(name, wildcards):
+    """Everything of a dataset."""
+    dataset = as_workflow_error(RUN.dataset, name)
+    as_workflow_error(RUN.require_checkpoint_digest)
+    if DRIVER:
+        as_workflow_error(REGIONS.check, name)
+    return as_workflow_error(dataset.targets)
+
+
+def plans_of_all(wildcards):
+    """The plans of all datasets, for themselves: without a plan no shard is known, and none would be missed."""
+    as_workflow_error(RUN.require_checkpoint_digest)
+    return as_workflow_error(RUN.plans)
+
+
+for dataset in RUN.all_datasets.values():
+    archive, folder = dataset.archive, dataset.folder
+    PLAN = job(archive.plan_threads, 2000)
+
+    checkpoint:
+        name:
+            f"plan_{archive.name}"
+        input:
+            preflight_checks,
+        output:
+            names=dataset.names_file,  # first: the one that is asked for when shards must be known
+            plan=dataset.plan,
+        log:
+            LOG(f"{LOGS}/plan_{archive.name}.log"),
+        benchmark:
+            LOG(f"{BENCHMARKS}/plan_{archive.name}.tsv")
+        conda:
+            CONDA
+        threads: PLAN.threads
+        resources:
+            mem_mb=PLAN.mem_mb,
+        message:
+            f"{archive.title}: plan the shards"
+        shell:
+            shell_line(commands.plan_command(dataset))
+
+    # No benchmark: the log holds time and memory, and thousands of them cost every dry run and store.
+    rule:
+        name:
+            f"embed_{archive.name}"
+        input:
+            weights=ancient(partial(weights_of, archive.name)),
+        output:
+            f"{folder}/shards/{{partition}}/{{shard}}.parquet",
+        log:
+            LOG(f"{LOGS}/embed_{archive.name}/{{partition}}/{{shard}}.log"),
+        conda:
+            CONDA
+        threads: EMBED.threads
+        resources:
+            **EMBED.resources,
+        message:
+            f"{archive.title} {{wildcards.partition}}: embed {{wildcards.shard}}"
+        shell:
+            shell_line(commands.embed_command(RUN, dataset))
+
+    rule:
+        name:
+            f"merge_{archive.name}"
+        input:
+            shards=partial(shards_of, archive.name),
+        output:
+            f"{folder}/products/{{partition}}/{{digest}}.json",
+        log:
+            LOG(f"{LOGS}/merge_{archive.name}/{{partition}}-{{digest}}.log"),
+        benchmark:
+            LOG(f"{BENCHMARKS}/merge_{archive.name}/{{partition}}-{{digest}}.tsv")
+        conda:
+            CONDA
+        threads: MERGE.threads
+        resources:
+            mem_mb=MERGE.mem_mb,
+        params:
+            shards=lambda wildcards, input: Path(input.shards[0]).parent,
+        message:
+            f"{archive.title} {{wildcards.partition}}: merge its shards"
+        shell:
+            shell_line(commands.merge_command(RUN, dataset))
+
+    rule:
+        name:
+            archive.name
+        input:
+            dataset.plan,
+            partial(targets_of, archive.name),
+        message:
+            f"{archive.title}: every shard and product is there"
