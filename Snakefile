@@ -8,6 +8,7 @@ configfile: Path(workflow.current_basedir.get_path_or_uri(secret_free=False)) / 
 
 
 include: "rules/common.smk"
+include: "rules/inputs.smk"
 include: "rules/model.smk"
 include: "rules/datasets.smk"
 include: "rules/index.smk"

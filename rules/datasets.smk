@@ -1,36 +1,4 @@
 # Every archive: plan -> embed -> merge. The plan decides the shards; a partition's shards are merged to one product.
-
-
-def weights_of(name, wildcards):
-    """The encoder. A checkpoint where shards may exist, or remade weights would cause them to be embedded again."""
-    as_workflow_error(RUN.require_checkpoint_digest)
-    if RUN.dataset(name).may_have_shards:
-        return checkpoints.encoder_weights.get().output[0]
-    return RUN.weights
-
-
-def shards_of(name, wildcards):
-    """The shards that a product is merged from."""
-    as_workflow_error(RUN.require_checkpoint_digest)
-    dataset = RUN.dataset(name)
-    return dataset.shard_files(wildcards.partition, dataset.merged_shards[wildcards.partition])
-
-
-def targets_of(name, wildcards):
-    """Everything of a dataset."""
-    dataset = as_workflow_error(RUN.dataset, name)
-    as_workflow_error(RUN.require_checkpoint_digest)
-    if DRIVER:
-        as_workflow_error(REGIONS.check, name)
-    return as_workflow_error(dataset.targets)
-
-
-def plans_of_all(wildcards):
-    """The plans of all datasets, for themselves: without a plan no shard is known, and none would be missed."""
-    as_workflow_error(RUN.require_checkpoint_digest)
-    return as_workflow_error(RUN.plans)
-
-
 for dataset in RUN.all_datasets.values():
     archive, folder = dataset.archive, dataset.folder
     PLAN = job(archive.plan_threads, 2000)

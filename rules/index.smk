@@ -1,22 +1,6 @@
 # Merged products -> the explorer database.
 
 
-def records_of_index(wildcards):
-    """The records that the database is made of. With published files there may be none."""
-    as_workflow_error(RUN.require_checkpoint_digest)
-    return as_workflow_error(RUN.indexed_records)
-
-
-def selected_products(wildcards):
-    """The folders of the selected products."""
-    return [RUN.paths.uri(record.removesuffix(".json")) for record in RUN.selected_records()]
-
-
-def index_targets(wildcards):
-    """The products and their database. Whoever asks for it asks for the products too, so a deleted one is noticed."""
-    return [*records_of_index(wildcards), RUN.index_record()]
-
-
 rule build_index:
     input:
         preflight_checks,

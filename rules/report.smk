@@ -1,23 +1,6 @@
 # What a run takes, and what became of it.
 
 
-def selected_records(wildcards):
-    """The records of the products to search through and to draw."""
-    as_workflow_error(RUN.require_checkpoint_digest)
-    return as_workflow_error(RUN.required_records)
-
-
-def picture(name, wildcards):
-    """A picture of what the database holds."""
-    return RUN.picture(name)
-
-
-def picture_targets(wildcards):
-    """Published files have no ledger: of those alone there is no coverage to draw."""
-    of_products = ("coverage.png", "ledger.html") if records_of_index(wildcards) else ()
-    return [RUN.picture(name) for name in (RUN.contact_sheet, *of_products)]
-
-
 rule coverage:
     input:
         records=selected_records,

@@ -7,6 +7,7 @@ config/config.yaml, and of the flags of the plan and embed scripts. A dry run re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 
 
 def _split_numbers(value: Any) -> Any:
@@ -16,8 +17,8 @@ def _split_numbers(value: Any) -> Any:
 
 Bbox = Annotated[list[float], BeforeValidator(_split_numbers), Field(min_length=4, max_length=4)]
 Region = Annotated[str, Field(pattern="^[a-z]{2}(-[a-z]+)+-[0-9]+$")]
-VALUE = {"fingerprint": True}  # marks a key that changes vectors
-UNIQUE = {"uniqueItems": True}
+VALUE: JsonDict = {"fingerprint": True}  # marks a key that changes vectors
+UNIQUE: JsonDict = {"uniqueItems": True}
 
 
 class Section(BaseModel):

@@ -91,13 +91,15 @@ class Archive:
         if self.schema_file.is_file():
             schema: dict[str, Any] = json.loads(self.schema_file.read_text())
             return schema
-        return section_schema(self.load("config", "Config"))
+        model: Any = self.load("config", "Config")
+        return section_schema(model)
 
 
 def section_schema(model: Any) -> dict[str, Any]:
     """Return the JSON schema of a config section's pydantic model, every key required and without titles."""
     schema: dict[str, Any] = model.model_json_schema(mode="serialization")
-    return _without_titles(schema)
+    plain: dict[str, Any] = _without_titles(schema)
+    return plain
 
 
 def _without_titles(node: Any) -> Any:

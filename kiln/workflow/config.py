@@ -38,7 +38,9 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     schema = load_schema()
     names = archives()
-    required = [key for key in schema["properties"] if key not in names or key in config.get("datasets", ())]
+    embedded = config.get("datasets")
+    embedded = embedded if isinstance(embedded, list) else []
+    required = [key for key in schema["properties"] if key not in names or key in embedded]
     validator = jsonschema.Draft202012Validator({**schema, "required": required})
     error = jsonschema.exceptions.best_match(validator.iter_errors(dict(config)))
     if error is not None:
@@ -51,14 +53,15 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def _describe(error: jsonschema.ValidationError) -> str:
     """Return one line: where, what is expected, what was given, and what may have been meant."""
+    schema = error.schema if isinstance(error.schema, Mapping) else {}
     where = ".".join(str(part) for part in error.absolute_path) or "top level"
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
-        known = error.schema.get("properties", {})
+        known = schema.get("properties", {})
         unknown = [key for key in error.instance if key not in known]
         return f"{where}: unknown key {unknown[0]!r}{_suggest(str(unknown[0]), known)}"
     if error.validator == "required":
         return f"{where}: {error.message}. Add it."
-    expected = error.schema.get("description", "")
+    expected = schema.get("description", "")
     return f"{where}: {error.message}.{f' Expected: {expected}.' if expected else ''}"
 
 

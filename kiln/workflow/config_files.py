@@ -1,7 +1,7 @@
 """Generate what is derived from the config models: JSON schemas, config/config.yaml and the table in config/README.md.
 
-Run `python -m kiln.workflow.config_files` from the project's root after a change of a model. A test fails when a file is
-out of date.
+Run `python -m kiln.workflow.config_files` from the project's root after a change of a model. A test fails when a file
+is out of date.
 """
 
 import json
@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from kiln.archives.registry import BUILT_IN, archives, section_schema
 from kiln.workflow.config import SCHEMA
-from kiln.workflow.config_model import Config, Pictures, PictureService
+from kiln.workflow.config_model import Config, PictureService, PicturesSection
 
 WIDTH = 118  # characters of a comment line
 TABLE_START, TABLE_END = "<!-- generated: keys -->\n", "<!-- end of generated part -->\n"
@@ -114,7 +114,7 @@ def _yaml_section(model: type[BaseModel], indent: str, path: str) -> Iterator[st
             yield from _yaml_value(name, field, _default(f"{path}.{name}", field), indent)
         for line in EXAMPLES.get(f"{path}.{name}", "").splitlines():
             yield f"{indent}# {line}"
-    if model is Pictures:
+    if model is PicturesSection:
         for archive in _built_in():
             yield f"{indent}{archive.name}:"
             yield from _yaml_section(PictureService, indent + "  ", f"{path}.{archive.name}")
@@ -150,7 +150,7 @@ def _table_section(model: type[BaseModel], path: str) -> Iterator[str]:
         else:
             yield f"| `{path}.{name}` | | | {_first_line(section)} |"
             yield from _table_section(section, f"{path}.{name}")
-    if model is Pictures:
+    if model is PicturesSection:
         yield from _table_section(PictureService, f"{path}.<dataset>")
 
 

@@ -14,7 +14,7 @@ from kiln.archives.registry import archives
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Untrained(Section):
+class UntrainedSection(Section):
     """The random encoder that stands in for a checkpoint."""
 
     seed: int = Field(7, ge=0, description="seed of the random weights", json_schema_extra=VALUE)
@@ -24,7 +24,7 @@ class Untrained(Section):
     mlp_ratio: int = Field(4, ge=1, description="width of the MLP over `dim`", json_schema_extra=VALUE)
 
 
-class Model(Section):
+class ModelSection(Section):
     """The encoder's weights."""
 
     checkpoint: str = Field(
@@ -49,12 +49,12 @@ class Model(Section):
         "shard that was embedded both ways",
         json_schema_extra=VALUE,
     )
-    untrained: Untrained = Field(
-        Untrained(), description="the random encoder that stands in for a checkpoint", json_schema_extra=VALUE
+    untrained: UntrainedSection = Field(
+        UntrainedSection(), description="the random encoder that stands in for a checkpoint", json_schema_extra=VALUE
     )
 
 
-class Select(Section):
+class SelectSection(Section):
     """What goes into the explorer database; null takes all."""
 
     datasets: list[str] | None = Field(None, description="names of datasets")
@@ -78,7 +78,7 @@ class Select(Section):
     )
 
 
-class Columns(Section):
+class ColumnsSection(Section):
     """The columns of published files in a layout that Kiln does not know."""
 
     vector: str = Field(description="lists or tensors of numbers")
@@ -88,7 +88,7 @@ class Columns(Section):
     item: str | None = Field(None, description="scene or tile")
 
 
-class Published(Section):
+class PublishedSection(Section):
     """Embedding files by others, of one model and layout."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="the dataset's name, in front of every `chip_id`")
@@ -102,7 +102,7 @@ class Published(Section):
         None,
         description="a known layout of columns: see docs/explorer.md",
     )
-    columns: Columns | None = Field(None, description="for another layout, the names of the columns")
+    columns: ColumnsSection | None = Field(None, description="for another layout, the names of the columns")
     model: str = Field(
         min_length=1,
         description="the vector space, in your words. A database holds one: datasets of other models, weights "
@@ -121,11 +121,11 @@ class Published(Section):
     )
 
 
-class Index(Section):
+class IndexSection(Section):
     """The explorer database."""
 
-    select: Select = Field(Select(), description="what goes into it; null takes all")
-    published: list[Published] = Field(
+    select: SelectSection = Field(SelectSection(), description="what goes into it; null takes all")
+    published: list[PublishedSection] = Field(
         [],
         description="embedding files by others, taken in as they are, each entry a dataset of the explorer; with "
         "`datasets: []` alone. `index.select.years`, `bbox` and `max_rows` apply to them too. New and changed "
@@ -134,7 +134,7 @@ class Index(Section):
     )
 
 
-class Wms(Section):
+class WmsSection(Section):
     """A Web Map Service."""
 
     url: str = Field(pattern="^https?://", description="address before the query")
@@ -149,7 +149,7 @@ class Wms(Section):
 class PictureService(Section):
     """Where pictures of a dataset's chips come from."""
 
-    wms: Wms | None = Field(
+    wms: WmsSection | None = Field(
         None,
         description="a Web Map Service (`url`, `version`, `layers`, `crs`, `styles`, `format`, `time`); null, "
         "or when it fails: "
@@ -157,7 +157,7 @@ class PictureService(Section):
     )
 
 
-class Pictures(Section):
+class PicturesSection(Section):
     """Where pictures of chips come from; a key of a dataset's name holds its service."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -166,7 +166,7 @@ class Pictures(Section):
     neighbours: int = Field(10, ge=1, le=50, description="neighbours on the run's contact sheet")
 
 
-class Plan(Section):
+class PlanSection(Section):
     """Rates and prices of the estimate that `snakemake plan` prints."""
 
     chips_per_second: float = Field(25, gt=0, description="rate of one job's encoder; measure yours with `kiln tune`")
@@ -179,7 +179,7 @@ class Plan(Section):
     )
 
 
-class Resources(Section):
+class ResourcesSection(Section):
     """What one job takes. `batch_size`, `embed_threads` and `device` may change the last bits of a vector."""
 
     embed_threads: int = Field(1, ge=1, description="threads of an embedding job's encoder")
@@ -216,7 +216,14 @@ class Config(Section):
         "sample's are embedded too",
         json_schema_extra=UNIQUE,
     )
-    model: Model = Field(Model(), description="the encoder's weights")
+    partitions: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="patterns of merge partitions to embed, merge and index, as `['nd-*', '2021', "
+        "'29R-2020-*']`; `[]` takes "
+        "all. `snakemake --config partitions=\"['nd-*']\" naip` embeds one state of a plan of all",
+        json_schema_extra=UNIQUE,
+    )
+    model: ModelSection = Field(ModelSection(), description="the encoder's weights")
     vector_dtype: Literal["float32", "float16", "int8"] = Field(
         "float16",
         description="dtype of the vectors in the files. `int8` comes with a scale per row in the column "
@@ -258,7 +265,9 @@ class Config(Section):
         "`false`: they are not "
         "submitted",
     )
-    index: Index = Field(Index(), description="the explorer database")
-    pictures: Pictures = Field(Pictures(), description="where pictures of chips come from")
-    plan: Plan = Field(Plan(), description="rates and prices of the estimate that `snakemake plan` prints")
-    resources: Resources = Field(Resources(), description="what one job takes")
+    index: IndexSection = Field(IndexSection(), description="the explorer database")
+    pictures: PicturesSection = Field(PicturesSection(), description="where pictures of chips come from")
+    plan: PlanSection = Field(
+        PlanSection(), description="rates and prices of the estimate that `snakemake plan` prints"
+    )
+    resources: ResourcesSection = Field(ResourcesSection(), description="what one job takes")

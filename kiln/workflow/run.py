@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Dataset:
         fingerprint: sha256 of everything that changes a vector.
         paths: The run's folders.
         allow_missing: Whether products are merged from the shards that exist.
+        patterns: Patterns of the partitions that the run is limited to; none takes all.
         resolve_plan: Returns once the plan is made. Snakemake's checkpoint raises an exception until then.
     """
 
@@ -84,6 +86,7 @@ class Dataset:
     fingerprint: str
     paths: RunPaths
     allow_missing: bool
+    patterns: tuple[str, ...]
     resolve_plan: Callable[[], Any] = field(repr=False, compare=False)
 
     @property
@@ -127,7 +130,10 @@ class Dataset:
         from kiln.formats import plan_file  # a dry run that does not ask saves the import of boto3
 
         self.resolve_plan()
-        return plan_file.read_names(self.paths.uri(self.names_file))
+        names = plan_file.read_names(self.paths.uri(self.names_file))
+        if not self.patterns:
+            return names
+        return {p: shards for p, shards in names.items() if any(fnmatchcase(p, pattern) for pattern in self.patterns)}
 
     @cached_property
     def merged_shards(self) -> dict[str, list[str]]:
@@ -159,18 +165,23 @@ class Dataset:
         """Return the records by partition; none for a partition without a shard to merge."""
         return {partition: self.record(partition) for partition, names in self.merged_shards.items() if names}
 
-    def targets(self, partitions: Callable[[str], Any] | None = None) -> list[str]:
+    def targets(self) -> list[str]:
         """Return the files that the dataset asks for.
 
         The plan comes first: it lies directly in the folder, so one listing of a store shows the rest.
 
-        Args:
-            partitions: Decides which partitions are asked for; None takes all.
+        Raises:
+            ConfigError: If `partitions` leaves none.
         """
-        chosen = [p for p in self.shards if partitions is None or partitions(p)]
-        shards = [] if self.allow_missing else [f for p in chosen for f in self.shard_files(p, self.shards[p])]
-        records = self.records()
-        return [self.names_file, self.plan, *shards, *(records[p] for p in chosen if p in records)]
+        if not self.shards:
+            raise ConfigError(
+                f"config: partitions: expected patterns that fit a partition of {self.name}, "
+                f"got {list(self.patterns)}. Look at {self.paths.uri(self.names_file)}."
+            )
+        shards = (
+            [] if self.allow_missing else [f for p, names in self.shards.items() for f in self.shard_files(p, names)]
+        )
+        return [self.names_file, self.plan, *shards, *self.records().values()]
 
     @property
     def patches_per_chip(self) -> int:
@@ -240,7 +251,15 @@ class Run:
             max_cloud=section.get("max_cloud"),
             lattice=archive.lattice(section),
         )
-        return Dataset(archive, section, value, self.paths, config["allow_missing"], lambda: resolve_plan(archive.name))
+        return Dataset(
+            archive=archive,
+            section=section,
+            fingerprint=value,
+            paths=self.paths,
+            allow_missing=config["allow_missing"],
+            patterns=tuple(config["partitions"]),
+            resolve_plan=lambda: resolve_plan(archive.name),
+        )
 
     def _check_combinations(self) -> None:
         """Raise ConfigError for settings that contradict each other."""

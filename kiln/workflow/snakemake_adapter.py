@@ -35,7 +35,7 @@ def remove_default_submission_rate(workflow: Any) -> None:
     """Remove the default limit on submissions per second, where results lie on a store.
 
     With any limit, Snakemake 9.25 to 9.27 schedules one more look for work after each look it takes, and asks the store
-    for the input's size each time: requests grow with the square of the jobs. No upstream issue is known to describe it.
+    for the input's size each time: requests grow with the square of the jobs. No upstream issue is known for it.
     """
     limit = workflow.scheduling_settings.max_jobs_per_timespan
     on_store = bool(workflow.storage_settings.default_storage_prefix)

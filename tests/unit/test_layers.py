@@ -1,0 +1,133 @@
+"""The layers of the packages: who may import whom, at any depth of the code, and what a dry run never pays for."""
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+LAYERS = (  # from the bottom; a package imports only packages of earlier lines, and itself
+    ("errors",),
+    ("io",),
+    ("formats",),
+    ("model", "archives"),
+    ("engine",),
+    ("product",),
+    ("explorer", "analysis"),
+    ("report", "workflow"),
+    ("aws", "sample"),
+    ("cli",),
+    ("scripts",),
+)
+RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
+ABOVE_ALL = {"kiln", "kiln.__main__"}  # `import kiln` shows the public API
+LIGHT = (  # imported by every dry run and every worker
+    *("kiln", "kiln.errors", "kiln.formats.fingerprint", "kiln.archives.registry", "kiln.model.identity"),
+    *(f"kiln.archives.{name}.layout" for name in ("worldcover", "naip", "sentinel2")),
+    *("kiln.workflow.run", "kiln.workflow.commands", "kiln.workflow.config"),
+)
+HEAVY = ("torch", "rasterio", "geopandas", "lancedb", "pyarrow", "numpy", "boto3", "pydantic")
+
+
+def modules(root: Path = ROOT) -> dict[str, Path]:
+    """Every module of the library and the scripts, by its dotted name."""
+    paths = [p for folder in ("kiln", "scripts") for p in (root / folder).rglob("*.py")]
+    return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+
+
+def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of Kiln that a module imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in ("kiln", "scripts"))
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("kiln", "scripts"):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in known else node.module
+
+
+def package(module: str) -> str:
+    parts = module.split(".")
+    return parts[0] if parts[0] == "scripts" else parts[1] if len(parts) > 1 else ""
+
+
+def allowed(importer: str, imported: str) -> bool:
+    mine, theirs = package(importer), package(imported)
+    if importer in ABOVE_ALL or mine == theirs or imported == "kiln" or imported == "kiln.version":
+        return True
+    if RANK[theirs] >= RANK[mine]:
+        return False
+    if mine == "engine":
+        return theirs != "archives"
+    if mine == "explorer":
+        return theirs not in ("engine", "model") and (theirs != "archives" or imported == "kiln.archives.registry")
+    if imported.startswith("kiln.explorer.web"):
+        return mine == "cli"
+    return True
+
+
+def violations(root: Path = ROOT) -> list[str]:
+    known = modules(root)
+    return sorted(
+        f"{importer} imports {imported}"
+        for importer, path in known.items()
+        for imported in set(imports(path, known))
+        if not allowed(importer, imported)
+    )
+
+
+def test_packages_import_only_packages_of_lower_layers():
+    assert violations() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("kiln/io/bad.py", "from kiln.formats import vectors"),
+        ("kiln/model/bad.py", "import kiln.archives.registry"),
+        ("kiln/engine/bad.py", "def f():\n    from kiln.archives.naip import source\n"),
+        ("kiln/explorer/bad.py", "from kiln.model.identity import RECIPE"),
+        ("kiln/explorer/worse.py", "def f():\n    from kiln.archives.naip import source\n"),
+        ("kiln/report/bad.py", "from kiln.explorer.web import server"),
+        ("kiln/workflow/bad.py", "from kiln.aws import batch"),
+        ("kiln/cli/bad.py", "import scripts.merge"),
+    ],
+)
+def test_an_import_the_wrong_way_is_found(tmp_path, module, line):
+    for path in modules().values():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (tmp_path / module).write_text(line)
+    name = module.removesuffix(".py").replace("/", ".")
+    assert [v for v in violations(tmp_path) if v.startswith(name)], "not noticed"
+    assert all(v.startswith(name) for v in violations(tmp_path))
+
+
+def test_no_two_classes_share_a_name():
+    names = Counter(
+        node.name
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    configs = len([m for m in modules() if m.endswith(".config") or m.endswith(".config_model")])
+    assert names.pop("Config") <= configs, "one Config per archive, and that of the run"
+    assert {name: count for name, count in names.items() if count > 1} == {}
+
+
+def test_no_argparse_below_the_command_line():
+    users = [m for m, p in modules().items() if package(m) not in ("cli", "scripts") and "argparse" in p.read_text()]
+    assert users == []
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_a_dry_run_imports_is_light(module):
+    code = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []

@@ -1,0 +1,116 @@
+"""Checking a config: one line that names the key, the value, and what is expected."""
+
+import copy
+import random
+from contextlib import suppress
+
+import pytest
+import yaml
+
+from kiln.archives.registry import archives
+from kiln.errors import ConfigError
+from kiln.workflow.config import check_config, load_schema
+from tests import ROOT
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def change(config, path, value):
+    *sections, key = path.split(".")
+    changed = copy.deepcopy(config)
+    section = changed
+    for name in sections:
+        section = section[name]
+    if value is None and key.startswith("-"):
+        del section[key[1:]]
+    else:
+        section[key] = value
+    return changed
+
+
+def test_the_default_config_is_right(config):
+    check_config(config)
+
+
+@pytest.mark.parametrize("name", ["conus", "naip", "sentinel2", "bay-area-2021"])
+def test_the_ready_configs_are_right(config, name):
+    changes = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+
+    def merge(base, changes):
+        return {
+            k: merge(base[k], changes[k]) if isinstance(changes.get(k), dict) and isinstance(base.get(k), dict)
+            else changes.get(k, base.get(k))
+            for k in {**base, **changes}
+        }  # fmt: skip
+
+    check_config(merge(config, changes))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("storag", "int8", "top level: unknown key 'storag'"),
+        ("vector_dtypes", "int8", "Did you mean 'vector_dtype'"),
+        ("naip.stats", ["nd"], "naip: unknown key 'stats'. Did you mean 'states'"),
+        ("run", "A run", "run: 'A run' does not match"),
+        ("datasets", ["landsat"], "datasets.0: 'landsat' is not one of"),
+        ("datasets", ["naip", "naip"], "datasets: .*non-unique"),
+        ("model.precision", "float64", "model.precision: 'float64' is not one of"),
+        ("model.sha256", "abc", "model.sha256: 'abc' does not match"),
+        ("model.untrained.dim", 18, "model.untrained.dim: 18 is not a multiple of 4"),
+        ("worldcover.years", [2019], "worldcover.years.0: 2019 is less than the minimum of 2020"),
+        ("worldcover.max_nodata", 1.5, "worldcover.max_nodata: 1.5 is greater than the maximum"),
+        ("worldcover.chip_size", 20, "worldcover.chip_size: 20 is not a multiple of 8"),
+        ("naip.bbox", [1, 2, 3], "naip.bbox"),
+        ("naip.states", ["ND"], "naip.states.0: 'ND' does not match"),
+        ("sentinel2.months", [13], "sentinel2.months.0: 13 is greater than the maximum of 12"),
+        ("index.select.-max_rows", None, "index.select: 'max_rows' is a required property"),
+        ("-resources", None, "top level: 'resources' is a required property"),
+        ("-naip", None, "top level: 'naip' is a required property"),
+        ("pictures.landsat", {"wms": None}, "pictures: unknown key 'landsat'"),
+        ("pictures.naip", {"wms": {"url": "ftp://x", "version": "1.3.0", "layers": "a"}}, "pictures.naip"),
+        ("resources.device", "gpu", "resources.device: 'gpu' does not match"),
+        ("plan.chips_per_second", 0, "plan.chips_per_second"),
+        ("embedding", "clas", "embedding: 'clas' is not one of"),
+    ],
+)
+def test_a_wrong_config_is_one_line_that_names_the_key(config, path, value, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        check_config(change(config, path, value))
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("config: ")
+
+
+def test_the_section_of_an_archive_that_is_not_embedded_may_be_absent(config):
+    check_config({k: v for k, v in config.items() if k != "naip"} | {"datasets": ["worldcover"]})
+
+
+def test_every_key_has_a_description_and_unknown_keys_are_refused_everywhere():
+    def check(schema, path):
+        for name, value in schema.get("properties", {}).items():
+            assert "description" in value or "$ref" in value, f"{path}.{name}"
+            check(value, f"{path}.{name}")
+        for name, value in schema.get("$defs", {}).items():
+            assert value["additionalProperties"] is not True, name
+            check(value, name)
+
+    schema = load_schema()
+    check(schema, "config")
+    for archive in archives():
+        assert schema["properties"][archive]["additionalProperties"] is False
+
+
+def test_random_types_are_told_apart_from_a_bug(config):
+    rng = random.Random(0)
+    values = [None, [], {}, "x", -1, 0.5, True, [None], {"a": 1}]
+    for _ in range(300):
+        section = config
+        path = []
+        while isinstance(section, dict) and section and (not path or rng.random() < 0.7):
+            path.append(rng.choice(sorted(section)))
+            section = section[path[-1]]
+        with suppress(ConfigError):
+            check_config(change(config, ".".join(path), rng.choice(values)))
