@@ -14,6 +14,12 @@ from kiln.archives.registry import archives
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class OptionalSection(Section):
+    """A section that a config of one's own writes: keys with a default may be left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_serialization_defaults_required=False)
+
+
 class UntrainedSection(Section):
     """The random encoder that stands in for a checkpoint."""
 
@@ -78,7 +84,7 @@ class SelectSection(Section):
     )
 
 
-class ColumnsSection(Section):
+class ColumnsSection(OptionalSection):
     """The columns of published files in a layout that Kiln does not know."""
 
     vector: str = Field(description="lists or tensors of numbers")
@@ -88,7 +94,7 @@ class ColumnsSection(Section):
     item: str | None = Field(None, description="scene or tile")
 
 
-class PublishedSection(Section):
+class PublishedSection(OptionalSection):
     """Embedding files by others, of one model and layout."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]*$", description="the dataset's name, in front of every `chip_id`")
@@ -134,7 +140,7 @@ class IndexSection(Section):
     )
 
 
-class WmsSection(Section):
+class WmsSection(OptionalSection):
     """A Web Map Service."""
 
     url: str = Field(pattern="^https?://", description="address before the query")
@@ -146,7 +152,7 @@ class WmsSection(Section):
     time: str | None = Field(None, description="TIME parameter")
 
 
-class PictureService(Section):
+class PictureService(OptionalSection):
     """Where pictures of a dataset's chips come from."""
 
     wms: WmsSection | None = Field(

@@ -264,6 +264,9 @@ class Run:
     def _check_combinations(self) -> None:
         """Raise ConfigError for settings that contradict each other."""
         config = self.config
+        for number, entry in enumerate(config["index"]["published"]):
+            if (entry.get("layout") is None) == (entry.get("columns") is None):
+                raise ConfigError(f"config: index.published[{number}]: expected either layout or columns. Give one.")
         chosen = config["index"]["select"]["embedding"]
         if chosen not in (None, config["embedding"]) and config["embedding"] != "both":
             raise ConfigError(

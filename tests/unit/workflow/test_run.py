@@ -74,7 +74,7 @@ def test_partitions_limit_everything(tmp_path, monkeypatch, config):
     assert list(run.dataset("naip").shards) == ["nd-2019"]
     assert len(run.selected_records()) == 3
     nothing = planned(tmp_path, monkeypatch, config, partitions=["tx-*"])
-    with pytest.raises(ConfigError, match="partitions: expected patterns that fit a partition of naip, got .*tx"):
+    with pytest.raises(ConfigError, match=r"partitions: expected patterns that fit a partition of naip, got .*tx"):
         nothing.dataset("naip").targets()
 
 
@@ -95,7 +95,7 @@ def test_the_index_takes_what_is_selected(tmp_path, monkeypatch, config):
     assert run.selected_records() == [run.dataset("naip").record("va-2016")]
     index["select"]["partitions"] = ["va-2017"]
     wrong = planned(tmp_path, monkeypatch, config, index=index)
-    with pytest.raises(ConfigError, match="index.select.partitions: expected some of nd-2019, va-2016, got va-2017"):
+    with pytest.raises(ConfigError, match=r"index\.select\.partitions: expected some of nd-2019, va-2016, got va-2017"):
         wrong.selected_records()
 
 
