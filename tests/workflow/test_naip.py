@@ -109,7 +109,7 @@ def search(run: Run, *arguments: str) -> dict:
 
 def test_a_dry_run_shows_the_plan_alone_and_after_it_exactly_what_is_done(naip_story: Story) -> None:
     world = {"embed_worldcover": 1, "merge_worldcover": 1, "encoder_weights": 1, "all": 1}
-    assert naip_story.before == {**world, "plan_worldcover": 1, "plan_naip": 1}
+    assert naip_story.before == {"plan_worldcover": 1, "plan_naip": 1, "all": 1}
     shards = planned(keys_of(naip_story.run))
     assert naip_story.planned == {**world, **INDEX, "embed_naip": count(shards), "merge_naip": 3}
     assert naip_story.done == naip_story.planned
@@ -189,23 +189,23 @@ def test_another_manifest_costs_the_same_and_fewer_states_cost_no_shard(finished
 # ----------------------------------------------------------------------------------------------------------- targets
 
 
-def test_a_state_is_a_target_of_its_own(finished_naip: Run, tmp_path: Path) -> None:
+def test_a_run_can_be_limited_to_partitions(finished_naip: Run, tmp_path: Path) -> None:
     run = finished_naip.clone(tmp_path / "clone")
     shards = planned(keys_of(run))
     mine = {p: names for p, names in shards.items() if p.startswith("nd-")}
     for part in ("shards", "products"):
         shutil.rmtree(next(run.folder.glob("results/tiny/naip-*")) / part)
-    assert run.jobs("naip-nd") == {"embed_naip": count(mine), "merge_naip": 2, "naip-nd": 1}
-    assert run.jobs("naip") == {"embed_naip": count(shards), "merge_naip": 3, "naip": 1}
-    said = run.snakemake("-n", "naip-ny", check=False)
-    assert "the plan has no scene of ny: look at naip.states and naip.years" in said
-    assert "Traceback (most recent call last)" not in said
+    run.configure({"partitions": ["nd-*"]})
+    assert run.jobs("naip") == {"embed_naip": count(mine), "merge_naip": 2, "naip": 1}
+    run.configure({"partitions": ["ny-*"]})
+    output = run.snakemake("-n", "naip", check=False)
+    assert "config: partitions: expected patterns that fit a partition of naip, got ['ny-*']" in output
+    assert "Traceback (most recent call last)" not in output
     run.configure({"datasets": ["worldcover"]})
     assert run.jobs() == INDEX, "the database without NAIP"
-    for target in ("naip", "naip-nd"):
-        said = run.snakemake("-n", target, check=False)
-        assert "config: naip is not among `datasets`" in said
-        assert "Traceback (most recent call last)" not in said
+    output = run.snakemake("-n", "naip", check=False)
+    assert "config: datasets: expected naip among them" in output
+    assert "Traceback (most recent call last)" not in output
 
 
 # ------------------------------------------------------------------------------------------------ what is lost
@@ -255,7 +255,7 @@ def test_a_failed_shard_keeps_its_finished_scenes_until_the_retry(finished_naip:
     assert not failing.exists()
     kept = parts(run.folder)
     folder = failing.parents[2].name
-    assert {str(p.parent.relative_to(run.folder)) for p in kept} == {f"parts/tiny/{folder}/nd-2021"}
+    assert {str(p.parent.relative_to(run.folder)) for p in kept} == {f"checkpoints/tiny/{folder}/nd-2021"}
     assert len(kept) == 2, "the scenes that can be read"
     scene.write_bytes(good)
     assert finished_jobs(run.snakemake("--cores", "2", "naip")) == {"embed_naip": 1, "merge_naip": 1, "naip": 1}
@@ -296,7 +296,7 @@ def test_unique_keeps_one_chip_a_cell_and_redoes_merges_alone(finished_naip: Run
     assert all(r["chip_id"].startswith(f"naip:utm14:1.0:{r['col']}:{r['row']}:nd:2019:") for r in rows)
     assert not {r["chip_id"] for r in rows} & {r["chip_id"] for r in rows_of(scene_folder.rglob("part-*.parquet"))}
 
-    run.configure({"naip": {**utm, "unique": True}})
+    run.configure({"naip": {**utm, "deduplicate": True}})
     assert finished_jobs(run.snakemake("--cores", "2", "naip")) == {"merge_naip": 1, "naip": 1}
     record = json.loads(max(folder.glob("products/nd-2019/*.json"), key=lambda p: p.stat().st_mtime_ns).read_text())
     assert record["unique"] is True
@@ -354,7 +354,7 @@ def test_on_object_storage_parts_outlive_a_failure_and_shards_are_the_same_bytes
     good = damaged(scene)
     said = run.snakemake("--cores", "2", "naip", *store, check=False, **environment)
     assert "max_failed_fraction" in said
-    assert len(listed("deep/parts/tiny/naip-")) == 2, "the scenes that can be read"
+    assert len(listed("deep/checkpoints/tiny/naip-")) == 2, "the scenes that can be read"
     scene.write_bytes(good)
     done = finished_jobs(run.snakemake("--cores", "2", "naip", *store, **environment))
     assert done == {"embed_naip": 1, "merge_naip": 1, "naip": 1}

@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from kiln.archives.sentinel2 import layout
-from kiln.archives.sentinel2 import plan as plan_sentinel2
 from kiln.archives.sentinel2.layout import BUCKET, WEB
 from kiln.explorer import pictures
 from kiln.explorer.database import Explorer
-from kiln.formats import embeddings_file, plan_file
+from kiln.formats import embeddings_file
+from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.stable_shards import position
-from scripts import embed_sentinel2
+from scripts import embed, plan_units
 from tests.support.items import FILES, NAME, Made, write_item
 from tests.support.stac_api import COLLECTION, StacApi
 from tests.unit.archives.sentinel2.test_inventory import key, keys_of, put, text
 from tests.unit.product.test_merge import duckdb_home, gpio  # noqa: F401 (a fixture)
 from tests.unit.product.test_stac import assert_valid
-from tests.workflow.workflow import Run, fresh, job_counts
+from tests.workflow.workflow import Run, fresh
 
 TILE = {"corner": (699_960.0, 4_900_020.0), "epsg": 32614}
 FLAT, HAZY, OLD = "S2A_14TQP_20200702_0_L2A", "S2B_14TQP_20200704_0_L2A", "S2A_14TQP_20200712_0_L2A"
@@ -138,7 +138,7 @@ def test_a_partition_is_a_grid_zone_and_month_and_a_second_run_has_nothing_to_do
     assert record(done, "14T-2020-07")["units"] == {"embedded": 3}
     assert (record(done, "29R-2020-02")["rows"], record(done, "29R-2020-02")["units"]) == (0, {"empty": 1})
     assert json.loads(done.one("results/tiny/index/*.json").read_text())["rows"] == 42
-    assert not [p for p in (done.folder / "parts").rglob("*") if p.is_file()], "parts outlived their shard"
+    assert not [p for p in (done.folder / "checkpoints").rglob("*") if p.is_file()], "checkpoints outlived their shard"
     assert done.jobs() == {}
     assert done.jobs("sentinel2") == {}
 
@@ -251,12 +251,12 @@ def test_the_real_scene_goes_from_each_plan_to_the_same_shard_and_beside_worldco
     flags = ["--archive", str(archive), "--items-per-shard", "2", "--chip-size", "128"]
     for way in (["--inventory", inventory], ["--search", api.url, "--bbox=-12,24,-11,25"]):
         folder = tmp_path / way[0]
-        plan_sentinel2.main([*way, *flags, "--output", f"{folder}/plan.gz"])
+        plan_units.main(["sentinel2", *way, *flags, "--output", f"{folder}/plan.gz"])
         assert (folder / "plan.gz").read_bytes() == plan
         by_hand = ["--units", f"{folder}/plan.gz", "--index", "0", "--folder", str(folder), "--weights", str(weights)]
-        more = [f"--rewrite={pair}" for pair in layout.rewrites(str(archive), [])]
-        more += ["--storage", "float16", "--batch-size", "16"]  # as the config has them
-        embed_sentinel2.main([*by_hand, *more, "--chip-size", "128", "--threads", "1"])
+        more = ["--rewrite", *layout.rewrites(str(archive), [])]
+        more += ["--vector-dtype", "float16", "--batch-size", "16"]  # as the config has them
+        embed.main(["sentinel2", *by_hand, *more, "--threads", "1"])
         for file in (shard, Path(embeddings_file.ledger_name(str(shard)))):
             assert (folder / file.name).read_bytes() == file.read_bytes(), f"{way[0]}: {file.name}"
     assert record(run, "29R-2020-02")["units"] == {"embedded": 1}
@@ -317,7 +317,7 @@ def test_a_failed_scene_leaves_the_others_as_parts_until_it_is_mended(done: Run,
     assert "max_failed_fraction" in said
     assert "rededge2" in said
     assert not shard.exists()
-    kept = list((run.folder / "parts").rglob("*.parquet"))
+    kept = list((run.folder / "checkpoints").rglob("*.parquet"))
     assert [good.name in p.name for p in kept] == [True]
     (bad / "B06.tif").write_bytes(whole[bad / "B06.tif"])
     written = (good / "B02.tif").stat()
@@ -325,51 +325,15 @@ def test_a_failed_scene_leaves_the_others_as_parts_until_it_is_mended(done: Run,
     os.utime(good / "B02.tif", ns=(written.st_atime_ns, written.st_mtime_ns))
     run.snakemake("--cores", "2", "sentinel2")
     assert run.files() == before
-    assert not [p for p in (run.folder / "parts").rglob("*") if p.is_file()]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{"max_cloud": 0.4}, {"max_nodata": 0.3}, {"contradicted": 0.01}, {"chip_size": 32}, {"metadata": "zeros"}],
-    ids=lambda m: next(iter(m)),
-)
-def test_a_setting_that_changes_rows_is_another_folder(done: Run, clone: Callable[..., Run], more: dict) -> None:
-    said = clone(**more).snakemake("-n")
-    assert job_counts(said)["plan_sentinel2"] == 1
-    assert done.one("results/tiny/sentinel2-*").name not in said
-
-
-def test_a_setting_of_the_plan_alone_is_another_plan_in_the_same_folder(done: Run, clone: Callable[..., Run]) -> None:
-    said = clone(items_per_shard=3).snakemake("-n")
-    assert job_counts(said)["plan_sentinel2"] == 1
-    assert f"{done.one('results/tiny/sentinel2-*').name}/plan-" in said
+    assert not [p for p in (run.folder / "checkpoints").rglob("*") if p.is_file()]
 
 
 # --------------------------------------------------------------------------------------------------------- the config
 
 
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        ({"search": "http://127.0.0.1:9/"}, "set: ['search', 'items']"),
-        ({"items": None}, "set: none"),
-        ({"rewrite": ["nothing"]}, "nothing"),
-        ({"dates": "2020"}, "2020"),
-        ({"chip_size": 100}, "100"),
-        ({"max_cloud": 1.5}, "1.5"),
-    ],
-    ids=lambda v: str(v)[:30],
-)
-def test_wrong_settings_are_said_before_anything_runs(tmp_path: Path, more: dict, told: str) -> None:
-    said = Run(tmp_path, of(**more)).snakemake("-n", check=False)
-    assert told in said
-    assert "Job stats" not in said
-    assert "Traceback" not in said
-
-
 def test_rewrites_of_the_config_come_before_the_buckets_own_and_name_whole_buckets() -> None:
     assert layout.rewrites("s2/", ["a=b"])[0] == "a=b"
-    own = [embed_sentinel2.prefixes(pair) for pair in layout.rewrites("s2/", [])]
+    own = [pair.split("=") for pair in layout.rewrites("s2/", [])]
     for address, read in (
         (f"{BUCKET}/a.tif", "s2/a.tif"),
         (f"{WEB}/a.tif", "s2/a.tif"),
@@ -384,18 +348,10 @@ def test_a_mirror_of_the_config_is_read_in_place_of_the_archive(tmp_path: Path, 
     item = tmp_path / "archive" / made.key
     item.parent.mkdir(parents=True)
     shutil.move(made.folder / f"{NAME}.json", item)
-    line = {
-        "dataset": "sentinel2",
-        "shard": "s",
-        "partition": "29R-2020-02",
-        "units": [NAME],
-        "expected": 1,
-        "bytes": 0,
-    }
-    plan_file.write_plan([line | {"items": {NAME: str(item)}}], str(tmp_path / "plan.gz"))
-    told = layout.rewrites(str(tmp_path / "archive"), [f"{WEB}/={tmp_path}/mirror/"])
+    shard = ShardPlan("sentinel2", "29R-2020-02", "s", (NAME,), 16, 1, 0, "", {"items": {NAME: str(item)}})
+    write_plan([shard], str(tmp_path / "plan.gz"))
+    rewrites = layout.rewrites(str(tmp_path / "archive"), [f"{WEB}/={tmp_path}/mirror/"])
     flags = ["--units", tmp_path / "plan.gz", "--shard", "s", "--folder", tmp_path / "out", "--weights", encoder_file]
-    flags += ["--chip-size", 16, "--threads", 1, *(f"--rewrite={pair}" for pair in told)]
-    embed_sentinel2.main(list(map(str, flags)))
+    embed.main(["sentinel2", *map(str, flags), "--threads", "1", "--rewrite", *rewrites])
     (row,) = pq.read_table(tmp_path / "out" / "s.parquet").to_pylist()
     assert row["sources"] == [str(made.folder / f"{file}.tif") for file in FILES.values()]

@@ -68,51 +68,13 @@ def test_a_failed_shard_keeps_the_others_and_is_the_next_runs_work(tmp_path: Pat
     assert len(run.shards()) == 2
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"worldcover": {"max_nodata": 0.3}},
-        {"worldcover": {"encode": "quarters", "chip_size": 32}},
-        {"worldcover": {"metadata": "as_published"}},
-        {"worldcover": {"gsd": "actual"}},
-        {"storage": "float32"},
-        {"storage": "int8"},
-        {"embedding": "mean"},
-        {"patches": True},
-        {"model": {"precision": "bfloat16"}},
-        {"model": {"untrained": {"seed": 2}}},
-    ],
-    ids=["limit", "chips", "metadata", "gsd", "float32", "int8", "embedding", "patches", "precision", "weights"],
-)
-def test_a_setting_that_changes_vectors_is_another_folder(finished: Run, tmp_path: Path, changes: dict) -> None:
-    run = finished.clone(tmp_path / "clone")
-    before = {p.name for p in run.folder.glob("results/tiny/worldcover-*")}
-    run.configure(changes)
-    said = run.snakemake("-n")
-    assert job_counts(said)["embed_worldcover"] >= 2
-    assert not any(name in said for name in before)
-
-
 def copied(folder: Path) -> Path:
     """A checkout of the code alone."""
-    for part in ("Snakefile", "rules", "scripts", "config", "profiles", "envs", "docs"):
+    for part in ("Snakefile", "rules", "scripts", "kiln", "config", "profiles", "envs", "docs"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         folder.mkdir(exist_ok=True)
         copy(ROOT / part, folder / part)
     return folder
-
-
-def test_a_raised_recipe_is_another_folder(finished: Run, tmp_path: Path) -> None:
-    other = copied(tmp_path / "checkout")
-    source = other / "scripts" / "kiln" / "worldcover.py"
-    text = source.read_text()
-    assert "\nRECIPE = 1 " in text
-    source.write_text(text.replace("\nRECIPE = 1 ", "\nRECIPE = 1001 "))
-    run = finished.clone(tmp_path / "clone")
-    assert run.jobs() == {}
-    changed = Run(run.folder, run.changes, other).jobs()
-    assert changed["embed_worldcover"] == 2
-    assert "encoder_weights" not in changed, "the weights are the same"
 
 
 def test_settings_that_change_no_vector_redo_nothing(finished: Run, tmp_path: Path) -> None:
@@ -127,7 +89,7 @@ def test_printed_commands_run_by_hand(finished: Run, tmp_path: Path) -> None:
     shard = run.shards()[1]
     shard.unlink()
     said = run.snakemake("-n", "-p")
-    line = next(line for line in said.splitlines() if "scripts.embed_worldcover" in line)
+    line = next(line for line in said.splitlines() if "scripts.embed worldcover" in line)
     command = line[line.index("python -m") :]
     (run.folder / Path(command.rpartition("2> ")[2])).parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(command, shell=True, cwd=run.folder, env=run.environment(PYTHONPATH=str(ROOT)), check=True)
@@ -153,7 +115,7 @@ def test_a_lost_plan_or_lost_weights_redo_no_finished_shard(finished: Run, tmp_p
     time_of = kept.stat().st_mtime_ns
     lost.unlink()
     shutil.rmtree(run.folder / "results/models")
-    run.one("results/tiny/worldcover-*/plan-*.jsonl").unlink()
+    run.one("results/tiny/worldcover-*/plan-*.jsonl.gz").unlink()
     run.snakemake("--cores", "2")
     assert kept.stat().st_mtime_ns == time_of
     assert run.files() == before
@@ -176,7 +138,7 @@ def test_going_back_to_an_earlier_config_brings_its_database_back(finished: Run,
 def test_int8_means_and_patches_go_the_whole_road(tmp_path: Path) -> None:
     run = fresh(
         tmp_path / "run",
-        {"storage": "int8", "embedding": "both", "patches": True, "index": {"select": {"embedding": "mean"}}},
+        {"vector_dtype": "int8", "embedding": "both", "patches": True, "index": {"select": {"embedding": "mean"}}},
     )
     run.snakemake("--cores", "2")
     shards = [p for p in run.shards() if ".patches." not in p.name]
@@ -271,7 +233,7 @@ def test_scripts_killed_in_the_middle_leave_nothing_partial(finished: Run, tmp_p
     while driver.poll() is None:
         for pid in processes_of(run.folder) if killed < 2 else []:
             command = Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else b""
-            if b"embed_worldcover" in command and list(run.folder.rglob("*.partial")):
+            if b"scripts.embed" in command and list(run.folder.rglob("*.partial")):
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
         time.sleep(0.01)

@@ -59,6 +59,7 @@ class Run:
     changes: dict = field(default_factory=dict)
     root: Path = ROOT
     base: dict = field(default_factory=lambda: CONFIG)
+    variables: dict = field(default_factory=dict)  # of the environment
 
     def __post_init__(self) -> None:
         self.configure(self.changes)
@@ -73,7 +74,7 @@ class Run:
 
     def environment(self, **more: str) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **more}
+        return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **self.variables, **more}
 
     def snakemake(self, *arguments: str, check: bool = True, **environment: str) -> str:
         """Run it; returns everything it said."""
@@ -83,7 +84,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=900,
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout
@@ -118,7 +119,7 @@ class Run:
     def clone(self, folder: Path) -> "Run":
         """The same files with their times in another folder, without Snakemake's own records."""
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(".snakemake"))
-        return Run(folder, self.changes, self.root, self.base)
+        return Run(folder, self.changes, self.root, self.base, self.variables)
 
 
 def job_counts(said: str) -> dict[str, int]:

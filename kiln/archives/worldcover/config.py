@@ -19,7 +19,7 @@ class Config(ArchiveConfig):
         "same pixels: take another `run` for other pixels",
     )
     years: list[Annotated[int, Field(ge=2020, le=2021)]] = Field(
-        [2020, 2021], description="composites to embed; `[]` leaves the archive out", json_schema_extra=UNIQUE
+        [2020, 2021], min_length=1, description="composites to embed, of 2020 and 2021", json_schema_extra=UNIQUE
     )
     region: Literal["conus"] | Bbox = Field(
         "conus",
