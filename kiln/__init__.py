@@ -1,7 +1,64 @@
-"""Kiln: Clay embeddings of whole Earth-observation archives."""
+"""Kiln: Clay embeddings of whole Earth-observation archives.
+
+    import kiln
+
+    shards = kiln.plan("naip", manifest="manifest.txt", states=["nd"])
+    result = kiln.embed(kiln.open_source(shards[0]), weights="clay.safetensors", output="shard.parquet")
+    chips = kiln.read_product("results/conus/naip-1a2b3c4d/products/nd-2019/0123456789abcdef")
+    explorer = kiln.open_explorer("s3://bucket/results/conus/explorer")
+
+`import kiln` registers the archives and imports nothing heavy: a name is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from kiln.archives.registry import archives as _archives
+from kiln.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from kiln.api import open_source, plan
+    from kiln.engine.job import ShardResult
+    from kiln.engine.job import embed_shard as embed
+    from kiln.engine.options import EmbedOptions
+    from kiln.explorer.database import open_explorer
+    from kiln.formats.plan_file import ShardPlan
+    from kiln.product.read import read_product
+
+__all__ = [
+    "EmbedOptions",
+    "ShardPlan",
+    "ShardResult",
+    "__version__",
+    "embed",
+    "open_explorer",
+    "open_source",
+    "plan",
+    "read_product",
+]
+_PUBLIC = {  # module and attribute by public name
+    "EmbedOptions": ("kiln.engine.options", "EmbedOptions"),
+    "ShardPlan": ("kiln.formats.plan_file", "ShardPlan"),
+    "ShardResult": ("kiln.engine.job", "ShardResult"),
+    "embed": ("kiln.engine.job", "embed_shard"),
+    "open_explorer": ("kiln.explorer.database", "open_explorer"),
+    "open_source": ("kiln.api", "open_source"),
+    "plan": ("kiln.api", "plan"),
+    "read_product": ("kiln.product.read", "read_product"),
+}
 
 _archives()  # registers the archives and their buckets
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'kiln' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

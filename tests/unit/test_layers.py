@@ -25,7 +25,7 @@ LAYERS = (  # from the bottom; a package imports only packages of earlier lines,
     ("scripts",),
 )
 RANK = {package: rank for rank, layer in enumerate(LAYERS) for package in layer}
-ABOVE_ALL = {"kiln", "kiln.__main__"}  # `import kiln` shows the public API
+ABOVE_ALL = {"kiln", "kiln.__main__", "kiln.api"}  # `import kiln` shows the public API
 LIGHT = (  # imported by every dry run and every worker
     *("kiln", "kiln.errors", "kiln.formats.fingerprint", "kiln.archives.registry", "kiln.model.identity"),
     *(f"kiln.archives.{name}.layout" for name in ("worldcover", "naip", "sentinel2")),
