@@ -10,11 +10,11 @@ from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Source
 
 
-def plan(archive: str, **settings: Any) -> list[ShardPlan]:
+def plan(name: str, /, **settings: Any) -> list[ShardPlan]:
     """Plan an archive: decide which units are embedded, in which shards.
 
     Args:
-        archive: Name of the archive, as `naip`.
+        name: Name of the archive, as `naip`.
         settings: Keys of the archive's config section, as `states=["nd"]`; config/README.md lists them. Keys that are
             left out have the archive's defaults.
 
@@ -25,10 +25,10 @@ def plan(archive: str, **settings: Any) -> list[ShardPlan]:
         ConfigError: If a setting is wrong, the archive cannot be listed, or nothing is left to embed.
         TransientError: If a store is busy.
     """
-    return list(get_archive(archive).load("plan", "plan_shards")(_read_settings(archive, settings)))
+    return list(get_archive(name).load("plan", "plan_shards")(_read_settings(name, settings)))
 
 
-def open_source(shard: ShardPlan, **settings: Any) -> Source:
+def open_source(shard: ShardPlan, /, **settings: Any) -> Source:
     """Open the chips of a planned shard, for `embed`.
 
     Args:
@@ -46,10 +46,10 @@ def open_source(shard: ShardPlan, **settings: Any) -> Source:
     return source
 
 
-def _read_settings(archive: str, settings: dict[str, Any]) -> Any:
+def _read_settings(name: str, settings: dict[str, Any]) -> Any:
     try:
-        return get_archive(archive).load("config", "Config")(**settings)
+        return get_archive(name).load("config", "Config")(**settings)
     except ValidationError as e:
         error = e.errors()[0]
-        where = ".".join(map(str, (archive, *error["loc"])))
+        where = ".".join(map(str, (name, *error["loc"])))
         raise ConfigError(f"{where}: {error['msg']}, got {error['input']!r}. Correct it.") from None
