@@ -24,7 +24,7 @@ from kiln.errors import SourceError
 from kiln.explorer import pictures
 from kiln.explorer.pictures import SIZE, from_source, from_wms, picture, wms_request
 from kiln.io import storage
-from kiln.sample.make import landscape
+from kiln.sample.worldcover import draw_tile
 from tests import ROOT
 from tests.support.archives import write_tile
 
@@ -36,7 +36,7 @@ CRSS = ["EPSG:4326", "EPSG:3857"]
 @pytest.fixture(scope="module")
 def tile(tmp_path_factory):
     """A tile of the archive's layout, 240 pixels a degree, its four quarters told apart by their brightness."""
-    pixels = landscape(-1, 43, 240, 2021, 7)
+    pixels = draw_tile(-1, 43, 240, 2021, 7)
     pixels[:, :120, :] = pixels[:, :120, :] // 2 + 1  # the north is darker
     pixels[0, :, 120:] += 800  # the east is redder
     return str(write_tile(tmp_path_factory.mktemp("archive"), 2021, -1, 43, pixels))

@@ -22,7 +22,7 @@ from kiln.explorer.results import as_geojson, read_marks
 from kiln.explorer.web import picture_cache, server
 from kiln.explorer.web.picture_cache import PictureCache
 from kiln.explorer.web.server import base_map, policy
-from kiln.sample.make import landscape
+from kiln.sample.worldcover import draw_tile
 from tests.support import explorers
 from tests.support.archives import write_tile
 from tests.support.explorers_server import ExplorerServer
@@ -40,7 +40,7 @@ FACTS = {
 def run(tmp_path_factory):
     """A database of 100 chips in each of two years, whose sources are a tile on this machine."""
     folder = tmp_path_factory.mktemp("server")
-    tile = write_tile(folder / "archive", 2021, -125, 49, landscape(-125, 49, 240, 2021, 7))
+    tile = write_tile(folder / "archive", 2021, -125, 49, draw_tile(-125, 49, 240, 2021, 7))
     products = [make_product(folder, y, columns=COLUMNS, source=str(tile)) for y in (2020, 2021)]
     build([m.record_file for m in products], [m.uri for m in products], str(folder / "db"), Select())
     return folder
