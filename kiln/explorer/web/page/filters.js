@@ -35,7 +35,7 @@ export function fill(about) {
     .sort()
     .map((d) => d.slice(0, 10));
   for (const id of ["from", "to"]) Object.assign($(id), days.length ? { min: days[0], max: days.at(-1) } : {});
-  $("k").max = about.most_results;
+  $("k").max = about.max_results;
   for (const radio of radios("method")) radio.disabled = !about.methods.includes(radio.value);
 }
 

@@ -19,9 +19,10 @@ from kiln.errors import ConfigError
 from kiln.explorer import pictures, ranking
 from kiln.explorer.build import Select, build
 from kiln.explorer.results import as_geojson, read_marks
-from kiln.explorer.web import picture_cache, server
+from kiln.explorer.web import picture_cache, version
+from kiln.explorer.web.guard import content_security_policy
 from kiln.explorer.web.picture_cache import PictureCache
-from kiln.explorer.web.server import base_map, policy
+from kiln.explorer.web.settings import Rate, parse_base_map
 from kiln.sample.worldcover import draw_tile
 from tests.support import explorers
 from tests.support.archives import write_tile
@@ -86,7 +87,7 @@ def test_about_tells_what_is_there(web):
     assert dataset["bounds"] == pytest.approx([-125, 50 - 10 * side, -125 + 10 * side, 50])
     assert dataset["dates"] == ["2020-06-01T00:00:00Z", "2021-06-01T00:00:00Z"]
     assert told["bounds"] == dataset["bounds"]
-    assert (told["methods"], told["most_results"], told["most_outlines"]) == (["mean", "linear"], 500, 20000)
+    assert (told["methods"], told["max_results"], told["max_outlines"]) == (["mean", "linear"], 500, 20000)
     assert told["base_map"] is None
     assert web.get("/api/chip", params={"id": told["example"]}).json()["year"] == 2021
     assert web.get("/api/version").json() == {"version": told["version"], "problem": None}
@@ -134,7 +135,7 @@ def test_the_projects_page_needs_nothing_inline(web):
 
 def test_only_this_machines_names_are_answered(web):
     for name in ("evil.example", "127.0.0.1.evil.example", ""):
-        assert "ask it under its own name" in refused(web.get("/api/about", headers={"Host": name}), 421)
+        assert "Use one of these names" in refused(web.get("/api/about", headers={"Host": name}), 421)
     for name in ("localhost:1", "[::1]:8765", "LOCALHOST"):
         assert web.get("/api/about", headers={"Host": name}).status_code == 200
 
@@ -189,7 +190,7 @@ def test_outlines_of_what_is_in_view(web):
 
 
 def test_too_many_outlines_are_counted(web, monkeypatch):
-    monkeypatch.setattr(server, "MOST_OUTLINES", 199)
+    monkeypatch.setattr(version, "MAX_OUTLINES", 199)
     assert web.get("/api/chips?bbox=-180,-90,180,90").json() == {"too_many": 200}
 
 
@@ -264,22 +265,22 @@ def test_areas_outside_the_data_give_no_result_and_say_where_it_lies(web):
     ("body", "said"),
     [
         ({}, "nothing is liked yet"),
-        ({"likes": "x"}, "want a list of chip ids"),
-        ({"likes": [3]}, "want a list of chip ids"),
+        ({"likes": "x"}, "likes: expected a valid list, got 'x'"),
+        ({"likes": [3]}, "likes.0: expected a valid string, got 3"),
         ({"likes": [str(n) for n in range(10_000)]}, "10000 likes: at most 1000 are taken"),
         ({"likes": ["x"], "dislikes": [str(n) for n in range(10_000)]}, "10000 dislikes"),
         ({"likes": ["x"], "k": 501}, "want 1 to 500"),
-        ({"likes": ["x"], "k": "5"}, "k as a whole number"),
-        ({"likes": ["x"], "k": True}, "k as a whole number"),
+        ({"likes": ["x"], "k": "5"}, "search: k: expected a valid integer, got '5'"),
+        ({"likes": ["x"], "k": True}, "k: expected a valid integer, got True"),
         ({"likes": ["x"], "method": "magic"}, "want mean or linear"),
-        ({"likes": ["x"], "method": ["mean"]}, "method as a name"),
-        ({"likes": ["x"], "apart_km": "far"}, "apart_km as a number"),
+        ({"likes": ["x"], "method": ["mean"]}, "method: expected a valid string"),
+        ({"likes": ["x"], "apart_km": "far"}, "apart_km: expected a valid number, got 'far'"),
         ({"likes": ["x"], "apart_km": 1e9}, "km apart"),
         ({"likes": ["x"], "filters": 3}, "want an object"),
         ({"likes": ["x"], "filters": {"area": {"type": "Point", "coordinates": [0, 0]}}}, "want a GeoJSON Polygon"),
         ({"likes": ["x"], "filters": {"area": "no json at all"}}, "this is no json at all"),
         ({"likes": ["x"], "filters": {"datasets": ["naip"]}}, "no dataset 'naip' here; there is worldcover"),
-        ({"likes": ["x"], "limit": 3}, "'limit' is none of"),
+        ({"likes": ["x"], "limit": 3}, "apart_km, filters, got 'limit'"),
     ],
 )
 def test_searches_that_cannot_be_made_say_why(web, body, said):
@@ -298,7 +299,7 @@ def test_what_is_no_json_is_refused(web, data):
 
 def test_too_large_a_request_is_refused(web):
     headers = {"Content-Type": "application/json"}
-    assert "more than 2 MB" in refused(web.post("/api/search", data=b" " * (3 << 20), headers=headers), 413)
+    assert "at most 2 MB" in refused(web.post("/api/search", data=b" " * (3 << 20), headers=headers), 413)
     pieces = (b" " * 65536 for _ in range(100))  # of unknown length
     try:
         answer = web.post("/api/search", data=pieces, headers=headers)
@@ -308,7 +309,7 @@ def test_too_large_a_request_is_refused(web):
 
 
 def test_too_many_requests_are_told_to_wait(run, other):
-    made = other(str(run / "db"), rate=(5.0, 8.0), search_rate=(1.0, 2.0))
+    made = other(str(run / "db"), rate=Rate(5.0, 8.0), search_rate=Rate(1.0, 2.0))
     codes = [made.get("/api/version").status_code for _ in range(20)]
     assert codes[:8] == [200] * 8
     assert 429 in codes
@@ -427,7 +428,7 @@ def test_a_picture_of_no_chip_is_refused(web):
 def test_a_service_that_fails_is_told_and_one_that_hangs_rests(run, tmp_path, serve, monkeypatch):
     """A service that answers with an error, then one that lets us wait: the source's picture is shown."""
     from kiln.explorer.results import facts
-    from kiln.explorer.web.follower import Version
+    from kiln.explorer.web.version import Version
 
     version = Version(str(run / "db"), run / "cache")
     row, next_row = facts(version.matrix, [0, 1])
@@ -440,24 +441,24 @@ def test_a_service_that_fails_is_told_and_one_that_hangs_rests(run, tmp_path, se
     asked = len(service.requests)
     assert cache.get(row).why == shown.why
     assert len(service.requests) == asked  # kept, for an hour
-    monkeypatch.setattr(picture_cache, "KEPT", 0.0)
+    monkeypatch.setattr(picture_cache, "STAND_IN_LIFETIME_S", 0.0)
     assert cache.get(row).origin == "source"
     assert len(service.requests) > asked  # then asked again
-    monkeypatch.setattr(picture_cache, "SLOW", -1.0)  # every failure counts as one that kept us waiting
+    monkeypatch.setattr(picture_cache, "SLOW_S", -1.0)  # every failure counts as one that kept us waiting
     cache.get(next_row)
     asked = len(service.requests)
     resting = cache.get(row)
-    assert "the service rests" in resting.why
+    assert "the service is paused" in resting.why
     assert resting.origin == "source"
     assert len(service.requests) == asked
 
 
 def test_kept_pictures_stay_below_their_bound(run, tmp_path):
     from kiln.explorer.results import facts
-    from kiln.explorer.web.follower import Version
+    from kiln.explorer.web.version import Version
 
     version = Version(str(run / "db"), run / "cache")
-    cache = PictureCache(tmp_path / "pictures", {}, most_bytes=300_000)
+    cache = PictureCache(tmp_path / "pictures", {}, max_bytes=300_000)
     for row in facts(version.matrix, range(20)):
         assert cache.get(row).origin == "source"
     kept = sum(p.stat().st_size for p in (tmp_path / "pictures").iterdir())
@@ -540,8 +541,7 @@ def test_a_bug_is_a_plain_answer(web, monkeypatch):
 
     monkeypatch.setattr(ranking, "search", broken)
     assert (
-        refused(web.post("/api/search", {"likes": [CHIP.chip_id]}), 500)
-        == "the server failed at this; its log says why"
+        refused(web.post("/api/search", {"likes": [CHIP.chip_id]}), 500) == "the server failed; its log has the reason"
     )
 
 
@@ -549,20 +549,20 @@ def test_a_bug_is_a_plain_answer(web, monkeypatch):
 
 
 def test_a_base_map_is_a_source_for_the_page_and_may_be_reached():
-    xyz = base_map({"url": "https://tiles.example/{z}/{x}/{y}.png", "attribution": "<b>a</b>", "max_zoom": 12})
+    xyz = parse_base_map({"url": "https://tiles.example/{z}/{x}/{y}.png", "attribution": "<b>a</b>", "max_zoom": 12})
     assert xyz == {
         "type": "raster", "tiles": ["https://tiles.example/{z}/{x}/{y}.png"], "tileSize": 256, "maxzoom": 12,
         "attribution": "&lt;b&gt;a&lt;/b&gt;",
     }  # fmt: skip
-    assert "img-src 'self' data: blob: https://tiles.example;" in policy(xyz)
-    wms = base_map({"wms": {"url": "http://maps.example:81/wms", "version": "1.1.1", "layers": "rgb"}})
+    assert "img-src 'self' data: blob: https://tiles.example;" in content_security_policy(xyz)
+    wms = parse_base_map({"wms": {"url": "http://maps.example:81/wms", "version": "1.1.1", "layers": "rgb"}})
     (url,) = wms["tiles"]
     assert url.startswith(
         "http://maps.example:81/wms?SERVICE=WMS&REQUEST=GetMap&VERSION=1.1.1&LAYERS=rgb&STYLES=&SRS=EPSG"
     )
     assert url.endswith("&BBOX={bbox-epsg-3857}")
-    assert "connect-src 'self' http://maps.example:81;" in policy(wms)
-    assert base_map(None) is None
+    assert "connect-src 'self' http://maps.example:81;" in content_security_policy(wms)
+    assert parse_base_map(None) is None
 
 
 @pytest.mark.parametrize(
@@ -574,4 +574,4 @@ def test_a_base_map_is_a_source_for_the_page_and_may_be_reached():
 )  # fmt: skip
 def test_what_is_no_base_map_is_refused(value):
     with pytest.raises(ConfigError, match="base map"):
-        base_map(value)
+        parse_base_map(value)
