@@ -45,3 +45,11 @@ class ExplorerServer:
         self.server.should_exit = True
         self.thread.join(10)
         assert not self.thread.is_alive()
+
+
+def refused(answer: requests.Response, status: int) -> str:
+    """Return the error text of a response, which must have this status."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    text: str = answer.json()["error"]
+    return text
