@@ -41,7 +41,7 @@ def fractal(grid: Grid, scale: float, salt: int, octaves: int, ridged: bool = Fa
     Args:
         grid: The points.
         scale: Waves per degree of the first octave; each further octave has twice as many.
-        salt: Number that tells this noise from others of the same seed.
+        salt: Distinguishes this noise from others of the same seed.
         octaves: How many octaves.
         ridged: Whether the noise has sharp crests near 1.
 

@@ -1,4 +1,4 @@
-"""Pictures of Sentinel-2's chips. A scene has one file per band, and its item says whether 1000 was added."""
+"""Pictures of Sentinel-2's chips. A scene has one file per band, and its item states whether 1000 was added."""
 
 import logging
 from functools import lru_cache
@@ -44,9 +44,9 @@ def read_picture(source: str, bbox: BoundingBox) -> NDArray[np.uint8]:
 
 @lru_cache(1024)
 def _item_has_offset(folder: str) -> bool:
-    """Return whether the scene's item says that 1000 was added to its digital numbers.
+    """Return whether the scene's item states that 1000 was added to its digital numbers.
 
-    Without an item, or with one that does not say, the answer is no: a pale picture is better than none.
+    Without an item, or with one that does not state it, the answer is no: a pale picture is better than none.
     """
     uri = f"{folder}/{folder.rpartition('/')[2]}.json"
     try:

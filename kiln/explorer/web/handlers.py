@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 class Handlers:
-    """The handlers and what they share."""
+    """The handlers, with the follower, the pictures and the settings that they share."""
 
     def __init__(self, follower: Follower, pictures: PictureCache, settings: Settings) -> None:
         self._follower, self._pictures, self._settings = follower, pictures, settings

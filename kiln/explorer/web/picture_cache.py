@@ -2,7 +2,7 @@
 
 A file's name is the digest of everything that decides the picture: chip, box, source and the service's settings. If
 the image service fails, the source's picture is a stand-in that expires after an hour. A service that fails slowly is
-not asked for a minute.
+paused for a minute.
 """
 
 import io
