@@ -74,7 +74,7 @@ clean: ## remove results, samples and logs, keep .venv
 	rm -rf results sample logs benchmarks .snakemake
 
 sample/.made: | $(VENV)/.run
-	python -m kiln.sample.make --out sample
+	python -m kiln.sample --out sample
 	@touch $@
 
 $(VENV)/bin/python:

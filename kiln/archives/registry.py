@@ -20,6 +20,7 @@ from kiln.io.buckets import Bucket, register_buckets
 
 BUILT_IN = ("kiln.archives.worldcover", "kiln.archives.naip", "kiln.archives.sentinel2")
 EXTRA = "KILN_ARCHIVES"  # environment variable: modules of further archives
+PICTURE_SIZE_PX = 256  # side of the picture that an archive's `read_picture` returns
 
 
 @dataclass(frozen=True)

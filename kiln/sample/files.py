@@ -1,22 +1,20 @@
-"""What the makers of sample archives share: grids of UTM pixels and files that are whole or not there."""
+"""Files of the synthetic archives. A file is replaced as one step: a partial file never has the final name."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import pyproj
 import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
-from kiln.sample import landscape as land
-
-COARSE = 16  # pixels from one point to the next whose place is worked out; those between lie on a straight line
+from kiln.sample.grid import Array
 
 
 def write_cog(
     path: Path,
-    image: np.ndarray,
+    image: Array,
     crs: str,
     west: float,
     north: float,
@@ -26,43 +24,49 @@ def write_cog(
     colours: tuple[ColorInterp, ...] = (),
     resampling: str = "average",
 ) -> Path:
-    """Write bands [n, h, w] as a cloud optimised GeoTIFF with square pixels of `size` units, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a cloud optimised GeoTIFF with square pixels.
+
+    Args:
+        path: The file; folders are created.
+        image: Bands [n, height, width].
+        crs: The coordinate reference system, such as `EPSG:4326`.
+        west: West edge in units of the CRS.
+        north: North edge.
+        size: Side of a pixel in units of the CRS.
+        nodata: Value of nodata, None if the file declares none.
+        colours: Colour interpretation of each band.
+        resampling: Resampling of the overviews.
+
+    Returns:
+        The path.
+    """
     count, height, width = image.shape
     profile = {
         "driver": "COG", "width": width, "height": height, "count": count, "dtype": image.dtype, "crs": crs,
         "transform": from_origin(west, north, size, size), "blocksize": 256, "compress": "deflate",
         "predictor": "standard", "overview_resampling": resampling, "nodata": nodata,
     }  # fmt: skip
-    try:
-        with rasterio.open(temporary, "w", **profile) as target:
-            if colours:
-                target.colorinterp = colours
-            target.write(image)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _replacing(path) as temporary, rasterio.open(temporary, "w", **profile) as target:
+        if colours:
+            target.colorinterp = colours
+        target.write(image)
     return path
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Write a text file and return its path."""
+    with _replacing(path) as temporary:
         temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
-def utm_grid(zone: int, west: float, north: float, size: float, shape: tuple[int, int], seed: int) -> land.Grid:
-    """A bent grid of square pixels of `size` metres, shape (rows, columns), whose corner is at west, north in UTM."""
-    rows, columns = (land.between(count, COARSE) for count in shape)
-    to_degrees = pyproj.Transformer.from_crs(f"EPSG:326{zone}", "EPSG:4326", always_xy=True)
-    few = to_degrees.transform(*np.meshgrid(west + size * (columns[0] + 0.5), north - size * (rows[0] + 0.5)))
-    x, y = (land.enlarge(part, rows, columns) for part in few)
-    ppd = abs(1 / np.diff(y[:, 0]).mean()), abs(1 / np.diff(x[0]).mean())
-    return land.Grid(x, y, ppd, seed, smooth=True)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` if the `with` block succeeds, and is deleted otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A small synthetic NAIP archive: aerial photographs of the landscape in the layout of its bucket.
+"""A synthetic NAIP archive: aerial photographs of the landscape in the layout of the bucket.
 
-Pixels of 6 m, which paths and files agree on: three neighbouring quarter quadrangles in two years.
+It has three neighbouring quarter quadrangles in two years, with pixels of 6 m, as paths and files state.
 """
 
 from collections.abc import Sequence
@@ -8,21 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pyproj
+from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
-from kiln.sample import landscape as land
 from kiln.archives.naip.keys import SceneKey, parse_key
-from kiln.sample.files import utm_grid, write_cog, write_text
 from kiln.archives.sensors import NAIP
+from kiln.sample.files import write_cog, write_text
+from kiln.sample.grid import Array, utm_grid
+from kiln.sample.landscape import draw
+from kiln.sample.noise import rand
 
-# Quarter quadrangles from west to east, and the days they were flown in each year; one file name has no date.
+# Quarter quadrangles from west to east, and the day of each flight; one file name has no date.
 QUARTERS = ("4309635_ne", "4309636_nw", "4309636_ne")
 FLOWN = {2018: ("20180712", "20180712", ""), 2021: ("20210706", "20210706", "20210722")}
-FRAMED = 2021  # the year whose scenes end with the quadrangle's own, turned, frame: the rest of the file is 0
-ALPHA = "4309636_nw"  # whose near infrared is tagged alpha, in both years
+FRAMED_YEAR = 2021  # scenes of this year are 0 outside the quadrangle's rotated frame
+ALPHA_QUARTER = "4309636_nw"  # its near infrared is tagged alpha, in both years
 SCENE = "sd/{year}/600cm/rgbir_cog/43096/m_{quarter}_14_1{flown}.tif"
-# What else the bucket holds and its manifest lists.
-OTHERS = (
+# Files of the bucket that are no scenes; the manifest lists them too.
+OTHER_KEYS = (
     "manifest.txt",
     "readme.html",
     "sd/2018/600cm/fgdc/43096/m_4309635_ne_14_1_20180712.txt",
@@ -33,25 +36,27 @@ OTHERS = (
     "sd/2021/600cm/rgb/43096/m_4309636_nw_14_1_20210706.tif",
     "sd/2021/600cm/rgbir/43096/m_4309636_nw_14_1_20210706.mrf",
 )
-# Mean and deviation of the square roots of the landscape's numbers here: they become those of real photographs.
-ROOTS = ((29.0, 30.4, 23.6, 52.2), (9.9, 7.4, 7.0, 8.0))
+# Mean and standard deviation of the square roots of the landscape's numbers; `_develop` maps them to NAIP's.
+ROOT_STATISTICS = ((29.0, 30.4, 23.6, 52.2), (9.9, 7.4, 7.0, 8.0))
 EXPOSURE = {2018: (1.0, 1.0, 1.0, 1.0), 2021: (1.04, 1.03, 1.06, 0.95)}
 
 
 def keys() -> list[str]:
-    """Keys of the scenes, year by year."""
+    """Return the keys of the scenes, year by year."""
     return [_key(year, n) for year in FLOWN for n in range(len(QUARTERS))]
 
 
 def _key(year: int, n: int) -> str:
+    """Return the key of quarter quadrangle `n` in a year."""
     flown = FLOWN[year][n]
     return SCENE.format(year=year, quarter=QUARTERS[n], flown=f"_{flown}" if flown else "")
 
 
-def _photograph(key: SceneKey, years: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """A NAIP scene's place in some years.
+def _photograph(key: SceneKey, years: Sequence[int], seed: int) -> tuple[Array, Array, float, float]:
+    """Draw the area of a scene in some years.
 
-    Returns uint8 [years, 4, h, w], which pixels lie inside the frame [h, w], and west and north edge in UTM.
+    Returns digital numbers [years, 4, h, w], which pixels lie inside the frame [h, w], and the west and north edge in
+    metres.
     """
     west, south, east, north = key.bounds
     size = key.cm / 100
@@ -59,37 +64,48 @@ def _photograph(key: SceneKey, years: Sequence[int], seed: int) -> tuple[np.ndar
     left, bottom, right, top = (size * round(edge / size) for edge in to_utm.transform_bounds(west, south, east, north))
     shape = round((top - bottom) / size), round((right - left) / size)
     columns, rows = (round(edge / size) + np.arange(n) for edge, n in ((left, shape[1]), (-top, shape[0])))
-    grain = 2 * land.rand(columns[None], rows[:, None], seed * 1009 + 300) - 1
+    grain = 2 * rand(columns[None], rows[:, None], seed * 1009 + 300) - 1
     for axis in (0, 1, 0, 1):
         grain = (2 * grain + np.roll(grain, 1, axis) + np.roll(grain, -1, axis)) / 3.2
     grid = utm_grid(key.zone, left, top, size, shape, seed)._replace(grain=np.clip(grain, -1, 1))
-    images, _ = land.draw(grid, years)
+    images, _ = draw(grid, years)
     inside = (grid.x > west) & (grid.x < east) & (grid.y > south) & (grid.y < north)
     return images, inside, left, top
 
 
-def _develop(image: np.ndarray, exposure: Sequence[float]) -> np.ndarray:
-    """Digital numbers [4, h, w] as uint8 with about the mean and deviation of NAIP's bands, at least 1."""
+def _develop(image: Array, exposure: Sequence[float]) -> NDArray[np.uint8]:
+    """Return digital numbers [4, h, w] of 1 or more with about the mean and standard deviation of NAIP's bands."""
     mean, std, middle, spread, gain = (
-        np.array(values, np.float32)[:, None, None] for values in (NAIP.mean, NAIP.std, *ROOTS, exposure)
+        np.array(values, np.float32)[:, None, None] for values in (NAIP.mean, NAIP.std, *ROOT_STATISTICS, exposure)
     )
-    return np.clip(np.rint((mean + std * (np.sqrt(image) - middle) / spread) * gain), 1, 255).astype(np.uint8)
+    brightness = (mean + std * (np.sqrt(image) - middle) / spread) * gain
+    numbers: NDArray[np.uint8] = np.clip(np.rint(brightness), 1, 255).astype(np.uint8)
+    return numbers
 
 
 def make_naip(out: Path, *, seed: int) -> list[Path]:
-    """Write the scenes and manifest.txt, which lists them among other files, under `out`; returns their paths."""
+    """Write the scenes, and manifest.txt, which lists them and other keys.
+
+    Args:
+        out: The archive's folder.
+        seed: Another seed gives another landscape.
+
+    Returns:
+        The paths; the manifest's is the last.
+    """
     written = []
     for n, quarter in enumerate(QUARTERS):
-        place = parse_key(_key(min(FLOWN), n))
-        images, inside, west, north = _photograph(place, list(FLOWN), seed)
+        scene = parse_key(_key(min(FLOWN), n))
+        assert scene, "SCENE spells keys as the bucket does"
+        images, inside, west, north = _photograph(scene, list(FLOWN), seed)
         for year, image in zip(FLOWN, images, strict=True):
             pixels = _develop(image, EXPOSURE[year])
-            if year == FRAMED:
+            if year == FRAMED_YEAR:
                 pixels *= inside
-            last = ColorInterp.alpha if quarter == ALPHA else ColorInterp.undefined
+            last = ColorInterp.alpha if quarter == ALPHA_QUARTER else ColorInterp.undefined
             colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, last)
             path = out / _key(year, n)
-            crs = f"EPSG:269{place.zone}"
-            written.append(write_cog(path, pixels, crs, west, north, place.cm / 100, colours=colours))
-    manifest = write_text(out / "manifest.txt", "".join(f"{key}\n" for key in sorted([*keys(), *OTHERS])))
+            crs = f"EPSG:269{scene.zone}"
+            written.append(write_cog(path, pixels, crs, west, north, scene.cm / 100, colours=colours))
+    manifest = write_text(out / "manifest.txt", "".join(f"{key}\n" for key in sorted([*keys(), *OTHER_KEYS])))
     return [*sorted(written), manifest]

@@ -1,31 +1,35 @@
-"""A small synthetic Sentinel-2 L2A archive: the landscape as two scenes in the layout of the bucket of COGs.
+"""A synthetic Sentinel-2 L2A archive: the landscape as two scenes in the layout of the bucket of COGs.
 
-One tile of the military grid on two days, its pixels ten times as wide as real ones: 100 m where those have 10 m. The
-earlier scene has no offset, the later carries the 1000 of baseline 04.00, and its swath ends within the tile.
+The scenes show one MGRS tile on two days. Pixels are ten times as wide as real ones: 100 m instead of 10 m. The earlier
+scene has no offset. The later one has the offset of baseline 04.00, and its swath ends within the tile.
 """
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyproj
 import shapely
+from numpy.typing import NDArray
 
-from kiln.sample import landscape as land
-from kiln.sample.files import utm_grid, write_cog, write_text
+from kiln.sample.files import write_cog, write_text
+from kiln.sample.grid import Array, Grid, utm_grid
+from kiln.sample.landscape import draw
+from kiln.sample.noise import fractal, ramp, rand
 
 HTTPS = "https://sentinel-cogs.s3.us-west-2.amazonaws.com"
 S3 = "s3://sentinel-cogs"
 ZONE, BAND, SQUARE = 14, "T", "QP"
-WEST, NORTH = 699960, 4900020  # metres: the tile's corner
+WEST, NORTH = 699960, 4900020  # metres: the tile's north-west corner
 SIDE = 109_800  # metres
-COARSER = 10  # times as wide as a real pixel
-OFFSET = 1000  # added to the numbers since baseline 04.00
+PIXEL_SCALE = 10  # width of a pixel, in real pixels
+OFFSET = 1000  # added to digital numbers since baseline 04.00
 FOLDER = "sentinel-s2-l2a-cogs/{zone}/{band}/{square}/{year}/{month}/{id}"
 SWIR_OF_SNOW = (900, 650)
 
-# Of each band: key of its asset, real pixel in metres, words, centre and width in micrometres.
+# By band: key of the asset, metres per real pixel, description, centre and width in micrometres.
 BANDS = {
     "B02": ("blue", 10, "Blue (band 2)", 0.49, 0.098),
     "B03": ("green", 10, "Green (band 3)", 0.56, 0.045),
@@ -38,7 +42,11 @@ BANDS = {
     "B11": ("swir16", 20, "SWIR 1 (band 11)", 1.61, 0.143),
     "B12": ("swir22", 20, "SWIR 2 (band 12)", 2.19, 0.242),
 }
-COMMON = {"rededge1": "rededge", "rededge2": "rededge", "rededge3": "rededge"}  # names shared by several bands
+COMMON = {
+    "rededge1": "rededge",
+    "rededge2": "rededge",
+    "rededge3": "rededge",
+}  # where it is not the key
 SHADOW, PLANTS, BARE, WATER, CLOUD_MEDIUM, CLOUD_HIGH, SNOW = 3, 4, 5, 6, 8, 9, 11  # classes of SCL
 CLASSES = {
     "s2:cloud_shadow_percentage": SHADOW,
@@ -59,30 +67,30 @@ class Pass(NamedTuple):
     """One scene: when and how it was taken and processed."""
 
     platform: str  # a or b
-    day: str  # 2020-07-14
-    sensed: str  # 17:19:01, of the datastrip
-    made: str  # time of processing, as in its names
-    orbit: int
-    absolute: int
+    day: str  # such as 2020-07-14
+    sensed: str  # start of the datastrip, such as 171901
+    processed: str  # time of processing, as product names spell it
+    relative_orbit: int
+    absolute_orbit: int
     baseline: str
-    azimuth: float
-    elevation: float
-    swath: float  # kilometres of the tile's north edge that lie outside the swath
+    sun_azimuth: float
+    sun_elevation: float
+    outside_km: float  # how much of the tile's north edge lies outside the swath
 
     @property
     def id(self) -> str:
-        """`S2A_14TQP_20200714_0_L2A`."""
+        """Return the item's id, such as `S2A_14TQP_20200714_0_L2A`."""
         return f"S2{self.platform.upper()}_{ZONE}{BAND}{SQUARE}_{self.day.replace('-', '')}_0_L2A"
 
     @property
     def folder(self) -> str:
-        """Key of the scene's folder; its month has no leading zero."""
+        """Return the key of the scene's folder; its month has no leading zero."""
         year, month, _ = map(int, self.day.split("-"))
         return FOLDER.format(zone=ZONE, band=BAND, square=SQUARE, year=year, month=month, id=self.id)
 
     @property
     def offset(self) -> int:
-        """What was added to the numbers of valid pixels."""
+        """Return what was added to the digital numbers of valid pixels."""
         return OFFSET if self.baseline >= "04.00" else 0
 
 
@@ -93,42 +101,44 @@ PASSES = (
 
 
 def keys() -> list[str]:
-    """Keys of the items."""
+    """Return the keys of the items."""
     return [f"{taken.folder}/{taken.id}.json" for taken in PASSES]
 
 
-def _halve(image: np.ndarray) -> np.ndarray:
-    """Mean of two by two pixels; [..., h, w]."""
+def _halve(image: Array) -> Array:
+    """Return the means of two by two pixels of an image [..., h, w]."""
     *rest, height, width = image.shape
-    return image.reshape(*rest, height // 2, 2, width // 2, 2).mean(axis=(-3, -1))
+    means: Array = image.reshape(*rest, height // 2, 2, width // 2, 2).mean(axis=(-3, -1))
+    return means
 
 
-def _inside(taken: Pass, shape: tuple[int, int]) -> np.ndarray:
-    """Which pixels of the tile lie in the swath, whose western edge leans with the orbit; [h, w]."""
+def _inside(taken: Pass, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which pixels [h, w] of the tile lie in the swath; its western edge follows the orbit's inclination."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
-    edge = taken.swath * 1000 / SIDE - 0.25 * rows[:, None]
-    return columns[None] > edge if taken.swath else np.ones(shape, bool)
+    edge = taken.outside_km * 1000 / SIDE - 0.25 * rows[:, None]
+    return columns[None] > edge if taken.outside_km else np.ones(shape, bool)
 
 
-def _sky(size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How dense the clouds over size x size pixels are, and how deep their shadows, to the north-west; from 0 to 1."""
-    away = size // 40  # pixels from a cloud to its shadow
-    x, y = (np.arange(-away, size + away) / size)[None], (np.arange(-away, size + away) / size)[:, None]
-    grid = land.Grid(x, y, (size, size), seed)
-    clouds = land.ramp(land.fractal(grid, 5, 400, 6) + 0.5 * land.fractal(grid, 1.5, 410, 2), 0.42, 0.62)
-    middle, behind = slice(away, -away), slice(2 * away, None)
+def _sky(size: int, seed: int) -> tuple[Array, Array]:
+    """Return the density of clouds and the depth of their shadows to the north-west [size, size], both from 0 to 1."""
+    distance = size // 40  # pixels from a cloud to its shadow
+    x, y = (np.arange(-distance, size + distance) / size)[None], (np.arange(-distance, size + distance) / size)[:, None]
+    grid = Grid(x, y, (size, size), seed)
+    clouds = ramp(fractal(grid, 5, 400, 6) + 0.5 * fractal(grid, 1.5, 410, 2), 0.42, 0.62)
+    middle, behind = slice(distance, -distance), slice(2 * distance, None)
     return clouds[middle, middle], clouds[behind, behind]
 
 
-def _spectrum(image: np.ndarray) -> dict[str, np.ndarray]:
-    """The ten bands, from red, green, blue and near infrared [4, h, w]: [h, w], or half of it where pixels are wider.
+def _spectrum(image: Array) -> dict[str, Array]:
+    """Return the ten bands of an image [4, h, w] of red, green, blue and near infrared.
 
-    The red edge climbs from red to near infrared; short waves are bright over dry soil, dark in plants, water and snow.
+    Bands with wider pixels are [h / 2, w / 2], the others [h, w]. The red edge rises from red to near infrared; short
+    wave infrared is bright over dry soil, and dark over plants, water and snow.
     """
     red, green, blue, nir = _halve(image)
     plants = np.clip((nir - red) / (nir + red), 0, 1)
-    wet = land.ramp(green / nir, 0.9, 1.5)
-    snow = land.ramp(blue, 3000, 7000)
+    wet = ramp(green / nir, 0.9, 1.5)
+    snow = ramp(blue, 3000, 7000)
     swir16 = nir * (1.25 - 0.85 * plants) * (1 - 0.8 * wet)
     swir22 = swir16 * (0.85 - 0.45 * plants)
     return {
@@ -145,19 +155,19 @@ def _spectrum(image: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _classes(image: np.ndarray, clouds: np.ndarray, shadows: np.ndarray) -> np.ndarray:
-    """Scene classification, uint8 [h, w], of a clear image [4, h, w] under clouds and shadows [h, w]."""
+def _classes(image: Array, clouds: Array, shadows: Array) -> Array:
+    """Return the scene classification [h, w] of a clear image [4, h, w] under clouds and shadows [h, w]."""
     red, green, blue, nir = image
-    where = [clouds > 0.6, clouds > 0.15, shadows > 0.3, blue > 3500, nir < green, nir - red > 0.4 * (nir + red)]
-    return np.select(where, [CLOUD_HIGH, CLOUD_MEDIUM, SHADOW, SNOW, WATER, PLANTS], BARE).astype(np.uint8)
+    conditions = [clouds > 0.6, clouds > 0.15, shadows > 0.3, blue > 3500, nir < green, nir - red > 0.4 * (nir + red)]
+    return np.select(conditions, [CLOUD_HIGH, CLOUD_MEDIUM, SHADOW, SNOW, WATER, PLANTS], BARE).astype(np.uint8)
 
 
-def _scene(taken: Pass, image: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Bands, uint16 with 0 outside the swath, and classes, uint8, of a clear image [4, h, w]."""
+def _scene(taken: Pass, image: Array, seed: int) -> tuple[dict[str, Array], Array]:
+    """Return the bands, uint16 and 0 outside the swath, and the classes, uint8, of a clear image [4, h, w]."""
     size = image.shape[-1]
-    noise = land.rand(np.arange(size)[None], np.arange(size)[:, None], seed * 1009 + taken.absolute)
+    noise = rand(np.arange(size)[None], np.arange(size)[:, None], seed * 1009 + taken.absolute_orbit)
     image = image * (0.96 + 0.08 * noise)
-    clouds, shadows = _sky(size, seed + taken.absolute)
+    clouds, shadows = _sky(size, seed + taken.absolute_orbit)
     classes = _classes(_halve(image), _halve(clouds), _halve(shadows * (1 - clouds)))
     classes *= _halve(_inside(taken, image.shape[1:]).astype(np.float32)) == 1
     bands = {}
@@ -171,18 +181,18 @@ def _scene(taken: Pass, image: np.ndarray, seed: int) -> tuple[dict[str, np.ndar
 
 
 def _footprint(taken: Pass) -> shapely.Polygon:
-    """What of the tile the swath covers, in degrees."""
-    corner, length = taken.swath * 1000, 0.25 * SIDE
-    left = [(corner, 0), (corner - length, SIDE)] if taken.swath > length / 1000 else [(0, 0), (0, SIDE)]
+    """Return the part of the tile within the swath, in degrees."""
+    corner, length = taken.outside_km * 1000, 0.25 * SIDE
+    left = [(corner, 0), (corner - length, SIDE)] if taken.outside_km > length / 1000 else [(0, 0), (0, SIDE)]
     ring = [left[0], left[1], (SIDE, SIDE), (SIDE, 0), left[0]]
     to_degrees = pyproj.Transformer.from_crs(f"EPSG:326{ZONE}", "EPSG:4326", always_xy=True)
     return shapely.Polygon([to_degrees.transform(WEST + x, NORTH - y) for x, y in ring])
 
 
 def _asset(taken: Pass, name: str, size: int) -> dict[str, Any]:
-    """A band's entry in the item, or that of SCL; shape and transform are those of the file."""
+    """Return the asset of a band or of SCL; its shape and transform are those of the file."""
     metres = SIDE / size
-    place = {"proj:shape": [size, size], "proj:transform": [metres, 0, WEST, 0, -metres, NORTH]}
+    projection = {"proj:shape": [size, size], "proj:transform": [metres, 0, WEST, 0, -metres, NORTH]}
     asset: dict[str, Any] = {
         "href": f"{HTTPS}/{taken.folder}/{name}.tif",
         "type": "image/tiff; application=geotiff; profile=cloud-optimized",
@@ -190,48 +200,49 @@ def _asset(taken: Pass, name: str, size: int) -> dict[str, Any]:
     if name == "SCL":
         bands = [{"nodata": 0, "data_type": "uint8", "spatial_resolution": metres}]
         title = {"title": "Scene classification map (SCL)"}
-        return {**asset, **title, **place, "raster:bands": bands, "roles": ["data", "reflectance"]}
-    key, real, words, centre, width = BANDS[name]
+        return {**asset, **title, **projection, "raster:bands": bands, "roles": ["data", "reflectance"]}
+    key, gsd, description, centre, width = BANDS[name]
     band = {
         "name": key,
         "common_name": COMMON.get(key, key),
-        "description": words,
+        "description": description,
         "center_wavelength": centre,
         "full_width_half_max": width,
     }
-    # The offset is that of the baseline, whether the numbers still carry it or not, as in the real items.
+    # As in real items, the offset is that of the baseline, even where the digital numbers have none.
     numbers = {"nodata": 0, "data_type": "uint16", "bits_per_sample": 15, "spatial_resolution": metres}
     numbers |= {"scale": 0.0001, "offset": -0.1 if taken.offset else 0}
-    asset |= {"title": f"{words} - {real}m", "eo:bands": [band], "gsd": real, **place}
+    asset |= {"title": f"{description} - {gsd}m", "eo:bands": [band], "gsd": gsd, **projection}
     return {**asset, "raster:bands": [numbers], "roles": ["data", "reflectance"]}
 
 
 def _links(taken: Pass) -> list[dict[str, str]]:
-    """Where the item lies, and what it was made from."""
-    here = f"{S3}/{taken.folder}/{taken.id}.json"
+    """Return the links to the item itself, its licence and its level-1C product."""
+    href = f"{S3}/{taken.folder}/{taken.id}.json"
     level1 = "https://earth-search.aws.element84.com/v1/collections/sentinel-2-l1c/items/"
     return [
-        {"rel": "self", "href": here, "type": "application/json"},
-        {"rel": "canonical", "href": here, "type": "application/json"},
+        {"rel": "self", "href": href, "type": "application/json"},
+        {"rel": "canonical", "href": href, "type": "application/json"},
         {"rel": "license", "href": "https://sentinel.esa.int/documents/247904/690755/Sentinel_Data_Legal_Notice"},
         {"rel": "derived_from", "href": f"{level1}{taken.id.replace('L2A', 'L1C')}", "type": "application/geo+json"},
     ]
 
 
-def _item(taken: Pass, bands: dict[str, np.ndarray], classes: np.ndarray) -> dict[str, Any]:
-    """The scene's STAC item, as the Earth Search catalogue of version 1 writes them."""
+def _item(taken: Pass, bands: dict[str, Array], classes: Array) -> dict[str, Any]:
+    """Return the scene's STAC item as version 1 of the Earth Search catalogue writes it."""
     sensed = f"{taken.day.replace('-', '')}T{taken.sensed}"
     clock = ":".join(taken.sensed[n : n + 2] for n in (0, 2, 4))
     satellite, version = f"S2{taken.platform.upper()}", f"N{taken.baseline.replace('.', '')}"
     granule = f"T{ZONE}{BAND}{SQUARE}"
-    made = f"{taken.made[:4]}-{taken.made[4:6]}-{taken.made[6:11]}:{taken.made[11:13]}:{taken.made[13:]}.000000Z"
-    seen = max(int(np.count_nonzero(classes)), 1)
-    shares = {name: round(100 * np.count_nonzero(classes == n) / seen, 6) for name, n in CLASSES.items()}
-    cloudy = shares["s2:medium_proba_clouds_percentage"] + shares["s2:high_proba_clouds_percentage"]
-    ground = f"{satellite}_OPER_MSI_L2A_{{}}_MPS__{taken.made}_{{}}_N{taken.baseline}"
+    created = datetime.strptime(taken.processed, "%Y%m%dT%H%M%S").strftime("%Y-%m-%dT%H:%M:%S.000000Z")
+    product = f"{satellite}_MSIL2A_{sensed}_{version}_R{taken.relative_orbit:03d}_{granule}_{taken.processed}.SAFE"
+    valid = max(int(np.count_nonzero(classes)), 1)
+    percentages = {name: round(100 * np.count_nonzero(classes == n) / valid, 6) for name, n in CLASSES.items()}
+    cloudy = percentages["s2:medium_proba_clouds_percentage"] + percentages["s2:high_proba_clouds_percentage"]
+    id_template = f"{satellite}_OPER_MSI_L2A_{{}}_MPS__{taken.processed}_{{}}_N{taken.baseline}"
     footprint = _footprint(taken)
     properties = {
-        "created": made,
+        "created": created,
         "platform": f"sentinel-2{taken.platform}",
         "constellation": "sentinel-2",
         "instruments": ["msi"],
@@ -241,24 +252,24 @@ def _item(taken: Pass, bands: dict[str, np.ndarray], classes: np.ndarray) -> dic
         "mgrs:latitude_band": BAND,
         "mgrs:grid_square": SQUARE,
         "grid:code": f"MGRS-{ZONE}{BAND}{SQUARE}",
-        "view:sun_azimuth": taken.azimuth,
-        "view:sun_elevation": taken.elevation,
-        "s2:nodata_pixel_percentage": round(100 * (1 - seen / classes.size), 6),
-        **shares,
+        "view:sun_azimuth": taken.sun_azimuth,
+        "view:sun_elevation": taken.sun_elevation,
+        "s2:nodata_pixel_percentage": round(100 * (1 - valid / classes.size), 6),
+        **percentages,
         "s2:product_type": "S2MSI2A",
         "s2:processing_baseline": taken.baseline,
-        "s2:product_uri": f"{satellite}_MSIL2A_{sensed}_{version}_R{taken.orbit:03d}_{granule}_{taken.made}.SAFE",
-        "s2:generation_time": made,
-        "s2:datatake_id": f"G{satellite}_{sensed}_{taken.absolute:06d}_N{taken.baseline}",
+        "s2:product_uri": product,
+        "s2:generation_time": created,
+        "s2:datatake_id": f"G{satellite}_{sensed}_{taken.absolute_orbit:06d}_N{taken.baseline}",
         "s2:datatake_type": "INS-NOBS",
-        "s2:datastrip_id": ground.format("DS", f"S{sensed}"),
-        "s2:granule_id": ground.format("TL", f"A{taken.absolute:06d}_{granule}"),
+        "s2:datastrip_id": id_template.format("DS", f"S{sensed}"),
+        "s2:granule_id": id_template.format("TL", f"A{taken.absolute_orbit:06d}_{granule}"),
         "datetime": f"{taken.day}T{clock}.024000Z",
         "s2:sequence": "0",
         "earthsearch:s3_path": f"{S3}/{taken.folder}",
         "earthsearch:boa_offset_applied": False,
         "processing:software": {"sentinel2-to-stac": "0.1.0"},
-        "updated": made,
+        "updated": created,
     }
     sizes = {name: len(band) for name, band in bands.items()} | {"SCL": len(classes)}
     assets = {name: _asset(taken, name, size) for name, size in sizes.items()}
@@ -277,14 +288,19 @@ def _item(taken: Pass, bands: dict[str, np.ndarray], classes: np.ndarray) -> dic
 
 
 def make_sentinel2(out: Path, *, seed: int) -> list[Path]:
-    """Write bands, classes and item of each scene, and items.txt with the items' keys, under `out`.
+    """Write the bands, the classes and the item of each scene, and items.txt with the items' keys.
 
-    Returns the paths of all files, those of items.txt last.
+    Args:
+        out: The archive's folder.
+        seed: Another seed gives another landscape.
+
+    Returns:
+        The paths; that of items.txt is the last.
     """
-    metres = 10 * COARSER
+    metres = 10 * PIXEL_SCALE
     size = SIDE // metres
     grid = utm_grid(ZONE, WEST, NORTH, metres, (size, size), seed)
-    images, _ = land.draw(grid, [int(taken.day[:4]) for taken in PASSES])
+    images, _ = draw(grid, [int(taken.day[:4]) for taken in PASSES])
     crs, written = f"EPSG:326{ZONE}", []
     for taken, image in zip(PASSES, images, strict=True):
         bands, classes = _scene(taken, image, seed)

@@ -84,7 +84,7 @@ def told(lab: Lab, image: Image, folder: Path) -> Story:
     s3 = lab.client("s3")
     for bucket in (RUN, ARCHIVE):
         s3.create_bucket(Bucket=bucket)
-    make = [sys.executable, "-m", "kiln.sample.make", "--out", str(folder / "sample"), "--pixels-per-degree", "120"]
+    make = [sys.executable, "-m", "kiln.sample", "--out", str(folder / "sample"), "--pixels-per-degree", "120"]
     subprocess.run([*make, "--years", "2021", "--tiles", "N43W097", "N43W096"], cwd=ROOT, check=True)
     upload(lab, folder / "sample", f"s3://{ARCHIVE}")
     whole = (folder / "sample" / BROKEN).read_bytes()

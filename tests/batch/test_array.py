@@ -51,7 +51,7 @@ def played(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> 
     s3, batch = lab.client("s3"), lab.client("batch")
     for bucket in (RUN, ARCHIVE):
         s3.create_bucket(Bucket=bucket)
-    make = [sys.executable, "-m", "kiln.sample.make", "--out", str(folder / "sample"), "--pixels-per-degree", "120"]
+    make = [sys.executable, "-m", "kiln.sample", "--out", str(folder / "sample"), "--pixels-per-degree", "120"]
     subprocess.run([*make, "--years", "2021", "--tiles", "N43W097", "N43W096"], cwd=ROOT, check=True)
     upload(lab, folder / "sample/worldcover", f"s3://{ARCHIVE}/worldcover")
     driver = Driver(lab, folder / "driver", image.name, RUN, ARRAY)

@@ -29,7 +29,7 @@ from playwright.sync_api import sync_playwright
 from kiln.explorer import build, colours, database, ranking
 from kiln.explorer.filters import Where
 from kiln.explorer.matrix import Matrix
-from kiln.explorer.web.follower import Version
+from kiln.explorer.web.version import Version
 from kiln.io import storage
 from tests.explorer.browser import launch
 from tests.explorer.serving import ROOT, Server

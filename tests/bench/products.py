@@ -28,7 +28,7 @@ from kiln.engine.pipeline import Embedder, Policy
 from kiln.formats import embeddings_file, vectors
 from kiln.model.clay import Geometry
 from kiln.model.weights import untrained_encoder
-from kiln.sample.make import DEFAULT_TILES, landscape, tile_corner
+from kiln.sample.worldcover import DEFAULT_TILES, draw_tile, tile_corner
 from tests.support.products import WORLD, YEAR, about, chip_at
 
 DIM, PPD, BATCH, QUERIES, K = 1024, 1200, 64, 500, 10
@@ -39,7 +39,7 @@ def pixels(count: int, chip: int) -> np.ndarray:
     """Chips [n, 4, chip, chip] of the sample's landscape, tile by tile, without those in the sea."""
     cut: list[np.ndarray] = []
     for name in DEFAULT_TILES:
-        tile = landscape(*tile_corner(name), PPD, 2021, 0)
+        tile = draw_tile(*tile_corner(name), PPD, 2021, 0)
         side = PPD // chip
         tile = tile[:, : side * chip, : side * chip].reshape(4, side, chip, side, chip)
         chips = tile.transpose(1, 3, 0, 2, 4).reshape(-1, 4, chip, chip)

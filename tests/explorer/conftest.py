@@ -13,7 +13,7 @@ import rasterio
 from playwright.sync_api import sync_playwright
 from rasterio.transform import from_origin
 
-from kiln.sample.make import landscape
+from kiln.sample.worldcover import draw_tile
 from tests.explorer.browser import launch
 from tests.explorer.mapserver import CGI
 from tests.explorer.serving import Server
@@ -40,7 +40,7 @@ def row(n: int, pixels: np.ndarray, **facts: Any) -> dict[str, Any]:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """625 chips of a composite, and 125 of scenes a year earlier, partly cloudy, whose source is gone."""
     folder = tmp_path_factory.mktemp("explorer")
-    pixels = landscape(WEST, SOUTH, PPD, 2021, 0)
+    pixels = draw_tile(WEST, SOUTH, PPD, 2021, 0)
     with rasterio.open(
         folder / "tile.tif", "w", driver="GTiff", width=PPD, height=PPD, count=4, dtype="uint16", crs="EPSG:4326",
         transform=from_origin(WEST, SOUTH + 1, 1 / PPD, 1 / PPD), tiled=True, nodata=0,

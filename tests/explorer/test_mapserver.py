@@ -9,7 +9,7 @@ import pytest
 from kiln.explorer import pictures
 from kiln.explorer.pictures import SIZE, from_source, from_wms, picture
 from kiln.explorer.web.picture_cache import PictureCache
-from kiln.sample.make import landscape
+from kiln.sample.worldcover import draw_tile
 from tests.explorer.mapserver import MapServer
 from tests.support.archives import write_tile
 
@@ -20,7 +20,7 @@ REQUESTS = [(v, c) for v in ("1.1.1", "1.3.0") for c in ("EPSG:4326", "EPSG:3857
 @pytest.fixture(scope="module")
 def tile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tile of the archive's layout, 240 pixels a degree, its four quarters told apart by their brightness."""
-    pixels = landscape(-1, 43, 240, 2021, 7)
+    pixels = draw_tile(-1, 43, 240, 2021, 7)
     pixels[:, :120, :] = pixels[:, :120, :] // 2 + 1  # the north is darker
     pixels[0, :, 120:] += 800  # the east is redder
     return Path(write_tile(tmp_path_factory.mktemp("archive"), 2021, -1, 43, pixels))

@@ -8,12 +8,12 @@ from typing import Any
 import requests
 import uvicorn
 
-from kiln.cli.explore import bind, serve
+from kiln.cli.explore import listen, make_server
 from kiln.explorer.web.follower import Follower
 from kiln.explorer.web.picture_cache import PictureCache
-from kiln.explorer.web.server import Settings
+from kiln.explorer.web.settings import Rate, Settings
 
-FREELY = {"rate": (1e6, 1e6), "search_rate": (1e6, 1e6)}
+UNLIMITED = {"rate": Rate(1e6, 1e6), "search_rate": Rate(1e6, 1e6)}
 
 
 class ExplorerServer:
@@ -22,9 +22,9 @@ class ExplorerServer:
     def __init__(self, db: str, cache: Path, services: dict[str, Any] | None = None, **settings: Any) -> None:
         self.follower = Follower(db, cache, 0.1)
         self.pictures = PictureCache(cache / "pictures", services or {})
-        listening = bind("127.0.0.1", 0)
+        listening = listen("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        self.server: uvicorn.Server = serve(self.follower, self.pictures, Settings(**(FREELY | settings)))
+        self.server: uvicorn.Server = make_server(self.follower, self.pictures, Settings(**(UNLIMITED | settings)))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -45,3 +45,11 @@ class ExplorerServer:
         self.server.should_exit = True
         self.thread.join(10)
         assert not self.thread.is_alive()
+
+
+def refused(answer: requests.Response, status: int) -> str:
+    """Return the error text of a response, which must have this status."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    text: str = answer.json()["error"]
+    return text

@@ -15,7 +15,7 @@ import rasterio
 
 from kiln.archives.naip.keys import parse_key
 from kiln.formats.stable_shards import stable_shards
-from kiln.sample.make import make_archive
+from kiln.sample.worldcover import make_worldcover
 from tests.support import scenes
 from tests.workflow.conftest import Story
 from tests.workflow.workflow import ROOT, WITH_NAIP, Run, finished_jobs, fresh_naip, job_counts
@@ -382,7 +382,7 @@ def test_real_scenes_go_from_the_manifest_to_a_search_beside_worldcover(shared: 
     here = {str(p.relative_to(archive)) for p in archive.rglob("*.tif")}
     listed = [k for k in (archive / "manifest.txt").read_text().split() if k in here]
     assert len(listed) == len(here) == 4
-    make_archive(tmp_path / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
+    make_worldcover(tmp_path / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
     (tmp_path / "manifest.txt").write_text("\n".join((archive / "manifest.txt").read_text().split()))
     states = sorted({k[:2] for k in listed})
     naip = {"manifest": "manifest.txt", "archive": str(archive), "states": states, "years": [2014, 2016, 2019]}

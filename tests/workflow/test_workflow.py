@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kiln.explorer.database import Explorer
-from kiln.sample.make import make_archive
+from kiln.sample.worldcover import make_worldcover
 from tests.workflow.workflow import ROOT, Run, fresh, job_counts
 
 REDO = {"merge_worldcover": 1, "build_index": 1, "coverage": 1, "picture_similar": 1}
@@ -100,7 +100,7 @@ def test_a_grown_region_leaves_finished_shards_alone(finished: Run, tmp_path: Pa
     run = finished.clone(tmp_path / "clone")
     kept = {p: p.stat().st_mtime_ns for p in run.shards()}
     rows = json.loads(run.one("results/tiny/index/*.json").read_text())["rows"]
-    make_archive(run.folder / "archive", tiles=["N43E001"], years=[2021], ppd=120, seed=7)
+    make_worldcover(run.folder / "archive", tiles=["N43E001"], years=[2021], ppd=120, seed=7)
     run.configure({"worldcover": {"region": [-1, 43, 2, 44]}})
     run.snakemake("--cores", "2")
     assert len(run.shards()) == 3
@@ -333,7 +333,7 @@ def test_a_tile_of_real_pixels_goes_the_whole_road(shared: Path | None, tmp_path
         archive = str(shared / "archive" / "esa-worldcover-s2" / "rgbnir_1200px")
         world = {"archive": archive, "years": [2020], "region": [-12, 24, -11, 25], "chip_size": 128}
     else:
-        make_archive(tmp_path / "made", tiles=["N43W002"], years=[2020], ppd=1200, seed=7)
+        make_worldcover(tmp_path / "made", tiles=["N43W002"], years=[2020], ppd=1200, seed=7)
         world = {
             "archive": str(tmp_path / "made/rgbnir"),
             "years": [2020],

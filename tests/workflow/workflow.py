@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from kiln.sample.make import make_archive
+from kiln.sample.worldcover import make_worldcover
 from tests import ROOT
 from tests.support import scenes
 
@@ -139,13 +139,13 @@ def finished_jobs(said: str) -> dict[str, int]:
 def fresh(folder: Path, changes: dict | None = None, root: Path = ROOT) -> Run:
     """A run that has not begun, with an archive of two tiles beside the sea."""
     folder.mkdir(parents=True, exist_ok=True)
-    make_archive(folder / "archive", tiles=["N43W001", "N43E000"], years=[2021], ppd=120, seed=7)
+    make_worldcover(folder / "archive", tiles=["N43W001", "N43E000"], years=[2021], ppd=120, seed=7)
     return Run(folder, changes or {}, root)
 
 
 def fresh_naip(folder: Path, changes: dict | None = None) -> Run:
     """A run that has not begun, with a tile of WorldCover and twelve scenes of NAIP."""
-    make_archive(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
+    make_worldcover(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
     keys = [scenes.write(folder / "scenes", *of, n) for of, numbers in SCENES.items() for n in numbers]
     scenes.write_manifest(folder / "scenes/manifest.txt", keys)
     return Run(folder, changes or {}, base=WITH_NAIP)

@@ -1,1 +1,1 @@
-"""The explorer as a web page: the server and what it draws."""
+"""The explorer as a web application: the server, and the page that it serves."""

@@ -44,7 +44,7 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path, number, code, said):
     try:
         assert requests.get(f"{address}api/about", timeout=10).json()["rows"] == 5
         assert address.startswith("http://127.0.0.1:")
-        assert "no password" not in log.read_text()
+        assert "without a password" not in log.read_text()
     finally:
         process.send_signal(number)
     assert process.wait(15) == code
@@ -58,7 +58,7 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path, number, code, said):
 def test_another_address_than_this_machines_own_is_told(tmp_path):
     process, address, log = started(tmp_path, "--db", explorers.write(tmp_path / "db", ROWS), "--host", "0.0.0.0")
     try:
-        assert "whoever reaches this machine can look and search; there is no password" in log.read_text()
+        assert "without a password: anyone who reaches this machine can look and search" in log.read_text()
         port = address.rstrip("/").rpartition(":")[2]
         answer = requests.get(f"http://127.0.0.1:{port}/api/version", headers={"Host": "box.example"}, timeout=10)
         assert answer.status_code == 200
@@ -118,10 +118,10 @@ def test_a_database_on_s3_is_served(bucket, tmp_path):
 def test_settings_that_cannot_be_are_said(tmp_path, capsys):
     db = ("--db", explorers.write(tmp_path / "db", ROWS), "--cache", str(tmp_path / "cache"))
     assert "--pictures is no JSON" in refused(capsys, *db, "--pictures", "{")[1]
-    assert "--base-map is no JSON" in refused(capsys, *db, "--base-map", "nowhere.json")[1]
-    assert "want {z}, {x} and {y}" in refused(capsys, *db, "--base-map", '{"url": "https://a.example/t.png"}')[1]
+    assert "--base-map: expected JSON" in refused(capsys, *db, "--base-map", "nowhere.json")[1]
+    assert "expected {z}, {x} and {y}" in refused(capsys, *db, "--base-map", '{"url": "https://a.example/t.png"}')[1]
     assert "cannot listen at" in refused(capsys, *db, "--host", "no.such.host.invalid")[1]
-    assert "want more than 0" in refused(capsys, *db, "--poll", "0")[1]
+    assert "expected more than 0" in refused(capsys, *db, "--poll", "0")[1]
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(capsys, *db[:2], "--cache", str(tmp_path / "file"))[1]
 

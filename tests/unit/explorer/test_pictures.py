@@ -9,27 +9,24 @@ import sys
 import threading
 import time
 import zlib
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-import rasterio
-from affine import Affine
 from PIL import Image
-from rasterio.warp import transform_bounds
 
-from kiln.archives.sentinel2.scene import Grid
+from kiln.archives import registry
+from kiln.archives.worldcover.picture import STRETCH
 from kiln.errors import SourceError
 from kiln.explorer import pictures
 from kiln.explorer.pictures import SIZE, from_source, from_wms, picture, wms_request
-from kiln.formats.embeddings_file import boxes_of
 from kiln.io import storage
-from kiln.sample.make import landscape
+from kiln.sample.worldcover import draw_tile
 from tests import ROOT
 from tests.support.archives import write_tile
-from tests.support.items import CORNER, plane, write_item
 
 BOX = (-0.7, 43.35, -0.5, 43.55)  # in tile N43W001
 VERSIONS = ["1.1.1", "1.3.0"]
@@ -39,7 +36,7 @@ CRSS = ["EPSG:4326", "EPSG:3857"]
 @pytest.fixture(scope="module")
 def tile(tmp_path_factory):
     """A tile of the archive's layout, 240 pixels a degree, its four quarters told apart by their brightness."""
-    pixels = landscape(-1, 43, 240, 2021, 7)
+    pixels = draw_tile(-1, 43, 240, 2021, 7)
     pixels[:, :120, :] = pixels[:, :120, :] // 2 + 1  # the north is darker
     pixels[0, :, 120:] += 800  # the east is redder
     return str(write_tile(tmp_path_factory.mktemp("archive"), 2021, -1, 43, pixels))
@@ -96,28 +93,6 @@ def test_the_source_gives_the_chips_own_pixels_north_up(tile):
     assert shown[:120].mean() < 0.8 * shown[136:].mean()
     redness = shown[..., 0] - shown[..., 1]
     assert redness[:, :120].mean() + 20 < redness[:, 136:].mean()
-
-
-def test_a_picture_is_stretched_as_the_dataset_says(tmp_path):
-    bands, black, white, gamma = pictures.STRETCH["worldcover"]
-    assert bands == (1, 2, 3)  # the file's R G B
-    pixels = np.zeros((4, 240, 240), np.uint16)
-    for band, value in enumerate((round((black + white) / 2), round(white), 60_000, 9)):
-        pixels[band] = value
-    shown = from_source("worldcover", str(write_tile(tmp_path, 2021, -1, 43, pixels)), BOX)
-    assert np.abs(shown.reshape(-1, 3).astype(int) - [int(0.5**gamma * 255), 255, 255]).max() <= 1
-
-
-def test_nodata_and_what_lies_beyond_the_tile_is_grey(tmp_path):
-    pixels = np.full((4, 240, 240), 700, np.uint16)
-    pixels[:, :, :120] = 0
-    tile = str(write_tile(tmp_path, 2021, -1, 43, pixels))
-    shown = from_source("worldcover", tile, (-0.75, 43.25, -0.25, 43.75))
-    assert (shown[:, :127] == 128).all()
-    assert (shown[:, 129:] != 128).all()
-    over = from_source("worldcover", tile, (-0.25, 43.25, 0.25, 43.75))
-    assert (over[:, :127] != 128).all()
-    assert (over[:, 129:] == 128).all()
 
 
 def test_a_source_that_cannot_be_read_is_named(tmp_path):
@@ -185,7 +160,7 @@ def titiler():
 
 def service(titiler, tile, **changes):
     """A WMS of the config; TiTiler's own parameters, bands and stretch, stand in its URL."""
-    url = f"{titiler}?bidx=1&bidx=2&bidx=3&rescale=0,{pictures.STRETCH['worldcover'][2]:g}&resampling=nearest"
+    url = f"{titiler}?bidx=1&bidx=2&bidx=3&rescale=0,{STRETCH.white:g}&resampling=nearest"
     return {"url": url, "version": "1.3.0", "crs": "EPSG:3857", "layers": str(tile), "styles": "", **changes}
 
 
@@ -346,12 +321,12 @@ ANSWERS = {
     "a redirect to nowhere": ((302, "text/html", b""), "302|does not answer|no picture"),
     "a web page": ((200, "text/html", b"<html><body>Please <b>log in</b></body></html>"), "text/html.*Please log in"),
     "json": ((200, "application/json", b'{"detail": "no such layer"}'), "no such layer"),
-    "no content type": ((200, "", GOOD), "something unnamed"),
+    "no content type": ((200, "", GOOD), "no content type"),
     "nothing": ((200, "image/png", b""), "cannot be read"),
     "another size": ((200, "image/png", png(np.ones((10, 20, 3), np.uint8))), "20 x 10 px, not 256 x 256"),
     "a bomb": ((200, "image/png", claiming(60_000, 60_000)), "cannot be read"),
     "a large one": ((200, "image/png", claiming(9_000, 9_000)), "9000 x 9000 px, not 256 x 256"),
-    "too much": ((200, "image/png", bytes(pictures.MOST_BYTES + 1)), "more than 16 MB"),
+    "too much": ((200, "image/png", bytes(pictures.MAX_ANSWER_BYTES + 1)), "more than 16 MB"),
     "xml that calls itself a picture": ((200, "image/png", REPORT), "cannot be read"),
 }
 
@@ -456,56 +431,6 @@ def test_no_request_over_the_antimeridian_is_empty(strict, tile, version, crs, s
     assert sum(int(asked["WIDTH"]) for asked in strict.asked) == SIZE
 
 
-@pytest.mark.parametrize(("epsg", "west"), [(32660, 818_000.0), (32601, 160_000.0)])
-def test_a_source_over_the_antimeridian_gives_the_chips_own_pixels(tmp_path, epsg, west):
-    """A scene whose brightness grows eastwards by a step a kilometre: its chip is neither torn nor the whole scene."""
-    scene = np.tile(np.arange(2560, dtype=np.uint16) // 100 * 100 + 500, (512, 1))
-    transform = Affine(10, 0, west, 0, -10, 1_112_000)
-    for band in ("B02", "B03", "B04"):
-        with rasterio.open(
-            tmp_path / f"T_{band}.tif", "w", driver="GTiff", width=2560, height=512, count=1, dtype="uint16",
-            crs=f"EPSG:{epsg}", transform=transform,
-        ) as out:  # fmt: skip
-            out.write(scene, 1)
-    grid = Grid(512, 2560, transform, f"EPSG:{epsg}", 256)
-    footprints, _ = grid.footprints()
-    over = [at for at in np.ndindex(footprints.shape) if footprints[at].geom_type == "MultiPolygon"]
-    assert over
-    black, white, gamma = pictures.STRETCH["sentinel2"][1:]
-    for r, c in over:
-        (box,) = boxes_of(footprints[r : r + 1, c])
-        assert box[0] > box[2]
-        shown = from_source("sentinel2", str(tmp_path / "T_B04.tif"), tuple(box.tolist()))
-        want = ((scene[:1, c * 256 : c * 256 + 256] - black) / (white - black)) ** gamma * 255
-        middle = shown[SIZE // 2, :, 0].astype(int)
-        assert (np.diff(middle) >= 0).all()  # eastwards
-        assert np.abs(middle[[8, 128, 247]] - want[0, [8, 128, 247]]).max() < 12
-        assert 1 < len(np.unique(middle)) <= 5
-
-
-@pytest.mark.parametrize(
-    ("added", "told"),
-    [
-        (1000, {"s2:processing_baseline": "04.00"}),
-        (0, {"s2:processing_baseline": "04.00", "earthsearch:boa_offset_applied": True}),
-        (0, {"s2:processing_baseline": "04.00"}),  # gone already, whatever the item says: the pixels are too dark
-    ],
-)
-def test_what_a_baseline_added_to_the_numbers_is_not_seen(tmp_path, added, told):
-    ground = {b: plane(64, n, high=3000) for n, b in enumerate(("blue", "green", "red"))}
-    old = write_item(tmp_path / "old", bands=ground)
-    new = write_item(tmp_path / "new", bands={b: p + np.uint16(added) for b, p in ground.items()}, properties=told)
-    west, north = CORNER
-    box = transform_bounds("EPSG:32629", "EPSG:4326", west, north - 640, west + 640, north)
-    shown = [from_source("sentinel2", str(made.folder / "B04.tif"), box) for made in (old, new)]
-    assert np.ptp(shown[0]) > 200
-    np.testing.assert_array_equal(*shown)
-    (new.folder / f"{new.entry['id']}.json").rename(new.folder / "elsewhere.json")
-    pictures._offset_told.cache_clear()
-    pale = from_source("sentinel2", str(new.folder / "B04.tif"), box)
-    assert (pale.mean() > shown[0].mean() + 30) == (added > 0), "without the item nobody knows"
-
-
 # ------------------------------------------------------------------------------------------------- neither of both
 
 
@@ -539,3 +464,12 @@ def test_a_sheet_is_made_of_what_there_is(strict, tile, tmp_path, caplog):
         grey = (np.asarray(image.convert("RGB")).astype(int) == [0xD9, 0xD9, 0xD6]).all(axis=-1)
     assert 5_000 < grey.sum() < 60_000
     assert "blank picture" in caplog.text
+
+
+def test_datasets_without_an_archive_or_without_its_pictures_have_no_picture(tile, monkeypatch):
+    got = picture(row(tile) | {"dataset": "published"}, {})
+    assert (got.pixels, got.origin) == (None, "none")
+    assert "published: no way is known to draw its sources" in got.why
+    archive = replace(registry.get_archive("worldcover"), name="toy", module="kiln.errors")
+    monkeypatch.setattr(pictures, "archives", lambda: {"toy": archive})
+    assert "toy: no way is known to draw" in picture(row(tile) | {"dataset": "toy"}, {}).why

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kiln.sample.landscape import Grid, between, draw, enlarge
+from kiln.sample.grid import Grid, interpolate, sparse_axis
+from kiln.sample.landscape import draw
 
 PPD = 1000
 
@@ -25,7 +26,7 @@ def test_the_same_points_give_the_same_picture_however_they_are_given():
     assert np.array_equal(coast, shore)
 
 
-def test_a_smooth_grid_differs_by_what_interpolation_leaves():
+def test_a_smooth_grid_differs_by_the_error_of_interpolation():
     straight, bent = grids()
     (one, coast), (two, shore) = (draw(grid, [2020]) for grid in (straight, bent._replace(smooth=True)))
     away = np.abs(coast - shore) * PPD  # pixels that the shore is off
@@ -61,7 +62,7 @@ def test_grain_adds_texture_and_keeps_the_colours():
 
 
 @pytest.mark.parametrize("count", [17, 32, 33, 40])
-def test_enlarging_gives_straight_lines_back(count):
-    rows, columns = between(count, 16), between(50, 8)
+def test_interpolation_is_linear(count):
+    rows, columns = sparse_axis(count, 16), sparse_axis(50, 8)
     plane = np.arange(count)[:, None] * 2.0 - np.arange(50)[None]
-    assert np.allclose(enlarge(plane[rows[0][:, None], columns[0]], rows, columns), plane, atol=1e-4)
+    assert np.allclose(interpolate(plane[rows[0][:, None], columns[0]], rows, columns), plane, atol=1e-4)

@@ -1,4 +1,4 @@
-// The server's API: every call that the page makes, and whether the server answers at all.
+// The server's API: every request of the page, and whether the server answers.
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -10,16 +10,16 @@ export class ApiError extends Error {
 const listeners = new Set();
 let reachable = true;
 
-/** Calls `tell(true|false)` when the server stops answering or answers again. */
-export const onConnection = (tell) => listeners.add(tell);
+/** Calls `listener(false)` when the server stops answering, and `listener(true)` when it answers again. */
+export const onConnection = (listener) => listeners.add(listener);
 
 function connected(now) {
   if (now === reachable) return;
   reachable = now;
-  for (const tell of listeners) tell(now);
+  for (const listener of listeners) listener(now);
 }
 
-/** A Response with a 2xx status. Throws ApiError with the server's own words, or AbortError. */
+/** Returns a Response with a 2xx status. Throws ApiError with the server's error text, or AbortError. */
 export async function request(path, options = {}) {
   let answer;
   try {
@@ -31,29 +31,29 @@ export async function request(path, options = {}) {
   }
   connected(true);
   if (answer.ok) return answer;
-  let words = `The server answered ${answer.status}.`;
-  if (answer.headers.get("content-type")?.includes("json")) words = (await answer.json()).error ?? words;
-  const error = new ApiError(words, answer.status);
+  let message = `The server answered ${answer.status}.`;
+  if (answer.headers.get("content-type")?.includes("json")) message = (await answer.json()).error ?? message;
+  const error = new ApiError(message, answer.status);
   error.wait = Number(answer.headers.get("retry-after")) || 0;
   throw error;
 }
 
-/** As `request`, but asked again, three times, while the server says that it is asked too often. */
-async function patient(path, options = {}) {
+/** As `request`, with three retries while the server answers that there are too many requests. */
+async function requestWithRetries(path, options = {}) {
   for (let tries = 0; ; tries++) {
     try {
       return await request(path, options);
     } catch (error) {
       if (error.status !== 429 || tries === 3) throw error;
-      await new Promise((go) => setTimeout(go, 1000 * (error.wait || 2 ** tries)));
+      await new Promise((done) => setTimeout(done, 1000 * (error.wait || 2 ** tries)));
       options.signal?.throwIfAborted();
     }
   }
 }
 
-const get = async (path, signal) => (await patient(path, { signal })).json();
+const get = async (path, signal) => (await requestWithRetries(path, { signal })).json();
 const post = (path, body, signal) =>
-  patient(path, {
+  requestWithRetries(path, {
     method: "POST",
     headers: { "content-type": "application/json" },
     body: JSON.stringify(body),
@@ -68,15 +68,15 @@ export const chipAt = (lon, lat, filters, signal) =>
 export const outlines = (bbox, filters, signal) =>
   get(`/api/chips?${new URLSearchParams({ bbox: bbox.join(), ...filters })}`, signal);
 export const search = async (query, signal) => (await post("/api/search", query, signal)).json();
-export const picture = (id, signal) => patient(`/api/picture/${encodeURIComponent(id)}.png`, { signal });
+export const picture = (id, signal) => requestWithRetries(`/api/picture/${encodeURIComponent(id)}.png`, { signal });
 
-/** The results as a file: {blob, name}. */
+/** Returns the results as a file: {blob, name}. */
 export async function exported(query) {
   const answer = await post("/api/export", query);
   const name = /filename="?([^";]+)/.exec(answer.headers.get("content-disposition") ?? "")?.[1];
   return { blob: await answer.blob(), name: name ?? `results.${query.format === "geojson" ? "geojson" : "parquet"}` };
 }
 
-/** The address of a map layer's tiles, as MapLibre wants it. */
+/** Returns the address template of a map layer's tiles for MapLibre. */
 export const tiles = (layer, filters, version) =>
   `${location.origin}/api/tiles/${layer}/{z}/{x}/{y}.png?${new URLSearchParams({ ...filters, v: version })}`;

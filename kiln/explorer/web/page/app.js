@@ -1,20 +1,20 @@
-// The page: what a person does changes the state; the state is written into the address and drawn.
+// The page: actions change the state; the state is written into the address and drawn.
 import * as api from "./api.js";
 import * as cards from "./cards.js";
 import * as filters from "./filters.js";
 import * as states from "./state.js";
 import { hideChip, showChip } from "./chip.js";
 import { $, download, later } from "./dom.js";
-import { asGeoJson, marksOf, MOST } from "./keep.js";
+import { asGeoJson, marksOf, MAX_MARKS } from "./marks.js";
 import { retry } from "./pictures.js";
 
-const POLL = 4000; // ms between looks at the server
-const facts = new Map(); // chip_id -> what the server said of it, {missing} if it knows none
+const POLL_MS = 4000; // between requests for the current version
+const facts = new Map(); // chip_id -> facts of the chip, or {chip_id, missing} if the database does not have it
 let state = states.read(location.hash.slice(1));
 let about,
   map,
   picked = null,
-  asking,
+  running, // the AbortController of the search under way
   results = [];
 
 const say = (id, text) => {
@@ -29,12 +29,12 @@ const remember = (chip) => {
 // ---------------------------------------------------------------------------------------------------- search
 
 async function search() {
-  asking?.abort();
-  const mine = (asking = new AbortController());
-  const some = state.likes.length > 0;
-  $("invite").hidden = some || state.dislikes.length > 0 || !about.rows;
-  $("open-export").disabled = !some;
-  if (!some) {
+  running?.abort();
+  const controller = (running = new AbortController());
+  const hasLikes = state.likes.length > 0;
+  $("invite").hidden = hasLikes || state.dislikes.length > 0 || !about.rows;
+  $("open-export").disabled = !hasLikes;
+  if (!hasLikes) {
     results = [];
     say("status", state.dislikes.length ? "Like at least one chip to search." : "Nothing is marked yet.");
     for (const id of ["note", "results-error"]) say(id, "");
@@ -43,25 +43,25 @@ async function search() {
   }
   $("grid").setAttribute("aria-busy", "true");
   try {
-    const found = await api.search(states.query(state), mine.signal);
-    results = found.results;
+    const answer = await api.search(states.query(state), controller.signal);
+    results = answer.results;
     results.forEach(remember);
     say("results-error", "");
-    say("note", found.note ?? "");
+    say("note", answer.note ?? "");
     const n = results.length;
     say(
       "status",
       n
-        ? `${n} ${n === 1 ? "chip" : "chips"} · ${found.by === "linear" || found.by === "mean" ? found.by : found.method} · ${Math.max(1, Math.round(found.ms))} ms`
-        : "No other chip is left by the filters.",
+        ? `${n} ${n === 1 ? "chip" : "chips"} · ${answer.by === "linear" || answer.by === "mean" ? answer.by : answer.method} · ${Math.max(1, Math.round(answer.ms))} ms`
+        : "No other chip matches the filters.",
     );
     drawResults();
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (error.status) say("results-error", error.message); // without an answer, the connection's own line says it
+    if (error.status) say("results-error", error.message); // without an answer, the connection's line shows the problem
     say("status", "");
   }
-  if (asking === mine) $("grid").setAttribute("aria-busy", "false");
+  if (running === controller) $("grid").setAttribute("aria-busy", "false");
 }
 
 const searchSoon = later(search, 40);
@@ -71,8 +71,8 @@ function drawResults() {
   map?.results(results.filter((r) => !states.markOf(state, r.chip_id)));
 }
 
-/** Facts of marks that only their ids are known of, a few at a time. */
-async function learn() {
+/** Loads the facts of marks of which only the id is known, six at a time. */
+async function loadFacts() {
   const unknown = [...state.likes, ...state.dislikes].filter((id) => !facts.has(id));
   const worker = async () => {
     for (let id = unknown.pop(); id !== undefined; id = unknown.pop()) {
@@ -101,17 +101,17 @@ function drawMarks() {
 function changed() {
   address();
   drawMarks();
-  drawGrid(results, state); // marked at once, ranked again when the server answers
+  drawGrid(results, state); // marks show at once; the ranking follows when the server answers
   searchSoon();
-  learn();
+  loadFacts();
 }
 
 // ----------------------------------------------------------------------------------------------------- marks
 
 const act = {
   mark(id, kind) {
-    if (kind && states.markOf(state, id) !== kind && state[`${kind}s`].length >= MOST)
-      return say("results-error", `At most ${MOST} ${kind}s can be used.`);
+    if (kind && states.markOf(state, id) !== kind && state[`${kind}s`].length >= MAX_MARKS)
+      return say("results-error", `At most ${MAX_MARKS} ${kind}s can be used.`);
     states.mark(state, id, kind);
     changed();
   },
@@ -146,7 +146,7 @@ const act = {
       const chip = remember(await api.chipAt(lng, lat, states.mapFilters(state)));
       say("find-error", "");
       say("map-note", "");
-      found(chip, takeFocus);
+      choose(chip, takeFocus);
     } catch (error) {
       if (error.status) say("map-note", error.message);
     }
@@ -177,8 +177,8 @@ function pick(chip, takeFocus) {
   map?.point(chip);
 }
 
-/** A chip that a person named: shown, and liked if it is the first. */
-function found(chip, takeFocus) {
+/** Shows a chip that a person chose, and likes it if there are no marks yet. */
+function choose(chip, takeFocus) {
   const first = !state.likes.length && !state.dislikes.length;
   if (first) states.mark(state, chip.chip_id, states.LIKE);
   pick(chip, takeFocus);
@@ -186,16 +186,16 @@ function found(chip, takeFocus) {
 }
 
 async function find(text) {
-  const wanted = text.trim();
-  if (!wanted) return say("find-error", "Enter longitude and latitude, such as -96.2, 43.6, or a chip_id.");
-  const numbers = wanted.match(/^(-?\d+(?:\.\d+)?)[\s,;]+(-?\d+(?:\.\d+)?)$/);
+  const query = text.trim();
+  if (!query) return say("find-error", "Enter longitude and latitude, such as -96.2, 43.6, or a chip_id.");
+  const numbers = query.match(/^(-?\d+(?:\.\d+)?)[\s,;]+(-?\d+(?:\.\d+)?)$/);
   try {
     const [lon, lat] = numbers ? numbers.slice(1).map(Number) : [];
     if (numbers && Math.abs(lat) > 90 && Math.abs(lon) <= 90)
       throw new api.ApiError(`The latitude ${lat} is more than 90: longitude comes first.`, 422);
-    const chip = remember(numbers ? await api.chipAt(lon, lat, states.mapFilters(state)) : await api.chip(wanted));
+    const chip = remember(numbers ? await api.chipAt(lon, lat, states.mapFilters(state)) : await api.chip(query));
     say("find-error", "");
-    found(chip, false);
+    choose(chip, false);
     map?.go(chip);
   } catch (error) {
     say("find-error", error.message);
@@ -249,7 +249,7 @@ function listen() {
     if (event.key === "Escape" && picked && !document.querySelector("dialog[open]")) act.close();
   });
   addEventListener("hashchange", () => {
-    // a link pasted into this page
+    // a link was pasted into the address of this page
     state = Object.assign(state, states.read(location.hash.slice(1)));
     filters.show(state);
     if (state.view) map?.map.jumpTo({ center: state.view.slice(0, 2), zoom: state.view[2] });
@@ -259,7 +259,7 @@ function listen() {
   });
 
   $("save").addEventListener("click", async () => {
-    await learn();
+    await loadFacts();
     download(
       new Blob([`${JSON.stringify(asGeoJson(state, facts), null, 1)}\n`], { type: "application/geo+json" }),
       "marks.geojson",
@@ -288,7 +288,7 @@ function listen() {
       await navigator.clipboard.writeText(location.href);
       target.textContent = "Copied";
     } catch {
-      target.textContent = "Copy it from the address";
+      target.textContent = "Copy it from the address bar";
     }
     setTimeout(() => {
       target.textContent = "Copy link";
@@ -319,7 +319,7 @@ function listen() {
   });
 }
 
-// ------------------------------------------------------------------------------------------ start, and again
+// ------------------------------------------------------------------------------------------ start and polling
 
 function describe() {
   const names = about.datasets.map((d) => d.name).join(", ");
@@ -336,7 +336,7 @@ async function poll() {
   try {
     const now = await api.version();
     if (about && now !== about.version) {
-      if (!about.rows) return location.reload(); // the map begins where the chips are
+      if (!about.rows) return location.reload(); // the map must start where the chips are
       about = await api.about();
       facts.clear();
       results.forEach(remember);
@@ -345,21 +345,21 @@ async function poll() {
       changed();
     }
   } catch (error) {
-    if (!(error instanceof api.ApiError)) throw error; // told by the connection's line
+    if (!(error instanceof api.ApiError)) throw error; // the connection's line shows it
   } finally {
-    setTimeout(poll, document.hidden ? 4 * POLL : POLL);
+    setTimeout(poll, document.hidden ? 4 * POLL_MS : POLL_MS);
   }
 }
 
-api.onConnection((there) => {
-  $("connection").classList.toggle("hot", !there);
+api.onConnection((connected) => {
+  $("connection").classList.toggle("hot", !connected);
   say(
     "connection",
-    there
+    connected
       ? "The server is back."
-      : "The server does not answer. Your marks are kept, and the page goes on when it is back.",
+      : "The server does not answer. Your marks stay, and the page continues when the server is back.",
   );
-  if (!there) return;
+  if (!connected) return;
   setTimeout(() => {
     if (!$("connection").classList.contains("hot")) say("connection", "");
   }, 4000);
@@ -377,12 +377,12 @@ async function start() {
       say("connection", error.message);
       $("connection").classList.add("hot");
     }
-    setTimeout(start, POLL);
+    setTimeout(start, POLL_MS);
     return;
   }
   describe();
   changed();
-  setTimeout(poll, POLL);
+  setTimeout(poll, POLL_MS);
   try {
     map = (await import("./map.js")).makeMap(about, state, act);
     map.area();
@@ -392,11 +392,11 @@ async function start() {
     map.map.once("idle", () => {
       document.body.dataset.map = "drawn";
     });
-    globalThis.kiln = { map: map.map }; // for whoever looks at it from the console, and the browser tests
+    globalThis.kiln = { map: map.map }; // for the console and the browser tests
   } catch (error) {
     console.error(error);
     $("map").replaceChildren();
-    say("map-note", "This browser cannot draw the map (it has no WebGL). Searching works without it.");
+    say("map-note", "This browser cannot draw the map: it has no WebGL. Search works without the map.");
   }
 }
 

@@ -1,9 +1,9 @@
-// The two rows of marked chips and the grid of results: pictures that keys and buttons mark.
+// The two rows of marked chips and the grid of results. Keys and buttons on a picture mark its chip.
 import { $, icon, make, place, roving } from "./dom.js";
 import { frame } from "./pictures.js";
 import { DISLIKE, LIKE, markOf } from "./state.js";
 
-/** What `facts` say of a chip in a line. */
+/** Returns year and dataset of a chip as one line. */
 export const caption = (facts) => [facts.year ?? "no date", facts.dataset].join(" · ");
 
 function button(kind, id, act, pressed) {
@@ -18,9 +18,9 @@ function button(kind, id, act, pressed) {
   return b;
 }
 
-/** What every card has: its picture as a button that shows the chip, and the name that is read for it. */
+/** Returns what every card has: a button with the picture that shows the chip on the map, and its accessible name. */
 function opener(id, shortcuts, act) {
-  const name = make("span", { className: "unseen" }); // read before the picture, or before why there is none
+  const name = make("span", { className: "unseen" }); // read aloud before the picture, or before the reason for a missing one
   const main = make(
     "button",
     { type: "button", className: "open", tabIndex: -1, "data-chip": id, "aria-keyshortcuts": shortcuts },
@@ -31,7 +31,7 @@ function opener(id, shortcuts, act) {
   return { main, name };
 }
 
-/** Keys of a card: L, D, Delete and Enter. */
+/** Listens to the keys of the cards in a list: L, D, Delete. Enter is the click of the button. */
 function keys(list, act) {
   list.addEventListener("keydown", (event) => {
     const main = event.target.closest("[data-chip]");
@@ -54,36 +54,36 @@ function keys(list, act) {
     });
 }
 
-/** Replaces the children of `list` by `nodes` without touching those that stay where they are. */
-function settle(list, nodes) {
-  const wanted = new Set(nodes);
-  for (const child of [...list.children]) if (!wanted.has(child)) child.remove();
+/** Replaces the children of `list` by `nodes`. Nodes that stay in place are not moved. */
+function replaceNodes(list, nodes) {
+  const remaining = new Set(nodes);
+  for (const child of [...list.children]) if (!remaining.has(child)) child.remove();
   nodes.forEach((node, i) => {
     if (list.children[i] !== node) list.insertBefore(node, list.children[i] ?? null);
   });
 }
 
-/** Keeps the focus at its place in a list whose cards changed. */
-function focused(list, change) {
-  const held = document.activeElement?.closest?.("[data-chip]");
+/** Runs `change`, which replaces cards of a list, and restores the focus to the same place. */
+function withFocusRestored(list, change) {
+  const focusedCard = document.activeElement?.closest?.("[data-chip]");
   const cards = () => [...list.querySelectorAll("[data-chip]")];
-  const at = held && list.contains(held) ? cards().indexOf(held) : -1;
+  const at = focusedCard && list.contains(focusedCard) ? cards().indexOf(focusedCard) : -1;
   change();
   if (at < 0) return;
   const now = cards();
-  (list.contains(held) ? held : (now[Math.min(at, now.length - 1)] ?? $("find")))?.focus({
-    preventScroll: list.contains(held),
+  (list.contains(focusedCard) ? focusedCard : (now[Math.min(at, now.length - 1)] ?? $("find")))?.focus({
+    preventScroll: list.contains(focusedCard),
   });
 }
 
-/** The rows: `draw(state, facts)` shows the marks, `facts` a map of what is known of chips. */
+/** Returns `draw(state, facts)`, which shows the marks in the two rows; `facts` is a map by chip_id. */
 export function rows(act) {
   const lists = { [LIKE]: $("likes"), [DISLIKE]: $("dislikes") },
-    made = new Map(),
-    steady = [];
+    cardsById = new Map(),
+    updateTabStops = [];
   for (const list of Object.values(lists)) {
     keys(list, act);
-    steady.push(
+    updateTabStops.push(
       roving(
         list,
         () => [...list.querySelectorAll("[data-chip]")],
@@ -96,7 +96,7 @@ export function rows(act) {
     const { main, name } = opener(id, "L D Delete", act);
     const away = make(
       "button",
-      { type: "button", className: "away", tabIndex: -1, title: "Take the mark away" },
+      { type: "button", className: "away", tabIndex: -1, title: "Remove the mark" },
       icon("close"),
     );
     away.addEventListener("click", () => act.mark(id, null));
@@ -106,22 +106,22 @@ export function rows(act) {
   return (state, facts) => {
     for (const [kind, list] of Object.entries(lists)) {
       const ids = state[`${kind}s`];
-      focused(list, () =>
-        settle(
+      withFocusRestored(list, () =>
+        replaceNodes(
           list,
           ids.map((id) => {
             const key = `${kind} ${id}`,
               known = facts.get(id);
-            if (!made.has(key)) made.set(key, card(id));
-            const { li, main, name, away } = made.get(key);
-            const words = known?.missing
+            if (!cardsById.has(key)) cardsById.set(key, card(id));
+            const { li, main, name, away } = cardsById.get(key);
+            const description = known?.missing
               ? `${id}, not in this database`
               : known
                 ? `${caption(known)}, ${place(known.lon, known.lat)}`
                 : id;
-            name.textContent = `${kind === LIKE ? "Liked" : "Disliked"}: ${words}`;
-            main.title = known?.missing ? `${id}: ${known.missing}` : `${id}\n${words}`;
-            away.setAttribute("aria-label", `Take the mark away: ${words}`);
+            name.textContent = `${kind === LIKE ? "Liked" : "Disliked"}: ${description}`;
+            main.title = known?.missing ? `${id}: ${known.missing}` : `${id}\n${description}`;
+            away.setAttribute("aria-label", `Remove the mark: ${description}`);
             li.classList.toggle("unknown", Boolean(known?.missing));
             return li;
           }),
@@ -130,26 +130,26 @@ export function rows(act) {
       $(`${kind}s-count`).textContent = ids.length || "";
       list.parentElement.classList.toggle("empty", !ids.length);
     }
-    for (const key of made.keys()) {
+    for (const key of cardsById.keys()) {
       const [kind, id] = key.split(/ (.*)/s);
-      if (!state[`${kind}s`].includes(id)) made.delete(key);
+      if (!state[`${kind}s`].includes(id)) cardsById.delete(key);
     }
-    for (const one of steady) one();
+    for (const update of updateTabStops) update();
   };
 }
 
-/** The grid: `draw(results, state)`. */
+/** Returns `draw(results, state)`, which shows the results in the grid. */
 export function grid(act) {
   const list = $("grid");
-  let made = new Map();
+  let cardsById = new Map();
   keys(list, act);
   const columns = () => getComputedStyle(list).gridTemplateColumns.split(" ").length;
-  const steady = roving(list, () => [...list.querySelectorAll("[data-chip]")], columns);
+  const updateTabStop = roving(list, () => [...list.querySelectorAll("[data-chip]")], columns);
 
   function card(id) {
     const { main, name } = opener(id, "L D", act);
     const similarity = make("b"),
-      words = make("span", { className: "words" });
+      description = make("span", { className: "words" });
     const li = make(
       "li",
       { "data-id": id },
@@ -160,25 +160,25 @@ export function grid(act) {
         similarity,
         button(LIKE, id, act, false),
         button(DISLIKE, id, act, false),
-        words,
+        description,
       ),
     );
-    return { li, main, name, similarity, words };
+    return { li, main, name, similarity, description };
   }
 
   return (results, state) => {
-    const before = made;
-    made = new Map();
-    focused(list, () =>
-      settle(
+    const before = cardsById;
+    cardsById = new Map();
+    withFocusRestored(list, () =>
+      replaceNodes(
         list,
         results.map((facts, i) => {
           const id = facts.chip_id,
             parts = before.get(id) ?? card(id),
             marked = markOf(state, id);
-          made.set(id, parts);
+          cardsById.set(id, parts);
           parts.similarity.textContent = facts.similarity.toFixed(3);
-          parts.words.textContent = caption(facts);
+          parts.description.textContent = caption(facts);
           parts.main.title = `${id}\n${place(facts.lon, facts.lat)}`;
           parts.name.textContent = `${i + 1}: similarity ${facts.similarity.toFixed(3)}, ${caption(facts)}, ${place(facts.lon, facts.lat)}${marked ? `, ${marked}d` : ""}`;
           for (const kind of [LIKE, DISLIKE]) {
@@ -190,6 +190,6 @@ export function grid(act) {
         }),
       ),
     );
-    steady();
+    updateTabStop();
   };
 }

@@ -1,8 +1,8 @@
-// Small helpers for elements; texts are set as text, never as markup.
+// Helpers for elements. Text is always set as text, never as markup.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element with properties, attributes (`aria-*`, `role`, `data-*`) and children. */
+/** Returns an element with properties, attributes (`aria-*`, `role`, `data-*`) and children. */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -13,7 +13,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** One of the icons of index.html. */
+/** Returns one of the icons in index.html. */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
@@ -23,7 +23,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Hands a file to the person. */
+/** Downloads a file in the browser. */
 export function download(blob, name) {
   const link = make("a", { href: URL.createObjectURL(blob), download: name });
   document.body.append(link);
@@ -32,7 +32,7 @@ export function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-/** `run`, once `wait` ms have passed without another call. */
+/** Returns a function that calls `run` once `wait` ms have passed without another call. */
 export function later(run, wait) {
   let timer;
   return (...args) => {
@@ -44,7 +44,8 @@ export function later(run, wait) {
 export const place = (lon, lat, digits = 3) =>
   `${Math.abs(lat).toFixed(digits)}° ${lat < 0 ? "S" : "N"}, ${Math.abs(lon).toFixed(digits)}° ${lon < 0 ? "W" : "E"}`;
 
-/** One stop for Tab among `items` of `list`; keys move it. `columns()` of a grid, 1 of a row. */
+/** Makes one of the `items()` of a list its stop for Tab; keys move the stop. `columns()` is 1 for a row. Returns an
+ * update for changed items. */
 export function roving(list, items, columns) {
   const stop = (target) => {
     for (const item of items()) item.tabIndex = item === target ? 0 : -1;

@@ -1,4 +1,4 @@
-// The form of filters and the ranking's settings: state in, state out.
+// The forms of the filters and of the ranking: they show the state, and write it.
 import { $, make } from "./dom.js";
 
 const radios = (name) => [...document.querySelectorAll(`input[name="${name}"]`)];
@@ -16,7 +16,7 @@ function ticks(box, name, entries) {
   );
 }
 
-/** Makes the boxes that the database calls for. */
+/** Fills the forms with the datasets, years and limits of the database. */
 export function fill(about) {
   ticks(
     $("datasets"),
@@ -35,11 +35,11 @@ export function fill(about) {
     .sort()
     .map((d) => d.slice(0, 10));
   for (const id of ["from", "to"]) Object.assign($(id), days.length ? { min: days[0], max: days.at(-1) } : {});
-  $("k").max = about.most_results;
+  $("k").max = about.max_results;
   for (const radio of radios("method")) radio.disabled = !about.methods.includes(radio.value);
 }
 
-/** Shows `state` in the forms. */
+/** Shows the state in the forms. */
 export function show(state) {
   for (const box of radios("dataset")) box.checked = state.datasets.includes(box.value);
   for (const box of radios("year")) box.checked = state.years.includes(Number(box.value));
@@ -71,28 +71,28 @@ function count(state) {
   $("filters-clear").disabled = !n && !state.area;
 }
 
-/** Writes the filters into `state`; false, with the browser's own words shown, when a value is no value. */
+/** Writes the filters into `state`. Returns false, and shows the browser's message, if a value is invalid. */
 export function take(state) {
   if (!$("filter-form").reportValidity()) return false;
   const ticked = (name) =>
     radios(name)
       .filter((b) => b.checked)
       .map((b) => b.value);
-  const share = (id) => ($(id).value === "" ? null : Number($(id).value) / 100);
+  const fraction = (id) => ($(id).value === "" ? null : Number($(id).value) / 100);
   Object.assign(state, {
     datasets: ticked("dataset"),
     years: ticked("year").map(Number),
     from: $("from").value,
     to: $("to").value,
     within: ticked("within")[0],
-    nodata: share("max-nodata"),
-    cloud: share("max-cloud"),
+    nodata: fraction("max-nodata"),
+    cloud: fraction("max-cloud"),
   });
   count(state);
   return true;
 }
 
-/** Writes method, number and distance into `state`; false when one is no value. */
+/** Writes method, number and distance into `state`. Returns false if one of them is invalid. */
 export function takeRanking(state) {
   $("apart").disabled = !$("apart-on").checked;
   if (!$("ranking").reportValidity()) return false;

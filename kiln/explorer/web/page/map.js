@@ -1,4 +1,4 @@
-// The map: tiles that the server draws, outlines of what is in view, marks, results, and drawing an area.
+// The map: tiles from the server, outlines of the chips in view, marks, results, and drawing an area.
 import * as maplibregl from "./vendor/maplibre/maplibre-gl.mjs";
 import * as api from "./api.js";
 import { $, later, make, place } from "./dom.js";
@@ -36,7 +36,7 @@ const point = (lon, lat, properties = {}) => ({
   properties,
   geometry: { type: "Point", coordinates: [lon, lat] },
 });
-const among = (features) => ({ type: "FeatureCollection", features });
+const collection = (features) => ({ type: "FeatureCollection", features });
 
 function layers() {
   const line = (id, source, name, width, more = {}) => ({
@@ -88,7 +88,8 @@ function layers() {
   ];
 }
 
-/** Makes the map. `act` has pick(lon, lat), moved(view, bbox), drawn(ring or null). Throws where there is no WebGL. */
+/** Creates the map. It calls act.pick(point, takeFocus), act.moved(view, bbox, byHand) and act.drawn(ring or null).
+ * Throws without WebGL. */
 export function makeMap(about, state, act) {
   const sources = {};
   for (const name of ["graticule", "outlines", "area", "results", "marks", "pointed"])
@@ -122,12 +123,12 @@ export function makeMap(about, state, act) {
   const canvas = map.getCanvas();
   canvas.setAttribute(
     "aria-label",
-    "Map of the chips: arrow keys move it, plus and minus zoom, Enter picks the chip at the cross",
+    "Map of the chips: arrow keys move it, plus and minus zoom, Enter selects the chip at the cross",
   );
   canvas.setAttribute("role", "application");
   let version = about.version,
     ring = null,
-    looking,
+    outlineRequest,
     ready = false;
   const waiting = [];
   const whenReady = (run) => (ready ? run() : waiting.push(run));
@@ -137,7 +138,7 @@ export function makeMap(about, state, act) {
   });
   const set = (name, data) => whenReady(() => map.getSource(name).setData(data));
   const box = () => {
-    // as the API has boxes: west > east goes over the antimeridian
+    // as the API expects boxes: west > east crosses the antimeridian
     const b = map.getBounds(),
       turn = (v) => ((((v + 540) % 360) + 360) % 360) - 180;
     const lat = [Math.max(-90, b.getSouth()), Math.min(90, b.getNorth())];
@@ -181,7 +182,7 @@ export function makeMap(about, state, act) {
     }
     set(
       "graticule",
-      among([{ type: "Feature", properties: {}, geometry: { type: "MultiLineString", coordinates: lines } }]),
+      collection([{ type: "Feature", properties: {}, geometry: { type: "MultiLineString", coordinates: lines } }]),
     );
     $("grid-labels").replaceChildren(
       ...labels.map(([x, y, text]) => {
@@ -194,17 +195,17 @@ export function makeMap(about, state, act) {
   }
 
   const outline = later(async () => {
-    looking?.abort();
-    looking = new AbortController();
+    outlineRequest?.abort();
+    outlineRequest = new AbortController();
     try {
-      const found = await api.outlines(box(), mapFilters(state), looking.signal);
-      const many = found.too_many;
-      set("outlines", many ? NONE : found);
-      $("map-note").textContent = many
-        ? `${many.toLocaleString("en")} chips in view: zoom in for their outlines`
-        : found.features.length
+      const answer = await api.outlines(box(), mapFilters(state), outlineRequest.signal);
+      const tooMany = answer.too_many;
+      set("outlines", tooMany ? NONE : answer);
+      $("map-note").textContent = tooMany
+        ? `${tooMany.toLocaleString("en")} chips in view: zoom in for their outlines`
+        : answer.features.length
           ? ""
-          : "No chips in view that the filters leave";
+          : "No chips in view match the filters";
     } catch (error) {
       if (error.name !== "AbortError" && error.status) $("map-note").textContent = error.message;
     }
@@ -238,7 +239,7 @@ export function makeMap(about, state, act) {
     if (ring)
       set(
         "area",
-        among([
+        collection([
           ...corners.map((c) => point(...c)),
           ...(corners.length > 1
             ? [{ type: "Feature", properties: {}, geometry: { type: "LineString", coordinates: corners } }]
@@ -249,7 +250,7 @@ export function makeMap(about, state, act) {
       set(
         "area",
         state.area
-          ? among([{ type: "Feature", properties: {}, geometry: { type: "Polygon", coordinates: [state.area] } }])
+          ? collection([{ type: "Feature", properties: {}, geometry: { type: "Polygon", coordinates: [state.area] } }])
           : NONE,
       );
     $("drawing").hidden = !ring;
@@ -259,7 +260,7 @@ export function makeMap(about, state, act) {
     $("drawing-text").textContent =
       corners.length < 3
         ? `Click the corners of the area, or press Enter at the cross. ${corners.length} so far.`
-        : `${corners.length} corners. Close the area, or go on.`;
+        : `${corners.length} corners. Close the area, or add more.`;
   }
   function draw(on) {
     ring = on ? [] : null;
@@ -298,9 +299,9 @@ export function makeMap(about, state, act) {
   });
   map.on("click", (event) => (ring ? corner(event.lngLat) : act.pick(event.lngLat.wrap(), false)));
 
-  let rest, peeking;
+  let peekTimer, peeking;
   const hide = () => {
-    clearTimeout(rest);
+    clearTimeout(peekTimer);
     peeking?.abort();
     $("peeked").hidden = true;
   };
@@ -308,13 +309,13 @@ export function makeMap(about, state, act) {
     peeking = new AbortController();
     try {
       const facts = await api.chipAt(lng, lat, mapFilters(state), peeking.signal),
-        box_ = $("peeked");
-      box_.replaceChildren(frame(facts.chip_id), make("figcaption", {}, caption(facts)));
-      box_.style.left = `${Math.min(Math.max(8, x + 16), canvas.clientWidth - 176)}px`;
-      box_.style.top = `${y > canvas.clientHeight - 210 ? Math.max(8, y - 200) : y + 16}px`;
-      box_.hidden = false;
+        figure = $("peeked");
+      figure.replaceChildren(frame(facts.chip_id), make("figcaption", {}, caption(facts)));
+      figure.style.left = `${Math.min(Math.max(8, x + 16), canvas.clientWidth - 176)}px`;
+      figure.style.top = `${y > canvas.clientHeight - 210 ? Math.max(8, y - 200) : y + 16}px`;
+      figure.hidden = false;
     } catch (error) {
-      if (error.name !== "AbortError") $("peeked").hidden = true; // no chip there, which is no news
+      if (error.name !== "AbortError") $("peeked").hidden = true; // no chip there: nothing to show
     }
   }
   map.on("mousemove", (event) => {
@@ -322,7 +323,7 @@ export function makeMap(about, state, act) {
     $("pointer").textContent = place(lng, lat, 4);
     hide();
     if ($("peek").getAttribute("aria-pressed") === "true" && !ring)
-      rest = setTimeout(look, 180, { lng, lat }, event.point);
+      peekTimer = setTimeout(look, 180, { lng, lat }, event.point);
   });
   map.on("mouseout", () => {
     hide();
@@ -340,7 +341,7 @@ export function makeMap(about, state, act) {
     act.moved([lng, lat, map.getZoom()], box(), Boolean(event.originalEvent || event.kiln));
     outline();
   });
-  // The zoom buttons move the map without an event of their own.
+  // The zoom buttons move the map without an original event.
   for (const b of document.querySelectorAll(".maplibregl-ctrl-group button"))
     b.addEventListener("click", () => map.once("moveend", () => act.moved(null, box(), true)));
   dark.addEventListener("change", () =>
@@ -351,7 +352,7 @@ export function makeMap(about, state, act) {
     }),
   );
   map.on("error", ({ error }) => {
-    // a tile that cannot be had: the page says so when the server is gone
+    // Failed tiles are not logged: the page shows when the server does not answer.
     if (!/fetch|AJAX|abort/i.test(error?.message ?? "")) console.warn(error);
   });
   whenReady(graticule);
@@ -365,23 +366,23 @@ export function makeMap(about, state, act) {
       tiles();
       outline();
     },
-    results: (found) => set("results", among(found.flatMap((f) => [polygon(f.bbox, {}), point(f.lon, f.lat)]))),
+    results: (chips) => set("results", collection(chips.flatMap((f) => [polygon(f.bbox, {}), point(f.lon, f.lat)]))),
     marks: (known) =>
       set(
         "marks",
-        among(
+        collection(
           known.flatMap(({ facts, mark }) => [polygon(facts.bbox, { mark }), point(facts.lon, facts.lat, { mark })]),
         ),
       ),
-    point: (facts) => set("pointed", facts ? among([polygon(facts.bbox, {}), point(facts.lon, facts.lat)]) : NONE),
+    point: (facts) => set("pointed", facts ? collection([polygon(facts.bbox, {}), point(facts.lon, facts.lat)]) : NONE),
     go(facts) {
-      // moves only if the chip is out of sight or under its card
+      // The map moves only if the chip is outside the view or under its card.
       const at = map.project([facts.lon, facts.lat]),
         all = canvas.getBoundingClientRect(),
         card = $("chip").getBoundingClientRect();
       const under = at.x < card.right - all.left + 20 && at.y > card.top - all.top - 20;
       if (at.x > 20 && at.y > 20 && at.x < all.width - 20 && at.y < all.height - 20 && !under) return;
-      const offset = [0, (card.top - all.top - all.height) / 2]; // the middle of what the card leaves
+      const offset = [0, (card.top - all.top - all.height) / 2]; // the centre of the part that the card leaves free
       map.easeTo({ center: [facts.lon, facts.lat], offset, duration: 500 }, { kiln: true });
     },
     map,

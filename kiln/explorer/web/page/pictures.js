@@ -1,16 +1,16 @@
-// Pictures of chips: asked for when they come into sight, a few at a time, kept, and with their reason where missing.
+// Pictures of chips: loaded when they scroll into view, a few at a time, and cached. A missing one shows its reason.
 import * as api from "./api.js";
 import { make } from "./dom.js";
 
-const MOST = 1200; // kept
-const AT_ONCE = 6;
-const kept = new Map(); // chip_id -> promise of {url, from, why}
+const MAX_CACHED = 1200;
+const MAX_REQUESTS = 6; // at once
+const cache = new Map(); // chip_id -> promise of {url, from, why}
 const waiting = [];
 let running = 0;
 
 function next() {
-  while (running < AT_ONCE && waiting.length) {
-    const { id, done, failed } = waiting.pop(); // what came into sight last
+  while (running < MAX_REQUESTS && waiting.length) {
+    const { id, done, failed } = waiting.pop(); // the one that came into view last
     running++;
     load(id)
       .then(done, failed)
@@ -26,18 +26,18 @@ async function load(id) {
   return {
     url: URL.createObjectURL(await answer.blob()),
     from: answer.headers.get("x-picture-from") ?? "wms",
-    why: (answer.headers.get("x-picture-why") ?? "").replace(/^no service configured$/, ""), // which is no fault
+    why: (answer.headers.get("x-picture-why") ?? "").replace(/^no service configured$/, ""), // which is not a failure
   };
 }
 
 function picture(id) {
-  if (!kept.has(id)) {
+  if (!cache.has(id)) {
     const promise = new Promise((done, failed) => waiting.push({ id, done, failed }));
-    promise.catch(() => kept.delete(id)); // asked again when it is shown again
-    kept.set(id, promise);
-    if (kept.size > MOST) {
-      const [oldest, value] = kept.entries().next().value;
-      kept.delete(oldest);
+    promise.catch(() => cache.delete(id)); // the next time, it is requested again
+    cache.set(id, promise);
+    if (cache.size > MAX_CACHED) {
+      const [oldest, value] = cache.entries().next().value;
+      cache.delete(oldest);
       value.then(
         ({ url }) => setTimeout(URL.revokeObjectURL, 60_000, url),
         () => {},
@@ -45,7 +45,7 @@ function picture(id) {
     }
     next();
   }
-  return kept.get(id);
+  return cache.get(id);
 }
 
 const missing = (why) =>
@@ -60,7 +60,7 @@ async function show(frame) {
     if (from === "none") return frame.replaceChildren(missing(why));
     const image = make("img", { src: url, alt: "", decoding: "async", draggable: false });
     image.addEventListener("error", () => {
-      kept.delete(id);
+      cache.delete(id);
       failed(frame, "the picture cannot be decoded");
     });
     frame.replaceChildren(image);
@@ -76,25 +76,25 @@ function failed(frame, why) {
   frame.dataset.failed = "1";
 }
 
-const sight = new IntersectionObserver(
+const visibility = new IntersectionObserver(
   (entries) => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
-      sight.unobserve(target);
+      visibility.unobserve(target);
       show(target);
     }
   },
   { rootMargin: "200px" },
 );
 
-/** A square that becomes the chip's picture once it is in sight. */
+/** Returns a square that loads the chip's picture once it is in view. */
 export function frame(id) {
   const span = make("span", { className: "picture", "data-of": id });
-  sight.observe(span);
+  visibility.observe(span);
   return span;
 }
 
-/** Where a shown picture came from, in words, once known. */
+/** Returns the origin of a picture as text, once it is known. */
 export async function origin(id) {
   try {
     const { from, why } = await picture(id);
@@ -105,10 +105,10 @@ export async function origin(id) {
   }
 }
 
-/** Asks again for the pictures that could not be had. */
+/** Requests the pictures again that failed. */
 export function retry() {
   for (const span of document.querySelectorAll(".picture[data-failed]")) {
     delete span.dataset.failed;
-    sight.observe(span);
+    visibility.observe(span);
   }
 }

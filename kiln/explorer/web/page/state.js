@@ -1,4 +1,4 @@
-// What the page shows, as one object, and as the fragment of the address: a link shows the same page.
+// The state of the page as one object, and as the fragment of the address: a link restores the page.
 
 export const LIKE = "like",
   DISLIKE = "dislike";
@@ -18,8 +18,8 @@ export const fresh = () => ({
   within: "all", // or the map's `view`, or the drawn `area`
   bbox: null, // of the view: west, south, east, north
   area: null, // the drawn ring of [longitude, latitude], closed
-  nodata: null, // most, as a share
-  cloud: null,
+  nodata: null, // maximum fraction
+  cloud: null, // maximum fraction
 });
 
 const LISTS = { like: "likes", dislike: "dislikes", dataset: "datasets" };
@@ -27,7 +27,7 @@ const NUMBERS = ["apart", "nodata", "cloud"];
 const WORDS = { layer: ["coverage", "colours", "none"], method: ["mean", "linear"], within: ["all", "view", "area"] };
 const DAY = /^\d{4}-\d\d-\d\d$/;
 
-/** The fragment, without `#`: only what differs from a fresh page. */
+/** Returns the fragment without `#`: only what differs from a fresh page. */
 export function write(state) {
   const p = new URLSearchParams(),
     plain = fresh();
@@ -49,7 +49,7 @@ export function write(state) {
   return p.toString().replaceAll("%2F", "/").replaceAll("%2C", ",").replaceAll("%3A", ":").replaceAll("%3B", ";");
 }
 
-/** The state that a fragment tells; what it says wrongly is left as on a fresh page. */
+/** Returns the state of a fragment. Invalid values are as on a fresh page. */
 export function read(fragment) {
   const p = new URLSearchParams(fragment),
     state = fresh();
@@ -78,7 +78,7 @@ export function read(fragment) {
   return state;
 }
 
-/** Filters as /api/search takes them. */
+/** Returns the filters of /api/search. */
 export function filters(state) {
   const f = {};
   if (state.datasets.length) f.datasets = state.datasets;
@@ -91,13 +91,13 @@ export function filters(state) {
   return f;
 }
 
-/** Filters as the map's requests take them: all but where. */
+/** Returns the filters of the map's requests: all but bounding box and area. */
 export function mapFilters(state) {
   const { bbox, area, ...rest } = filters(state);
   return Object.fromEntries(Object.entries(rest).map(([k, v]) => [k, String(v)]));
 }
 
-/** What /api/search and /api/export want. */
+/** Returns the body of /api/search and /api/export. */
 export const query = (state) => ({
   likes: state.likes,
   dislikes: state.dislikes,
@@ -107,13 +107,13 @@ export const query = (state) => ({
   filters: filters(state),
 });
 
-/** `like`, `dislike` or null. */
+/** Returns `like`, `dislike` or null. */
 export const markOf = (state, id) => (state.likes.includes(id) ? LIKE : state.dislikes.includes(id) ? DISLIKE : null);
 
-/** Marks a chip; the mark that it has already, or null, takes it away. */
-export function mark(state, id, wanted) {
+/** Marks a chip. Null, or the mark that the chip has, removes its mark. */
+export function mark(state, id, kind) {
   const before = markOf(state, id);
   state.likes = state.likes.filter((i) => i !== id);
   state.dislikes = state.dislikes.filter((i) => i !== id);
-  if (wanted && wanted !== before) state[`${wanted}s`].push(id);
+  if (kind && kind !== before) state[`${kind}s`].push(id);
 }

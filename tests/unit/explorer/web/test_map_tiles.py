@@ -11,7 +11,7 @@ from kiln.explorer.database import Explorer
 from kiln.explorer.filters import parse
 from kiln.explorer.matrix import map_x, map_y, open_matrix
 from kiln.explorer.web import map_tiles
-from kiln.explorer.web.map_tiles import SIZE, tile
+from kiln.explorer.web.map_tiles import SIZE, draw_tile
 from tests.support import explorers
 
 
@@ -45,14 +45,14 @@ def test_a_filled_box_is_where_the_chip_is(matrix, z):
     rgb = matrix["colour"]
     for row in range(0, len(matrix) - 1, 37):
         x, y, column, line = place(matrix["lon"][row], matrix["lat"][row], z)
-        got = pixels(tile(matrix, "colours", z, x, y))
+        got = pixels(draw_tile(matrix, "colours", z, x, y))
         assert got[line, column, 3] == 255
         assert np.abs(got[line, column, :3].astype(int) - rgb[row]).max() <= 1
 
 
 def test_a_block_without_gaps_is_drawn_without_gaps(matrix):
     x, y, column, line = place(10.4, 45.4, 9)
-    got = pixels(tile(matrix, "coverage", 9, x, y))[..., 3]
+    got = pixels(draw_tile(matrix, "coverage", 9, x, y))[..., 3]
     lines, columns = np.nonzero(got)
     inside = got[lines.min() : lines.max() + 1, columns.min() : columns.max() + 1]
     assert (inside > 0).all()
@@ -64,11 +64,11 @@ def test_a_block_without_gaps_is_drawn_without_gaps(matrix):
 def test_tiles_side_by_side_join(matrix):
     """Four tiles of a zoom, halved, show chips where the tile above them does."""
     x, y, _, _ = place(10.4, 45.4, 8)
-    above = pixels(tile(matrix, "coverage", 8, x, y))[..., 3] > 0
+    above = pixels(draw_tile(matrix, "coverage", 8, x, y))[..., 3] > 0
     below = np.zeros((2 * SIZE, 2 * SIZE), bool)
     for dx in (0, 1):
         for dy in (0, 1):
-            part = pixels(tile(matrix, "coverage", 9, 2 * x + dx, 2 * y + dy))[..., 3] > 0
+            part = pixels(draw_tile(matrix, "coverage", 9, 2 * x + dx, 2 * y + dy))[..., 3] > 0
             below[dy * SIZE : (dy + 1) * SIZE, dx * SIZE : (dx + 1) * SIZE] = part
     halved = below.reshape(SIZE, 2, SIZE, 2).any(axis=(1, 3))
     assert above.any()
@@ -78,26 +78,26 @@ def test_tiles_side_by_side_join(matrix):
 @pytest.mark.parametrize("z", [0, 3])
 def test_few_chips_can_be_seen_from_far(matrix, z):
     x, y, column, line = place(-60, -30, z)
-    got = pixels(tile(matrix, "coverage", z, x, y))[..., 3]
+    got = pixels(draw_tile(matrix, "coverage", z, x, y))[..., 3]
     assert got[line - 1 : line + 2, column - 1 : column + 2].all()
 
 
 def test_many_chips_are_dots_that_count(matrix, monkeypatch):
-    monkeypatch.setattr(map_tiles, "FEW", 0)
-    got = pixels(tile(matrix, "coverage", 0, 0, 0))[..., 3]
+    monkeypatch.setattr(map_tiles, "FEW_CHIPS", 0)
+    got = pixels(draw_tile(matrix, "coverage", 0, 0, 0))[..., 3]
     wanted = {place(lon, lat, 0)[:1:-1] for lon, lat in zip(matrix["lon"], matrix["lat"], strict=True)}
     assert {tuple(map(int, p)) for p in np.argwhere(got)} == wanted
     _, _, block_x, block_y = place(10.4, 45.4, 0)
     _, _, lone_x, lone_y = place(-60, -30, 0)
     assert got[block_y, block_x] > got[lone_y, lone_x]
-    mean = pixels(tile(matrix, "colours", 0, 0, 0))[lone_y, lone_x, :3]
+    mean = pixels(draw_tile(matrix, "colours", 0, 0, 0))[lone_y, lone_x, :3]
     at = [n for n in range(len(matrix)) if place(matrix["lon"][n], matrix["lat"][n], 0)[2:] == (lone_x, lone_y)]
     assert np.abs(mean - matrix["colour"][at].mean(axis=0)).max() <= 1
 
 
 def test_a_chip_over_the_antimeridian_is_at_both_edges(matrix):
     z = 10
-    west, east = (pixels(tile(matrix, "coverage", z, x, 2**z // 2))[..., 3] > 0 for x in (2**z - 1, 0))
+    west, east = (pixels(draw_tile(matrix, "coverage", z, x, 2**z // 2))[..., 3] > 0 for x in (2**z - 1, 0))
     assert west[:14, -14:].all()
     assert east[:14, :14].all()
     assert not west[:, :100].any()
@@ -105,24 +105,24 @@ def test_a_chip_over_the_antimeridian_is_at_both_edges(matrix):
 
 def test_filters_leave_chips_out(matrix):
     x, y, _, _ = place(10.4, 45.4, 10)
-    every = pixels(tile(matrix, "coverage", 10, x, y))[..., 3] > 0
-    some = pixels(tile(matrix, "coverage", 10, x, y, matrix.mask(parse({"years": [2020]}))))[..., 3] > 0
+    every = pixels(draw_tile(matrix, "coverage", 10, x, y))[..., 3] > 0
+    some = pixels(draw_tile(matrix, "coverage", 10, x, y, matrix.mask(parse({"years": [2020]}))))[..., 3] > 0
     assert 0.3 * every.sum() < some.sum() < 0.7 * every.sum()
-    none = tile(matrix, "coverage", 10, x, y, matrix.mask(parse({"years": [1999]})))
+    none = draw_tile(matrix, "coverage", 10, x, y, matrix.mask(parse({"years": [1999]})))
     assert not pixels(none)[..., 3].any()
 
 
 def test_a_tile_without_chips_is_clear(matrix):
-    assert tile(matrix, "colours", 10, 0, 0) == map_tiles.empty()
-    assert not pixels(map_tiles.empty()).any()
+    assert draw_tile(matrix, "colours", 10, 0, 0) == map_tiles.empty_tile()
+    assert not pixels(map_tiles.empty_tile()).any()
 
 
 def test_equal_tiles_are_equal_bytes(matrix):
-    assert tile(matrix, "colours", 6, 33, 22) == tile(matrix, "colours", 6, 33, 22)
+    assert draw_tile(matrix, "colours", 6, 33, 22) == draw_tile(matrix, "colours", 6, 33, 22)
 
 
 @pytest.mark.parametrize("at", [("x", 0, 0, 0), ("colours", 21, 0, 0), ("colours", -1, 0, 0), ("coverage", 3, 8, 0),
                                 ("coverage", 3, 0, -1)])  # fmt: skip
 def test_a_tile_that_is_not_on_the_map_is_refused(matrix, at):
     with pytest.raises(ConfigError):
-        tile(matrix, *at)
+        draw_tile(matrix, *at)

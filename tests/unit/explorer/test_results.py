@@ -1,0 +1,27 @@
+"""Chips as GeoJSON, and sets of marks."""
+
+import pytest
+
+from kiln.errors import ConfigError
+from kiln.explorer.results import as_geojson, read_marks
+
+
+def test_a_box_over_the_antimeridian_is_exported_in_two_parts():
+    row = {"chip_id": "a", "bbox": [179.9, 1.0, -179.9, 2.0]}
+    (feature,) = as_geojson([row])["features"]
+    assert feature["geometry"]["type"] == "MultiPolygon"
+    assert [p[0][0][0] for p in feature["geometry"]["coordinates"]] == [179.9, -180.0]
+
+
+def test_sets_of_marks_are_read():
+    def mark(chip_id, kind):
+        return {"type": "Feature", "geometry": None, "properties": {"chip_id": chip_id, "mark": kind}}
+
+    several = {"type": "FeatureCollection", "features": [mark("b", "like"), mark("a", "dislike"), mark("c", "like")]}
+    assert read_marks(several) == (("b", "c"), ("a",))
+    for wrong in (None, [], {}, {"type": "FeatureCollection"}, {"type": "FeatureCollection", "features": [3]},
+                  {"type": "FeatureCollection", "features": [mark("a", "love")]},
+                  {"type": "FeatureCollection", "features": [mark(3, "like")]},
+                  {"type": "Polygon", "coordinates": []}):  # fmt: skip
+        with pytest.raises(ConfigError, match="marks"):
+            read_marks(wrong)

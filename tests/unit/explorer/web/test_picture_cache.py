@@ -1,0 +1,91 @@
+"""Pictures of chips: served, cached, bounded; services that fail."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from kiln.explorer import pictures
+from kiln.explorer.results import facts
+from kiln.explorer.web import picture_cache
+from kiln.explorer.web.picture_cache import PictureCache
+from kiln.explorer.web.version import Version
+from tests.support import explorers
+from tests.support.products import WORLD, chip_at
+
+CHIP = chip_at(WORLD, 2021, 4, 3)
+
+
+def picture(web, chip_id):
+    answer = web.get(f"/api/picture/{chip_id}.png")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    with Image.open(io.BytesIO(answer.content)) as image:
+        return answer.headers, np.asarray(image.convert("RGB"))
+
+
+def test_a_picture_is_read_from_the_source_once(web, monkeypatch):
+    headers, pixels = picture(web, CHIP.chip_id)
+    assert headers["x-picture-from"] == "source"
+    assert headers["x-picture-why"] == "no service configured"
+    assert pixels.shape == (256, 256, 3)
+    assert np.ptp(pixels) > 20
+    monkeypatch.setattr(pictures, "picture", None)  # what is kept is not made again
+    assert (picture(web, CHIP.chip_id)[1] == pixels).all()
+
+
+def test_a_missing_picture_is_a_grey_square_with_the_reason(other, tmp_path):
+    rows = [
+        explorers.chip(1, 0, 0, [1, 0, 0, 0], source=str(tmp_path / "gone.tif")),
+        explorers.chip(2, 0, 0, [1, 0, 0, 0], source="/vsicurl/http://169.254.169.254/latest"),
+        explorers.chip(3, 0, 0, [1, 0, 0, 0], source="<VRTDataset/>"),
+        explorers.chip(4, 0, 0, [1, 0, 0, 0], source=__file__),
+        explorers.chip(5, 180, 0, [1, 0, 0, 0], source="ünknown\r\nX-Evil: 1"),
+    ]
+    made = other(explorers.write(tmp_path / "db", rows))
+    for n in range(1, 6):
+        headers, pixels = picture(made, f"test:{n:05d}")
+        assert headers["x-picture-from"] == "none"
+        assert headers["x-picture-why"].isascii()
+        assert "x-evil" not in headers
+        assert headers["cache-control"] == "no-store"
+        assert (pixels[0] == 217).all()
+
+
+def test_a_picture_of_no_chip_is_refused(web):
+    for name in ("nope", "../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "a" * 5000):
+        assert web.get(f"/api/picture/{name}.png").status_code == 404
+
+
+def test_a_service_that_fails_is_told_and_one_that_hangs_rests(run, tmp_path, serve, monkeypatch):
+    """A service that answers with an error, then one that lets us wait: the source's picture is shown."""
+    version = Version(str(run / "db"), run / "cache")
+    row, next_row = facts(version.matrix, [0, 1])
+    service = serve(status=500)
+    wms = {"worldcover": {"wms": {"url": f"{service.url}/wms", "version": "1.3.0", "layers": "a"}}}
+    cache = PictureCache(tmp_path / "pictures", wms)
+    shown = cache.get(row)
+    assert shown.origin == "source"
+    assert "the service answers 500" in shown.why
+    asked = len(service.requests)
+    assert cache.get(row).why == shown.why
+    assert len(service.requests) == asked  # kept, for an hour
+    monkeypatch.setattr(picture_cache, "STAND_IN_LIFETIME_S", 0.0)
+    assert cache.get(row).origin == "source"
+    assert len(service.requests) > asked  # then asked again
+    monkeypatch.setattr(picture_cache, "SLOW_S", -1.0)  # every failure counts as one that kept us waiting
+    cache.get(next_row)
+    asked = len(service.requests)
+    resting = cache.get(row)
+    assert "the service is paused" in resting.why
+    assert resting.origin == "source"
+    assert len(service.requests) == asked
+
+
+def test_kept_pictures_stay_below_their_bound(run, tmp_path):
+    version = Version(str(run / "db"), run / "cache")
+    cache = PictureCache(tmp_path / "pictures", {}, max_bytes=300_000)
+    for row in facts(version.matrix, range(20)):
+        assert cache.get(row).origin == "source"
+    kept = sum(p.stat().st_size for p in (tmp_path / "pictures").iterdir())
+    assert 0 < kept <= 300_000
+    assert PictureCache(tmp_path / "pictures", {})._bytes == kept

@@ -1,0 +1,141 @@
+"""Searches and exports through the API."""
+
+import json
+
+import geopandas as gpd
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.explorers_server import refused
+from tests.support.products import WORLD, chip_at, drawn
+
+CHIP = chip_at(WORLD, 2021, 4, 3)
+FACTS = {
+    *("chip_id", "dataset", "year", "datetime", "item_id", "source"),
+    *("nodata_fraction", "cloud_fraction", "lon", "lat", "bbox"),
+}
+
+
+def nearest(k, year=None):
+    """The chips most like CHIP, by NumPy."""
+    chips = [chip_at(WORLD, y, c, r) for y in (2020, 2021) for c in range(10) for r in range(10)]
+    unit = drawn(chips).astype(np.float16).astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosine = unit @ unit[[c.chip_id for c in chips].index(CHIP.chip_id)]
+    order = [
+        i for i in np.argsort(-cosine) if chips[i].chip_id != CHIP.chip_id and year in (None, chips[i].extra["year"])
+    ]
+    return [chips[i].chip_id for i in order[:k]], cosine[order[:k]]
+
+
+def test_a_search_gives_facts_and_similarities_in_order(web):
+    told = web.post("/api/search", {"likes": [CHIP.chip_id], "k": 12}).json()
+    ids, cosine = nearest(12)
+    assert [r["chip_id"] for r in told["results"]] == ids
+    assert [r["similarity"] for r in told["results"]] == pytest.approx(cosine, abs=1e-5)
+    assert set(told["results"][0]) == FACTS | {"similarity"}
+    assert (told["method"], told["note"]) == ("mean", "")
+    assert 0 < told["ms"] < 5000
+    by_year = web.post("/api/search", {"likes": [CHIP.chip_id], "k": 5, "filters": {"years": [2020]}}).json()
+    assert [r["chip_id"] for r in by_year["results"]] == nearest(5, 2020)[0]
+
+
+def test_a_search_by_linear_and_one_per_neighbourhood(web):
+    ids = nearest(20)[0]
+    body = {"likes": ids[:3], "dislikes": ids[-3:], "method": "linear", "k": 6, "apart_km": 8}
+    told = web.post("/api/search", body).json()
+    assert (told["method"], len(told["results"])) == ("linear", 6)
+    assert "count as faint" in told["note"]
+    assert not {r["chip_id"] for r in told["results"]} & {*ids[:3], *ids[-3:]}
+
+
+def test_areas_outside_the_data_give_no_result_and_say_where_it_lies(web):
+    area = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}
+    told = web.post("/api/search", {"likes": [CHIP.chip_id], "filters": {"area": area}}).json()
+    assert told["results"] == []
+    assert "the data lie within -125.00" in told["note"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({}, "nothing is liked yet"),
+        ({"likes": "x"}, "likes: expected a valid list, got 'x'"),
+        ({"likes": [3]}, "likes.0: expected a valid string, got 3"),
+        ({"likes": [str(n) for n in range(10_000)]}, "10000 likes: at most 1000 are taken"),
+        ({"likes": ["x"], "dislikes": [str(n) for n in range(10_000)]}, "10000 dislikes"),
+        ({"likes": ["x"], "k": 501}, "want 1 to 500"),
+        ({"likes": ["x"], "k": "5"}, "search: k: expected a valid integer, got '5'"),
+        ({"likes": ["x"], "k": True}, "k: expected a valid integer, got True"),
+        ({"likes": ["x"], "method": "magic"}, "want mean or linear"),
+        ({"likes": ["x"], "method": ["mean"]}, "method: expected a valid string"),
+        ({"likes": ["x"], "apart_km": "far"}, "apart_km: expected a valid number, got 'far'"),
+        ({"likes": ["x"], "apart_km": 1e9}, "km apart"),
+        ({"likes": ["x"], "filters": 3}, "want an object"),
+        ({"likes": ["x"], "filters": {"area": {"type": "Point", "coordinates": [0, 0]}}}, "want a GeoJSON Polygon"),
+        ({"likes": ["x"], "filters": {"area": "no json at all"}}, "this is no json at all"),
+        ({"likes": ["x"], "filters": {"datasets": ["naip"]}}, "no dataset 'naip' here; there is worldcover"),
+        ({"likes": ["x"], "limit": 3}, "apart_km, filters, got 'limit'"),
+    ],
+)
+def test_searches_that_cannot_be_made_say_why(web, body, said):
+    assert said in refused(web.post("/api/search", body), 422)
+
+
+def test_unknown_marks_are_said(web):
+    said = refused(web.post("/api/search", {"likes": [CHIP.chip_id, "gone:1", "gone:2"]}), 404)
+    assert said == "no chip 'gone:1' and 1 more in this database"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'{"k": NaN}', b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_json_is_refused(web, data):
+    refused(web.post("/api/search", data=data, headers={"Content-Type": "application/json"}), 400)
+
+
+def test_too_large_a_request_is_refused(web):
+    headers = {"Content-Type": "application/json"}
+    assert "at most 2 MB" in refused(web.post("/api/search", data=b" " * (3 << 20), headers=headers), 413)
+    pieces = (b" " * 65536 for _ in range(100))  # of unknown length
+    try:
+        answer = web.post("/api/search", data=pieces, headers=headers)
+    except ConnectionError:  # the server hung up on what still came
+        return
+    refused(answer, 413)
+
+
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_results_are_exported_as_geojson_and_geoparquet(web, tmp_path, embeddings):
+    body = {"likes": [CHIP.chip_id], "k": 7, "embeddings": embeddings}
+    ids, cosine = nearest(7)
+    vectors = drawn([CHIP]).astype(np.float16)
+    for kind, name in (("geojson", "similar.geojson"), ("geoparquet", "similar.parquet")):
+        answer = web.post("/api/export", body | {"format": kind})
+        assert answer.headers["content-disposition"] == f'attachment; filename="{name}"'
+        path = tmp_path / name
+        path.write_bytes(answer.content)
+        frame = gpd.read_file(path) if kind == "geojson" else gpd.read_parquet(path)
+        assert frame["chip_id"].tolist() == ids
+        assert frame["rank"].tolist() == list(range(1, 8))
+        assert frame["similarity"].to_numpy() == pytest.approx(cosine, abs=1e-5)
+        assert frame.crs.to_epsg() == 4326
+        assert frame.geometry.is_valid.all()
+        assert ("embeddings" in frame) == embeddings
+        if embeddings and kind == "geoparquet":
+            schema = pq.read_schema(path)
+            assert str(schema.field("embeddings").type) == "fixed_size_list<item: halffloat>[8]" or (
+                schema.field("embeddings").type.list_size == 8
+            )
+            assert json.loads(schema.metadata[b"kiln"])["worldcover"]["model"] == "Clay v1.5"
+            got = np.stack(frame["embeddings"]).astype(float)
+            unit = got / np.linalg.norm(got, axis=1, keepdims=True)
+            assert unit @ (vectors[0] / np.linalg.norm(vectors[0].astype(float))) == pytest.approx(cosine, abs=1e-3)
+    refused(web.post("/api/export", body | {"format": "shapefile"}), 422)
+    refused(web.post("/api/export", body | {"embeddings": "yes"}), 422)
+
+
+def test_an_export_of_nothing_is_a_file_too(web, tmp_path):
+    body = {"likes": [CHIP.chip_id], "filters": {"bbox": [0, 0, 1, 1]}}
+    assert web.post("/api/export", body).json() == {"type": "FeatureCollection", "features": []}
+    (tmp_path / "none.parquet").write_bytes(web.post("/api/export", body | {"format": "geoparquet"}).content)
+    assert len(gpd.read_parquet(tmp_path / "none.parquet")) == 0
