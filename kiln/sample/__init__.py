@@ -1,0 +1,1 @@
+"""The synthetic archives of the sample run."""
