@@ -4,7 +4,7 @@ import logging
 from functools import cache
 from typing import Any
 
-from kiln.aws.batch import archive_region, check_jobs, moved, region_of_jobs
+from kiln.aws.batch import archive_region, check_jobs, region_of_jobs, transfer_cost
 from kiln.errors import ConfigError
 from kiln.workflow.run import Run
 
@@ -33,7 +33,7 @@ class RegionCheck:
         there = archive_region(config[dataset]["archive"], config[dataset]["archive_region"])
         if there in (None, here):
             return
-        cost = moved([paths.uri(self.run.datasets[dataset].plan)], config["plan"]["price_per_gb_moved"])
+        cost = transfer_cost([paths.uri(self.run.datasets[dataset].plan)], config["plan"]["price_per_gb_moved"])
         if not cost:
             return
         message = f"{dataset}: the archive is in {there} and the jobs run in {here}: {cost}"
