@@ -40,7 +40,7 @@ EMBED = job(
     int(config["resources"]["device"] != "cpu"),
 )
 if DRIVER:
-    as_workflow_error(batch.check_store, STORAGE_ROOT, batch.region_of_jobs(), config, store_secrets(workflow))
+    as_workflow_error(preflight.check_store, STORAGE_ROOT, preflight.region_of_jobs(), config, store_secrets(workflow))
 
 
 def preflight_checks(wildcards):

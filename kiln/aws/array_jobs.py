@@ -8,16 +8,17 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 from kiln.aws import code_bundle
-from kiln.aws.batch import JobResources
+from kiln.aws.batch import JobResources, embed_resources, smallest_fit
 from kiln.errors import ConfigError
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
+from kiln.workflow.commands import OUTPUT, PARTITION, SHARD, THREADS, WEIGHTS, embed_command, fill
+from kiln.workflow.run import Run
 
 MAX_JOBS = 10_000  # of an array, AWS's limit; the minimum is 2
 RETRY = {  # AWS may take a spot machine back: the job is tried again. Any other failure would repeat itself.
@@ -28,21 +29,20 @@ RETRY = {  # AWS may take a spot machine back: the job is tried again. Any other
     ],
 }
 MODULE = "scripts.array_job"  # what the container of a job runs
-SHARD, PARTITION, PLAN, WEIGHTS = "{shard}", "{partition}", "{plan}", "{weights}"  # placeholders of a job's values
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmbedRule:
-    """The workflow's embedding rule of one dataset. All files are URIs below the run's storage.
+    """The embedding jobs of a dataset. All files are URIs below the run's storage.
 
     Attributes:
         dataset: Name of the archive.
         run: Name of the run.
-        command: The rule's command as arguments, without its log. It holds the placeholders SHARD, PARTITION, PLAN and
-            WEIGHTS (a local path).
-        output: The embeddings file, with the placeholders SHARD and PARTITION.
-        plans: Plans by merge partition, or one plan of all partitions under ''.
+        command: A job's command, with the tokens SHARD, PARTITION and WEIGHTS (a local path) of kiln.workflow.commands.
+        output: The embeddings file, with the tokens SHARD and PARTITION.
+        plan: The dataset's plan.
+        partitions: Patterns of the partitions that the run is limited to; none takes all.
         folder: The dataset's folder.
         weights: The extracted encoder.
         resources: Resources of a job.
@@ -54,7 +54,8 @@ class EmbedRule:
     run: str
     command: tuple[str, ...]
     output: str
-    plans: Mapping[str, str]
+    plan: str
+    partitions: tuple[str, ...]
     folder: str
     weights: str
     resources: JobResources
@@ -62,35 +63,58 @@ class EmbedRule:
     price_per_hour: float
 
 
+def embed_rule(run: Run, name: str) -> EmbedRule:
+    """Return the embedding jobs of a run's dataset. They run the same command as the workflow's rule.
+
+    Raises:
+        ConfigError: The config does not name the dataset, or AWS Batch has no such resources.
+    """
+    dataset, uri, rates = run.dataset(name), run.paths.uri, run.config["plan"]
+    resources = smallest_fit(embed_resources(run.config))
+    (output,) = dataset.shard_files(PARTITION, [SHARD])
+    later = {token: token for token in (PARTITION, SHARD, WEIGHTS)}
+    values = {**later, OUTPUT: uri(output), THREADS: str(resources.threads)}
+    return EmbedRule(
+        dataset=name,
+        run=run.paths.run,
+        command=tuple(fill(embed_command(run, dataset), values)),
+        output=uri(output),
+        plan=uri(dataset.plan),
+        partitions=dataset.patterns,
+        folder=uri(dataset.folder),
+        weights=uri(run.weights),
+        resources=resources,
+        chips_per_second=rates["chips_per_second"],
+        price_per_hour=rates["price_per_hour"],
+    )
+
+
 @dataclass(frozen=True)
 class Array:
     """The description of an array job, which its jobs read.
 
     Attributes:
-        command, output, plans, weights: As in EmbedRule.
+        command, output, weights: As in EmbedRule.
         shards: Merge partition and name of each job's shard.
     """
 
     command: Sequence[str]
     output: str
-    plans: Mapping[str, str]
     weights: str
     shards: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def of(cls, rule: EmbedRule, shards: Sequence[tuple[str, str]] = ()) -> Self:
         """Return the array of a rule and shards (partition and name)."""
-        return cls(rule.command, rule.output, rule.plans, rule.weights, shards)
+        return cls(rule.command, rule.output, rule.weights, shards)
 
     def output_of(self, partition: str, shard: str) -> str:
         """Return the embeddings file of a shard."""
-        return self.output.replace(PARTITION, partition).replace(SHARD, shard)
+        return fill([self.output], {PARTITION: partition, SHARD: shard})[0]
 
     def command_of(self, partition: str, shard: str, weights: str) -> list[str]:
         """Return the command of a shard; `weights` is a local path."""
-        plan = self.plans.get(partition) or self.plans[""]
-        values = {SHARD: shard, PARTITION: partition, PLAN: plan, WEIGHTS: weights}
-        return [reduce(lambda text, name: text.replace(name, values[name]), values, word) for word in self.command]
+        return fill(self.command, {PARTITION: partition, SHARD: shard, WEIGHTS: weights})
 
     def write(self, folder: str) -> str:
         """Write the description into a folder, named by its content. Return its URI."""

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 
 from kiln.aws.array_jobs import Array, EmbedRule, Submission, array_sizes
 from kiln.aws.client import aws_errors, client
@@ -46,19 +47,18 @@ def select_shards(rule: EmbedRule, missing_only: bool, snakemake: str) -> Select
     Raises:
         ConfigError: Plan or weights do not exist yet, or every shard is finished.
     """
-    for plan in rule.plans.values():
-        if not storage.stat(plan):
-            raise ConfigError(f"{plan}: no plan yet. Make it first: {snakemake} plan")
+    if not storage.stat(rule.plan):
+        raise ConfigError(f"{rule.plan}: no plan yet. Make it first: {snakemake} plan")
     if not storage.stat(rule.weights):
         raise ConfigError(f"{rule.weights}: no weights yet. Make them first: {snakemake} encoder_weights")
     files = storage.listing(storage.join(rule.folder, "shards"))
     shards = [
         PlannedShard(line.partition, line.name, line.expected, line.read_bytes)
-        for plan in rule.plans.values()
-        for line in read_plan(plan)
+        for line in read_plan(rule.plan)
+        if not rule.partitions or any(fnmatchcase(line.partition, pattern) for pattern in rule.partitions)
     ]
     if not shards:
-        raise ConfigError(f"{', '.join(rule.plans.values())}: no shard in it. Check the config's filters.")
+        raise ConfigError(f"{rule.plan}: no shard of these partitions in it. Check the config's filters.")
     array = Array.of(rule)
     missing = [s for s in shards if array.output_of(s.partition, s.name) not in files]
     if not missing:

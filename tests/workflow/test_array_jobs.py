@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import boto3
@@ -18,11 +18,12 @@ import pytest
 from kiln.archives.registry import archives
 from kiln.aws import array_jobs, code_bundle, stack
 from kiln.aws.batch import JobResources
-from kiln.aws.embed_rule import read_embed_rule
 from kiln.aws.environment import driver_environment
 from kiln.cli.aws import submit
 from kiln.formats import plan_file
 from kiln.io import storage
+from kiln.workflow.config import load_config
+from kiln.workflow.run import Run as ConfiguredRun
 from tests.support.items import write_item
 from tests.workflow.workflow import WITH_NAIP, Run, fresh_naip, job_counts, merged
 
@@ -34,7 +35,8 @@ ITEMS = ("S2A_29RKH_20200219_0_L2A", "S2B_29RKH_20200315_0_L2A")
 
 
 def rule_of(run: Run, dataset: str) -> array_jobs.EmbedRule:
-    return read_embed_rule(dataset, [run.folder / "config.yaml"], ROOT)
+    config = load_config([code_bundle.ROOT / "config/config.yaml", run.folder / "config.yaml"])
+    return array_jobs.embed_rule(ConfiguredRun(config, ROOT), dataset)
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,11 @@ def test_nothing_is_submitted_before_there_is_a_plan(cloud: Cloud) -> None:
 def test_a_job_runs_what_the_rule_runs(planned: Cloud, dataset: str) -> None:
     """The command of a job against the one that Snakemake prints for that shard, where its files are local copies."""
     rule = rule_of(planned.run, dataset)
-    line = next(line for plan in rule.plans.values() for line in plan_file.read_plan(plan))
+    line = next(plan_file.read_plan(rule.plan))
     array, of = array_jobs.Array.of(rule), (line.partition, line.name)
     target = array.output_of(*of).removeprefix(f"{ROOT}/")
     said = planned.snakemake("-n", "-p", "--", target)
-    printed = re.search(rf"python -m scripts\.embed_{dataset} .*", said)[0]
+    printed = re.search(rf"python -m scripts\.embed {dataset} .*", said)[0]
     words, end = shlex.split(printed), "2>"
     ours = [w.removeprefix("s3://") for w in array.command_of(*of, rule.weights)]
     theirs = [w.removeprefix("s3://").removeprefix(".snakemake/storage/s3/") for w in words[: words.index(end)]]
@@ -179,7 +181,7 @@ def test_a_dry_run_tells_what_it_would_cost_and_submits_nothing(planned: Cloud) 
     assert told[2] == f"{chips / 25 / 3600:.2f}"
     assert told[3] == f"{chips / 25 / 3600 * 0.10:.2f}", "at the price of the config"
     assert "dkr.ecr.us-east-1.amazonaws.com/arrays:1.0-test" in said
-    assert "the first: python -m scripts.embed_naip" in said
+    assert "the first: python -m scripts.embed naip" in said
     assert not listed("arrays/")
 
 
@@ -229,17 +231,6 @@ def test_snakemake_goes_on_where_arrays_ended(planned: Cloud) -> None:
     assert len(records) == sum(jobs[f"merge_{dataset}"] for dataset in DATASETS)
 
 
-def test_years_are_one_array(planned: Cloud) -> None:
-    """WorldCover has a plan a year; an array holds all its shards, and each job names its own year's plan."""
-    rule = rule_of(planned.run, "worldcover")
-    (plan,) = rule.plans.values()
-    rule = replace(rule, plans={"2020": "s3://old", **rule.plans})
-    read = array_jobs.Array.read(array_jobs.Array.of(rule, [("2020", "a"), ("2021", "b")]).write(f"{ROOT}/arrays/test"))
-    commands = [read.command_of(*shard, "w") for shard in read.shards]
-    assert [c[c.index("--units") + 1] for c in commands] == ["s3://old", plan]
-    assert read.output_of(*read.shards[0]).endswith("/shards/2020/a.parquet")
-
-
 def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(lambda: planned.run.configure({}))
     before = listed("arrays/")
@@ -252,7 +243,7 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     assert "which jobs can write, got results" in planned.refused("naip", "--storage", "results")
     assert "bucket nobody-has-this does not exist" in planned.refused("naip", "--storage", "s3://nobody-has-this")
     assert "no AWS region" in planned.refused("naip", AWS_DEFAULT_REGION="")
-    assert "no such config" in planned.refused("naip", "--configfile", "nowhere.yaml")
+    assert "expected a config file" in planned.refused("naip", "--configfile", "nowhere.yaml")
     gpu = stack.outputs("arrays")["GpuJob"]
     assert "has no image yet" in planned.refused("naip", "--job-definition", gpu)
     batch = boto3.client("batch")  # moto changes no definition of a stack
@@ -283,7 +274,7 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     planned.run.configure({"datasets": ["worldcover"]})
     assert "expected naip among them, got worldcover" in planned.refused("naip")
     planned.run.configure({"model": {"checkpoint": "https://example.org/clay.ckpt"}})
-    assert "model.sha256 is missing" in planned.refused("naip")
+    assert "model.sha256: expected the checkpoint's digest" in planned.refused("naip")
     planned.run.configure({"model": {"untrained": {"seed": 99}}})
     assert "no plan yet" in planned.refused("naip"), "another fingerprint is another run"
     assert listed("arrays/") == before
@@ -298,8 +289,8 @@ def test_a_lost_weights_file_is_told(planned: Cloud) -> None:
 
 
 def test_a_plan_of_nothing_is_told(planned: Cloud) -> None:
-    (plan,) = rule_of(planned.run, "worldcover").plans.values()
+    plan = rule_of(planned.run, "worldcover").plan
     data = storage.read_bytes(plan)
     storage.write_bytes(plan, b"")
-    assert "no shard in it. Check the config's filters." in planned.refused("worldcover")
+    assert "no shard of these partitions in it. Check the config's filters." in planned.refused("worldcover")
     storage.write_bytes(plan, data)

@@ -15,13 +15,14 @@ import shlex
 from pathlib import Path
 
 from kiln.archives.registry import archives, get_archive
-from kiln.aws import batch, code_bundle
+from kiln.aws import code_bundle, preflight
 from kiln.aws import submit as library
-from kiln.aws.array_jobs import Array, Submission
-from kiln.aws.embed_rule import read_embed_rule
+from kiln.aws.array_jobs import Array, Submission, embed_rule
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.io import storage
+from kiln.workflow.config import load_config
+from kiln.workflow.run import Run
 
 MAX_NAME = 128  # characters of a job's name
 
@@ -59,9 +60,11 @@ def main(argv: list[str] | None = None) -> None:
         queue = flag_or_variable(args.queue, "--queue", "SNAKEMAKE_AWS_BATCH_JOB_QUEUE")
         definition = flag_or_variable(args.job_definition, "--job-definition", "KILN_JOB_DEFINITION")
         code, sha256 = code_bundle.build()
-        rule = read_embed_rule(args.dataset, args.configfile, root)
+        run = Run(load_config([code_bundle.ROOT / "config/config.yaml", *args.configfile]), root)
+        preflight.check_array(run, args.dataset)
+        rule = embed_rule(run, args.dataset)
         container = library.read_definition(definition, rule.resources.gpus)
-        batch.check_jobs(queue, container.role, container.image, ())
+        preflight.check_jobs(queue, container.role, container.image, ())
         configs = f"--configfile {shlex.join(map(str, args.configfile))} " if args.configfile else ""
         snakemake = f"snakemake {configs}--profile aws-batch"
         selection = library.select_shards(rule, args.missing, snakemake)

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from kiln.aws import array_jobs
-from kiln.aws.array_jobs import Array, Submission, array_sizes, check_is_script, prepare_job
+from kiln.aws.array_jobs import Array, Submission, array_sizes, check_is_script, embed_rule, prepare_job
 from kiln.aws.batch import JobResources
 from kiln.errors import ConfigError
 from kiln.formats.plan_file import ARRAY_INDEX
 from kiln.io import storage
+from kiln.workflow.config import load_config
+from kiln.workflow.run import Run
 from scripts import array_job
+from tests import ROOT
 
-COMMAND = ("python", "-m", "scripts.embed", "--units", "{plan}", "--shard", "{shard}", "--weights", "{weights}")
+COMMAND = ("python", "-m", "scripts.embed", "--shard", "<shard>", "--folder", "x/<partition>", "--weights", "<weights>")
 
 
 def test_an_array_has_2_to_10000_jobs() -> None:
@@ -67,7 +70,7 @@ def test_one_shard_is_a_plain_job() -> None:
 
 def test_the_description_of_a_large_array_is_small() -> None:
     shards = [(f"nd-{n % 2000}", f"0123-100-{n:08x}") for n in range(12_315)]
-    array = Array(("python",), "s3://b/x", {"": "s3://b/plan"}, "s3://b/w", shards)
+    array = Array(("python",), "s3://b/x", "s3://b/w", shards)
     assert len(json.dumps(asdict(array))) < 600_000, "every job reads it"
 
 
@@ -75,18 +78,37 @@ def small_array(folder: Path, command: tuple[str, ...] = COMMAND) -> Array:
     weights = folder / "encoder.safetensors"
     weights.write_bytes(b"weights")
     shards = [("2020", "a"), ("2021", "b")]
-    plans = {"2020": "s3://b/old", "": "s3://b/plan"}
-    return Array(command, f"{folder}/{{partition}}/{{shard}}.parquet", plans, str(weights), shards)
+    return Array(command, f"{folder}/<partition>/<shard>.parquet", str(weights), shards)
 
 
-def test_each_job_gets_its_shard_its_plan_and_the_weights(tmp_path: Path) -> None:
+def test_each_job_gets_its_shard_and_the_weights(tmp_path: Path) -> None:
     array = Array.read(small_array(tmp_path).write(str(tmp_path / "arrays")))
     commands = [prepare_job(array, n, tmp_path / "w") for n in range(2)]
     assert commands == [
-        ["python", "-m", "scripts.embed", "--units", "s3://b/old", "--shard", "a", "--weights", f"{tmp_path}/w"],
-        ["python", "-m", "scripts.embed", "--units", "s3://b/plan", "--shard", "b", "--weights", f"{tmp_path}/w"],
+        ["python", "-m", "scripts.embed", "--shard", "a", "--folder", "x/2020", "--weights", f"{tmp_path}/w"],
+        ["python", "-m", "scripts.embed", "--shard", "b", "--folder", "x/2021", "--weights", f"{tmp_path}/w"],
     ]
     assert (tmp_path / "w").read_bytes() == b"weights"
+
+
+def test_the_rule_of_a_dataset() -> None:
+    config = load_config([ROOT / "config/config.yaml"])
+    config["resources"] |= {"embed_threads": 2, "embed_mem_mb": 7500}
+    run = Run(config, "s3://bucket/deep")
+    rule = embed_rule(run, "naip")
+    folder = f"s3://bucket/deep/{run.dataset('naip').folder}"
+    assert rule.resources == JobResources(2, 8192), "7500 MB, as the executor's table has it"
+    assert (rule.folder, rule.output) == (folder, f"{folder}/shards/<partition>/<shard>.parquet")
+    assert rule.plan.startswith(f"{folder}/plan-")
+    assert rule.weights.startswith("s3://bucket/deep/results/models/")
+    check_is_script(rule.command)
+    command = Array.of(rule).command_of("nd", "a", "local")
+    assert command[command.index("--threads") + 1] == "2"
+    assert command[command.index("--output") + 1] == f"{folder}/shards/nd/a.parquet"
+    assert command[command.index("--weights") + 1] == "local"
+    assert not any("<" in word for word in command)
+    with pytest.raises(ConfigError, match="datasets: expected modis among them"):
+        embed_rule(run, "modis")
 
 
 def test_a_finished_shard_and_a_number_past_the_last_are_no_work(tmp_path: Path) -> None:

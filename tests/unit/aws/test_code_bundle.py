@@ -35,7 +35,7 @@ def test_the_bundle_has_all_code_and_the_schemas_and_not_the_page() -> None:
     names = set(zipfile.ZipFile(io.BytesIO(code_bundle.build()[0])).namelist())
     root = code_bundle.ROOT
     code = {p.relative_to(root).as_posix() for package in ("kiln", "scripts") for p in (root / package).rglob("*.py")}
-    schemas = {p.relative_to(root).as_posix() for p in (root / "kiln/archives").rglob("config.schema.json")}
+    schemas = {p.relative_to(root).as_posix() for p in (root / "kiln").rglob("config.schema.json")}
     assert names == code | schemas
     assert {"kiln/__init__.py", "scripts/array_job.py"} <= names
 
