@@ -18,7 +18,7 @@ demo: sample/.made ## make a sample archive and take it through every rule
 	@snakemake --cores 1 --quiet all -- summary
 
 explore: $(VENV)/.run ## a map of the sample run in the browser: search by looking (after make demo)
-	python -m kiln.cli.explore --db results/sample/explorer --pictures config/config.yaml --open
+	python -m kiln explore --db results/sample/explorer --pictures config/config.yaml --open
 
 test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
 	@$(MAKE) --no-print-directory lint
@@ -53,13 +53,13 @@ bench-explorer: $(VENV)/.test ## the explorer with a million chips
 	python -m tests.bench.explorer
 
 aws-up: $(VENV)/.run ## create in an AWS account what AWS Batch needs; BUCKET=, SET="CpuSpotMax=1024 ...", YES=1, STACK=
-	python -m kiln.cli.aws_up --stack $(STACK) $(if $(BUCKET),--bucket $(BUCKET)) $(if $(SET),--set $(SET)) $(if $(YES),--yes)
+	python -m kiln aws up --stack $(STACK) $(if $(BUCKET),--bucket $(BUCKET)) $(if $(SET),--set $(SET)) $(if $(YES),--yes)
 
 aws-image: $(VENV)/.run ## build this commit's image and push it there; DEVICE=cuda, ENGINE=podman, BASE=, TORCH_INDEX=, STACK=
-	python -m kiln.cli.aws_image --stack $(STACK) $(if $(DEVICE),--device $(DEVICE)) $(if $(ENGINE),--engine $(ENGINE)) $(addprefix --build-arg ,$(if $(BASE),BASE=$(BASE)) $(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX)))
+	python -m kiln aws image --stack $(STACK) $(if $(DEVICE),--device $(DEVICE)) $(if $(ENGINE),--engine $(ENGINE)) $(addprefix --build-arg ,$(if $(BASE),BASE=$(BASE)) $(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX)))
 
 aws-down: $(VENV)/.run ## delete it again, but for a bucket with data; DELETE_DATA=bucket, YES=1, STACK=
-	python -m kiln.cli.aws_down --stack $(STACK) $(if $(DELETE_DATA),--delete-data $(DELETE_DATA)) $(if $(YES),--yes)
+	python -m kiln aws down --stack $(STACK) $(if $(DELETE_DATA),--delete-data $(DELETE_DATA)) $(if $(YES),--yes)
 
 wheels: envs/wheels/.made ## wheels for envs/Dockerfile, so that the image is built without an index
 envs/wheels/.made: envs/requirements.txt envs/constraints.txt | $(VENV)/.run

@@ -29,8 +29,8 @@ REGIONS = preflight.RegionCheck(RUN)
 
 def job(threads, mem_mb, gpus=0):
     """What a job takes, as the executor knows it."""
-    resources = batch.Share(threads, mem_mb, gpus)
-    return as_workflow_error(batch.fitted, resources) if ELSEWHERE else resources
+    resources = batch.JobResources(threads, mem_mb, gpus)
+    return as_workflow_error(batch.smallest_fit, resources) if ELSEWHERE else resources
 
 
 SMALL, MEDIUM, FETCH, MERGE = job(1, 1000), job(1, 2000), job(1, 8000), job(1, config["resources"]["merge_mem_mb"])
@@ -40,7 +40,7 @@ EMBED = job(
     int(config["resources"]["device"] != "cpu"),
 )
 if DRIVER:
-    as_workflow_error(batch.check_store, STORAGE_ROOT, batch.region_of_jobs(), config, store_secrets(workflow))
+    as_workflow_error(preflight.check_store, STORAGE_ROOT, preflight.region_of_jobs(), config, store_secrets(workflow))
 
 
 def preflight_checks(wildcards):

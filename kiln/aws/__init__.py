@@ -1,1 +1,1 @@
-"""AWS: the CloudFormation stack, AWS Batch and array jobs."""
+"""AWS: the CloudFormation stack, the image, AWS Batch and its array jobs."""

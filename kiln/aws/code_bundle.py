@@ -1,13 +1,16 @@
-"""Kiln's code as one small file in a run's bucket, fetched and run by jobs: a changed line needs no new image."""
+"""Kiln's code as one small file in a run's bucket. Jobs fetch and run it, so a changed line needs no new image."""
 
 import hashlib
 import io
 import zipfile
 from pathlib import Path
 
-CODE = Path(__file__).parents[1]
-LEFT_OUT = {"__pycache__"}
-EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file: equal code is equal bytes
+from kiln.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]  # the checkout
+PACKAGES = ("kiln", "scripts")
+PATTERNS = ("*.py", "config.schema.json")  # the explorer's page is left out: no job serves it
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every file, so that equal code gives equal bytes
 
 # Run as `python -c BOOTSTRAP URI SHA256 MODULE [ARGUMENT ...]` in an image that has Kiln's environment.
 BOOTSTRAP = """\
@@ -27,19 +30,41 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
-def build(code: Path = CODE) -> tuple[bytes, str]:
-    """The package `scripts` as a zip file, and its sha256; equal for equal files, whenever and wherever it is built."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for path in sorted(code.rglob("*")):
-            if path.is_file() and not LEFT_OUT & set(path.parts):
-                entry = zipfile.ZipInfo(f"{code.name}/{path.relative_to(code).as_posix()}", EPOCH)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes())
-    return made.getvalue(), hashlib.sha256(made.getvalue()).hexdigest()
+def build(root: Path = ROOT) -> tuple[bytes, str]:
+    """Zip the packages `kiln` and `scripts`.
+
+    Args:
+        root: The checkout.
+
+    Returns:
+        The zip file and its sha256. They are equal for equal files, whenever and wherever it is built.
+
+    Raises:
+        ConfigError: `root` is not a checkout, as for an installed Kiln, which has no scripts.
+    """
+    if not (root / "scripts/array_job.py").is_file():
+        raise ConfigError(
+            f"{root}: expected a checkout of Kiln, whose scripts the jobs run, got an installed package. Change to a "
+            "checkout's folder, and run `python -m kiln ...` there."
+        )
+    files = {p for package in PACKAGES for pattern in PATTERNS for p in (root / package).rglob(pattern)}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, path.read_bytes())
+    return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def command(uri: str, sha256: str, module: str, *arguments: str) -> list[str]:
-    """What a container runs: the module, from the package at an s3:// URI."""
+    """Return the command of a container that runs a module of the bundle.
+
+    Args:
+        uri: s3:// URI of the bundle.
+        sha256: Its digest, which the container checks.
+        module: The module to run.
+        *arguments: The module's arguments.
+    """
     return ["python", "-c", BOOTSTRAP, uri, sha256, module, *arguments]

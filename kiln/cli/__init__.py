@@ -1,1 +1,1 @@
-"""The command `kiln`: what people run by hand."""
+"""The command `kiln`: one module for each subcommand, imported when it is called."""

@@ -1,4 +1,4 @@
-"""How every script begins and ends: logging, clear errors, a clean end on SIGTERM or when Snakemake dies."""
+"""What every command shares: its parser, logging, errors of one line, and a clean end on SIGTERM."""
 
 import argparse
 import logging
@@ -14,41 +14,52 @@ from types import FrameType
 
 from kiln.errors import ConfigError, KilnError
 
-DRIVER = "KILN_DRIVER_PID"  # set by the Snakefile: the process whose end ends this one
-POLL = 1.0  # seconds between looks at the driver
+DRIVER = "KILN_DRIVER_PID"  # set by the Snakefile: when that process ends, this one ends
+POLL_S = 1.0  # between two checks of the driver
+QUIET_LOGGERS = ("botocore", "rasterio", "urllib3", "matplotlib", "fontTools", "numexpr")
 
 
 def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
-    """A parser whose help is the module's docstring and tells the defaults that say something."""
-    made = argparse.ArgumentParser(prog=f"python -m {prog}", description=doc, formatter_class=Formatter)
-    made._negative_number_matcher = re.compile(r"^-\.?\d")  # `--at -98,47` is a place, not an option
-    return made
+    """Return an argument parser.
+
+    Args:
+        doc: The module's docstring, shown above the options as it is.
+        prog: The command as a person types it: `kiln search`, or `python -m scripts.merge`.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=Formatter)
+    parser._negative_number_matcher = re.compile(r"^-\.?\d")  # `--at -98,47` is a coordinate, not an option
+    return parser
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the docstring's lines, and adds a default where there is one."""
+    """A help formatter that keeps the docstring's lines and appends an option's default."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=min(100, shutil.get_terminal_size().columns))
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        told = action.help or ""
+        text = action.help or ""
         if action.default in (None, False, "", argparse.SUPPRESS) or action.default in ([], {}, "{}"):
-            return told
-        return f"{told} (default: %(default)s)"
+            return text
+        return f"{text} (default: %(default)s)"
 
 
 class Terminated(BaseException):
-    """SIGTERM: unwinds everything, so that nothing partial is left."""
+    """SIGTERM as an exception: it unwinds the stack, so that no partial file stays."""
 
 
 def run(work: Callable[[], None]) -> None:
-    """Do the work of a script's `main`; exits 0, 2 (wrong settings), 1 (any named error) or 143 (SIGTERM)."""
+    """Run the body of a command, and turn its errors into one line and an exit code.
+
+    Raises:
+        SystemExit: 2 after a ConfigError, 1 after another KilnError, 130 after Ctrl-C. After SIGTERM the process ends
+            with 143. Other errors are bugs and pass through with their traceback.
+    """
     logging.basicConfig(level=os.environ.get("KILN_LOG", "INFO"), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("botocore", "rasterio", "urllib3", "matplotlib", "fontTools", "numexpr"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _raise_terminated)
     _end_with_driver()
     try:
         work()
@@ -63,32 +74,49 @@ def run(work: Callable[[], None]) -> None:
         raise SystemExit(130) from None
     except Terminated:
         print("terminated; nothing partial is left", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGTERM)  # a read that hangs in a thread must not keep the process
+        os._exit(128 + signal.SIGTERM)  # a read that hangs in a thread must not keep the process alive
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
+def confirm(question: str, yes: bool) -> None:
+    """Ask a person to go on, unless `yes`.
+
+    Raises:
+        ConfigError: The answer is not yes, or standard input is no terminal.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} Expected an answer, but input is no terminal. Give --yes (make: YES=1).")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing was done")
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
 
 
 def _end_with_driver() -> None:
-    """End when the Snakemake process that started this script is gone, even by SIGKILL."""
+    """Start a thread that ends this process when the Snakemake process that started it is gone, even by SIGKILL."""
     driver = os.environ.get(DRIVER, "")
-    if not driver.isdigit() or not _started(driver):
+    start = _start_time(driver) if driver.isdigit() else ""
+    if not start:
         return
-    born = _started(driver)
 
     def watch() -> None:
-        while _started(driver) == born:
-            time.sleep(POLL)
+        while _start_time(driver) == start:
+            time.sleep(POLL_S)
         print("the workflow that started this script is gone; ending", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="driver-watch").start()
 
 
-def _started(pid: str) -> str:
-    """When a process started (field 22 of /proc/PID/stat), so that a reused number is not taken for it; '' if gone."""
+def _start_time(pid: str) -> str:
+    """Return when a process started, field 22 of /proc/PID/stat; '' if it is gone.
+
+    The time tells a process from a later one with the same number.
+    """
     try:
         with open(f"/proc/{pid}/stat") as f:  # noqa: PTH123 (called every second)
             fields = f.read().rpartition(")")[2].split()

@@ -5,9 +5,10 @@ Every dry run imports this module, so it reads the schemas as JSON and imports n
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -16,6 +17,35 @@ from kiln.archives.registry import archives
 from kiln.errors import ConfigError
 
 SCHEMA = "config.schema.json"
+
+
+def load_config(files: Sequence[Path]) -> dict[str, Any]:
+    """Read config files as Snakemake does: a later file's keys replace an earlier one's, section by section.
+
+    Raises:
+        ConfigError: A file is missing or is not a mapping in YAML.
+    """
+    import yaml  # a dry run gets its config from Snakemake
+
+    config: dict[str, Any] = {}
+    for file in files:
+        try:
+            values = yaml.safe_load(file.read_text()) or {}
+        except (OSError, ValueError, yaml.YAMLError) as e:
+            raise ConfigError(f"{file}: expected a config file, got none that can be read ({e}). Correct it.") from e
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file}: expected `key: value` lines, got {type(values).__name__}. Correct it.")
+        config = _merge(config, values)
+    return config
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a section with the new values; sections in it are merged too."""
+    merged = dict(old)
+    for key, value in new.items():
+        section = merged.get(key)
+        merged[key] = _merge(section, value) if isinstance(section, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 @cache

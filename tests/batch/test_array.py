@@ -56,7 +56,7 @@ def played(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> 
     upload(lab, folder / "sample/worldcover", f"s3://{ARCHIVE}/worldcover")
     driver = Driver(lab, folder / "driver", image.name, RUN, ARRAY)
     driver.run("--", "plan", "encoder_weights")
-    script = driver.folder / "kiln/aws/array_job.py"
+    script = driver.folder / "scripts/array_job.py"
     script.write_text(script.read_text().replace("import logging\n", CHANGE + "import logging\n", 1))
     about = {"image": with_entry(lab, image), "jobRoleArn": lab.role, "command": ["true"],
              "resourceRequirements": [{"type": "VCPU", "value": "1"}, {"type": "MEMORY", "value": "4000"}]}  # fmt: skip
@@ -65,7 +65,7 @@ def played(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> 
     )["jobDefinitionArn"]
     with lab.counted() as requests:
         submitted = subprocess.run(
-            [sys.executable, "-m", "kiln.aws.submit", "worldcover", "--configfile", "lab.yaml"],
+            [sys.executable, "-m", "kiln", "aws", "submit", "worldcover", "--configfile", "lab.yaml"],
             cwd=driver.folder, env=driver.env(KILN_JOB_DEFINITION=definition, PYTHONPATH=None),
             text=True, capture_output=True, check=True,
         ).stdout  # fmt: skip

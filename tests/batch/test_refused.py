@@ -1,10 +1,13 @@
 """What is wrong is said before anything is submitted: nothing is registered, submitted, uploaded or made."""
 
+import json
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from kiln.formats.plan_file import ShardPlan
 from tests.batch.driver import Driver
 from tests.batch.lab import UNKNOWN_KEY, Lab
 
@@ -54,7 +57,7 @@ NEAR = ("--config", "allow_cross_region=True")
         ({"KILN_BUCKET": None}, "set KILN_BUCKET"),
         ({"KILN_BUCKET": ""}, "set KILN_BUCKET"),
         ({"KILN_BUCKET": "kiln-lab-nowhere"}, "bucket kiln-lab-nowhere does not exist"),
-        ({"KILN_BUCKET": ELSEWHERE}, f"bucket {ELSEWHERE} is in eu-central-1, and the jobs are to run in us-east-1"),
+        ({"KILN_BUCKET": ELSEWHERE}, f"bucket {ELSEWHERE}: expected a bucket in us-east-1"),
         ({"AWS_ACCESS_KEY_ID": UNKNOWN_KEY}, "AWS does not accept these credentials"),
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no AWS credentials"),
         (
@@ -62,12 +65,12 @@ NEAR = ("--config", "allow_cross_region=True")
             "access_key, secret_key: credentials would travel to the jobs in plain text",
         ),
         ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": None}, "SNAKEMAKE_AWS_BATCH_JOB_QUEUE"),
-        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "queue"}, "no queue: set SNAKEMAKE_AWS_BATCH_JOB_QUEUE to its ARN"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "queue"}, "expected the ARN of the queue, got 'queue'"),
         ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "arn:aws:batch:us-east-1:123456789012:job-queue/gone"}, "does not exist"),
-        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "arn:aws:batch:us-west-2:123456789012:job-queue/far"}, "is in us-west-2"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_QUEUE": "arn:aws:batch:us-west-2:123456789012:job-queue/far"}, "in us-west-2"),
         ({"SNAKEMAKE_AWS_BATCH_JOB_ROLE": None}, "SNAKEMAKE_AWS_BATCH_JOB_ROLE"),
-        ({"SNAKEMAKE_AWS_BATCH_JOB_ROLE": "role"}, "no role: set SNAKEMAKE_AWS_BATCH_JOB_ROLE to its ARN"),
-        ({"KILN_IMAGE": None}, "no image: set KILN_IMAGE"),
+        ({"SNAKEMAKE_AWS_BATCH_JOB_ROLE": "role"}, "expected the ARN of the role, got 'role'"),
+        ({"KILN_IMAGE": None}, "KILN_IMAGE: expected an image of envs/Dockerfile"),
     ],
 )  # fmt: skip
 def test_an_account_that_is_not_set_up(driver: Driver, environment: dict[str, str | None], told: str):
@@ -75,7 +78,7 @@ def test_an_account_that_is_not_set_up(driver: Driver, environment: dict[str, st
 
 
 def test_credentials_as_variables_of_jobs(driver: Driver):
-    assert "jobs have their role's" in refused(
+    assert "--envvars AWS_SECRET_ACCESS_KEY: credentials would travel" in refused(
         driver, *NEAR, "--envvars", "AWS_DEFAULT_REGION", "AWS_SECRET_ACCESS_KEY"
     )
 
@@ -90,7 +93,7 @@ def test_credentials_as_variables_of_jobs(driver: Driver):
 )
 def test_files_of_this_machine(driver: Driver, config: str, told: str):
     text = refused(driver, "--config", config)
-    assert "jobs on other machines cannot see files of this one" in text
+    assert "jobs on other machines cannot read local files" in text
     assert told in text
 
 
@@ -103,8 +106,8 @@ def test_an_archive_of_another_region(driver: Driver, tmp_path: Path):
     assert "the archive is in eu-central-1 and the jobs run in us-east-1" in text
     assert "run `snakemake plan`" in text
     plan = sorted(re.findall(rf"s3://{BUCKET}/(\S+/plan-2021-\w+\.jsonl)", driver.run("-n", *NEAR)))[0]
-    line = '{"dataset": "worldcover", "shard": "s%d", "partition": "2021", "units": [1], "expected": 9, "bytes": %d}\n'
-    lines = "".join(line % (n, 250_000_000_000) for n in range(2))
+    shard = ShardPlan("worldcover", "2021", "s0", ("1",), 24, 9, 250_000_000_000, f"s3://{ARCHIVE}/rgbnir")
+    lines = "".join(json.dumps(asdict(replace(shard, name=f"s{n}"))) + "\n" for n in range(2))
     made = [plan]
     driver.lab.client("s3").put_object(Bucket=BUCKET, Key=plan, Body=lines.encode())
     try:

@@ -6,7 +6,7 @@ The straightforward one is float32, batches of 8, all tokens, attention spelled 
 for every batch, memory as malloc has it. The size is the published one; all blocks are timed, a quarter of an hour on
 two cores. With fewer (--blocks) the last one, which does less for class tokens, weighs more than it does in truth: such
 a run is for trying the bench out at all. Class tokens are checked against the straightforward ones first; how near int8
-comes with trained weights, random ones cannot show (python -m kiln.cli.compare does). What was tried and not kept is
+comes with trained weights, random ones cannot show (kiln compare does). What was tried and not kept is
 measured beside it: int8 in all matrices of a block.
 """
 
@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kiln.archives.sensors import NAIP
-from kiln.cli import tune
-from kiln.model import clay, int8, weights
+from kiln.model import clay, int8, tuning, weights
 from kiln.model.embedder import Embedder, Policy, keep_memory
 from tests.bench.harness import in_turn, publish
 from tests.bench.published import GIVEN_BACK
@@ -99,12 +98,12 @@ def measure(
         precision = name.partition(",")[0]
         with everywhere() if name == ALL else nullcontext():
             encoder = weights.in_precision(plain, precision, device)  # type: ignore[arg-type]
-            matrices = tune.matrix_rate(geometry, tokens, batch, precision, device)
+            matrices = tuning.matrix_rate(geometry, tokens, batch, precision, device)
         embed = Embedder(encoder, NAIP, Policy("zeros", NAIP.gsd), batch)
         near = cosine(embed(chips)["embeddings"][:BATCH], wanted[:batch])
         pair = in_turn(lambda embed=embed: embed(chips), given_back, rounds, warm=False)  # both have run
         rate = batch / pair.medians[0]
-        flops = rate * tune.block_flops(geometry, tokens) * geometry.depth / 1e9
+        flops = rate * tuning.block_flops(geometry, tokens) * geometry.depth / 1e9
         rows.append(
             {
                 "encoder": f"{device} {name}",

@@ -1,4 +1,4 @@
-"""The stack, made whole on a server that speaks CloudFormation, and the scripts that make, read and delete it."""
+"""The stack, created on a server that speaks CloudFormation, and the commands that create, read and delete it."""
 
 import io
 import json
@@ -14,9 +14,12 @@ import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
 from botocore.stub import Stubber
 
+from kiln.aws import image as images
 from kiln.aws import stack
-from kiln.cli import aws_down, aws_env, aws_image, aws_up
+from kiln.aws.client import aws_errors
+from kiln.cli.aws import down, env, image, up
 from kiln.errors import AccountError, ConfigError, TransientError
+from kiln.version import __version__
 
 REGIONS = ("us-west-2", "eu-central-1", "us-east-1")
 RETRY = [("Host EC2*", None, "retry"), (None, "*", "exit")]
@@ -29,14 +32,14 @@ def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.Monk
     import requests
 
     requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
-    monkeypatch.setattr(stack, "POLL", 0.05)
+    monkeypatch.setattr(stack, "POLL_S", 0.05)
     yield
     requests.post(f"{s3_endpoint}/moto-api/reset", timeout=10).raise_for_status()
 
 
 @pytest.fixture
 def network(cloud: None) -> list[str]:
-    """The account's own VPC, as arguments of aws_up. moto cannot delete one that the stack made."""
+    """The account's own VPC, as arguments of `kiln aws up`. moto cannot delete one that the stack made."""
     ec2 = boto3.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]][:2]
@@ -69,7 +72,7 @@ def test_the_template_is_clean_wherever_an_archive_lies() -> None:
 
 
 def test_the_stack_is_created_whole_and_tells_the_profile(cloud: None) -> None:
-    text = said(aws_up.main, "--yes")
+    text = said(up.main, "--yes")
     resources = boto3.client("cloudformation").describe_stack_resources(StackName="kiln")["StackResources"]
     made = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in resources}
     assert set(made) == set(stack.template()["Resources"]), "moto made every resource of the template"
@@ -85,12 +88,12 @@ def test_the_stack_is_created_whole_and_tells_the_profile(cloud: None) -> None:
     ):
         assert line in text.splitlines()
     assert told["JobRole"].endswith(f":role/{made['JobRole']}")
-    shell = subprocess.run(["bash", "-c", f"{said(aws_env.main)}\nenv"], text=True, capture_output=True, check=True)
+    shell = subprocess.run(["bash", "-c", f"{said(env.main)}\nenv"], text=True, capture_output=True, check=True)
     assert f"KILN_BUCKET={made['Data']}" in shell.stdout
 
 
 def test_queues_take_spot_first_and_keep_no_machine(cloud: None) -> None:
-    said(aws_up.main, "--yes", "--set", "CpuSpotMax=32")
+    said(up.main, "--yes", "--set", "CpuSpotMax=32")
     batch, told = boto3.client("batch"), stack.outputs("kiln")
     machines = {m["computeEnvironmentArn"]: m for m in batch.describe_compute_environments()["computeEnvironments"]}
     types = {"CpuQueue": {"c6i", "m6a"}, "GpuQueue": {"g5", "g6"}}
@@ -112,7 +115,7 @@ def test_queues_take_spot_first_and_keep_no_machine(cloud: None) -> None:
 
 
 def test_array_jobs_are_retried_only_when_a_machine_was_taken_away(cloud: None) -> None:
-    said(aws_up.main, "--yes")
+    said(up.main, "--yes")
     told = stack.outputs("kiln")
     for name in ("CpuJob", "GpuJob"):
         (job,) = boto3.client("batch").describe_job_definitions(jobDefinitions=[told[name]])["jobDefinitions"]
@@ -137,7 +140,7 @@ def listed(value: str | list[str]) -> list[str]:
 
 
 def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None) -> None:
-    said(aws_up.main, "--yes")
+    said(up.main, "--yes")
     told = stack.outputs("kiln")
     role = stack.template()["Resources"]["JobRole"]["Properties"]
     assert role["ManagedPolicyArns"] == [{"Ref": "DataPolicy"}], "which moto does not attach"
@@ -157,7 +160,7 @@ def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None
 
 
 def test_a_driver_may_pass_the_jobs_role_and_no_other(cloud: None) -> None:
-    said(aws_up.main, "--yes")
+    said(up.main, "--yes")
     told = stack.outputs("kiln")
     by_name = {s["Sid"]: s for s in statements(told["DriverPolicy"])}
     assert not any("*" in a for s in by_name.values() for a in listed(s["Action"]))
@@ -187,75 +190,75 @@ def test_nothing_that_costs_while_it_idles() -> None:
 
 
 def test_the_same_command_again_changes_what_differs(cloud: None) -> None:
-    said(aws_up.main, "--yes", "--set", "CpuSpotMax=32", "DiskGiB=300")
+    said(up.main, "--yes", "--set", "CpuSpotMax=32", "DiskGiB=300")
     bucket = stack.outputs("kiln")["Bucket"]
     stack.deploy("kiln", {"CpuImageTag": "1.0-abc"})
-    plan = said(aws_up.main, "--yes", "--set", "GpuSpotMax=16")
+    plan = said(up.main, "--yes", "--set", "GpuSpotMax=16")
     assert "at most 32 vCPUs" in plan
     assert "at most 16 vCPUs" in plan
     assert "300 GiB" in plan
     assert stack.outputs("kiln")["Bucket"] == bucket
     assert plan.rstrip().endswith(f"export KILN_IMAGE={stack.outputs('kiln')['Registry']}:1.0-abc")
-    assert "KILN_IMAGE" not in said(aws_env.main, "--gpu").replace("# no image yet: make aws-image DEVICE=cuda", "")
+    assert "KILN_IMAGE" not in said(env.main, "--gpu").replace("# no image yet: make aws-image DEVICE=cuda", "")
 
 
 def test_it_says_what_it_would_make_and_asks(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = said(aws_up.main, "--dry-run")
-    assert "Idle it costs nothing but what is stored" in plan
+    plan = said(up.main, "--dry-run")
+    assert "Idle it costs only what is stored" in plan
     assert stack.find("kiln") is None
-    assert "--yes" in refused(capsys, aws_up.main)
+    assert "--yes" in refused(capsys, up.main)
     assert stack.find("kiln") is None
 
 
 def test_a_bucket_of_ones_own(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="mine")
-    said(aws_up.main, "--yes", "--bucket", "mine", *network)
+    said(up.main, "--yes", "--bucket", "mine", *network)
     told = stack.outputs("kiln")
     assert told["Bucket"] == "mine"
     assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"]
     assert "arn:aws:s3:::mine/*" in json.dumps(statements(told["DataPolicy"]))
-    assert "was yours before" in refused(capsys, aws_down.main, "--yes", "--delete-data", "mine")
-    said(aws_down.main, "--yes")
+    assert "was yours before" in refused(capsys, down.main, "--yes", "--delete-data", "mine")
+    said(down.main, "--yes")
     assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"], "not ours to delete, though it is empty"
 
 
 def test_a_bucket_elsewhere_or_nowhere_is_refused(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
     place = {"LocationConstraint": "eu-central-1"}
     boto3.client("s3").create_bucket(Bucket="far", CreateBucketConfiguration=place)
-    assert "lies in eu-central-1" in refused(capsys, aws_up.main, "--yes", "--bucket", "far")
-    assert "not a bucket" in refused(capsys, aws_up.main, "--yes", "--bucket", "nowhere")
+    assert "got one in eu-central-1" in refused(capsys, up.main, "--yes", "--bucket", "far")
+    assert "Expected a bucket that these" in refused(capsys, up.main, "--yes", "--bucket", "nowhere")
     assert stack.find("kiln") is None
 
 
 def test_down_keeps_a_bucket_with_data(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    said(aws_up.main, "--yes", *network)
+    said(up.main, "--yes", *network)
     bucket, s3 = stack.outputs("kiln")["Bucket"], boto3.client("s3")
     s3.put_object(Bucket=bucket, Key="results/conus/x.parquet", Body=b"1" * 1000)
-    assert "--yes" in refused(capsys, aws_down.main)
-    assert "the stack's bucket is" in refused(capsys, aws_down.main, "--yes", "--delete-data", "another")
-    text = said(aws_down.main, "--yes")
+    assert "--yes" in refused(capsys, down.main)
+    assert "the stack's bucket, got another" in refused(capsys, down.main, "--yes", "--delete-data", "another")
+    text = said(down.main, "--yes")
     assert "1 files and old versions" in text
     assert f"make aws-up BUCKET={bucket}" in text
     assert stack.find("kiln") is None
     assert boto3.client("ecr").describe_repositories()["repositories"] == []
     assert s3.get_object(Bucket=bucket, Key="results/conus/x.parquet")["Body"].read() == b"1" * 1000
-    said(aws_up.main, "--yes", "--bucket", bucket, *network)
+    said(up.main, "--yes", "--bucket", bucket, *network)
     assert stack.outputs("kiln")["Bucket"] == bucket, "taken again"
 
 
 def test_down_deletes_a_bucket_that_is_empty_or_named(cloud: None, network: list[str]) -> None:
     s3 = boto3.client("s3")
-    said(aws_up.main, "--yes", *network)
-    assert "GOES TOO" in said(aws_down.main, "--yes")
+    said(up.main, "--yes", *network)
+    assert "IS DELETED TOO" in said(down.main, "--yes")
     assert s3.list_buckets()["Buckets"] == []
-    said(aws_up.main, "--yes", *network)
+    said(up.main, "--yes", *network)
     bucket = stack.outputs("kiln")["Bucket"]
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     for body in (b"1", b"2"):
         s3.put_object(Bucket=bucket, Key="a", Body=body)
     s3.delete_object(Bucket=bucket, Key="a")
-    assert "3 files and old versions" in said(aws_down.main, "--yes", "--delete-data", bucket)
+    assert "3 files and old versions" in said(down.main, "--yes", "--delete-data", bucket)
     assert s3.list_buckets()["Buckets"] == []
 
 
@@ -274,36 +277,36 @@ def slow_jobs(cloud: None, s3_endpoint: str) -> Iterator[None]:
 def test_down_leaves_a_stack_alone_whose_queue_holds_jobs(
     slow_jobs: None, network: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said(aws_up.main, "--yes", *network)
+    said(up.main, "--yes", *network)
     told = stack.outputs("kiln")
     boto3.client("batch").submit_job(jobName="first", jobQueue=told["CpuQueue"], jobDefinition=told["CpuJob"])
-    assert "have not ended" in refused(capsys, aws_down.main, "--yes")
+    assert "have not ended" in refused(capsys, down.main, "--yes")
     assert stack.find("kiln")
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "Vcpus: not among" in refused(capsys, aws_up.main, "--yes", "--set", "Vcpus=3")
-    assert "want KEY=VALUE" in refused(capsys, aws_up.main, "--yes", "--set", "CpuSpotMax")
-    assert "want lower-case" in refused(capsys, aws_up.main, "--yes", "--stack", "My_Stack")
-    assert "`make aws-up` creates it" in refused(capsys, aws_env.main)
-    assert "there is none" in refused(capsys, aws_down.main, "--yes")
+    assert "got Vcpus." in refused(capsys, up.main, "--yes", "--set", "Vcpus=3")
+    assert "expected KEY=VALUE" in refused(capsys, up.main, "--yes", "--set", "CpuSpotMax")
+    assert "expected lower-case" in refused(capsys, up.main, "--yes", "--stack", "My_Stack")
+    assert "Run `make aws-up`" in refused(capsys, env.main)
+    assert "got none" in refused(capsys, down.main, "--yes")
 
 
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        (NoRegionError(), ConfigError, "set AWS_DEFAULT_REGION"),
-        (NoCredentialsError(), ConfigError, "set AWS_PROFILE"),
+        (NoRegionError(), ConfigError, "Set AWS_DEFAULT_REGION to the archive's region"),
+        (NoCredentialsError(), ConfigError, "Set AWS_PROFILE"),
         (("ExpiredToken", "gone"), ConfigError, "does not accept these credentials"),
         (("AccessDenied", "not you"), AccountError, "access denied. not you"),
-        (("Throttling", "slow"), TransientError, "try again later"),
+        (("Throttling", "slow"), TransientError, "Try again later"),
         (("LimitExceededException", "too many roles"), AccountError, "too many roles"),
     ],
 )
 def test_what_aws_answers_in_words(answer: Any, error: type[Exception], words: str) -> None:
     if isinstance(answer, tuple):
         answer = ClientError({"Error": {"Code": answer[0], "Message": answer[1]}}, "CreateStack")
-    with pytest.raises(error, match="stack kiln: ") as e, stack.asking("stack kiln"):
+    with pytest.raises(error, match="stack kiln: ") as e, aws_errors("stack kiln"):
         raise answer
     assert words in str(e.value)
 
@@ -325,9 +328,9 @@ def test_a_stack_that_was_rolled_back_says_why(monkeypatch: pytest.MonkeyPatch) 
         "describe_stack_events", {"StackEvents": [whole | {"EventId": str(n)} | e for n, e in enumerate(events)]}
     )
     monkeypatch.setattr(stack, "client", lambda name: service)
-    monkeypatch.setattr(stack, "POLL", 0.0)
+    monkeypatch.setattr(stack, "POLL_S", 0.0)
     with stubbed, pytest.raises(AccountError) as e:
-        stack.settled("kiln", 10)
+        stack.wait_until_settled("kiln", 10)
     assert str(e.value).splitlines() == [
         "stack kiln: ROLLBACK_COMPLETE", "  GpuSpot: no such type", "  CpuSpot: cancelled"
     ]  # fmt: skip
@@ -354,39 +357,39 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr(aws_image, "ROOT", root)
+    monkeypatch.setattr(images, "ROOT", root)
     return calls
 
 
 def test_an_image_is_built_pushed_and_told(cloud: None, docker: Path) -> None:
-    said(aws_up.main, "--yes")
+    said(up.main, "--yes")
     registry = stack.outputs("kiln")["Registry"]
-    commit = aws_image.revision()
-    text = said(aws_image.main, "--device", "cuda", "--build-arg", "BASE=debian:12")
-    image = f"{registry}:{aws_image.__version__}-{commit[:12]}-cuda"
+    commit = images.current_commit()
+    text = said(image.main, "--device", "cuda", "--build-arg", "BASE=debian:12")
+    name = f"{registry}:{__version__}-{commit[:12]}-cuda"
     login, password, build, push, logout = (docker.read_text().splitlines()[n] for n in (1, 2, 0, 3, 4))
     assert build == (
-        f"build --file {aws_image.ROOT}/envs/Dockerfile --tag {image} --build-arg DEVICE=cuda"
-        f" --build-arg VERSION={aws_image.__version__} --build-arg REVISION={commit} --build-arg BASE=debian:12"
-        f" {aws_image.ROOT}"
+        f"build --file {images.ROOT}/envs/Dockerfile --tag {name} --build-arg DEVICE=cuda"
+        f" --build-arg VERSION={__version__} --build-arg REVISION={commit} --build-arg BASE=debian:12"
+        f" {images.ROOT}"
     )
     host = registry.partition("/")[0]
     assert login == f"login --username AWS --password-stdin {host}"
     assert password
     assert password not in build + push + login + text
-    assert (push, logout) == (f"push {image}", f"logout {host}")
-    assert f"export KILN_IMAGE={image}" in text
-    assert stack.parameters(stack.find("kiln"))["GpuImageTag"] == image.rpartition(":")[2]
+    assert (push, logout) == (f"push {name}", f"logout {host}")
+    assert f"export KILN_IMAGE={name}" in text
+    assert stack.parameters(stack.find("kiln"))["GpuImageTag"] == name.rpartition(":")[2]
     assert stack.parameters(stack.find("kiln")).get("CpuImageTag", "none") == "none"
 
 
 def test_an_image_that_is_there_is_not_built_again(cloud: None, docker: Path) -> None:
-    said(aws_up.main, "--yes")
+    said(up.main, "--yes")
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}
     manifest |= {"config": {"mediaType": "m", "size": 1, "digest": "sha256:1"}, "layers": []}
-    tag = f"{aws_image.__version__}-{aws_image.revision()[:12]}-cpu"
+    tag = f"{__version__}-{images.current_commit()[:12]}-cpu"
     boto3.client("ecr").put_image(repositoryName="kiln", imageManifest=json.dumps(manifest), imageTag=tag)
-    assert "is in the registry already" in said(aws_image.main)
+    assert "is in the registry already" in said(image.main)
     assert not docker.exists()
     assert stack.outputs("kiln")["CpuImage"].endswith(tag)
 
@@ -394,12 +397,12 @@ def test_an_image_that_is_there_is_not_built_again(cloud: None, docker: Path) ->
 def test_an_image_says_whose_it_is(
     cloud: None, docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "`make aws-up` creates it" in refused(capsys, aws_image.main)
-    said(aws_up.main, "--yes")
+    assert "Run `make aws-up`" in refused(capsys, image.main)
+    said(up.main, "--yes")
     monkeypatch.setenv("PUSH_FAILS", "3")
-    assert "docker push ended with 3" in refused(capsys, aws_image.main)
+    assert "docker push ended with 3" in refused(capsys, image.main)
     assert stack.outputs("kiln")["CpuImage"].endswith(":none"), "the stack names no image that was not pushed"
-    with pytest.raises(ConfigError, match="builder: not on this machine"):
-        aws_image.engine("builder")
-    (aws_image.ROOT / "changed.py").write_text("1\n")
-    assert "commit them first" in refused(capsys, aws_image.main)
+    with pytest.raises(ConfigError, match="expected builder on this machine"):
+        images.find_engine("builder")
+    (images.ROOT / "changed.py").write_text("1\n")
+    assert "Commit them." in refused(capsys, image.main)

@@ -40,7 +40,7 @@ def test_a_bug_is_not_hidden():
 
 
 WAIT = (
-    "import time; from kiln.io import command_line as cli; cli.run(lambda: (print('up', flush=True), time.sleep(30)))"
+    "import time; from kiln.cli import command_line as cli; cli.run(lambda: (print('up', flush=True), time.sleep(30)))"
 )
 
 
@@ -80,7 +80,7 @@ def test_without_a_driver_a_script_goes_on_until_sigterm(pid):
 
 
 def test_a_place_west_of_greenwich_is_no_option():
-    p = command_line.parser("A script.", "scripts.any")
+    p = command_line.parser("A script.", "kiln any")
     p.add_argument("--at")
     p.add_argument("--bbox")
     args = p.parse_args(["--at", "-98,47", "--bbox", "-.5,40,9,50"])

@@ -6,10 +6,11 @@ from contextlib import suppress
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from kiln.archives.registry import archives
 from kiln.errors import ConfigError
-from kiln.workflow.config import check_config, load_schema
+from kiln.workflow.config import check_config, load_config, load_schema
 from tests import ROOT
 
 
@@ -114,3 +115,23 @@ def test_random_types_are_told_apart_from_a_bug(config):
             section = section[path[-1]]
         with suppress(ConfigError):
             check_config(change(config, ".".join(path), rng.choice(values)))
+
+
+def test_config_files_are_merged_as_snakemake_does(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(
+        "run: x\nmodel: {checkpoint: untrained, untrained: {seed: 1, dim: 32}}\nlist: [1, 2]\nnone: {a: 1}\n"
+    )
+    second.write_text("model: {untrained: {seed: 2}}\nlist: [3]\nnone: null\nnew: {b: 2}\n")
+    expected = yaml.safe_load(first.read_text())
+    update_config(expected, yaml.safe_load(second.read_text()))
+    assert load_config([first, second]) == expected
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", None])
+def test_a_file_that_is_no_config_is_an_error(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml: expected"):
+        load_config([path])

@@ -1,39 +1,42 @@
-"""Array jobs: what Batch is asked for, what a job runs, and that Snakemake goes on from there. No container here."""
+"""Array jobs and Snakemake: jobs run the rules' commands, and Snakemake continues after them. No containers here."""
 
 import io
 import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import boto3
 import pytest
 
-from kiln.aws import array_job, array_jobs, code_bundle, embed_rule, stack
-from kiln.aws import submit as submit_array
-from kiln.cli import aws_env
+from kiln.archives.registry import archives
+from kiln.aws import array_jobs, code_bundle, stack
+from kiln.aws.batch import JobResources
+from kiln.aws.environment import driver_environment
+from kiln.cli.aws import submit
 from kiln.formats import plan_file
 from kiln.io import storage
+from kiln.workflow.config import load_config
+from kiln.workflow.run import Run as ConfiguredRun
 from tests.support.items import write_item
 from tests.workflow.workflow import WITH_NAIP, Run, fresh_naip, job_counts, merged
 
-DATASETS = submit_array.DATASETS
+DATASETS = tuple(archives())
 KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "kiln-arrays"
 ROOT = f"s3://{BUCKET}/deep"
 ITEMS = ("S2A_29RKH_20200219_0_L2A", "S2B_29RKH_20200315_0_L2A")
 
 
-def rule_of(run: Run, dataset: str) -> embed_rule.EmbedRule:
-    return embed_rule.read(dataset, [run.folder / "config.yaml"], ROOT)
+def rule_of(run: Run, dataset: str) -> array_jobs.EmbedRule:
+    config = load_config([code_bundle.ROOT / "config/config.yaml", run.folder / "config.yaml"])
+    return array_jobs.embed_rule(ConfiguredRun(config, ROOT), dataset)
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ class Cloud:
         return self.run.snakemake(*self.store, *arguments, **self.environment)
 
     def submit(self, dataset: str, *more: str) -> str:
-        """What submit_array says."""
+        """Return what the command prints."""
         return self.ended(0, dataset, *more)[0]
 
     def refused(self, dataset: str, *more: str, **environment: str) -> str:
-        """What it says when it refuses."""
+        """Return its error."""
         return self.ended(2, dataset, *more, **environment)[1]
 
     def ended(self, rc: int, dataset: str, *more: str, **environment: str) -> tuple[str, str]:
@@ -60,7 +63,7 @@ class Cloud:
         out, err, code = io.StringIO(), io.StringIO(), 0
         with patch.dict(os.environ, environment), redirect_stdout(out), redirect_stderr(err):
             try:
-                submit_array.main([dataset, *config, *more])
+                submit.main([dataset, *config, *more])
             except SystemExit as e:
                 code = e.code
         assert code == rc, out.getvalue() + err.getvalue()
@@ -74,7 +77,7 @@ def cloud(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patched:
         for name, value in environment.items():
             patched.setenv(name, value)
-        patched.setattr(stack, "POLL", 0.05)
+        patched.setattr(stack, "POLL_S", 0.05)
         storage.s3_client.cache_clear()
         run = fresh_naip(tmp_path_factory.mktemp("arrays") / "run")
         keys = [write_item(run.folder / "s2", name).key for name in ITEMS]
@@ -92,7 +95,7 @@ def cloud(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "resources": {"embed_threads": 2, "embed_mem_mb": 7500},
         }))  # fmt: skip
         stack.deploy("arrays", {"CpuImageTag": "1.0-test"})
-        told = aws_env.environment(stack.outputs("arrays"))
+        told = driver_environment(stack.outputs("arrays"))
         told.pop("KILN_BUCKET")
         store = ["--default-storage-provider", "s3", "--default-storage-prefix", ROOT]
         store += ["--storage-s3-endpoint-url", s3_endpoint]
@@ -138,87 +141,11 @@ def request_of(said: str) -> list[dict]:
 def child(request: dict, number: int | None) -> None:
     """Do what the job's container would: run the code that was fetched, in an environment of its own."""
     command = request["containerOverrides"]["command"]
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", plan_file.INDEX)}
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", plan_file.ARRAY_INDEX)}
     if number is not None:
-        env[plan_file.INDEX] = str(number)
+        env[plan_file.ARRAY_INDEX] = str(number)
     done = subprocess.run([sys.executable, *command[1:]], env=env, cwd="/", text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_an_array_holds_two_to_ten_thousand_jobs() -> None:
-    assert array_jobs.pieces(1) == [(0, 1)]
-    assert array_jobs.pieces(2) == [(0, 2)]
-    assert array_jobs.pieces(10_000) == [(0, 10_000)]
-    assert array_jobs.pieces(10_001) == [(0, 5_000), (5_000, 5_001)]
-    assert [first for first, _ in array_jobs.pieces(123_456)] == [
-        sum(n for _, n in array_jobs.pieces(123_456)[:k]) for k in range(13)
-    ]
-    assert all(2 <= n <= 10_000 for jobs in range(2, 40_000, 7) for _, n in array_jobs.pieces(jobs))
-
-
-def submission(**changes: object) -> array_jobs.Submission:
-    told = {
-        "name": "kiln-tiny",
-        "queue": "q",
-        "definition": "d:1",
-        "code": "s3://b/arrays/code/1.zip",
-        "sha256": "f" * 64,
-    }
-    size = {"array": "s3://b/a.json", "threads": 4, "mem_mb": 7500, "gpus": 0, "tags": {"kiln-run": "tiny"}}
-    return array_jobs.Submission(**{**told, **size, **changes})
-
-
-def test_what_batch_is_asked_for() -> None:
-    asked = submission().request(0, 1359)
-    assert asked["arrayProperties"] == {"size": 1359}
-    assert asked["retryStrategy"] == {
-        "attempts": 5,
-        "evaluateOnExit": [
-            {"onStatusReason": "Host EC2*", "action": "RETRY"},
-            {"onReason": "*", "action": "EXIT"},
-        ],
-    }, "as the published run; moto does not look at it"
-    assert asked["containerOverrides"]["resourceRequirements"] == [
-        {"type": "VCPU", "value": "4"}, {"type": "MEMORY", "value": "7500"}
-    ]  # fmt: skip
-    assert len(json.dumps(asked["containerOverrides"])) < 8192, "AWS takes no more"
-    gpu = submission(gpus=1).request(5_000, 5_001)
-    assert gpu["containerOverrides"]["resourceRequirements"][-1] == {"type": "GPU", "value": "1"}
-    assert gpu["containerOverrides"]["command"][-2:] == ["--first", "5000"]
-
-
-def test_one_shard_is_a_plain_job() -> None:
-    asked = submission().request(0, 1)
-    assert "arrayProperties" not in asked
-    assert asked["containerOverrides"]["command"][-2:] == ["--index", "0"]
-
-
-def test_equal_code_is_an_equal_package(tmp_path: Path) -> None:
-    first, digest = code_bundle.build()
-    for n in range(2):
-        copy = tmp_path / str(n) / "scripts"
-        shutil.copytree(code_bundle.CODE, copy)
-        for path in copy.rglob("*"):
-            os.utime(path, (n, n))
-        (copy / "__pycache__").mkdir(exist_ok=True)
-        (copy / "__pycache__/x.pyc").write_bytes(b"1")
-        assert code_bundle.build(copy) == (first, digest)
-    (copy / "kiln/text.py").write_text("# changed\n")
-    assert code_bundle.build(copy)[1] != digest
-    assert len(first) < 2_000_000, "fetched by every job"
-
-
-def test_other_code_than_was_submitted_is_not_run(bucket: str) -> None:
-    code, sha256 = code_bundle.build()
-    storage.write_bytes(f"{bucket}/code.zip", code)
-    told = [sys.executable, *code_bundle.command(f"{bucket}/code.zip", sha256, "kiln.aws.array_job", "--help")[1:]]
-    done = subprocess.run(told, text=True, capture_output=True, cwd="/", check=True)
-    assert "One job of an array" in done.stdout
-    assert f"code {sha256}" in done.stderr
-    storage.write_bytes(f"{bucket}/code.zip", code + b"\n")
-    done = subprocess.run(told, text=True, capture_output=True, cwd="/", check=False)
-    assert done.returncode == 1
-    assert "not the code that was submitted" in done.stderr
 
 
 def test_nothing_is_submitted_before_there_is_a_plan(cloud: Cloud) -> None:
@@ -231,19 +158,18 @@ def test_nothing_is_submitted_before_there_is_a_plan(cloud: Cloud) -> None:
 def test_a_job_runs_what_the_rule_runs(planned: Cloud, dataset: str) -> None:
     """The command of a job against the one that Snakemake prints for that shard, where its files are local copies."""
     rule = rule_of(planned.run, dataset)
-    line = next(line for plan in rule.plans.values() for line in plan_file.read_plan(plan))
-    array, of = array_jobs.Array.of(rule), (line["partition"], line["shard"])
+    line = next(plan_file.read_plan(rule.plan))
+    array, of = array_jobs.Array.of(rule), (line.partition, line.name)
     target = array.output_of(*of).removeprefix(f"{ROOT}/")
     said = planned.snakemake("-n", "-p", "--", target)
-    printed = re.search(rf"python -m scripts\.embed_{dataset} .*", said)[0]
+    printed = re.search(rf"python -m scripts\.embed {dataset} .*", said)[0]
     words, end = shlex.split(printed), "2>"
     ours = [w.removeprefix("s3://") for w in array.command_of(*of, rule.weights)]
     theirs = [w.removeprefix("s3://").removeprefix(".snakemake/storage/s3/") for w in words[: words.index(end)]]
     at = theirs.index("--threads") + 1
     theirs[at] = "2"  # a dry run prints 1 whatever the rule says
     assert ours == theirs
-    assert rule.threads == 2
-    assert rule.mem_mb == 8192, "7500, as the executor's table has it"
+    assert rule.resources == JobResources(2, 8192), "7500 MB, as the executor's table has it"
 
 
 def test_a_dry_run_tells_what_it_would_cost_and_submits_nothing(planned: Cloud) -> None:
@@ -255,7 +181,7 @@ def test_a_dry_run_tells_what_it_would_cost_and_submits_nothing(planned: Cloud) 
     assert told[2] == f"{chips / 25 / 3600:.2f}"
     assert told[3] == f"{chips / 25 / 3600 * 0.10:.2f}", "at the price of the config"
     assert "dkr.ecr.us-east-1.amazonaws.com/arrays:1.0-test" in said
-    assert "the first: python -m scripts.embed_naip" in said
+    assert "the first: python -m scripts.embed naip" in said
     assert not listed("arrays/")
 
 
@@ -278,7 +204,7 @@ def all_but_the_last(cloud: Cloud, dataset: str) -> int:
 def the_missing_one(cloud: Cloud, dataset: str, size: int) -> None:
     """Submit what is missing of a dataset, one shard, and do it."""
     said = cloud.submit(dataset, "--missing")
-    assert f"{size - 1} are done and left out" in said
+    assert f"{size - 1} are finished and left out" in said
     (asked,) = request_of(said)
     assert "arrayProperties" not in asked, "one shard is no array"
     child(asked, None)
@@ -305,51 +231,19 @@ def test_snakemake_goes_on_where_arrays_ended(planned: Cloud) -> None:
     assert len(records) == sum(jobs[f"merge_{dataset}"] for dataset in DATASETS)
 
 
-def test_years_are_one_array(planned: Cloud) -> None:
-    """WorldCover has a plan a year; an array holds all its shards, and each job names its own year's plan."""
-    rule = rule_of(planned.run, "worldcover")
-    (plan,) = rule.plans.values()
-    rule = replace(rule, plans={"2020": "s3://old", **rule.plans})
-    read = array_jobs.Array.read(array_jobs.Array.of(rule, [("2020", "a"), ("2021", "b")]).write(f"{ROOT}/arrays/test"))
-    commands = [read.command_of(*shard, "w") for shard in read.shards]
-    assert [c[c.index("--units") + 1] for c in commands] == ["s3://old", plan]
-    assert read.output_of(*read.shards[0]).endswith("/shards/2020/a.parquet")
-
-
-def test_a_number_past_the_list_and_a_finished_shard_are_no_work(planned: Cloud, tmp_path: Path) -> None:
-    rule = rule_of(planned.run, "worldcover")
-    array = array_jobs.Array.of(rule, [("2021", "done"), ("2021", "missing")])
-    weights = tmp_path / "weights"
-    storage.write_bytes(array.output_of("2021", "done"), b"1")
-    assert array_job.prepare(array, 0, weights) is None
-    assert array_job.prepare(array, 2, weights) is None
-    assert not weights.exists(), "no weights are fetched for nothing"
-    command = array_job.prepare(array, 1, weights)
-    assert command[command.index("--weights") + 1] == str(weights)
-    assert weights.read_bytes() == storage.read_bytes(rule.weights)
-    storage.delete(array.output_of("2021", "done"))
-
-
-def test_a_large_plan_is_a_small_description() -> None:
-    """NAIP's, as large as it gets; every job reads it."""
-    shards = [(f"nd-{n % 2000}", f"0123-100-{n:08x}") for n in range(12_315)]
-    array = array_jobs.Array(("python",), "s3://b/x", {"": "s3://b/plan"}, "s3://b/w", shards)
-    assert len(json.dumps(asdict(array))) < 600_000
-
-
 def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, request: pytest.FixtureRequest) -> None:
     request.addfinalizer(lambda: planned.run.configure({}))
     before = listed("arrays/")
-    assert "one of worldcover, naip, sentinel2" in planned.refused("landsat")
-    assert "aws_env" in planned.refused("naip", SNAKEMAKE_AWS_BATCH_JOB_QUEUE="")
+    assert "expected one of worldcover, naip, sentinel2" in planned.refused("landsat")
+    assert "kiln aws env" in planned.refused("naip", SNAKEMAKE_AWS_BATCH_JOB_QUEUE="")
     queue = planned.environment["SNAKEMAKE_AWS_BATCH_JOB_QUEUE"]
     assert "does not exist" in planned.refused("naip", "--queue", f"{queue}-2")
     assert "to its ARN" in planned.refused("naip", "--queue", "nowhere")
     assert "no such job definition" in planned.refused("naip", "--job-definition", "nowhere:1")
-    assert "jobs elsewhere cannot write there" in planned.refused("naip", "--storage", "results")
+    assert "which jobs can write, got results" in planned.refused("naip", "--storage", "results")
     assert "bucket nobody-has-this does not exist" in planned.refused("naip", "--storage", "s3://nobody-has-this")
     assert "no AWS region" in planned.refused("naip", AWS_DEFAULT_REGION="")
-    assert "no such config" in planned.refused("naip", "--configfile", "nowhere.yaml")
+    assert "expected a config file" in planned.refused("naip", "--configfile", "nowhere.yaml")
     gpu = stack.outputs("arrays")["GpuJob"]
     assert "has no image yet" in planned.refused("naip", "--job-definition", gpu)
     batch = boto3.client("batch")  # moto changes no definition of a stack
@@ -364,7 +258,7 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     planned.run.configure({"resources": {"device": "cuda"}})
     assert "has no GPU and resources.device is cuda" in planned.refused("naip")
     planned.run.configure({"naip": {"archive": "scenes"}})
-    assert "cannot see files of this one: naip.archive: scenes" in planned.refused("naip")
+    assert "cannot read local files, got naip.archive: scenes" in planned.refused("naip")
     far = {"naip": {"archive_region": "us-west-2"}}
     done = [u for u in storage.listing(f"{ROOT}/results/tiny") if re.search(r"/naip-\w+/shards/.*-\w+\.parquet$", u)]
     for shard in done[:1]:  # another test's: something is left to submit
@@ -378,9 +272,9 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     planned.run.configure({**far, "allow_cross_region": True})
     assert "the archive is in us-west-2" in planned.ended(0, "naip", "--dry-run")[1], "told, and done"
     planned.run.configure({"datasets": ["worldcover"]})
-    assert "the config does not do it, but worldcover" in planned.refused("naip")
+    assert "expected naip among them, got worldcover" in planned.refused("naip")
     planned.run.configure({"model": {"checkpoint": "https://example.org/clay.ckpt"}})
-    assert "model.sha256 is missing" in planned.refused("naip")
+    assert "model.sha256: expected the checkpoint's digest" in planned.refused("naip")
     planned.run.configure({"model": {"untrained": {"seed": 99}}})
     assert "no plan yet" in planned.refused("naip"), "another fingerprint is another run"
     assert listed("arrays/") == before
@@ -395,8 +289,8 @@ def test_a_lost_weights_file_is_told(planned: Cloud) -> None:
 
 
 def test_a_plan_of_nothing_is_told(planned: Cloud) -> None:
-    (plan,) = rule_of(planned.run, "worldcover").plans.values()
+    plan = rule_of(planned.run, "worldcover").plan
     data = storage.read_bytes(plan)
     storage.write_bytes(plan, b"")
-    assert "no shard in it; look at what the config asks for" in planned.refused("worldcover")
+    assert "no shard of these partitions in it. Check the config's filters." in planned.refused("worldcover")
     storage.write_bytes(plan, data)
