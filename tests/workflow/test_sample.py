@@ -1,0 +1,57 @@
+"""The sample run of `make demo`: its content is pinned, and the documents' Python examples run in its folder."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.support.sample_run import PINS, content_digests
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the sample run has been done."""
+    folder = tmp_path_factory.mktemp("sample")
+    from tests.workflow.workflow import Run
+
+    environment = Run(folder).environment(PYTHONPATH=str(ROOT))
+    make = [sys.executable, "-m", "kiln.sample", "--out", "sample"]
+    subprocess.run(make, cwd=folder, env=environment, check=True, capture_output=True)
+    snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
+    done = subprocess.run(
+        [*snakemake, "--cores", "2"], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def test_the_content_of_the_sample_is_pinned(sample: Path) -> None:
+    """A change of a digest here changes what users get: CHANGELOG.md must say so.
+
+    `python -m tests.support.sample_run results/sample` writes the pins again.
+    """
+    assert content_digests(sample / "results/sample") == json.loads(PINS.read_text())
+
+
+def examples() -> list[tuple[str, str]]:
+    documents = [ROOT / "README.md", ROOT / "docs/api.md"]
+    return [
+        (f"{path.name}-{number}", code)
+        for path in documents
+        if path.exists()
+        for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.S))
+    ]
+
+
+@pytest.mark.parametrize("code", [code for _, code in examples()], ids=[name for name, _ in examples()])
+def test_the_documents_python_examples_run(sample: Path, code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=sample, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
