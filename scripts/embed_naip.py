@@ -12,12 +12,12 @@ left alone. Scenes that cannot be read are `failed` rows of the ledger, which is
 
 from kiln.archives.naip.source import NaipSource
 from kiln.cli import command_line
-from kiln.engine import job
+from scripts import embed_common
 
 
 def main(argv: list[str] | None = None) -> None:
     """Embed one shard."""
-    p = job.parser(__doc__, "scripts.embed_naip")
+    p = embed_common.parser(__doc__, "scripts.embed_naip")
     own = p.add_argument_group("NAIP")
     own.add_argument("--chip-size", type=int, default=256, help="pixels of a chip's side")
     own.add_argument("--edge", choices=("drop", "align"), default="drop", help="what is less than a chip at the edges")
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     def work() -> None:
-        line = job.choose(args, "naip")
+        line = embed_common.choose(args, "naip")
         if line is None:
             return
         source = NaipSource(
@@ -46,8 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             lattice=args.lattice,
             lattice_gsd=args.lattice_gsd,
         )
-        gsd = source.sensor.gsd if args.gsd == "as_trained" else source.lattice_gsd  # None: each chip's own pixel size
-        job.run(args, line, source, dataset="naip", lattice=source.layout, metadata=args.metadata, gsd=gsd)
+        embed_common.run(args, line, source, lattice=source.layout, native_gsd=source.lattice_gsd)
 
     command_line.run(work)
 

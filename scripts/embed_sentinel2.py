@@ -15,8 +15,8 @@ import argparse
 from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION
 from kiln.archives.sentinel2.source import Sentinel2Source
 from kiln.cli import command_line
-from kiln.engine import job
 from kiln.errors import ConfigError
+from scripts import embed_common
 
 
 def prefixes(text: str) -> tuple[str, str]:
@@ -29,7 +29,7 @@ def prefixes(text: str) -> tuple[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Embed one shard."""
-    p = job.parser(__doc__, "scripts.embed_sentinel2")
+    p = embed_common.parser(__doc__, "scripts.embed_sentinel2")
     own = p.add_argument_group("Sentinel-2")
     own.add_argument("--chip-size", type=int, default=256, help="pixels of a chip's side, 10 m each")
     own.add_argument("--max-cloud", type=float, default=0.5, help="share of a chip's valid pixels; more is skipped")
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     def work() -> None:
         if not 0 <= args.max_cloud <= 1:
             raise ConfigError(f"--max-cloud {args.max_cloud}: want a share, 0 to 1")
-        line = job.choose(args, "sentinel2")
+        line = embed_common.choose(args, "sentinel2")
         if line is None:
             return
         if not isinstance(line.get("items"), dict) or set(line["items"]) != set(line["units"]):
@@ -68,17 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             rewrite=args.rewrite,
             contradicted=args.contradicted,
         )
-        gsd = source.sensor.gsd if args.gsd == "as_trained" else None  # None: each chip's own pixel size
-        job.run(
-            args,
-            line,
-            source,
-            dataset="sentinel2",
-            lattice=source.layout,
-            metadata=args.metadata,
-            gsd=gsd,
-            max_cloud=args.max_cloud,
-        )
+        embed_common.run(args, line, source, lattice=source.layout, native_gsd=None, max_cloud=args.max_cloud)
 
     command_line.run(work)
 

@@ -17,7 +17,7 @@ import logging
 from kiln.archives.worldcover.lattice import Column, Lattice
 from kiln.archives.worldcover.source import Tile, WorldCoverSource
 from kiln.cli import command_line
-from kiln.engine import job
+from scripts import embed_common
 
 log = logging.getLogger(__name__)
 METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
@@ -25,7 +25,7 @@ METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
 
 def main(argv: list[str] | None = None) -> None:
     """Embed one shard."""
-    p = job.parser(__doc__, "scripts.embed_worldcover")
+    p = embed_common.parser(__doc__, "scripts.embed_worldcover")
     own = p.add_argument_group("WorldCover")
     own.add_argument(
         "--metadata",
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     def work() -> None:
-        line = job.choose(args, "worldcover")
+        line = embed_common.choose(args, "worldcover")
         if line is None:
             return
         lattice = Lattice(line["chip"], line["ppd"])
@@ -49,9 +49,8 @@ def main(argv: list[str] | None = None) -> None:
             max_nodata=args.max_nodata,
             encode=line["encode"],
         )
-        gsd = source.sensor.gsd if args.gsd == "as_trained" else METRES_PER_DEGREE / lattice.ppd
         layout = {"chip_size": lattice.chip, "pixels_per_degree": lattice.ppd, "encode": line["encode"]}
-        job.run(args, line, source, dataset="worldcover", lattice=layout, metadata=args.metadata, gsd=gsd)
+        embed_common.run(args, line, source, lattice=layout, native_gsd=METRES_PER_DEGREE / lattice.ppd)
 
     command_line.run(work)
 

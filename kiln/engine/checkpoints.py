@@ -1,14 +1,14 @@
-"""Finished units of an unfinished shard: a file each, so that a job that died goes on where it was.
+"""Checkpoints: a file for each finished unit of an unfinished shard, so that a job that is retried resumes there.
 
-A part is named by its unit and by everything that its rows depend on: settings, weights and software (`identity`), and
-the state of the unit's files (`Unit.version`). It holds the unit's rows and its entry of the ledger, and is deleted
-once the shard is whole.
+The name of a checkpoint holds its unit and a digest of everything that its rows depend on: settings, weights and
+software (`identity`), and the state of the unit's files (`Unit.version`). The file holds the unit's rows and its entry
+of the ledger. The checkpoints of a shard are deleted when the shard is complete.
 """
 
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from kiln.errors import SourceError
 from kiln.formats import embeddings_file, patch_file
@@ -24,125 +25,148 @@ from kiln.formats.fingerprint import digest
 from kiln.formats.records import Unit
 from kiln.io import storage
 
-ENTRY = b"kiln-entry"  # key of the file's metadata
-DELETED_TOGETHER = 8
+ENTRY_KEY = b"kiln-entry"  # of the Parquet metadata
+DELETE_THREADS = 8
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Parts:
-    """The parts below `folder` (path or s3://). Files are written by a thread, one behind the encoder at most."""
+class Checkpoints:
+    """The checkpoints of a job. A thread writes them, one at a time, while the encoder goes on.
+
+    Attributes:
+        folder: Path or s3:// of their folder.
+        identity: Digest of the settings, weights and software that made the rows.
+        with_patches: Whether each checkpoint with rows has a file of patch vectors.
+    """
 
     folder: str
     identity: str
-    with_patches: bool = False  # which lie in a file beside each part
-    _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parts"), repr=False)
-    _written: Future | None = field(default=None, repr=False)
-    _spool: patch_file.Spool | None = field(default=None, repr=False)  # the last one; it may be open when a job fails
+    with_patches: bool = False
+    _executor: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="checkpoints"), repr=False
+    )
+    _pending_write: Future[None] | None = field(default=None, repr=False)
+    _spool: patch_file.Spool | None = field(default=None, repr=False)  # the last one; open if the job fails
 
     @classmethod
-    def of(cls, folder: str, about: dict[str, Any]) -> Self:
-        """The parts of jobs whose files have the metadata `about`, less their sources."""
-        return cls(folder, digest({k: v for k, v in about.items() if k != "sources"}), "patches" in about)
+    def for_metadata(cls, folder: str, metadata: Mapping[str, Any]) -> Self:
+        """Return the checkpoints of jobs whose files have this `kiln` metadata. `sources` may differ."""
+        identity = digest({k: v for k, v in metadata.items() if k != "sources"})
+        return cls(folder, identity, "patches" in metadata)
 
     def uri(self, unit: Unit) -> str:
-        """Where the part of a unit in its present state lies."""
-        return storage.join(self.folder, f"{_stem(unit)}-{digest([self.identity, unit.version])[:12]}.parquet")
+        """Return the path or s3:// of the checkpoint of a unit in its present state."""
+        return storage.join(self.folder, f"{_file_stem(unit)}-{digest([self.identity, unit.version])[:12]}.parquet")
 
-    def finished(self, units: Iterable[Unit], columns: pa.Schema) -> dict[str, tuple[pa.Table, embeddings_file.Entry]]:
-        """Rows and entries of the units that have a part; one that cannot be read is as none, and told."""
-        there = self._listing()
-        found = {}
+    def read_finished(
+        self, units: Iterable[Unit], schema: pa.Schema
+    ) -> dict[str, tuple[pa.Table, embeddings_file.Entry]]:
+        """Return rows and ledger entry of each unit that has a checkpoint, by unit id.
+
+        Unreadable checkpoints are ignored with a warning.
+        """
+        existing = self._list_files()
+        finished = {}
         for unit in units:
-            if not unit.version or (uri := self.uri(unit)) not in there:
+            if not unit.version or (uri := self.uri(unit)) not in existing:
                 continue
             try:
-                rows, entry = _read(uri, unit, columns)
+                rows, entry = _read_checkpoint(uri, unit, schema)
                 if self.with_patches:
                     self._check_patches(unit, rows)
-                found[unit.unit_id] = rows, entry
+                finished[unit.unit_id] = rows, entry
             except SourceError as e:
-                log.warning("a part is of no use, and its unit is done again: %s", e)
-        return found
+                log.warning("checkpoint ignored, its unit is embedded again: %s", e)
+        return finished
 
-    def spool(self, unit: Unit, columns: pa.Schema) -> patch_file.Spool:
-        """Where the patches of a unit go until it is finished; then `keep` takes it, or it is to be abandoned."""
-        self._spool = patch_file.Spool(patch_file.file_name(self.uri(unit)), columns)
-        return self._spool
-
-    def patches_of(self, unit: Unit, rows: int) -> Iterator[tuple[list[str], np.ndarray]]:
-        """The patches of a finished unit, as `patches.read`; nothing where it has no rows."""
+    def read_patches(self, unit: Unit, rows: int) -> Iterator[tuple[list[str], NDArray[np.float16]]]:
+        """Yield chip ids and patch vectors [n, L * D] of a unit's checkpoint. A checkpoint without rows has none."""
         if rows:
             with storage.local_copy(patch_file.file_name(self.uri(unit))) as path:
                 yield from patch_file.read(path)
 
     def _check_patches(self, unit: Unit, rows: pa.Table) -> None:
-        """Raise SourceError unless the patches of a part are whole, and those of its rows."""
-        ids = rows["chip_id"].to_pylist()
-        if ids != [chip_id for some, _ in self.patches_of(unit, len(rows)) for chip_id in some]:
-            raise SourceError(f"{patch_file.file_name(self.uri(unit))}: not the patches of its part")
+        """Raise SourceError unless the patches of a checkpoint are complete and belong to its rows."""
+        chip_ids = rows["chip_id"].to_pylist()
+        if chip_ids != [chip_id for ids, _ in self.read_patches(unit, len(rows)) for chip_id in ids]:
+            raise SourceError(
+                f"{patch_file.file_name(self.uri(unit))}: expected the patches of its checkpoint's {len(chip_ids)} "
+                "chips, got others. Delete it."
+            )
 
-    def keep(self, rows: pa.Table, entry: embeddings_file.Entry, spool: patch_file.Spool | None = None) -> None:
-        """Write a finished unit's part, after its patches, while the encoder goes on.
+    def open_spool(self, unit: Unit, schema: pa.Schema) -> patch_file.Spool:
+        """Open the file for the patches of an unfinished unit. Give it to `write`, or abandon it."""
+        self._spool = patch_file.Spool(patch_file.file_name(self.uri(unit)), schema)
+        return self._spool
 
-        Raises what the writing of the one before met.
+    def write(self, rows: pa.Table, entry: embeddings_file.Entry, spool: patch_file.Spool | None = None) -> None:
+        """Begin to write the checkpoint of a finished unit, its patches first.
+
+        Raises:
+            StorageError: If the checkpoint before it could not be written.
         """
-        self._settle()
-        about = json.dumps(asdict(entry), sort_keys=True).encode()
+        self._wait_for_write()
+        metadata = {ENTRY_KEY: json.dumps(asdict(entry), sort_keys=True).encode()}
         uri = self.uri(entry.unit)
 
-        def write() -> None:
+        def work() -> None:
             if spool:
                 spool.finish()
             with storage.atomic(uri) as path:
-                pq.write_table(
-                    rows.replace_schema_metadata({ENTRY: about}), path, compression="zstd", write_page_checksum=True
-                )
+                table = rows.replace_schema_metadata(metadata)
+                pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
-        self._written = self._writer.submit(write)
+        self._pending_write = self._executor.submit(work)
 
-    def _settle(self) -> None:
-        if self._written is not None:
-            self._written.result()
-            self._written = None
+    def _wait_for_write(self) -> None:
+        if self._pending_write is not None:
+            self._pending_write.result()
+            self._pending_write = None
 
-    def remove(self, units: Iterable[Unit]) -> None:
-        """Delete all parts of these units, those of other states and software too."""
-        stems = {_stem(u) for u in units}
-        mine = [uri for uri in self._listing() if uri.rpartition("/")[2].rpartition("-")[0] in stems]
-        with ThreadPoolExecutor(DELETED_TOGETHER) as pool:
-            list(pool.map(storage.delete, mine))
+    def delete(self, units: Iterable[Unit]) -> None:
+        """Delete all checkpoints of these units, also those of other states, settings and software."""
+        stems = {_file_stem(unit) for unit in units}
+        uris = [uri for uri in self._list_files() if uri.rpartition("/")[2].rpartition("-")[0] in stems]
+        with ThreadPoolExecutor(DELETE_THREADS) as pool:
+            list(pool.map(storage.delete, uris))
 
-    def _listing(self) -> dict[str, storage.Stat]:
+    def _list_files(self) -> dict[str, storage.Stat]:
         return storage.listing(self.folder)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        """Wait for the last part, also of a job that fails: it is what the next try begins with."""
-        self._writer.shutdown(wait=True)
+        """Wait for the last checkpoint, also if the job fails: the retry resumes from it."""
+        self._executor.shutdown(wait=True)
         if self._spool:
             self._spool.abandon()
         if kind is None:
-            self._settle()
+            self._wait_for_write()
 
 
-def _read(uri: str, unit: Unit, columns: pa.Schema) -> tuple[pa.Table, embeddings_file.Entry]:
-    """Rows and entry of a unit's part. Raises SourceError for a file that is none."""
+def _read_checkpoint(uri: str, unit: Unit, schema: pa.Schema) -> tuple[pa.Table, embeddings_file.Entry]:
+    """Return rows and ledger entry of a unit's checkpoint. Raises SourceError for another file."""
     with storage.local_copy(uri) as path, embeddings_file.reading(uri):
         rows = pq.read_table(path, page_checksum_verification=True)
     try:
-        told = json.loads((rows.schema.metadata or {})[ENTRY])
-        entry = embeddings_file.Entry(**told | {"unit": Unit(**told["unit"])})
-        rows = rows.replace_schema_metadata(None).cast(columns.remove_metadata())
+        values = json.loads((rows.schema.metadata or {})[ENTRY_KEY])
+        entry = embeddings_file.Entry(**values | {"unit": Unit(**values["unit"])})
+        rows = rows.replace_schema_metadata(None).cast(schema.remove_metadata())
     except (KeyError, TypeError, ValueError, pa.ArrowException) as e:
-        raise SourceError(f"{uri}: not a part of this dataset ({type(e).__name__}: {str(e)[:120]})") from e
+        raise SourceError(
+            f"{uri}: expected a checkpoint of this dataset, got another file ({type(e).__name__}: {str(e)[:120]}). "
+            "Delete it."
+        ) from e
     if entry.unit.unit_id != unit.unit_id or len(rows) != entry.embedded:
-        raise SourceError(f"{uri}: {len(rows)} rows, but {entry.embedded} of {entry.unit.unit_id} are told")
+        raise SourceError(
+            f"{uri}: expected {entry.embedded} rows of {unit.unit_id}, got {len(rows)} of {entry.unit.unit_id}. "
+            "Delete it."
+        )
     return rows, entry
 
 
-def _stem(unit: Unit) -> str:
-    """A unit's id as a file's name; ids hold colons, which some stores and shells dislike."""
+def _file_stem(unit: Unit) -> str:
+    """Return a unit's id as a file name. Ids hold colons, which some stores and shells do not accept."""
     return re.sub(r"[^\w.-]", "-", unit.unit_id)

@@ -1,247 +1,154 @@
-"""One embedding job: what the embed scripts share besides their sources - flags, identity, putting files in place."""
+"""One embedding job: a shard's chips in, its embeddings file and ledger out, both put in place at once."""
 
-import argparse
 import logging
-import os
-import platform
-import re
-from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from kiln import __version__
-from kiln.archives.registry import get_archive
-from kiln.cli import command_line
+from kiln.engine.metadata import given_gsd, shard_fingerprint, shard_metadata
+from kiln.engine.options import EmbedOptions
 from kiln.errors import ConfigError, KilnError
-from kiln.formats import plan_file, vectors
-from kiln.formats.fingerprint import fingerprint
-from kiln.formats.records import Source
+from kiln.formats.records import Source, Unit
 from kiln.io import storage
 from kiln.model.device import claimed
-from kiln.model.identity import RECIPE
 
+if TYPE_CHECKING:  # torch is slow to import, and command lines import this module
+    from kiln.engine.checkpoints import Checkpoints
+    from kiln.model.clay import ClayEncoder
+    from kiln.model.weights import Precision
+
+__all__ = ["EmbedOptions", "ShardResult", "embed_shard"]
 log = logging.getLogger(__name__)
-MODEL = "Clay v1.5"
 
 
-def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
-    """The flags of every embed script; the script adds those of its dataset."""
-    p = command_line.parser(doc, prog)
-    where = p.add_argument_group("what and where")
-    where.add_argument("--units", required=True, metavar="PLAN", help="path or s3:// of the plan, one line per shard")
-    where.add_argument("--shard", help="name of the shard in the plan")
-    index = os.environ.get(plan_file.INDEX)
-    where.add_argument(
-        "--index",
-        type=int,
-        default=index,
-        help=f"or its line, counted from 0; from {plan_file.INDEX} where that is set",
-    )
-    where.add_argument("--weights", type=Path, required=True, help="safetensors of the rule encoder_weights")
-    where.add_argument("--folder", required=True, help="path or s3:// where the shards and their ledgers lie")
-    where.add_argument("--output", help="the embeddings file, if not <folder>/<shard>.parquet")
-    where.add_argument("--overwrite", action="store_true", help="do a finished shard again")
-    value = p.add_argument_group("what changes a vector (part of the fingerprint)")
-    value.add_argument("--storage", choices=vectors.STORAGES, default="float16", help="type of the vectors")
-    value.add_argument(
-        "--embedding",
-        choices=vectors.EMBEDDINGS,
-        default="class",
-        help="class token, mean of patch tokens, or both",
-    )
-    value.add_argument(
-        "--patches",
-        action="store_true",
-        help="and all patch tokens, in <shard>.patches.parquet: 2 MB a chip of 256 px",
-    )
-    value.add_argument("--gsd", choices=("as_trained", "actual"), default="as_trained", help="what the model is told")
-    value.add_argument("--max-nodata", type=float, default=0.05, help="share of a chip; more is skipped and counted")
-    value.add_argument("--expect-fingerprint", metavar="HEX", help="stop unless the fingerprint begins like this")
-    how = p.add_argument_group("how")
-    how.add_argument("--max-failed-fraction", type=float, default=0.5, help="of units; more fails the shard loudly")
-    how.add_argument("--batch-size", type=int, default=8, help="chips encoded together")
-    how.add_argument("--threads", type=int, default=0, help="of the encoder; 0: as many as cores")
-    how.add_argument("--read-threads", type=int, default=4, help="reading and decoding ahead of the encoder")
-    how.add_argument("--read-ahead-mb", type=int, default=512, help="megabytes of pixels held ahead of the encoder")
-    how.add_argument("--device", default="cpu", help="cpu, cuda (a card that no other job holds) or cuda:N")
-    how.add_argument("--parts", help="path or s3:// of a folder that keeps finished units until the shard is whole")
-    return p
+@dataclass(frozen=True)
+class ShardResult:
+    """Result of an embedding job.
 
-
-def choose(args: argparse.Namespace, dataset: str) -> dict[str, Any] | None:
-    """The plan's line to do; None if there is nothing to do, which is said in the log.
-
-    Raises ConfigError for flags out of range, or a plan of another dataset.
+    Attributes:
+        output: Path or s3:// of the embeddings file.
+        ledger: Path or s3:// of its ledger.
+        patches: Path or s3:// of the file of patch vectors; None if there is none.
+        rows: Chips embedded.
+        units: Units of the shard.
+        fingerprint: Digest of everything that changes a vector, in hex.
     """
-    for flag in ("batch_size", "read_threads"):
-        if getattr(args, flag) < 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: want 1 or more")
-    for flag in ("max_nodata", "max_failed_fraction"):
-        if not 0 <= getattr(args, flag) <= 1:
-            raise ConfigError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: want a share, 0 to 1")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
-        raise ConfigError(f"--device {args.device}: want cpu, cuda or cuda:N")
-    line = plan_file.pick(args.units, shard=args.shard, index=args.index)
-    if line is None:
-        log.info("line %d is past the end of %s: nothing to do", args.index, args.units)
-        return None
-    if line["dataset"] != dataset:
-        raise ConfigError(f"{args.units}: a plan of {line['dataset']}, not of {dataset}")
-    args.output = args.output or storage.join(args.folder, f"{line['shard']}.parquet")
-    if storage.stat(args.output) and not args.overwrite:
-        log.info("%s is finished: left alone (--overwrite does it again)", args.output)
-        return None
-    return line
+
+    output: str
+    ledger: str
+    patches: str | None
+    rows: int
+    units: int
+    fingerprint: str
 
 
-def run(
-    args: argparse.Namespace,
-    line: dict[str, Any],
+def embed_shard(
     source: Source,
     *,
-    dataset: str,
-    lattice: dict[str, Any],
-    metadata: str,
-    gsd: float | None,
-    max_cloud: float | None = None,
-) -> None:
-    """Embed the shard `line` of a plan from its source; `gsd` in metres is what the model is told (None: each chip's).
+    weights: Path | str,
+    output: str,
+    ledger: str | None = None,
+    options: EmbedOptions | None = None,
+    checkpoints: str | None = None,
+    expect_fingerprint: str | None = None,
+) -> ShardResult:
+    """Embed one shard, and put its embeddings file and its ledger in place.
 
-    Everything that would fail again fails before the weights load. Raises any KilnError.
+    The ledger is put in place before the embeddings file, so a shard whose file exists is complete. Settings that
+    would fail again fail before the weights are loaded. The result is the same bytes with and without checkpoints.
+
+    Args:
+        source: The shard's chips.
+        weights: Safetensors file of the encoder, as the rule `encoder_weights` writes it.
+        output: Path or s3:// of the embeddings file (GeoParquet, a row for each chip).
+        ledger: Path or s3:// of the ledger (Parquet, a row for each unit), beside which patch vectors lie too.
+            None: beside `output`.
+        options: The job's options; None: the defaults.
+        checkpoints: Path or s3:// of a folder for finished units, from which a retry resumes. They are deleted when
+            the shard is complete. None: no checkpoints.
+        expect_fingerprint: Beginning of the fingerprint that the vectors must have.
+
+    Returns:
+        The files, their numbers of rows and units, and the fingerprint.
+
+    Raises:
+        ConfigError: If the source, weights and options do not have the expected fingerprint, or there is no such GPU.
+        WeightsError: If the weights are not readable.
+        SourceError: If no unit can be read, for a reason that a retry does not change.
+        TransientError: If the archive or the store may work on a retry.
+        StorageError: If a file cannot be written.
+        TooManyFailuresError: If more units failed than `max_failed_fraction` allows.
     """
-    # here: torch is slow to import, and --help should not be
     from kiln.engine import pipeline
-    from kiln.engine.checkpoints import Parts
+    from kiln.engine.checkpoints import Checkpoints
     from kiln.formats import embeddings_file, patch_file
     from kiln.model import embedder, int8
     from kiln.model import weights as encoders
 
-    about_weights = encoders.read_about(args.weights)
-    settings = {
-        "weights": about_weights["sha256"],
-        "precision": about_weights["precision"],
-        "dtype": args.storage,
-        "embedding": args.embedding,
-        "patches": args.patches,
-        "metadata": metadata,
-        "gsd": args.gsd,
-        "max_nodata": args.max_nodata,
-        "max_cloud": max_cloud,
-        "lattice": lattice,
-    }
-    archive = get_archive(dataset)
-    recipes = {"clay": RECIPE, dataset: archive.recipe}
-    identity = fingerprint(dataset, sensor=archive.sensor, recipes=recipes, **settings)
-    if args.expect_fingerprint and not identity.startswith(args.expect_fingerprint):
+    weights, options = Path(weights), options or EmbedOptions()
+    ledger = ledger or embeddings_file.ledger_name(output)
+    patches = patch_file.file_name(ledger.removesuffix(".ledger.parquet")) if options.patches else None
+    info, header = source.info, encoders.read_about(weights)
+    fingerprint = shard_fingerprint(info, header, options)
+    if expect_fingerprint and not fingerprint.startswith(expect_fingerprint):
         raise ConfigError(
-            f"these flags and weights have the fingerprint {identity[:8]}, but {args.expect_fingerprint} is expected: "
-            "the weights are another file, or flags and folder do not belong together"
+            f"{output}: expected fingerprint {expect_fingerprint}, got {fingerprint[:8]}. Correct the options, the "
+            "weights or the folder: they do not belong together."
         )
-    about = {
-        "dataset": dataset,
-        "partition": line["partition"],
-        "fingerprint": identity,
-        "recipes": recipes,
-        **_model(about_weights, args.embedding),
-        **_pixels(source, settings, gsd),
-        "software": _software(),
-    }
-    sizes = about_weights["geometry"]
-    if args.patches:
-        about["patches"] = patch_file.described(lattice, sizes["patch"], sizes["dim"])
-    policy = embedder.Policy(
-        "zeros" if metadata == "zeros" else "as_trained", gsd, args.storage, args.embedding, args.patches
-    )
-    budget = pipeline.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
-    parts = Parts.of(args.parts, about | {"device": args.device.partition(":")[0]}) if args.parts else None
-    beside = patch_file.file_name(storage.join(args.folder, f"{line['shard']}.parquet"))
+    metadata = shard_metadata(info, header, fingerprint, options)
+    finished_units = None
+    if checkpoints:
+        device_type = options.device.partition(":")[0]
+        finished_units = Checkpoints.for_metadata(checkpoints, metadata | {"device": device_type})
     with (
-        claimed(args.device) as device,
-        storage.atomic(args.output) as partial,
-        storage.atomic(beside) if args.patches else nullcontext() as partial_patches,
+        claimed(options.device) as device,
+        storage.atomic(output) as partial_output,
+        storage.atomic(patches) if patches else nullcontext() as partial_patches,
     ):
-        if about_weights["precision"] == "int8":
+        if header["precision"] == "int8":
             int8.check(device)
         source.check()
-        outcome = pipeline.embed(
+        shard = pipeline.embed(
             source,
-            _loader(args, about_weights["precision"], device),
-            sizes["dim"],
-            partial,
-            about,
-            policy=policy,
-            budget=budget,
-            max_failed_fraction=args.max_failed_fraction,
-            parts=parts,
-            patch_file=partial_patches,
+            lambda: _load_encoder(weights, header["precision"], device, options.threads),
+            header["geometry"]["dim"],
+            partial_output,
+            metadata,
+            policy=embedder.Policy(
+                "zeros" if info.metadata == "zeros" else "as_trained",
+                given_gsd(info),
+                options.vector_dtype,
+                options.embedding,
+                options.patches,
+            ),
+            budget=pipeline.Budget(options.batch_size, options.read_threads, options.read_ahead_mb << 20),
+            max_failed_fraction=options.max_failed_fraction,
+            checkpoints=finished_units,
+            patch_path=partial_patches,
         )
-        ledger = embeddings_file.ledger_name(storage.join(args.folder, f"{line['shard']}.parquet"))
         with storage.atomic(ledger) as partial_ledger:
-            embeddings_file.write_ledger(partial_ledger, outcome.ledger)
-    if parts:
-        try:
-            parts.remove(source.units())
-        except KilnError as e:  # the shard is whole: no reason to fail, after which Snakemake would delete it
-            log.warning("parts of a shard that is whole remain: %s", e)
-    log.info("%s: %d rows of %d units", args.output, outcome.rows, len(outcome.ledger))
+            embeddings_file.write_ledger(partial_ledger, shard.ledger)
+    if finished_units:
+        _delete_checkpoints(finished_units, source.units())
+    log.info("%s: %d rows of %d units", output, shard.rows, len(shard.ledger))
+    return ShardResult(output, ledger, patches, shard.rows, len(shard.ledger), fingerprint)
 
 
-def _loader(args: argparse.Namespace, precision: str, device: str) -> Callable[[], Any]:
-    def load() -> Any:
-        import torch
-
-        from kiln.model import weights as encoders
-
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        return encoders.load_encoder(args.weights, precision=precision, device=device)  # type: ignore[arg-type]
-
-    return load
-
-
-def _model(weights: dict[str, Any], embedding: str) -> dict[str, Any]:
-    """Of the `kiln` metadata: which weights made the vectors."""
-    return {
-        "model": MODEL,
-        "weights_sha256": weights["sha256"],
-        "checkpoint": weights.get("checkpoint", ""),
-        "untrained": bool(weights.get("untrained")),
-        "embedding": embedding,
-        "dimensions": weights["geometry"]["dim"],
-        "precision": weights["precision"],
-    }
-
-
-def _pixels(source: Source, settings: dict[str, Any], gsd: float | None) -> dict[str, Any]:
-    """Of the `kiln` metadata: what the model was shown, and in which type its vectors are kept."""
-    sensor = source.sensor
-    return {
-        "storage": settings["dtype"],
-        **vectors.described(settings["dtype"], settings["embedding"]),
-        "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
-        "wavelengths": sensor.wavelengths,
-        "gsd": "actual" if gsd is None else gsd,
-        "metadata": settings["metadata"],
-        "chip_size": settings["lattice"]["chip_size"],
-        "lattice": settings["lattice"],
-        "limits": {"max_nodata": settings["max_nodata"], "max_cloud": settings["max_cloud"]},
-    }
-
-
-def _software() -> dict[str, str]:
-    """Of the `kiln` metadata: versions of what had a hand in the vectors."""
-    import numpy
-    import pyarrow
-    import rasterio
+def _load_encoder(weights: Path, precision: "Precision", device: str, threads: int) -> "ClayEncoder":
+    """Return the encoder of a weights file; `threads` CPU threads encode, 0: one for each core."""
     import torch
 
-    return {
-        "kiln": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "pyarrow": pyarrow.__version__,
-        "rasterio": rasterio.__version__,
-        "gdal": rasterio.__gdal_version__,
-    }
+    from kiln.model import weights as encoders
+
+    if threads:
+        torch.set_num_threads(threads)
+    return encoders.load_encoder(weights, precision=precision, device=device)
+
+
+def _delete_checkpoints(checkpoints: "Checkpoints", units: list[Unit]) -> None:
+    """Delete the checkpoints of a complete shard. A failure is a warning: a failed job would lose the shard."""
+    try:
+        checkpoints.delete(units)
+    except KilnError as e:
+        log.warning("checkpoints of a complete shard remain: %s", e)

@@ -1,427 +1,179 @@
-"""The streaming loop of every dataset: reads ahead in threads, fills batches across units, encodes, writes.
+"""The embedding pipeline of every archive.
 
-    reads (threads, bounded bytes) -> chips (one thread) -> batches (short queue) -> encoder -> row groups
+    reads (threads, bounded bytes) -> chips (one thread) -> batches (short queue) -> encoder -> rows and ledger
 
-The encoder never waits for a read it could have had, and memory depends on the budget, not on the shard.
+Reads, cuts and encoding overlap, so the encoder waits only if reading is slower than encoding. Memory depends on the
+budget and not on the size of the shard.
 """
 
-import itertools
-import logging
-import queue
-import resource
-import sys
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from kiln.engine.checkpoints import Parts
-from kiln.errors import SourceError, TooManyFailuresError
-from kiln.formats import embeddings_file, vectors
-from kiln.formats import patch_file as patches
-from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, Source, Unit
-from kiln.io.progress import Progress
+from kiln.engine.accounting import ShardAccounting
+from kiln.engine.batches import Batch, make_batches
+from kiln.engine.checkpoints import Checkpoints
+from kiln.engine.read_ahead import in_thread, read_ahead
+from kiln.engine.statistics import ShardStatistics
+from kiln.formats import embeddings_file, patch_file, vectors
+from kiln.formats.records import Chip, Dropped, Opened, Source
 from kiln.model.clay import ClayEncoder
 from kiln.model.embedder import Embedder, Policy
 
-QUEUE = 2  # batches made ready while one is encoded
-PATIENCE = 3.0  # seconds a read may take to notice that the job ends
-TELL = 1024  # chips dropped before they are told, even if no batch is full
-NO_PIXELS = np.empty((0, 0, 0), np.uint8)
-STATUS = Path("/proc/self/status")
-MEMORY_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of one ru_maxrss
-T = TypeVar("T")
-log = logging.getLogger(__name__)
+MAX_WAITING_BATCHES = 2  # ready while one is encoded
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How a job uses its machine; no vector depends on it beyond the last bits of float arithmetic."""
+    """The memory and threads of a job. Vectors do not depend on it, beyond the last bits of float arithmetic.
 
-    batch: int = 8
+    Attributes:
+        batch_size: Chips encoded together.
+        read_threads: Reads done at the same time.
+        read_ahead_bytes: Bytes that are read, or being read, and not yet cut into chips.
+    """
+
+    batch_size: int = 8
     read_threads: int = 4
-    read_ahead: int = 512 << 20  # bytes read or being read and not yet cut into chips
-
-
-@dataclass(eq=False)
-class _Ahead:
-    """A read in its place; `future` once a thread has it, `grown` once what follows from its value stands behind it."""
-
-    read: Read
-    future: Future | None = None
-    grown: bool = False
-
-
-def read_ahead(reads: Iterable[Read], threads: int, budget: int) -> Iterator[Loaded]:
-    """The reads, loaded by `threads` at a time and at most `budget` bytes ahead, in their order.
-
-    What follows from a read (`then`) has its place right behind it; of such reads at most `threads` are under way, so
-    that a shard's files are opened one after the other. A SourceError comes as the value of its read; anything else
-    ends the job. A read over the budget goes alone.
-    """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-    line: deque[_Ahead] = deque()
-    upcoming = iter(reads)
-    following = next(upcoming, None)
-    held = 0
-
-    def grow() -> None:
-        """Put what follows from finished reads behind them."""
-        for place in range(len(line) - 1, -1, -1):
-            ahead = line[place]
-            if ahead.read.then and not ahead.grown and ahead.future and ahead.future.done():
-                ahead.grown = True
-                if ahead.future.exception() is None:
-                    for n, read in enumerate(ahead.read.then(ahead.future.result())):
-                        line.insert(place + 1 + n, _Ahead(read))
-
-    def start() -> None:
-        """Give the threads what the budget allows, in order."""
-        nonlocal following, held
-        opening = 0
-        for place in itertools.count():
-            if place == len(line):
-                if following is None:
-                    return
-                line.append(_Ahead(following))
-                following = next(upcoming, None)
-            ahead = line[place]
-            opening += ahead.read.then is not None and not ahead.grown
-            if ahead.future is None:
-                if (place and held + ahead.read.nbytes > budget) or opening > threads:
-                    return
-                held += ahead.read.nbytes
-                ahead.future = pool.submit(ahead.read.load)
-
-    try:
-        while True:
-            grow()
-            start()
-            if not line:
-                return
-            first = line[0]
-            wait([first.future])
-            grow()
-            line.popleft()
-            try:
-                yield Loaded(first.read, first.future.result())
-            except SourceError as e:
-                yield Loaded(first.read, None, e)
-            held -= first.read.nbytes
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _in_thread(items: Iterator[T], ahead: int) -> Iterator[T]:
-    """The items, made in a thread of their own, at most `ahead` of them waiting; its exceptions are raised here."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
-    stop = threading.Event()
-
-    def put(kind: str, value: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put((kind, value), timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            with closing(items):
-                for item in items:
-                    if not put("item", item):
-                        return
-            put("end", None)
-        except BaseException as e:  # handed to the thread that asks, which raises it
-            put("error", e)
-
-    thread = threading.Thread(target=work, name="chips", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        stop.set()
-        thread.join(PATIENCE)
-
-
-@dataclass
-class Batch:
-    """Chips to encode together and what was dropped on the way to them."""
-
-    chips: list[Chip]
-    dropped: list[Dropped | Opened]
-
-
-def _batches(events: Iterator[Chip | Dropped | Opened], size: int, *, one_gsd: bool = False) -> Iterator[Batch]:
-    """Batches filled across tiles and units; long stretches without a chip are reported as they go.
-
-    `one_gsd`: a batch holds chips of one pixel size alone.
-    """
-    chips: list[Chip] = []
-    dropped: list[Dropped | Opened] = []
-    for event in events:
-        if isinstance(event, Chip):
-            if one_gsd and chips and chips[-1].pixel_size != event.pixel_size:
-                yield Batch(chips, dropped)
-                chips, dropped = [], []
-            chips.append(event)
-        else:
-            dropped.append(event)
-        if len(chips) == size:
-            yield Batch(chips, dropped)
-            chips, dropped = [], []
-        elif len(dropped) >= TELL:
-            yield Batch([], dropped)
-            dropped = []
-    if chips or dropped:
-        yield Batch(chips, dropped)
-
-
-def peak_memory() -> int:
-    """Most bytes that this process held. Linux tells it without what its parent held, which ru_maxrss begins with."""
-    if STATUS.exists():
-        lines = STATUS.read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MEMORY_UNIT
+    read_ahead_bytes: int = 512 << 20
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a shard came to: rows written and its ledger."""
+class EmbeddedShard:
+    """Result of `embed`: the number of rows of the file, and the ledger as a table with a row for each unit."""
 
     rows: int
     ledger: pa.Table
 
 
-class Account:
-    """Rows and ledger of a shard as they come about: chips are counted, finished units kept as parts, in one order."""
-
-    def __init__(
-        self,
-        units: Sequence[Unit],
-        out: embeddings_file.ShardWriter,
-        parts: Parts | None,
-        beside: patches.PatchWriter | None,
-    ) -> None:
-        self.entries = {u.unit_id: embeddings_file.Entry(u) for u in units}
-        self.out, self.parts, self.beside = out, parts, beside
-        found = parts.finished(units, out.schema) if parts else {}
-        self.done = {unit_id: entry for unit_id, (_, entry) in found.items()}
-        self._rows = {unit_id: rows for unit_id, (rows, _) in found.items()}  # let go as they are handed on
-        self.entries |= self.done
-        self._order = {unit_id: n for n, unit_id in enumerate(self.entries)}
-        self._earlier = deque(sorted(self.done, key=self._order.__getitem__))  # parts whose rows are still to come
-        self._open: str | None = None  # the unit whose rows are held until it is finished
-        self._held: list[tuple[list[Chip], vectors.Columns]] = []
-        self._spool: patches.Spool | None = None  # the patches of that unit, on their way into its part
-
-    def drop(self, event: Dropped | Opened) -> None:
-        """Account for what is no chip."""
-        entry = self.entries[event.unit_id]
-        if isinstance(event, Opened):
-            entry.open(event)
-            return
-        entry.drop(event)
-        if self.parts and self._finished(entry) and not entry.embedded:
-            self.parts.keep(self.out.schema.empty_table(), entry)
-
-    @staticmethod
-    def _finished(entry: embeddings_file.Entry) -> bool:
-        """Whether all is known of a unit that can be kept as a part; a failed one is tried again instead."""
-        unit = entry.unit
-        return bool(unit.version) and unit.expected_known and entry.left == 0 and entry.status != "failed"
-
-    def add(self, chips: list[Chip], stored: vectors.Columns) -> int:
-        """Account for encoded chips, vectors as they are stored; one that is not finite has failed.
-
-        Returns how many are good.
-        """
-        for chip in chips:
-            chip.pixels = NO_PIXELS  # rows wait for their row group without pixels
-        finite = vectors.finite(stored)
-        first = 0
-        for unit_id, group in itertools.groupby(chips, key=lambda c: c.unit_id):
-            size = len(list(group))
-            here = slice(first, first + size)
-            first += size
-            entry = self.entries[unit_id]
-            good = int(finite[here].sum())
-            entry.embedded += good
-            if good < size:
-                kept_as = next(c.dtype for c in stored.values() if not np.isfinite(c[here]).all())
-                entry.drop(Dropped(unit_id, "failed", size - good, f"vector not finite in {kept_as}"))
-            rows = np.flatnonzero(finite[here]) + here.start
-            self._append(entry, [chips[i] for i in rows], vectors.chosen(stored, rows))
-        return int(finite.sum())
-
-    def _append(self, entry: embeddings_file.Entry, chips: list[Chip], stored: vectors.Columns) -> None:
-        unit_id = entry.unit.unit_id
-        if self.parts and self._open != unit_id:
-            self.settle()
-            self._earlier_rows(self._order[unit_id])
-            self._open = unit_id if entry.unit.version else None
-            if self._open and self.beside:
-                self._spool = self.parts.spool(entry.unit, self.beside.schema)
-        if self.beside:
-            ids, block = [c.chip_id for c in chips], stored.pop(patches.COLUMN)
-            self.beside.append(ids, block)
-            if self._spool:
-                self._spool.append(ids, block)
-        if self._open is None:
-            self.out.append(chips, stored)
-        else:
-            self._held.append((chips, stored))
-
-    def settle(self) -> None:
-        """Hand the held rows on; those of a unit that is finished become its part, so that no retry encodes them."""
-        if self._open is None:
-            return
-        chips = [c for some, _ in self._held for c in some]
-        rows = embeddings_file.rows(chips, vectors.joined([v for _, v in self._held]), self.out.schema)
-        entry = self.entries[self._open]
-        if self.parts and self._finished(entry) and len(rows) == entry.embedded:  # less: it was interrupted by another
-            self.parts.keep(rows, entry, self._spool)
-        elif self._spool:
-            self._spool.abandon()
-        self.out.append_rows(rows)
-        self._open, self._held, self._spool = None, [], None
-
-    def settle_if_finished(self) -> None:
-        """The same, once nothing more of the unit can come."""
-        if self._open is not None and self._finished(self.entries[self._open]):
-            self.settle()
-
-    def _earlier_rows(self, before: int) -> None:
-        """Rows of the parts of units that come before the one of that place."""
-        while self._earlier and self._order[self._earlier[0]] < before:
-            unit_id = self._earlier.popleft()
-            self.out.append_rows(self._rows.pop(unit_id))
-            if self.beside and self.parts:
-                entry = self.entries[unit_id]
-                for ids, block in self.parts.patches_of(entry.unit, entry.embedded):
-                    self.beside.append(ids, block)
-
-    def close(self) -> list[embeddings_file.Entry]:
-        """Hand on all that is held; returns the ledger's entries."""
-        self.settle()
-        self._earlier_rows(len(self._order))
-        return list(self.entries.values())
-
-
 def embed(
     source: Source,
-    load: Callable[[], ClayEncoder],
+    load_encoder: Callable[[], ClayEncoder],
     dim: int,
     path: Path,
-    about: dict[str, Any],
+    metadata: Mapping[str, Any],
     *,
     policy: Policy,
     budget: Budget,
     max_failed_fraction: float,
-    parts: Parts | None = None,
-    patch_file: Path | None = None,
-) -> Outcome:
-    """Stream a source through the encoder into the embeddings file `path`; the caller puts file and ledger in place.
+    checkpoints: Checkpoints | None = None,
+    patch_path: Path | None = None,
+) -> EmbeddedShard:
+    """Embed a source's chips and write them to an embeddings file. The caller puts the file and its ledger in place.
 
-    `load` is called when the first chip is there, while reading goes on; a shard without chips loads no weights.
-    Units that `parts` holds from an earlier try are neither read nor encoded; the file is the same, byte by byte, and
-    so is `patch_file`, the chips' patch vectors in the order of the rows, where `policy` keeps them.
-    Raises TooManyFailuresError, with the ledger in the log, if more than `max_failed_fraction` of the units failed (a
-    partly failed one counts by its share), and TransientError for what another try may mend.
+    Units with a checkpoint are neither read nor encoded. The files are the same bytes with and without checkpoints.
+
+    Args:
+        source: The shard's chips; `source.check` is done.
+        load_encoder: Returns the encoder. It is called when the first chip is there, while reading goes on; a shard
+            without a chip loads no weights.
+        dim: Dimensions of a vector.
+        path: The embeddings file to write.
+        metadata: The `kiln` metadata of the file; `sources` is added.
+        policy: What the encoder is given besides pixels, and which of its tokens are kept.
+        budget: Memory and threads.
+        max_failed_fraction: Largest fraction of failed units, 0 to 1. Partly failed units count by their fraction.
+        checkpoints: Checkpoints of this and earlier tries.
+        patch_path: The file of patch vectors to write, in the order of the rows, if `policy` keeps them.
+
+    Returns:
+        The number of rows and the ledger of the shard.
+
+    Raises:
+        TooManyFailuresError: If more failed; the log has the ledger.
+        TransientError: If a retry may succeed.
+        StorageError: If a file cannot be written.
     """
-    about = {**about, "sources": source.provenance()}
-    columns = embeddings_file.schema(dim, policy.storage, source.columns, about, policy.embedding)
-    reads = [0, 0]  # count, bytes
-    embedder: Embedder | None = None
-    waited = encoded = 0.0
-    beside = patches.PatchWriter(patch_file, patches.schema(about)) if patch_file else nullcontext()
-    with parts or nullcontext(), beside as patch_writer, embeddings_file.ShardWriter(path, columns) as out:
-        account = Account(source.units(), out, parts, patch_writer)
-        entries = account.entries
-        progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
-        if account.done:
-            log.info("%d of %d units are kept from an earlier try", len(account.done), len(entries))
-            progress.keep(sum(e.unit.expected for e in account.done.values()))
+    full_metadata = {**metadata, "sources": source.provenance()}
+    schema = embeddings_file.schema(dim, policy.storage, source.columns, full_metadata, policy.embedding)
+    with ExitStack() as stack:
+        if checkpoints:
+            stack.enter_context(checkpoints)
+        patch_writer = None
+        if patch_path:
+            patch_writer = stack.enter_context(patch_file.PatchWriter(patch_path, patch_file.schema(full_metadata)))
+        writer = stack.enter_context(embeddings_file.ShardWriter(path, schema))
+        accounting = ShardAccounting(source.units(), writer, checkpoints, patch_writer)
+        statistics = ShardStatistics(path.name.lstrip(".").split(".")[0], accounting.ledger, accounting.checkpointed)
 
-        def counted(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
-            for piece in loaded:
-                reads[0] += piece.read.nbytes > 0  # of headers nothing is kept
-                reads[1] += piece.read.nbytes
-                yield piece
+        def load_embedder() -> Embedder:
+            return Embedder(load_encoder(), source.info.sensor, policy, budget.batch_size)
 
-        def events() -> Iterator[Chip | Dropped | Opened]:
-            wanted = (r for r in source.reads() if r.unit_id not in account.done)
-            with closing(read_ahead(wanted, budget.read_threads, budget.read_ahead)) as loaded:
-                yield from source.chips(counted(loaded))
-
-        def account_for(batch: Batch, collect: Callable[[], vectors.Columns] | None) -> None:
-            nonlocal encoded
-            for event in batch.dropped:
-                if isinstance(event, Opened):
-                    progress.grow(event.expected - entries[event.unit_id].unit.expected)
-                else:
-                    progress.advance(event.count)
-                account.drop(event)
-            if collect:
-                began = time.monotonic()
-                stored = vectors.store(collect(), policy.storage)
-                encoded += time.monotonic() - began
-                progress.advance(len(batch.chips), embedded=account.add(batch.chips, stored))
-            account.settle_if_finished()
-
-        under_way: deque[tuple[Batch, Callable[[], vectors.Columns] | None]] = deque()
-        batches = _in_thread(_batches(events(), budget.batch, one_gsd=policy.gsd is None), QUEUE)
+        events = _read_chips(source, accounting.checkpointed, budget, statistics)
+        batches = in_thread(make_batches(events, budget.batch_size, one_gsd=policy.gsd is None), MAX_WAITING_BATCHES)
         with closing(batches):
-            while True:
-                began = time.monotonic()
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                got = time.monotonic()
-                collect = None
-                if batch.chips:
-                    if embedder is None:
-                        embedder = Embedder(load(), source.sensor, policy, budget.batch)
-                        got = time.monotonic()
-                    else:
-                        waited += got - began
-                    collect = embedder.start(batch.chips)
-                    encoded += time.monotonic() - got
-                under_way.append((batch, collect))
-                while len(under_way) > (embedder.ahead if embedder else 0):
-                    account_for(*under_way.popleft())
-            while under_way:
-                account_for(*under_way.popleft())
-        ledger_entries = account.close()
-    progress.close()
-    ledger = embeddings_file.ledger_table(ledger_entries)
-    log.info(
-        "%d rows; encoding %.1f s, waiting for reads %.1f s; %d reads, %.1f MB of pixels; peak memory %.0f MB",
-        out.rows, encoded, waited, reads[0], reads[1] / 1e6,
-        peak_memory() / 1e6,
-    )  # fmt: skip
-    assert out.rows == sum(e.embedded for e in ledger_entries)
-    share = sum(e.failed_share for e in ledger_entries) / max(len(ledger_entries), 1)
-    if share > max_failed_fraction:
-        log.error("the ledger of this shard:\n%s", embeddings_file.ledger_text(ledger))
-        reason = next(e.reasons[0] for e in ledger_entries if e.reasons)
-        raise TooManyFailuresError(
-            f"{share:.0%} of the shard failed, more than max_failed_fraction {max_failed_fraction:.0%}; the first "
-            f"reason: {reason}. Its ledger is in the log above. Mend the source, or raise the limit"
-        )
-    return Outcome(out.rows, ledger)
+            for batch, columns in _encode(batches, load_embedder, policy.storage, statistics):
+                _record(batch, columns, accounting, statistics)
+        ledger = accounting.close()
+    result = EmbeddedShard(writer.rows, ledger.table())
+    assert result.rows == ledger.embedded
+    statistics.log_summary(result.rows)
+    ledger.raise_for_failures(max_failed_fraction)
+    return result
+
+
+def _read_chips(
+    source: Source, checkpointed: frozenset[str], budget: Budget, statistics: ShardStatistics
+) -> Generator[Chip | Dropped | Opened, None, None]:
+    """Yield the chips and reports of all units that have no checkpoint."""
+    reads = (read for read in source.reads() if read.unit_id not in checkpointed)
+    with closing(read_ahead(reads, budget.read_threads, budget.read_ahead_bytes)) as loaded:
+        yield from source.chips(statistics.count_reads(loaded))
+
+
+def _encode(
+    batches: Iterator[Batch],
+    load_embedder: Callable[[], Embedder],
+    vector_dtype: vectors.Storage,
+    statistics: ShardStatistics,
+) -> Iterator[tuple[Batch, vectors.Columns | None]]:
+    """Yield the batches in order, each with its vectors as they are stored; None for a batch without chips.
+
+    The embedder is loaded for the first chip. A GPU encodes the next batches while a batch is yielded.
+    """
+    embedder: Embedder | None = None
+    in_flight: deque[tuple[Batch, Callable[[], vectors.Columns] | None]] = deque()
+
+    def finish_first() -> tuple[Batch, vectors.Columns | None]:
+        batch, collect = in_flight.popleft()
+        if collect is None:
+            return batch, None
+        with statistics.encoding():
+            return batch, vectors.store(collect(), vector_dtype)
+
+    while True:
+        with statistics.waiting() if embedder else nullcontext():
+            batch = next(batches, None)
+        if batch is None:
+            break
+        collect = None
+        if batch.chips:
+            embedder = embedder or load_embedder()
+            with statistics.encoding():
+                collect = embedder.start(batch.chips)
+        in_flight.append((batch, collect))
+        while len(in_flight) > (embedder.ahead if embedder else 0):
+            yield finish_first()
+    while in_flight:
+        yield finish_first()
+
+
+def _record(
+    batch: Batch, columns: vectors.Columns | None, accounting: ShardAccounting, statistics: ShardStatistics
+) -> None:
+    """Account for the reports and the encoded chips of a batch."""
+    progress = statistics.progress
+    for event in batch.reports:
+        if isinstance(event, Opened):
+            progress.grow(accounting.record_opened(event))
+        else:
+            accounting.record_skipped(event)
+            progress.advance(event.count)
+    if columns is not None:
+        progress.advance(len(batch.chips), embedded=accounting.record_embedded(batch.chips, columns))
+    accounting.flush_if_finished()

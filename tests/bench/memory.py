@@ -18,7 +18,7 @@ from tests.bench.workload import MAKERS, Workload, write_weights
 JOB = """\
 import sys
 from importlib import import_module
-from kiln.engine.pipeline import peak_memory
+from kiln.io.memory import peak_memory
 script = import_module(sys.argv[1])
 print(peak_memory() / 1e6)
 script.main(sys.argv[2:])

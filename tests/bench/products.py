@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 import torch
 
 from kiln.archives.sensors import WORLDCOVER
-from kiln.engine.pipeline import Embedder, Policy
 from kiln.formats import embeddings_file, vectors
 from kiln.model.clay import Geometry
+from kiln.model.embedder import Embedder, Policy
 from kiln.model.weights import untrained_encoder
 from kiln.sample.worldcover import DEFAULT_TILES, draw_tile, tile_corner
 from tests.support.products import WORLD, YEAR, about, chip_at

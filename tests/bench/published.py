@@ -106,7 +106,7 @@ def embed(load: Workload, weights: Path, output: Path) -> np.ndarray:
     keep_memory(GIVEN_BACK)
     encoder = encoders.load_encoder(weights)
     chips = CHIPS[load.dataset](load)
-    found = vectors(encoder, load.source().sensor, chips)
+    found = vectors(encoder, load.source().info.sensor, chips)
     boxes = [shapely.box(*bounds(Window(n, 0, 1, 1), rasterio.Affine.identity())) for n in range(len(found))]
     frame = gpd.GeoDataFrame({"embeddings": list(found)}, geometry=boxes, crs="EPSG:4326")
     frame.to_parquet(output)

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from kiln.engine import pipeline
+from kiln.engine.read_ahead import read_ahead
 from kiln.formats.records import Chip, Loaded, Read
 from kiln.model import embedder
 from kiln.model import weights as encoders
@@ -50,7 +51,7 @@ def chips_of(load: Workload, root: str | None = None, threads: int = THREADS) ->
     """Reading and cutting alone, as the engine does it; from a copy's URI where one is given."""
     source = load.source(root)
     source.check()
-    with closing(pipeline.read_ahead(source.reads(), threads, AHEAD)) as loaded:
+    with closing(read_ahead(source.reads(), threads, AHEAD)) as loaded:
         yield from (e for e in source.chips(loaded) if isinstance(e, Chip))
 
 
@@ -78,7 +79,7 @@ def check(load: Workload, ours: Path, theirs: np.ndarray) -> tuple[int, float]:
 def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) -> dict[str, Any]:
     """One row of the table: seconds and ratios for a dataset and an encoder's size, all of it measured in turn."""
     weights = write_weights(folder, size)
-    sensor = load.source().sensor
+    sensor = load.source().info.sensor
     embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
     chips = list(chips_of(load))
     made: dict[str, Any] = {}
@@ -117,7 +118,7 @@ def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) ->
 def from_afar(load: Workload, root: str, folder: Path, rounds: int, what: str) -> dict[str, Any]:
     """The same row for the tiny encoder and an archive on a store, which the job waits for, not for processors."""
     weights = write_weights(folder, "tiny")
-    sensor = load.source().sensor
+    sensor = load.source().info.sensor
     embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
     far, chips = load.elsewhere(root), list(chips_of(load))
     ways = [
@@ -207,7 +208,7 @@ def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
     with watched(load) as (spans, source):
         made = source()
         made.check()
-        sensor = made.sensor
+        sensor = made.info.sensor
         wall = timed(
             lambda: pipeline.embed(
                 made,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kiln.archives.naip.source import NaipSource
+from kiln.archives.registry import get_archive
 from kiln.archives.sentinel2.source import Sentinel2Source
 from kiln.archives.worldcover import plan as plan_worldcover
 from kiln.archives.worldcover.lattice import Column, Lattice
@@ -19,6 +20,7 @@ from kiln.model import weights as encoders
 from kiln.sample.files import write_cog
 from scripts import embed_naip, embed_sentinel2, embed_worldcover
 from tests.support import items
+from tests.support.chips import make_info
 
 CHIP = 256
 BEFORE = {"s2:processing_baseline": "02.14"}  # the offset
@@ -43,7 +45,9 @@ class Workload:
 
     def source(self, root: str | None = None) -> Source:
         """What reads the shard, from its folder or from a copy of it elsewhere."""
-        return self.source_at(root or str(self.folder))
+        source = self.source_at(root or str(self.folder))
+        source.info = make_info(sensor=get_archive(self.dataset).sensor)
+        return source
 
     def elsewhere(self, root: str) -> "Workload":
         """The same shard, its archive copied to another root."""

@@ -9,10 +9,26 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from kiln.formats.records import Chip, Dropped, Loaded, Read, Unit
+from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
 from kiln.formats.sensor import Sensor
 
 PLAIN = Sensor("plain", ("a", "b"), (0.0, 0.0), (1.0, 1.0), (0.5, 0.6), 10.0)  # leaves pixels as they are
+
+
+def make_info(**changes: Any) -> SourceInfo:
+    """Return the facts about a source of `PLAIN` chips of 8 px."""
+    facts: dict[str, Any] = {
+        "dataset": "plain",
+        "partition": "2021",
+        "sensor": PLAIN,
+        "recipe": 1,
+        "lattice": {"chip_size": 8},
+        "metadata": "zeros",
+        "gsd": "as_trained",
+        "native_gsd": None,
+        "max_nodata": 0.05,
+    }
+    return SourceInfo(**(facts | changes))
 
 
 def make_chip(n: int, unit: str = "u", pixels: np.ndarray | None = None, **changes: Any) -> Chip:
@@ -46,7 +62,7 @@ class ListSource:
 
     events: list[Chip | Dropped]
     expected: dict[str, int]
-    sensor: Sensor = PLAIN
+    info: SourceInfo = field(default_factory=make_info)
     columns: list[pa.Field] = field(default_factory=lambda: [pa.field("year", pa.int16())])
     broken: Exception | None = None  # raised by the read of the last event
 

@@ -17,10 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiln.archives.worldcover import plan
 from kiln.cli.command_line import Terminated
 from kiln.engine import pipeline
-from kiln.engine.checkpoints import Parts
+from kiln.engine.checkpoints import Checkpoints
 from kiln.engine.pipeline import Budget
 from kiln.errors import SourceError, StorageError, TooManyFailuresError, TransientError
 from kiln.formats import embeddings_file
@@ -28,10 +27,8 @@ from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, Unit
 from kiln.io import storage
 from kiln.io.progress import Progress
 from kiln.model.embedder import Embedder, Policy
-from scripts import embed_worldcover
-from tests.support.archives import random_pixels, write_tile
-from tests.support.chips import PLAIN, make_chip
-from tests.unit.engine.test_pipeline import Echo
+from tests.support.chips import make_chip, make_info
+from tests.support.engine import Echo
 
 ABOUT = {"fingerprint": "f1", "software": {"torch": "1"}, "sources": {"a": 1}}
 GUESS = 9  # chips that a scene is taken to have until it is opened
@@ -60,7 +57,7 @@ class Scenes:
     version: str = "1"
     unversioned: tuple[str, ...] = ()
     read: list[str] = field(default_factory=list)  # as it came about
-    sensor = PLAIN
+    info = make_info()
     columns = list(COLUMNS)[-2:]
 
     def units(self) -> list[Unit]:
@@ -125,7 +122,7 @@ def embed(source, path, parts=None, *, encoder=None, batch=4, allowed=1.0, dim=4
         policy=Policy("zeros", gsd),
         budget=Budget(batch, 2, 1000),
         max_failed_fraction=allowed,
-        parts=Parts.of(str(parts), about) if parts else None,
+        checkpoints=Checkpoints.for_metadata(str(parts), about) if parts else None,
     )
     return path.read_bytes(), outcome.ledger.to_pylist()
 
@@ -265,7 +262,7 @@ def test_what_was_finished_before_the_encoder_broke_is_kept_whole_though_it_was_
     with pytest.raises(type(error)):
         embed(Scenes(shard), tmp_path / "o", tmp_path / "parts", encoder=Breaks(), batch=1)
     assert list(kept(tmp_path / "parts")) == ["s:0", "s:1"]
-    assert [t.name for t in threading.enumerate() if t.name.startswith("parts")] == []
+    assert [t.name for t in threading.enumerate() if t.name.startswith("checkpoints")] == []
     again = Scenes(shard)
     embed(again, tmp_path / "o", tmp_path / "parts", batch=1)
     assert sorted(again.read) == ["s:2", "s:3"]
@@ -319,13 +316,13 @@ def test_the_parts_of_a_shard_are_removed_in_all_their_states_and_nothing_else_i
     assert len(list((tmp_path / "parts").iterdir())) == 13
     source = Scenes(shard | {"s:never": [7]})
     embed(source, tmp_path / "o", tmp_path / "parts")
-    Parts.of(str(tmp_path / "parts"), ABOUT).remove(source.units())
+    Checkpoints.for_metadata(str(tmp_path / "parts"), ABOUT).delete(source.units())
     left = {re.sub(r"-[0-9a-f]{12}\.parquet$", "", p.name) for p in (tmp_path / "parts").iterdir()}
     assert left == {"s-aa", "s-a-b", "s", "README.txt", "s-a.parquet", "s-a", *(n for n in left if n[0] == ".")}
 
 
 def test_removing_parts_that_never_were_is_no_error(tmp_path):
-    Parts.of(str(tmp_path / "never"), ABOUT).remove(Scenes(SHARD).units())
+    Checkpoints.for_metadata(str(tmp_path / "never"), ABOUT).delete(Scenes(SHARD).units())
     assert not (tmp_path / "never").exists()
 
 
@@ -405,7 +402,7 @@ def test_a_part_on_s3_that_is_none_is_told_by_its_name_there(tmp_path, bucket, c
     assert sorted(again.read) == ["s:c", "s:d", "s:g"]
     (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert part in told
-    Parts.of(f"{bucket}/parts", ABOUT).remove(again.units())
+    Checkpoints.for_metadata(f"{bucket}/parts", ABOUT).delete(again.units())
     assert storage.listing(bucket) == {}
 
 
@@ -425,7 +422,7 @@ def test_a_folder_may_be_spelled_in_many_ways(tmp_path, monkeypatch, folder):
     again = Scenes(SHARD)
     embed(again, tmp_path / "o", folder)
     assert sorted(again.read) == ["s:d", "s:g"]
-    Parts.of(folder, ABOUT).remove(again.units())
+    Checkpoints.for_metadata(folder, ABOUT).delete(again.units())
     assert not list((tmp_path / "parts").rglob("*.parquet"))
 
 
@@ -438,15 +435,15 @@ def test_an_entry_comes_back_as_it_was(tmp_path):
     rows = embeddings_file.rows(
         [Scenes({}).chip("s:a", n, n + 3) for n in range(2)], {"embeddings": np.eye(2, 4, dtype=np.float32)}, COLUMNS
     )
-    with Parts.of(str(tmp_path), ABOUT) as parts:
-        parts.keep(rows, entry)
-    parts = Parts.of(str(tmp_path), ABOUT)
-    ((unit_id, (again, same)),) = parts.finished([replace(unit, expected=99, etag="")], COLUMNS).items()
+    with Checkpoints.for_metadata(str(tmp_path), ABOUT) as parts:
+        parts.write(rows, entry)
+    parts = Checkpoints.for_metadata(str(tmp_path), ABOUT)
+    ((unit_id, (again, same)),) = parts.read_finished([replace(unit, expected=99, etag="")], COLUMNS).items()
     assert (unit_id, same, same.row()) == ("s:ä/ü:1", entry, entry.row())
     assert again.equals(rows)
     assert again.schema.equals(rows.schema)
     other = embeddings_file.schema(4, "float32", list(COLUMNS)[-2:], {"sources": "others"})
-    assert parts.finished([unit], other)[unit_id][0].cast(other).equals(rows.cast(other))
+    assert parts.read_finished([unit], other)[unit_id][0].cast(other).equals(rows.cast(other))
 
 
 def test_progress_of_a_job_that_goes_on_ends_at_its_total_and_tells_the_pace_of_this_try_alone(tmp_path, monkeypatch):
@@ -487,7 +484,9 @@ def test_units_whose_chips_come_among_others_are_whole_or_not_kept(tmp_path):
     first = embed(Mixed(shard), tmp_path / "o", tmp_path / "parts", batch=1)
     assert first == without
     rows = {}
-    for u, (table_, entry) in Parts.of(str(tmp_path / "parts"), ABOUT).finished(Mixed(shard).units(), COLUMNS).items():
+    for u, (table_, entry) in (
+        Checkpoints.for_metadata(str(tmp_path / "parts"), ABOUT).read_finished(Mixed(shard).units(), COLUMNS).items()
+    ):
         rows[u] = (len(table_), entry.embedded)
     assert all(a == b for a, b in rows.values()), rows
 
@@ -559,32 +558,14 @@ def test_parts_that_other_jobs_make_and_remove_meanwhile_are_no_error(tmp_path):
     thread = threading.Thread(target=others)
     thread.start()
     try:
-        parts = Parts.of(str(tmp_path / "parts"), ABOUT)
+        parts = Checkpoints.for_metadata(str(tmp_path / "parts"), ABOUT)
         end = time.monotonic() + 0.7
         while time.monotonic() < end:
-            assert parts.finished(Scenes(SHARD).units(), COLUMNS) == {}
-            parts.remove(Scenes(SHARD).units())
+            assert parts.read_finished(Scenes(SHARD).units(), COLUMNS) == {}
+            parts.delete(Scenes(SHARD).units())
     finally:
         stop.set()
         thread.join()
-
-
-# -------------------------------------------------------------------------------------- datasets that keep no parts
-
-
-def test_worldcover_keeps_no_parts_and_gives_the_same_bytes(tmp_path, encoder_file):
-    write_tile(tmp_path / "wc", 2021, 10, 45, random_pixels(48, 1))
-    told = {"archive": tmp_path / "wc", "year": 2021, "region": "10,45,11,46", "chip-size": 16}
-    told |= {"pixels-per-degree": 48, "output": tmp_path / "plan.jsonl"}
-    plan.main([f"--{k}={v}" for k, v in told.items()])
-    made = []
-    for name, more in (("a", []), ("b", ["--parts", tmp_path / "parts"])):
-        flags = ["--units", tmp_path / "plan.jsonl", "--index", 0, "--folder", tmp_path / name, "--threads", 1]
-        embed_worldcover.main([str(f) for f in (*flags, "--weights", encoder_file, *more)])
-        made.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
-    assert len(made[0]) == 2
-    assert made[0] == made[1]
-    assert not (tmp_path / "parts").exists()
 
 
 # ------------------------------------------------------------------------------------------------ patches, int8, both
@@ -617,8 +598,8 @@ def embed_all(source, path, parts=None, *, encoder, batch=3):
         policy=Policy("zeros", 10.0, "int8", "both", patches=True),
         budget=Budget(batch, 2, 1000),
         max_failed_fraction=1.0,
-        parts=Parts.of(str(parts), WITH_PATCHES) if parts else None,
-        patch_file=beside,
+        checkpoints=Checkpoints.for_metadata(str(parts), WITH_PATCHES) if parts else None,
+        patch_path=beside,
     )
     return path.read_bytes(), beside.read_bytes(), outcome.ledger.to_pylist()
 
@@ -667,7 +648,7 @@ def test_a_part_without_its_own_whole_patches_is_done_again(tmp_path, encoder, e
     encoded.clear()
     with caplog.at_level(logging.WARNING):
         assert embed_all(Drawn(SHARD), tmp_path / "again", folder, encoder=encoder) == without
-    assert "a part is of no use" in caplog.text
+    assert "checkpoint ignored" in caplog.text
     assert {i.rpartition(":")[0] for i in encoded} == {"s:c", "s:g"}
 
 
@@ -687,7 +668,7 @@ def test_patches_of_a_scene_that_was_not_finished_leave_nothing_behind(tmp_path,
         embed_all(Drawn({"s:a": [1, 2], "s:c": list(range(3, 13))}), tmp_path / "o", folder, encoder=Breaks(), batch=2)
     assert [n for n in kept(folder).values() if "patches" not in n] == parts_of(folder, "s:a")[:1]
     assert not parts_of(folder, "s:c")
-    Parts.of(str(folder), WITH_PATCHES).remove(Drawn(SHARD).units())
+    Checkpoints.for_metadata(str(folder), WITH_PATCHES).delete(Drawn(SHARD).units())
     assert not list(folder.iterdir())
 
 
@@ -698,7 +679,8 @@ def test_patches_of_parts_on_a_store_come_back(bucket, tmp_path, encoder, encode
         beside = path.with_suffix(".patches")
         pipeline.embed(
             source, lambda: encoder, 32, path, WITH_PATCHES, policy=Policy("zeros", 10.0, "int8", "both", patches=True),
-            budget=Budget(3, 2, 1000), max_failed_fraction=1.0, parts=Parts.of(folder, WITH_PATCHES), patch_file=beside,
+            budget=Budget(3, 2, 1000), max_failed_fraction=1.0, patch_path=beside,
+            checkpoints=Checkpoints.for_metadata(folder, WITH_PATCHES),
         )  # fmt: skip
         return path.read_bytes(), beside.read_bytes()
 

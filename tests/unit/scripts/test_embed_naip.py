@@ -26,7 +26,7 @@ from kiln.archives.naip.source import NaipSource
 from kiln.archives.registry import get_archive
 from kiln.archives.worldcover import plan as plan_worldcover
 from kiln.cli import search
-from kiln.engine.pipeline import read_ahead
+from kiln.engine.read_ahead import read_ahead
 from kiln.errors import StorageError
 from kiln.explorer import build
 from kiln.formats import embeddings_file, vectors
@@ -261,7 +261,7 @@ def test_more_failed_scenes_than_allowed_fail_the_shard_with_its_ledger_in_the_l
     write_scene(tmp_path, ND[0], scene_pixels())
     units, _ = make_plan(tmp_path / "plan.gz", ND[:3], tmp_path)
     code, said = fails(capsys, flags(units, 0, tmp_path / "shards", encoder_file))
-    assert (code, "67% of the shard failed" in said, "does not exist" in said) == (1, True, True)
+    assert (code, "got 67%; the first reason" in said, "does not exist" in said) == (1, True, True)
     assert all(unit(k) in caplog.text for k in ND[:3])
     assert files(tmp_path / "shards") == {}
 
@@ -508,7 +508,7 @@ def test_a_shard_with_too_many_failures_costs_a_start_once_it_is_mended(tmp_path
     argv = flags(units, 0, tmp_path / "shards", encoder_file, *more)
     server.files[f"/{ND[3]}"] = b"<html>"
     code, said = fails(capsys, [*argv, "--max-failed-fraction", "0.1"])
-    assert (code, "25% of the shard failed" in said) == (1, True)
+    assert (code, "got 25%; the first reason" in said) == (1, True)
     assert len(files(tmp_path / "parts")) == 3
     server.files[f"/{ND[3]}"] = whole
     server.requests.clear()

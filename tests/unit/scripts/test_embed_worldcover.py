@@ -220,7 +220,7 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
             capsys, flags("--index", 0, "--expect-fingerprint", identity[:8], *more, folder=tmp_path / "wrong")
         )
         assert code == 2
-        assert f"{identity[:8]} is expected" in said
+        assert f"expected fingerprint {identity[:8]}" in said
     assert files(tmp_path / "wrong") == {}
 
 
@@ -273,7 +273,7 @@ def test_more_failures_than_allowed_fail_the_shard_with_its_ledger_in_the_log(fl
     units, lines = make_plan(root, tmp_path / "bad.jsonl", region="10,45,12,46", per_shard=100)
     code, said = fails(capsys, flags("--index", 0, "--max-failed-fraction", 0.1, units=units))
     assert code == 1
-    assert "more than max_failed_fraction 10%; the first reason: " in said
+    assert "max_failed_fraction: expected at most 10% of the shard to fail" in said
     assert "not a readable GeoTIFF" in said
     for unit in lines[0]["units"]:
         assert unit in caplog.text
@@ -386,3 +386,16 @@ def test_it_runs_from_a_folder_elsewhere_with_pythonpath(flags, tmp_path, plan):
     assert done.returncode == 0, done.stderr
     assert "rows of 3 units" in done.stderr
     assert len(files(tmp_path / "shards")) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+def test_there_are_no_checkpoints_and_the_same_bytes_with_their_folder(flags, tmp_path):
+    made = []
+    for name, more in (("a", []), ("b", ["--parts", tmp_path / "parts"])):
+        embed_worldcover.main(flags("--index", 0, *more, folder=tmp_path / name))
+        made.append(files(tmp_path / name))
+    assert len(made[0]) == 2
+    assert made[0] == made[1]
+    assert not (tmp_path / "parts").exists()

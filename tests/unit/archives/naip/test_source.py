@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from kiln.archives.naip import scene
 from kiln.archives.naip.keys import parse_key
 from kiln.archives.naip.source import NaipSource
-from kiln.engine.pipeline import read_ahead
+from kiln.engine.read_ahead import read_ahead
 from kiln.errors import ConfigError, TransientError
 from kiln.formats.records import Chip, Dropped, Opened
 from kiln.io import storage

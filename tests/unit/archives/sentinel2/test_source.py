@@ -29,7 +29,7 @@ from kiln.archives.sentinel2.scene import (
     summed,
 )
 from kiln.archives.sentinel2.source import Sentinel2Source
-from kiln.engine.pipeline import read_ahead
+from kiln.engine.read_ahead import read_ahead
 from kiln.errors import ConfigError, SourceError, TransientError
 from kiln.formats.records import Chip, Dropped, Opened
 from kiln.io import gdal, storage

@@ -29,10 +29,12 @@ from kiln.archives.worldcover.source import (
     touched_tiles,
 )
 from kiln.engine import pipeline
+from kiln.engine.read_ahead import read_ahead
 from kiln.errors import ConfigError, TransientError
 from kiln.formats.records import Chip, Dropped
 from kiln.model import clay, embedder
 from tests.support.archives import edge, mosaic, name_of, random_pixels, tile_path, write_tile
+from tests.support.chips import make_info
 
 
 def make_source(
@@ -45,7 +47,7 @@ def make_source(
 
 def cut(source: WorldCoverSource, threads: int = 2, budget: int = 1 << 20) -> list[Chip | Dropped]:
     """Everything the source gives, in order."""
-    return list(source.chips(pipeline.read_ahead(source.reads(), threads, budget)))
+    return list(source.chips(read_ahead(source.reads(), threads, budget)))
 
 
 def chips_of(events: list[Chip | Dropped]) -> list[Chip]:
@@ -396,8 +398,9 @@ LATER = {  # after the plan was made
 }
 
 
-def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pipeline.Outcome:
+def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pipeline.EmbeddedShard:
     """Through the whole engine, as a job does."""
+    source.info = make_info(sensor=source.sensor)
     source.check()
     return pipeline.embed(
         source,
