@@ -10,6 +10,7 @@ from typing import Any
 from kiln.errors import ConfigError
 from kiln.io import storage
 from kiln.io.buckets import known_bucket
+from kiln.io.text_table import format_bytes
 
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # never as a job's variables
 ARN = re.compile(r"arn:aws[\w-]*:(?P<service>\w+):(?P<region>[\w-]*):\d+:(?P<what>[\w-]+)/.+")
@@ -175,7 +176,7 @@ def archive_region(archive: str, configured: str | None) -> str | None:
 
 def moved(plans: Sequence[str], price: float) -> str:
     """What reading an archive from another region takes, by its plans, as a sentence; empty if every shard is there."""
-    from kiln.report.estimate import human, summarise
+    from kiln.report.estimate import summarise
 
     if missing := [p for p in plans if storage.stat(p) is None]:
         return f"how much they read is told by a plan, and {missing[0]} is not there yet: run `snakemake plan`."
@@ -185,6 +186,6 @@ def moved(plans: Sequence[str], price: float) -> str:
     if not shards:
         return ""
     return (
-        f"{shards:,} shards read at most {human(read)}, {read / 1e9 * price:,.2f} at {price:g} a GB between regions "
-        "(plan.price_per_gb_moved)."
+        f"{shards:,} shards read at most {format_bytes(read)}, {read / 1e9 * price:,.2f} at {price:g} a GB between "
+        "regions (plan.price_per_gb_moved)."
     )

@@ -25,7 +25,7 @@ from kiln.cli.aws_env import NO_IMAGE
 from kiln.errors import ConfigError
 from kiln.formats import plan_file
 from kiln.io import storage
-from kiln.report.estimate import human
+from kiln.io.text_table import format_bytes
 
 QUERY = "'jobs[].[jobName,status,arrayProperties.statusSummary]'"  # of the command that tells how jobs stand
 DATASETS = ("worldcover", "naip", "sentinel2")
@@ -99,7 +99,7 @@ def told(rule: embed_rule.EmbedRule, shards: Sequence[Shard], done: int, missing
     text = [
         f"{rule.dataset}: {len(shards):,} {'shard' if len(shards) == 1 else 'shards'} as {how};"
         f" each {rule.threads} vCPU, {rule.mem_mb:,} MB{gpu}",
-        f"  at most {chips:,} chips, {human(size)} to read, {hours:,.2f} hours of encoders at "
+        f"  at most {chips:,} chips, {format_bytes(size)} to read, {hours:,.2f} hours of encoders at "
         f"{numbers['chips_per_second']:g} chips/s, compute {hours * numbers['price_per_hour']:,.2f}",
     ]
     if done:

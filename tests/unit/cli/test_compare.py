@@ -86,7 +86,9 @@ def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.Ca
     assert 0.999 < least < 1
 
 
-def test_vectors_that_a_file_lacks_are_said(tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vectors_that_a_file_lacks_are_said(
+    tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = str(written(tmp_path / "a.parquet", drawn))
     with pytest.raises(SystemExit):
         compare.main([mine, mine, "--column", "embeddings_mean"])

@@ -17,6 +17,7 @@ from kiln.explorer.build import Select, build
 from kiln.explorer.database import Explorer, Filters
 from kiln.formats import embeddings_file
 from kiln.formats.records import Unit
+from kiln.product.record import read_record
 from kiln.report import coverage
 from tests.support.archives import write_tile
 from tests.support.chips import make_chip
@@ -497,8 +498,9 @@ def test_geojson_over_the_antimeridian_is_cut_there(dateline, capsys, tmp_path):
 
 def test_the_coverage_map_of_the_row_is_a_few_kilometres_wide(dateline):
     run, _ = dateline
-    (chips,) = coverage.together([coverage.boxes(json.loads((run / "p.json").read_text()), str(run / "p"))])
-    west, _, east, _ = coverage.frame([chips])
+    boxes = coverage.read_boxes(read_record(str(run / "p.json")), str(run / "p"))
+    (chips,) = coverage.join_over_antimeridian([boxes])
+    west, _, east, _ = coverage.map_bounds([chips])
     assert len(chips) == 16
     assert 179 < west < 180 < east < 180.5
 

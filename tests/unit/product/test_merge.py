@@ -21,7 +21,8 @@ from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file, plan_file
 from kiln.product.merge import MergeOptions
-from kiln.report import coverage
+from kiln.product.record import read_record
+from kiln.report.ledger_page import ledger_page
 from scripts import merge as merge_script
 from tests.support import products
 from tests.support.products import (
@@ -494,7 +495,7 @@ def test_allow_missing_says_so_in_record_metadata_and_ledger_page(broken, capsys
     assert record["rows"] == 320
     kiln = json.loads(pq.read_schema(f"{product}/part-0000.parquet").metadata[b"kiln"])
     assert kiln["missing_shards"] == [names[1]]
-    assert "1 shards are missing" in html.unescape(coverage.ledger_page([record], [product]))
+    assert "1 shards are missing" in html.unescape(ledger_page([read_record(f"{product}.json")], [product]))
 
 
 def test_allow_missing_with_nothing_missing_is_the_plain_product(broken, capsys, tmp_path):
