@@ -200,7 +200,8 @@ def transfer_cost(plans: Sequence[str], price_per_gb: float) -> str:
     Returns:
         A sentence; empty if there is no shard left to embed.
     """
-    from kiln.report.estimate import human, summarise
+    from kiln.io.text_table import format_bytes
+    from kiln.report.estimate import summarise
 
     if missing := [p for p in plans if storage.stat(p) is None]:
         return f"a plan has the bytes to read, and {missing[0]} is not there yet: run `snakemake plan`."
@@ -210,7 +211,7 @@ def transfer_cost(plans: Sequence[str], price_per_gb: float) -> str:
     if not shards:
         return ""
     return (
-        f"{shards:,} shards read at most {human(read_bytes)}, {read_bytes / 1e9 * price_per_gb:,.2f} at "
+        f"{shards:,} shards read at most {format_bytes(read_bytes)}, {read_bytes / 1e9 * price_per_gb:,.2f} at "
         f"{price_per_gb:g} a GB between regions (plan.price_per_gb_moved)."
     )
 

@@ -13,7 +13,7 @@ from kiln.aws.environment import NO_IMAGE
 from kiln.errors import ConfigError
 from kiln.formats.plan_file import read_plan
 from kiln.io import storage
-from kiln.report.estimate import human
+from kiln.io.text_table import format_bytes
 
 STATUS_QUERY = "'jobs[].[jobName,status,arrayProperties.statusSummary]'"  # of the command that shows the jobs' states
 
@@ -114,7 +114,7 @@ def describe(rule: EmbedRule, selection: Selection, missing_only: bool) -> str:
     gpu = f", {rule.resources.gpus} GPU" if rule.resources.gpus else ""
     text = [
         f"{rule.dataset}: {jobs}; each {rule.resources.threads} vCPU, {rule.resources.mem_mb:,} MB{gpu}",
-        f"  at most {chips:,} chips, {human(read_bytes)} to read, {hours:,.2f} hours of encoders at "
+        f"  at most {chips:,} chips, {format_bytes(read_bytes)} to read, {hours:,.2f} hours of encoders at "
         f"{rule.chips_per_second:g} chips/s, compute {hours * rule.price_per_hour:,.2f}",
     ]
     if selection.finished:

@@ -16,3 +16,12 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), rule: b
         for r in rows
     ]
     return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]] if rule else lines
+
+
+def format_bytes(size: float) -> str:
+    """Return a number of bytes with the unit that a person would choose, as `1.5 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

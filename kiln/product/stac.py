@@ -7,13 +7,14 @@ cloud-native geospatial sprint of March 2026, https://github.com/stac-extensions
 import calendar
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pystac
 
+from kiln.archives.registry import Provenance, get_archive
 from kiln.formats import vectors
 from kiln.io import storage
 
@@ -22,99 +23,79 @@ FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 TABLE = "https://stac-extensions.github.io/table/v1.2.0/schema.json"
 PARQUET = "application/vnd.apache.parquet"
 MODEL = "https://huggingface.co/made-with-clay/Clay"
-SOURCES: dict[str, dict[str, Any]] = {
-    "worldcover": {
-        "title": "ESA WorldCover Sentinel-2 annual composites, Clay embeddings",
-        "href": "https://registry.opendata.aws/esa-worldcover-vito-composites/",
-        "license": "CC-BY-4.0",
-        "provider": "VITO / ESA WorldCover, contains modified Copernicus Sentinel data",
-        "temporal_resolution": "annual",
-    },
-    "naip": {
-        "title": "NAIP aerial imagery, Clay embeddings",
-        "href": "https://registry.opendata.aws/naip/",
-        "license": "CC-PDDC",
-        "provider": "USDA Farm Service Agency",
-        "temporal_resolution": "single_acquisition",
-    },
-    "sentinel2": {
-        "title": "Sentinel-2 L2A scenes, Clay embeddings",
-        "href": "https://registry.opendata.aws/sentinel-2-l2a-cogs/",
-        "license": "proprietary",
-        "provider": "ESA, contains modified Copernicus Sentinel data",
-        "temporal_resolution": "single_acquisition",
-    },
-}
-
-
-WHAT = {  # a row's vectors are, by the `embedding` of the config
+WORLD = [-180.0, -90.0, 180.0, 90.0]
+SHA256_MULTIHASH = "1220"  # prefix of a sha2-256 digest of 32 bytes
+VECTOR_TITLES = {  # by `embedding` of the config
     "class": "class token",
     "mean": "mean of the patch tokens",
     "both": "class token and mean of the patch tokens",
 }
+RUNTIME_KEYS = (  # of the `kiln` metadata
+    *("fingerprint", "weights_sha256", "untrained", "precision"),
+    *("embedding", "metadata", "lattice", "limits"),
+)
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a product: bytes, digest, rows, bounds [west, south, east, north], first and last datetime."""
+    """A Parquet file of a product.
+
+    Attributes:
+        name: Name below the product's folder.
+        size: Bytes.
+        sha256: Digest in hex.
+        rows: Rows.
+        bbox: Bounding box of the footprints [west, south, east, north] in degrees.
+        times: First and last acquisition; None where no row has one.
+    """
 
     name: str
     size: int
     sha256: str
     rows: int
     bbox: list[float]
-    span: tuple[datetime | None, datetime | None]
+    times: tuple[datetime | None, datetime | None]
 
 
-def period(about: dict[str, Any], parts: Sequence[Part]) -> tuple[datetime, datetime]:
-    """What a partition covers in time: first and last acquisition, or its year, as of composites and undated scenes."""
-    times = [t for p in parts for t in p.span if t is not None]
-    if times and about["dataset"] != "worldcover":
+def time_range(metadata: Mapping[str, Any], parts: Sequence[Part]) -> tuple[datetime, datetime]:
+    """Return the start and end of a product.
+
+    These are the first and last acquisition. A composite and scenes without dates get the month or year in the name of
+    their partition: `29R-2020-02`, `2021` or `id-2015`.
+    """
+    times = [time for part in parts for time in part.times if time is not None]
+    if times and not get_archive(metadata["dataset"]).composite:
         return min(times), max(times)
-    if found := re.fullmatch(r"\w+-(\d{4})-(\d\d)", about["partition"]):  # `29R-2020-02`
-        year, month = map(int, found.groups())
-        last = calendar.monthrange(year, month)[1]
-        return datetime(year, month, 1, tzinfo=UTC), datetime(year, month, last, 23, 59, 59, tzinfo=UTC)
-    year = int(about["partition"].rpartition("-")[2])  # `2021`, or `id-2015`, whose scenes have no dates
+    partition = metadata["partition"]
+    if match := re.fullmatch(r"\w+-(\d{4})-(\d\d)", partition):
+        year, month = map(int, match.groups())
+        last_day = calendar.monthrange(year, month)[1]
+        return datetime(year, month, 1, tzinfo=UTC), datetime(year, month, last_day, 23, 59, 59, tzinfo=UTC)
+    year = int(partition.rpartition("-")[2])
     return datetime(year, 1, 1, tzinfo=UTC), datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
-def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int]) -> tuple[dict, list[dict]]:
-    """Collection and items as JSON objects with relative links."""
-    source = SOURCES[about["dataset"]]
-    start, end = period(about, parts)
-    filled = [p for p in parts if p.rows]
-    world = [-180.0, -90.0, 180.0, 90.0]
-    boxes = [p.bbox for p in filled] or [world]
-    whole = [*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3))]
-    warning = " UNTRAINED weights: for demonstration only." if about["untrained"] else ""
-    chip = about["chip_size"] // (2 if about["lattice"].get("encode") == "quarters" else 1)
-    kind = about["embedding"]
-    fields = {
-        "emb:type": "chip",
-        "emb:dimensions": about["dimensions"],
-        "emb:chip_layout": {"layout_type": "regular_grid", "chip_size": [chip, chip], "stride": [chip, chip]},
-        "emb:temporal_resolution": source["temporal_resolution"],
-        "data_type": about["storage"],
-        **({} if about["gsd"] == "actual" else {"gsd": about["gsd"]}),
-    }
-    quantization = {"method": "none", "original_dtype": "float32", "quantized_dtype": about["storage"]}
-    if about["storage"] == "int8":  # the extension's `scale` is one of all rows; these have one each
-        quantization |= {"method": "linear", "scale_columns": {n: vectors.SCALES[n] for n in vectors.KINDS[kind]}}
-    collection = pystac.Collection(
-        id=f"{about['dataset']}-{about['partition']}-{about['fingerprint'][:8]}",
-        title=f"{source['title']}, {about['partition']}",
-        description=f"One {about['model']} {WHAT[kind]} per chip of {chip} pixels; "
-        f"{counts['embedded']} chips.{warning}",
-        license=source["license"],
-        extent=pystac.Extent(pystac.SpatialExtent([whole]), pystac.TemporalExtent([[start, end]])),
-        providers=[pystac.Provider(source["provider"], roles=[pystac.ProviderRole.PRODUCER], url=source["href"])],
-        stac_extensions=[EXTENSION],
-        extra_fields=fields,
-    )
+def describe(
+    parts: Sequence[Part], metadata: Mapping[str, Any], counts: Mapping[str, int]
+) -> tuple[Json, dict[str, Json]]:
+    """Return the STAC of a product as JSON objects with relative links.
+
+    Args:
+        parts: The product's files.
+        metadata: Their `kiln` metadata.
+        counts: Chips of the ledger, by count.
+
+    Returns:
+        The collection, and the items by id; a part without rows has no item.
+    """
+    provenance = get_archive(metadata["dataset"]).provenance
+    filled = [part for part in parts if part.rows]
+    collection = _collection(filled, time_range(metadata, parts), metadata, counts, provenance)
     links = [
-        pystac.Link("emb:model", MODEL, title=about["model"]),
-        pystac.Link("emb:source-data", source["href"], title=source["title"]),
+        pystac.Link("emb:model", MODEL, title=metadata["model"]),
+        pystac.Link("emb:source-data", provenance.href, title=provenance.title),
     ]
     collection.add_links(links)
     collection.add_asset(
@@ -123,70 +104,132 @@ def describe(parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int
     )
     items = []
     for part in filled:
-        w, s, e, n = part.bbox
-        item = pystac.Item(
-            id=f"{collection.id}-{part.name.removesuffix('.parquet')}",
-            geometry={"type": "Polygon", "coordinates": [[[w, s], [e, s], [e, n], [w, n], [w, s]]]},
-            bbox=part.bbox,
-            datetime=None,
-            start_datetime=start,
-            end_datetime=end,
-            properties={
-                **fields,
-                "emb:quantization": quantization,
-                "emb:runtime_parameters": {
-                    k: about[k]
-                    for k in (
-                        "fingerprint",
-                        "weights_sha256",
-                        "untrained",
-                        "precision",
-                        "embedding",
-                        "metadata",
-                        "lattice",
-                        "limits",
-                    )
-                },
-                "table:row_count": part.rows,
-            },
-            stac_extensions=[EXTENSION, FILE, TABLE],
-        )
+        item = _item(part, collection, metadata)
         item.add_links([link.clone() for link in links])
-        item.add_asset(
-            "embeddings",
-            pystac.Asset(
-                f"../{part.name}",
-                title=f"GeoParquet of chips: {WHAT[kind]}",
-                media_type=PARQUET,
-                roles=["data"],
-                extra_fields={"file:size": part.size, "file:checksum": f"1220{part.sha256}"},
-            ),
-        )
         items.append(item)
-    return _plain(collection, items)
+    return _with_relative_links(collection, items)
 
 
-def _plain(collection: pystac.Collection, items: list[pystac.Item]) -> tuple[dict, list[dict]]:
-    """Self-contained JSON: items in `items/`, linked both ways by relative hrefs."""
-    top = collection.to_dict(include_self_link=False)
-    top["links"] = [x for x in top["links"] if x["rel"] not in ("root", "self")]
-    top["links"] += [{"rel": "item", "href": f"./items/{i.id}.json", "type": "application/geo+json"} for i in items]
-    plain = []
+def _chip_size(metadata: Mapping[str, Any]) -> int:
+    """Return the side in pixels of the square that a row stands for."""
+    return int(metadata["chip_size"]) // (2 if metadata["lattice"].get("encode") == "quarters" else 1)
+
+
+def _fields(metadata: Mapping[str, Any], provenance: Provenance) -> Json:
+    """Return the fields that the collection and its items share."""
+    chip = _chip_size(metadata)
+    return {
+        "emb:type": "chip",
+        "emb:dimensions": metadata["dimensions"],
+        "emb:chip_layout": {"layout_type": "regular_grid", "chip_size": [chip, chip], "stride": [chip, chip]},
+        "emb:temporal_resolution": provenance.temporal_resolution,
+        "data_type": metadata["storage"],
+        **({} if metadata["gsd"] == "actual" else {"gsd": metadata["gsd"]}),
+    }
+
+
+def _quantization(metadata: Mapping[str, Any]) -> Json:
+    """Return how numbers are stored; int8 rows have a scale each, while the extension's `scale` is one of all rows."""
+    vector_dtype = metadata["storage"]
+    quantization: Json = {"method": "none", "original_dtype": "float32", "quantized_dtype": vector_dtype}
+    if vector_dtype == "int8":
+        columns = {name: vectors.SCALES[name] for name in vectors.KINDS[metadata["embedding"]]}
+        quantization |= {"method": "linear", "scale_columns": columns}
+    return quantization
+
+
+def _collection(
+    filled: Sequence[Part],
+    times: tuple[datetime, datetime],
+    metadata: Mapping[str, Any],
+    counts: Mapping[str, int],
+    provenance: Provenance,
+) -> pystac.Collection:
+    """Return the collection without links and assets; `filled` are the parts that have rows."""
+    boxes = [part.bbox for part in filled] or [WORLD]
+    bounds = [*(min(box[i] for box in boxes) for i in (0, 1)), *(max(box[i] for box in boxes) for i in (2, 3))]
+    warning = " UNTRAINED weights: for demonstration only." if metadata["untrained"] else ""
+    return pystac.Collection(
+        id=f"{metadata['dataset']}-{metadata['partition']}-{metadata['fingerprint'][:8]}",
+        title=f"{provenance.title}, {metadata['partition']}",
+        description=f"One {metadata['model']} {VECTOR_TITLES[metadata['embedding']]} per chip of "
+        f"{_chip_size(metadata)} pixels; {counts['embedded']} chips.{warning}",
+        license=provenance.license,
+        extent=pystac.Extent(pystac.SpatialExtent([bounds]), pystac.TemporalExtent([list(times)])),
+        providers=[pystac.Provider(provenance.provider, roles=[pystac.ProviderRole.PRODUCER], url=provenance.href)],
+        stac_extensions=[EXTENSION],
+        extra_fields=_fields(metadata, provenance),
+    )
+
+
+def _item(part: Part, collection: pystac.Collection, metadata: Mapping[str, Any]) -> pystac.Item:
+    """Return the item of a part, without links."""
+    west, south, east, north = part.bbox
+    start, end = collection.extent.temporal.intervals[0]
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    item = pystac.Item(
+        id=f"{collection.id}-{part.name.removesuffix('.parquet')}",
+        geometry={"type": "Polygon", "coordinates": [ring]},
+        bbox=part.bbox,
+        datetime=None,
+        start_datetime=start,
+        end_datetime=end,
+        properties={
+            **collection.extra_fields,
+            "emb:quantization": _quantization(metadata),
+            "emb:runtime_parameters": {key: metadata[key] for key in RUNTIME_KEYS},
+            "table:row_count": part.rows,
+        },
+        stac_extensions=[EXTENSION, FILE, TABLE],
+    )
+    item.add_asset(
+        "embeddings",
+        pystac.Asset(
+            f"../{part.name}",
+            title=f"GeoParquet of chips: {VECTOR_TITLES[metadata['embedding']]}",
+            media_type=PARQUET,
+            roles=["data"],
+            extra_fields={"file:size": part.size, "file:checksum": f"{SHA256_MULTIHASH}{part.sha256}"},
+        ),
+    )
+    return item
+
+
+def _with_relative_links(collection: pystac.Collection, items: Sequence[pystac.Item]) -> tuple[Json, dict[str, Json]]:
+    """Return self-contained JSON: items lie in `items/`, and links between collection and items are relative."""
+    top: Json = collection.to_dict(include_self_link=False)
+    top["links"] = [link for link in top["links"] if link["rel"] not in ("root", "self")]
+    top["links"] += [
+        {"rel": "item", "href": f"./items/{item.id}.json", "type": "application/geo+json"} for item in items
+    ]
+    features: dict[str, Json] = {}
     for item in items:
-        one = item.to_dict(include_self_link=False)
-        one["collection"] = collection.id
-        one["links"] = [x for x in one["links"] if x["rel"] not in ("root", "self")]
-        one["links"] += [
-            {"rel": r, "href": "../collection.json", "type": "application/json"} for r in ("collection", "parent")
+        feature: Json = item.to_dict(include_self_link=False)
+        feature["collection"] = collection.id
+        feature["links"] = [link for link in feature["links"] if link["rel"] not in ("root", "self")]
+        feature["links"] += [
+            {"rel": rel, "href": "../collection.json", "type": "application/json"} for rel in ("collection", "parent")
         ]
-        plain.append(one)
-    return top, plain
+        features[item.id] = feature
+    return top, features
 
 
-def write(product: str, parts: Sequence[Part], about: dict[str, Any], counts: dict[str, int]) -> list[str]:
-    """Write collection.json and items/*.json below a product; returns their names."""
-    collection, items = describe(parts, about, counts)
-    named = {"collection.json": collection} | {f"items/{i['id']}.json": i for i in items}
-    for name, value in named.items():
+def write_stac(
+    product: str, parts: Sequence[Part], metadata: Mapping[str, Any], counts: Mapping[str, int]
+) -> list[str]:
+    """Write collection.json and items/*.json below a product.
+
+    Args:
+        product: Path or s3:// of the product's folder.
+        parts: The product's files.
+        metadata: Their `kiln` metadata.
+        counts: Chips of the ledger, by count.
+
+    Returns:
+        The names of the written files, the collection first.
+    """
+    collection, items = describe(parts, metadata, counts)
+    files = {"collection.json": collection} | {f"items/{name}.json": item for name, item in items.items()}
+    for name, value in files.items():
         storage.write_bytes(storage.join(product, name), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-    return list(named)
+    return list(files)

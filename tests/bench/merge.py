@@ -36,7 +36,7 @@ import shapely
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.records import Unit
-from kiln.product import merge
+from kiln.product.merge import MergeOptions, merge
 from tests.support.products import WORLD, about
 
 DIM, DEEP, ACROSS = 1024, 585, 28  # numbers of a vector; chips of a column; columns of a shard
@@ -127,7 +127,7 @@ def one(kind: str, folder: str, out: str, memory_mb: int) -> None:
     if kind == "plain":
         plain([Path(folder) / f"{n}.parquet" for n in names], Path(out))
     else:
-        merge.merge(names, folder, folder, out, memory=memory_mb << 20)
+        merge(names, folder, folder, out, options=MergeOptions(memory_bytes=memory_mb << 20))
     seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(json.dumps({"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "hwm_mb": status("VmHWM")}))

@@ -1,6 +1,6 @@
 """Shards and products made without an encoder: the real writers, ledgers and merge, with drawn vectors."""
 
-import json
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import shapely
 
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, shards, unit_id
-from kiln.formats import embeddings_file
+from kiln.formats import embeddings_file, plan_file
 from kiln.formats import vectors as vectors_
 from kiln.formats.records import Chip, Dropped, Unit
-from kiln.io import storage
-from kiln.product import merge
+from kiln.product.merge import MergeOptions, merge
+from kiln.product.record import ProductRecord, write_record
+from scripts import merge as merge_script
 
 DIM = 8
 YEAR = pa.field("year", pa.int16())
@@ -159,24 +161,20 @@ def write_shard(
     return chips
 
 
-def plan_lines(lattice: Lattice, year: int, columns: Sequence[Column], per_shard: int) -> list[dict[str, Any]]:
-    """Lines of a plan without tiles."""
+def plan_lines(lattice: Lattice, year: int, columns: Sequence[Column], per_shard: int) -> list[plan_file.ShardPlan]:
+    """Return the lines of a plan without tiles."""
     return [
-        {
-            "dataset": "worldcover",
-            "shard": s.name,
-            "partition": str(year),
-            "units": [unit_id(lattice, year, c) for c in s.columns],
-            "columns": [[c.col, c.row, c.rows] for c in s.columns],
-            "tiles": [],
-            "archive": "s3://esa-worldcover-s2",
-            "year": year,
-            "chip": lattice.chip,
-            "ppd": lattice.ppd,
-            "encode": "whole",
-            "expected": sum(c.rows for c in s.columns),
-            "bytes": 0,
-        }
+        plan_file.ShardPlan(
+            dataset="worldcover",
+            partition=str(year),
+            name=s.name,
+            units=tuple(unit_id(lattice, year, c) for c in s.columns),
+            chip_size=lattice.chip,
+            expected=sum(c.rows for c in s.columns),
+            read_bytes=0,
+            archive="s3://esa-worldcover-s2",
+            details={"columns": [[c.col, c.row, c.rows] for c in s.columns]},
+        )
         for s in shards(lattice, year, columns, per_shard)
     ]
 
@@ -196,10 +194,27 @@ def write_shards(
     lines = plan_lines(lattice, year, columns, per_shard)
     folder = run / "shards" / str(year)
     for line in lines:
-        write_shard(folder, line["shard"], [Column(*c) for c in line["columns"]], kiln=kiln, lattice=lattice, **options)
-    plan = run / f"plan-{year}.jsonl"
-    plan.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    return str(plan), [x["shard"] for x in lines], folder
+        columns_ = [Column(*c) for c in line.details["columns"]]
+        write_shard(folder, line.name, columns_, kiln=kiln, lattice=lattice, **options)
+    plan = str(run / f"plan-{year}.jsonl")
+    plan_file.write_plan(lines, plan)
+    return plan, [line.name for line in lines], folder
+
+
+def merge_shards(
+    names: Sequence[str],
+    shards: Path | str,
+    product: Path | str,
+    *,
+    memory: int = 1 << 30,
+    row_group: int = 50_000,
+    part_bytes: int = 2_000_000_000,
+    deduplicate: bool = False,
+    missing: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Merge shards whose ledgers lie in the same folder; returns the record's JSON."""
+    options = MergeOptions(deduplicate, memory, row_group, part_bytes)
+    return merge(names, str(shards), str(shards), str(product), missing=missing, options=options).as_json()
 
 
 def make_product(run: Path, year: int = 2021, *, product: str = "", **options: Any) -> Made:
@@ -207,6 +222,23 @@ def make_product(run: Path, year: int = 2021, *, product: str = "", **options: A
     merging = {k: options.pop(k) for k in ("memory", "row_group", "part_bytes") if k in options}
     plan, names, folder = write_shards(run, year, **options)
     uri = product or str(run / "products" / str(year))
-    record = merge.merge(names, str(folder), str(folder), uri, **merging)
-    storage.write_bytes(f"{uri}.json", (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    record = merge_shards(names, folder, uri, **merging)
+    write_record(f"{uri}.json", ProductRecord.from_json(record))
     return Made(f"{uri}.json", record, uri, plan)
+
+
+def run_merge(
+    capsys: pytest.CaptureFixture[str], plan: str, shards: Path | str, product: Path | str, *flags: str
+) -> tuple[int, str]:
+    """Exit status of `scripts.merge` and what it writes to stderr."""
+    try:
+        merge_script.main([f"--plan={plan}", f"--shards={shards}", f"--product={product}", *flags])
+    except SystemExit as e:
+        return int(e.code or 0), capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+def digests(folder: Path | str) -> dict[str, str]:
+    """sha256 of every file below a folder, by its name there."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

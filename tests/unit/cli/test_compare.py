@@ -9,6 +9,7 @@ import pytest
 from kiln.cli import compare
 from kiln.formats import embeddings_file, vectors
 from kiln.io import storage
+from kiln.product.compare import compare_vectors, read_vectors, setting_differences
 from tests.bench.workload import make_naip, write_weights
 from tests.support.products import WORLD, YEAR, about, chip_at
 
@@ -32,13 +33,13 @@ def test_cosines_and_recall_are_those_of_the_numbers_in_the_files(tmp_path: Path
     other = drawn.copy()
     other[4] = drawn[4] + 2 * drawn[5]
     mine, its = written(tmp_path / "a.parquet", drawn), written(tmp_path / "b.parquet", other)
-    found = compare.compare(compare.read(str(mine), "embeddings")[:2], compare.read(str(its), "embeddings")[:2])
+    found = compare_vectors(read_vectors(str(mine), "embeddings"), read_vectors(str(its), "embeddings"))
     off = found.cosines < 1 - 1e-6
     assert off.sum() == 1
     a, b = drawn[4].astype(float), other[4].astype(float)
     assert found.cosines[off] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
     a, b = a - drawn.mean(0), b - drawn.mean(0)
-    assert found.centred.min() == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
+    assert found.centred_cosines.min() == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-5)
     true, near = (nearest_by_hand(v) for v in (drawn, other))
     assert found.recall == pytest.approx(np.mean([len(x & y) / 10 for x, y in zip(true, near, strict=True)]))
     assert 0.9 < found.recall < 1
@@ -53,7 +54,7 @@ def nearest_by_hand(values: np.ndarray) -> list[set[int]]:
     return made
 
 
-def test_chips_are_matched_by_their_ids(tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture) -> None:
+def test_chips_are_matched_by_their_ids(tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
     mine, its = written(tmp_path / "a.parquet", drawn), written(tmp_path / "b.parquet", drawn[10:], first=10)
     compare.main([str(mine), str(its)])
     said = capsys.readouterr().out
@@ -64,12 +65,12 @@ def test_chips_are_matched_by_their_ids(tmp_path: Path, drawn: np.ndarray, capsy
 def test_stored_whole_numbers_are_read_with_their_scale(tmp_path: Path, drawn: np.ndarray, bucket: str) -> None:
     mine, its = written(tmp_path / "a.parquet", drawn), written(tmp_path / "b.parquet", drawn, "int8")
     storage.write_bytes(f"{bucket}/b.parquet", its.read_bytes())
-    a, b = compare.read(str(mine), "embeddings"), compare.read(f"{bucket}/b.parquet", "embeddings")
-    assert np.abs(a[1] - b[1]).max() < np.abs(drawn).max() / 127
-    assert compare.differences(a[2], b[2]) == ["storage: float32 and int8"]
+    a, b = read_vectors(str(mine), "embeddings"), read_vectors(f"{bucket}/b.parquet", "embeddings")
+    assert np.abs(a.values - b.values).max() < np.abs(drawn).max() / 127
+    assert setting_differences(a.metadata, b.metadata) == ["storage: float32 and int8"]
 
 
-def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load = make_naip(tmp_path / "archive", 1100)
     made = [
         load.embed(write_weights(tmp_path, "tiny", precision), tmp_path / precision, "--batch-size", "4")
@@ -85,11 +86,13 @@ def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.Ca
     assert 0.999 < least < 1
 
 
-def test_vectors_that_a_file_lacks_are_said(tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture) -> None:
+def test_vectors_that_a_file_lacks_are_said(
+    tmp_path: Path, drawn: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
     mine = str(written(tmp_path / "a.parquet", drawn))
     with pytest.raises(SystemExit):
         compare.main([mine, mine, "--column", "embeddings_mean"])
-    assert "a.parquet: has no embeddings_mean; its `embedding` is class" in capsys.readouterr().err
+    assert "a.parquet: expected a column embeddings_mean, got embedding class without it" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_compared_are_said(
@@ -102,7 +105,7 @@ def test_files_that_cannot_be_compared_are_said(
     embeddings_file.write_ledger(ledger, embeddings_file.ledger_table([]))
     for other, code, text in (
         (written(tmp_path / "far.parquet", drawn[:5], first=35), 2, "no chip in common"),
-        (written(tmp_path / "short.parquet", drawn[:, :8]), 2, "vectors of 16 and 8 numbers"),
+        (written(tmp_path / "short.parquet", drawn[:, :8]), 2, "got 16 and 8 numbers"),
         (ledger, 1, "a.ledger.parquet: not an embeddings file of Kiln"),
         (rotten, 1, "rotten.parquet: not a whole Parquet file"),
         (tmp_path / "gone.parquet", 1, "gone.parquet: does not exist"),

@@ -17,11 +17,11 @@ from kiln.explorer.build import Select, build
 from kiln.explorer.database import Explorer, Filters
 from kiln.formats import embeddings_file
 from kiln.formats.records import Unit
-from kiln.product import merge
+from kiln.product.record import read_record
 from kiln.report import coverage
 from tests.support.archives import write_tile
 from tests.support.chips import make_chip
-from tests.support.products import WORLD, YEAR, about, chip_at, drawn, make_product
+from tests.support.products import WORLD, YEAR, about, chip_at, drawn, make_product, merge_shards
 
 SIDE = 512 / 12000
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
@@ -409,7 +409,7 @@ def dateline(tmp_path_factory):
         out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((16, 8), np.float32)})
     entry = embeddings_file.Entry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
     embeddings_file.write_ledger(run / "s.ledger.parquet", embeddings_file.ledger_table([entry]))
-    record = merge.merge(["s"], str(run), str(run), str(run / "p"))
+    record = merge_shards(["s"], run, run / "p")
     (run / "p.json").write_text(json.dumps(record))
     build([str(run / "p.json")], [str(run / "p")], str(run / "db"), Select())
     return run, {c.chip_id: c.footprint for c in chips}
@@ -498,8 +498,9 @@ def test_geojson_over_the_antimeridian_is_cut_there(dateline, capsys, tmp_path):
 
 def test_the_coverage_map_of_the_row_is_a_few_kilometres_wide(dateline):
     run, _ = dateline
-    (chips,) = coverage.together([coverage.boxes(json.loads((run / "p.json").read_text()), str(run / "p"))])
-    west, _, east, _ = coverage.frame([chips])
+    boxes = coverage.read_boxes(read_record(str(run / "p.json")), str(run / "p"))
+    (chips,) = coverage.join_over_antimeridian([boxes])
+    west, _, east, _ = coverage.map_bounds([chips])
     assert len(chips) == 16
     assert 179 < west < 180 < east < 180.5
 

@@ -11,9 +11,10 @@ import pytest
 import shapely
 
 from kiln.archives.worldcover.lattice import Column
+from kiln.cli import export as export_command
 from kiln.errors import ConfigError
 from kiln.io import storage
-from kiln.product import export
+from kiln.product.export import export_product
 from tests.support.products import WORLD, about, chip_at, drawn, make_product
 
 COLUMNS = [Column(k, 0, 40) for k in (0, 1, 7, 1358)]
@@ -34,7 +35,7 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def out(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    export.main(["--record", made.record_file, "--out", str(folder), "--version", "002"])
+    export_command.main(["--record", made.record_file, "--out", str(folder), "--version", "002"])
     return folder
 
 
@@ -44,7 +45,7 @@ def test_files_are_named_as_the_published_ones(out):
 
 
 def test_the_version_is_part_of_the_name(made, tmp_path):
-    names = export.export(made.record_file, made.uri, str(tmp_path), "017")
+    names = export_product(made.record_file, str(tmp_path), version="017")
     assert names[0] == "worldcover_embeddings_2021_0_v017.gpq"
     assert names == [f"worldcover_embeddings_2021_{k}_v017.gpq" for k in (0, 1, 7, 1358)]  # west to east
 
@@ -104,13 +105,13 @@ def test_vectors_and_footprints_are_the_products(out):
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_the_type_of_the_vectors_is_kept(tmp_path, store):
     made = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(storage=store))
-    (name, _) = export.export(made.record_file, made.uri, str(tmp_path / "out"), "002")
+    (name, _) = export_product(made.record_file, str(tmp_path / "out"))
     kind = pq.read_schema(tmp_path / "out" / name).field("embeddings").type
     assert kind.value_type == {"float32": pa.float32(), "float16": pa.float16()}[store]
 
 
 def test_equal_products_give_equal_files(made, out, tmp_path):
-    export.export(made.record_file, made.uri, str(tmp_path), "002")
+    export_product(made.record_file, str(tmp_path))
     for path in out.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
@@ -119,7 +120,7 @@ def test_quarters_are_refused(tmp_path, capsys):
     lattice = {"chip_size": 512, "pixels_per_degree": 12000, "encode": "quarters"}
     made = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(lattice=lattice))
     with pytest.raises(SystemExit) as e:
-        export.main(["--record", made.record_file, "--out", str(tmp_path / "out")])
+        export_command.main(["--record", made.record_file, "--out", str(tmp_path / "out")])
     assert e.value.code == 2
     assert "embedded in quarters" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -128,13 +129,13 @@ def test_quarters_are_refused(tmp_path, capsys):
 def test_another_dataset_is_refused(made, tmp_path):
     record = tmp_path / "r.json"
     record.write_text(json.dumps(made.record | {"dataset": "naip"}))
-    with pytest.raises(ConfigError, match="the published layout is WorldCover's"):
-        export.export(str(record), made.uri, str(tmp_path / "out"), "002")
+    with pytest.raises(ConfigError, match="archive with a published layout, got one of naip"):
+        export_product(str(record), str(tmp_path / "out"), product=made.uri)
 
 
 def test_a_column_without_chips_is_an_empty_file(tmp_path):
     made = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
-    names = export.export(made.record_file, made.uri, str(tmp_path / "out"), "002")
+    names = export_product(made.record_file, str(tmp_path / "out"))
     assert len(names) == 2
     for name in names:
         rows = pq.read_table(tmp_path / "out" / name)
@@ -145,13 +146,13 @@ def test_a_missing_part_is_named(tmp_path, capsys):
     made = make_product(tmp_path, columns=COLUMNS[:2])
     (Path(made.uri) / "part-0000.parquet").unlink()
     with pytest.raises(SystemExit) as e:
-        export.main(["--record", made.record_file, "--out", str(tmp_path / "out")])
+        export_command.main(["--record", made.record_file, "--out", str(tmp_path / "out")])
     assert e.value.code == 1
     assert "part-0000.parquet: does not exist" in capsys.readouterr().err
 
 
 def test_s3_gets_the_same_files(bucket, made, out):
-    export.main(["--record", made.record_file, "--out", f"{bucket}/published"])
+    export_command.main(["--record", made.record_file, "--out", f"{bucket}/published"])
     there = storage.listing(f"{bucket}/published")
     assert {u.rpartition("/")[2] for u in there} == {p.name for p in out.iterdir()}
     for uri in there:
@@ -161,7 +162,7 @@ def test_s3_gets_the_same_files(bucket, made, out):
 def test_int8_is_written_as_the_float32_it_stands_for(tmp_path):
     kiln = about(storage="int8", embedding="both")
     made = make_product(tmp_path / "run", columns=COLUMNS[:1], kiln=kiln)
-    export.export(made.record_file, made.uri, str(tmp_path / "out"), "002")
+    export_product(made.record_file, str(tmp_path / "out"))
     file = tmp_path / "out" / "worldcover_embeddings_2021_0_v002.gpq"
     assert pq.read_schema(file).names == ["embeddings", "bbox"]
     assert pq.read_schema(file).field("embeddings").type.value_type == pa.float32()

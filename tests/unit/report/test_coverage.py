@@ -11,7 +11,10 @@ from PIL import Image
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.formats import embeddings_file
-from kiln.report import coverage
+from kiln.io import storage
+from kiln.product.record import LedgerFile, ProductFile, ProductRecord
+from kiln.report import coverage, ledger_page
+from scripts import coverage as coverage_script
 from tests.support.chips import make_chip
 from tests.support.products import YEAR, about, make_product
 
@@ -65,20 +68,24 @@ def made(tmp_path_factory):
     )
 
 
+def records_of(*made, **changes):
+    return [ProductRecord.from_json(m.record | changes) for m in made]
+
+
 def page_of(*made):
-    return coverage.ledger_page([m.record for m in made], [m.uri for m in made])
+    return ledger_page.ledger_page(records_of(*made), [m.uri for m in made])
 
 
 # -------------------------------------------------------------------------------------------------------- raster
 
 
 def chips_of(*boxes):
-    return np.array([[*b, 0.0] for b in boxes], float)
+    return np.array([[*b] for b in boxes], float)
 
 
 def test_every_cell_counts_the_chips_that_cover_it():
     chips = chips_of((0, 0, 1, 1), (1, 0, 2, 1), (0, 1, 2, 2), (0, 1, 1, 2))
-    grid = coverage.raster(chips, (0.0, 0.0, 3.0, 2.0))
+    grid = coverage.coverage_raster(chips, (0.0, 0.0, 3.0, 2.0))
     assert grid.shape == (600, 900)
     assert (grid[300:, :600] == 1).all()  # south
     assert (grid[:300, :300] == 2).all()  # north-west, twice
@@ -87,26 +94,26 @@ def test_every_cell_counts_the_chips_that_cover_it():
 
 
 def test_chips_side_by_side_neither_overlap_nor_gape(made):
-    chips = coverage.boxes(made[0].record, made[0].uri)
-    assert chips.shape == (100, 5)
+    chips = coverage.read_boxes(records_of(made[0])[0], made[0].uri)
+    assert chips.shape == (100, 4)
     west, south = chips[:, :2].min(axis=0)
     east, north = chips[:, 2:4].max(axis=0)
-    assert (coverage.raster(chips, (west, south, east, north)) == 1).all()
+    assert (coverage.coverage_raster(chips, (west, south, east, north)) == 1).all()
 
 
 def test_a_chip_smaller_than_a_cell_still_shows():
     chips = chips_of((10.0, 10.0, 10.001, 10.001))
-    assert coverage.raster(chips, (0.0, 0.0, 20.0, 20.0)).sum() == 1
+    assert coverage.coverage_raster(chips, (0.0, 0.0, 20.0, 20.0)).sum() == 1
 
 
 def test_the_longer_side_has_the_cells():
-    assert coverage.raster(np.empty((0, 5)), (0.0, 0.0, 10.0, 40.0)).shape == (900, 225)
+    assert coverage.coverage_raster(np.empty((0, 4)), (0.0, 0.0, 10.0, 40.0)).shape == (900, 225)
 
 
 def test_boxes_are_those_of_all_parts(tmp_path):
     made = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
     assert len(made.record["files"]) > 1
-    assert len(coverage.boxes(made.record, made.uri)) == 100
+    assert len(coverage.read_boxes(records_of(made)[0], made.uri)) == 100
 
 
 # ----------------------------------------------------------------------------------------------------------- map
@@ -124,7 +131,7 @@ def shares(path):
 
 def test_the_map_has_a_panel_for_each_product(made, tmp_path):
     for n in (1, 2):
-        coverage.coverage_map([m.record for m in made[:n]], [m.uri for m in made[:n]], tmp_path / f"{n}.png")
+        coverage.draw_coverage(records_of(*made[:n]), [m.uri for m in made[:n]], tmp_path / f"{n}.png")
     one, two = shares(tmp_path / "1.png"), shares(tmp_path / "2.png")
     assert two[0] == pytest.approx(2 * one[0], abs=2)
     assert two[1] == one[1]
@@ -135,28 +142,28 @@ def test_the_map_has_a_panel_for_each_product(made, tmp_path):
 
 def test_untrained_and_missing_are_said_on_the_map(tmp_path):
     made = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
-    coverage.coverage_map([made.record], [made.uri], tmp_path / "a.png")
+    coverage.draw_coverage(records_of(made), [made.uri], tmp_path / "a.png")
     assert shares(tmp_path / "a.png")[3] > 50
-    missing = make_product(tmp_path / "b", columns=GRID[:2]).record | {"missing_shards": ["x"]}
-    coverage.coverage_map([missing], [str(tmp_path / "b/products/2021")], tmp_path / "b.png")
+    missing = records_of(make_product(tmp_path / "b", columns=GRID[:2]), missing_shards=["x"])
+    coverage.draw_coverage(missing, [str(tmp_path / "b/products/2021")], tmp_path / "b.png")
     assert shares(tmp_path / "b.png")[3] > 50
 
 
 def test_a_product_without_chips_is_a_map_of_nothing(tmp_path):
     made = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
-    coverage.coverage_map([made.record], [made.uri], tmp_path / "a.png")
+    coverage.draw_coverage(records_of(made), [made.uri], tmp_path / "a.png")
     assert shares(tmp_path / "a.png")[2] == 0
 
 
 def test_one_chip_is_a_map(tmp_path):
     made = make_product(tmp_path, columns=[Column(3, 4, 1)])
-    coverage.coverage_map([made.record], [made.uri], tmp_path / "a.png")
+    coverage.draw_coverage(records_of(made), [made.uri], tmp_path / "a.png")
     assert shares(tmp_path / "a.png")[2] > 0.2
 
 
 def test_equal_products_make_equal_maps(made, tmp_path):
     for name in "ab":
-        coverage.coverage_map([made[1].record], [made[1].uri], tmp_path / name)
+        coverage.draw_coverage(records_of(made[1]), [made[1].uri], tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -197,7 +204,7 @@ def test_reasons_are_shown_as_they_are_and_escaped(made):
 
 def test_a_long_ledger_is_cut_after_the_failed_and_says_so(tmp_path, monkeypatch):
     made = make_product(tmp_path, columns=GRID, fail=lambda c: "broken" if c > 6 else "")
-    monkeypatch.setattr(coverage, "LONGEST", 5)
+    monkeypatch.setattr(ledger_page, "MAX_ROWS", 5)
     page = Page(page_of(made))
     assert [kind for kind, _ in page.tables[1][1:]] == ["failed"] * 3 + ["embedded"] * 2
     assert "5 more units are in the products' ledger.parquet" in "".join(page.text)
@@ -207,8 +214,8 @@ def test_untrained_and_missing_are_said_on_the_page(made, tmp_path):
     assert "UNTRAINED" not in page_of(*made)
     assert "are missing" not in page_of(*made)
     told = make_product(tmp_path, columns=GRID[:2], kiln=about(untrained=True))
-    record = told.record | {"missing_shards": ["a", "b", "c"]}
-    page = Page(coverage.ledger_page([record], [told.uri]))
+    records = records_of(told, missing_shards=["a", "b", "c"])
+    page = Page(ledger_page.ledger_page(records, [told.uri]))
     assert "UNTRAINED weights" in "".join(page.text)
     assert "3 shards are missing" in "".join(page.text)
 
@@ -216,19 +223,20 @@ def test_untrained_and_missing_are_said_on_the_page(made, tmp_path):
 def test_the_main_writes_both(made, tmp_path, capsys):
     png, page = tmp_path / "map.png", tmp_path / "ledger.html"
     records = [m.record_file for m in made]
-    coverage.main(["--records", *records, "--map", str(png), "--ledger", str(page)])
+    coverage_script.main(["--records", *records, "--map", str(png), "--ledger", str(page)])
     assert shares(png)[2] > 0.2
     assert page.read_text() == page_of(*made)
     with pytest.raises(SystemExit) as e:
-        coverage.main(["--records", *records, "--products", "one", "--map", str(png), "--ledger", str(page)])
+        coverage_script.main(["--records", *records, "--products", "one", "--map", str(png), "--ledger", str(page)])
     assert e.value.code == 2
-    assert "2 records, but 1 products" in capsys.readouterr().err
+    assert "--products: expected 2 folders, got 1" in capsys.readouterr().err
 
 
 def test_pages_and_maps_of_a_product_on_s3(bucket, tmp_path):
     made = make_product(tmp_path, columns=GRID, product=f"{bucket}/products/2021")
-    coverage.main(["--records", made.record_file, "--map", f"{bucket}/map.png", "--ledger", f"{bucket}/ledger.html"])
-    from kiln.io import storage
+    coverage_script.main(
+        ["--records", made.record_file, "--map", f"{bucket}/map.png", "--ledger", f"{bucket}/ledger.html"]
+    )
 
     assert storage.read_bytes(f"{bucket}/map.png")[:4] == b"\x89PNG"
     assert storage.read_bytes(f"{bucket}/ledger.html").decode() == page_of(made)
@@ -249,8 +257,11 @@ def product_of(folder, *footprints):
         out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
     embeddings_file.write_ledger(folder / "ledger.parquet", embeddings_file.LEDGER.empty_table())
     counts = dict.fromkeys(embeddings_file.COUNTS, 0) | {"embedded": len(chips)}
-    record = {"dataset": "sentinel2", "partition": folder.name, "files": [{"name": "part-0000.parquet"}]}
-    return record | {"counts": counts, "untrained": False, "missing_shards": [], "units": {}}
+    return ProductRecord(
+        dataset="sentinel2", partition=folder.name, fingerprint="f1" * 32, weights_sha256="a5" * 32, untrained=False,
+        shards="s", missing_shards=(), rows=len(chips), counts=counts, units={}, stac=(), tag="t",
+        files=(ProductFile("part-0000.parquet", 1, "d", len(chips)),), ledger=LedgerFile("ledger.parquet", 1, "d"),
+    )  # fmt: skip
 
 
 def footprint(west, south, east, north):
@@ -261,18 +272,18 @@ def footprint(west, south, east, north):
 
 def test_chips_beside_and_over_the_antimeridian_lie_side_by_side(tmp_path):
     record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
-    chips = coverage.boxes(record, str(tmp_path / "a"))
+    chips = coverage.read_boxes(record, str(tmp_path / "a"))
     assert chips[1, :4].tolist() == [179.5, 0, 180.5, 1]
-    (moved,) = coverage.together([chips])
+    (moved,) = coverage.join_over_antimeridian([chips])
     assert moved[:, [0, 2]].tolist() == [[178.5, 179.5], [179.5, 180.5], [180.5, 181.5]]
-    assert coverage.frame([moved])[::2] == pytest.approx((178.38, 181.62))
-    assert (coverage.raster(moved, (178.5, 0.0, 181.5, 1.0)) == 1).all()
+    assert coverage.map_bounds([moved])[::2] == pytest.approx((178.38, 181.62))
+    assert (coverage.coverage_raster(moved, (178.5, 0.0, 181.5, 1.0)) == 1).all()
 
 
 def test_chips_of_two_products_on_either_side_share_a_narrow_frame():
-    moved = coverage.together([chips_of(TWO_SIDES[0]), chips_of(TWO_SIDES[2]), np.empty((0, 5))])
+    moved = coverage.join_over_antimeridian([chips_of(TWO_SIDES[0]), chips_of(TWO_SIDES[2]), np.empty((0, 4))])
     assert [m[:, 0].tolist() for m in moved] == [[178.5], [180.5], []]
-    assert coverage.frame(moved)[2] < 182
+    assert coverage.map_bounds(moved)[2] < 182
 
 
 @pytest.mark.parametrize(
@@ -286,15 +297,15 @@ def test_chips_of_two_products_on_either_side_share_a_narrow_frame():
     ],
 )
 def test_other_chips_stay_where_they_are(boxes):
-    chips = chips_of(*boxes) if boxes else np.empty((0, 5))
-    assert np.array_equal(coverage.together([chips])[0], chips)
+    chips = chips_of(*boxes) if boxes else np.empty((0, 4))
+    assert np.array_equal(coverage.join_over_antimeridian([chips])[0], chips)
 
 
 def test_the_map_of_a_chip_over_the_antimeridian_is_no_map_of_the_world(tmp_path):
     record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
-    coverage.coverage_map([record], [str(tmp_path / "a")], tmp_path / "a.png")
+    coverage.draw_coverage([record], [str(tmp_path / "a")], tmp_path / "a.png")
     there = product_of(tmp_path / "b", *(footprint(8.5 + n, 0, 9.5 + n, 1) for n in range(3)))
-    coverage.coverage_map([there], [str(tmp_path / "b")], tmp_path / "b.png")
+    coverage.draw_coverage([there], [str(tmp_path / "b")], tmp_path / "b.png")
     assert shares(tmp_path / "a.png")[2] == pytest.approx(shares(tmp_path / "b.png")[2], rel=0.05)
     assert shares(tmp_path / "a.png")[2] > 0.1
 
@@ -303,7 +314,7 @@ def test_longitudes_beyond_180_are_written_as_those_of_the_west():
     figure = Figure()
     axes = figure.add_subplot()
     panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(embeddings_file.COUNTS, 0))
-    coverage.draw(axes, panel, (178.0, 0.0, 182.0, 1.0))
+    coverage.draw_panel(axes, panel, (178.0, 0.0, 182.0, 1.0))
     figure.canvas.draw()
     told = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}
     assert {"179", "-180", "-179"} <= told

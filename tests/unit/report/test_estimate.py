@@ -1,27 +1,29 @@
 """The plan's table: units, shards, chips, bytes, hours, storage and price, before and during a run."""
 
+import gzip
 import json
+from pathlib import Path
 
 import pytest
 
 from kiln.errors import ConfigError
+from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.io import storage
+from kiln.io.text_table import format_bytes
 from kiln.report import estimate
+from scripts import estimate as estimate_script
 
 NUMBERS = {"chips_per_second": 25, "price_per_hour": 0.5, "price_per_gb_month": 0.02}
 
 
-def line(n, *, units=3, expected=900_000, size=4_000_000_000):
-    return {
-        "dataset": "worldcover", "shard": f"s{n}", "partition": "2021", "units": [f"u{n}.{i}" for i in range(units)],
-        "expected": expected, "bytes": size,
-    }  # fmt: skip
+def line(n, *, units=3, expected=900_000, size=4_000_000_000, partition="2021"):
+    ids = tuple(f"u{n}.{i}" for i in range(units))
+    return ShardPlan("worldcover", partition, f"s{n}", ids, 512, expected, size, "s3://esa-worldcover-s2")
 
 
-def written(tmp_path, *lines):
-    path = tmp_path / "plan-2021-abcd.jsonl"
-    path.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    return str(path)
+def written(tmp_path, *lines, name="plan-2021-abcd.jsonl"):
+    write_plan(lines, str(tmp_path / name))
+    return str(tmp_path / name)
 
 
 def finish(root, shard, *, where="shards/2021"):
@@ -53,7 +55,7 @@ def test_finished_shards_are_counted_and_no_longer_to_do(tmp_path):
 
 
 def test_finished_shards_are_found_on_s3(bucket):
-    storage.write_bytes(f"{bucket}/run/plan-2021.jsonl", "\n".join(json.dumps(line(n)) for n in range(3)).encode())
+    write_plan([line(n) for n in range(3)], f"{bucket}/run/plan-2021.jsonl")
     finish(f"{bucket}/run", "s1")
     (s,) = estimate.summarise(f"{bucket}/run/plan-2021.jsonl", 1024, "float32")
     assert (s.shards, s.done, s.chips_left) == (3, 1, 1_800_000)
@@ -69,7 +71,7 @@ def test_a_plan_in_the_working_directory_is_found_with_its_shards(tmp_path, monk
 def test_the_table_says_hours_and_prices_of_what_is_left(tmp_path, capsys):
     uri = written(tmp_path, line(0), line(1))
     finish(tmp_path, "s0")
-    estimate.main(["--plans", uri, "--numbers", json.dumps(NUMBERS), "--storage", "float32"])
+    estimate_script.main(["--plans", uri, "--numbers", json.dumps(NUMBERS), "--vector-dtype", "float32"])
     head, row, blank, _, foot = capsys.readouterr().out.splitlines()
     assert head.split() == [
         "units", "shards", "done", "chips", "to", "read", "encoder-h", "storage", "compute", "per", "month",
@@ -85,10 +87,9 @@ def test_the_table_says_hours_and_prices_of_what_is_left(tmp_path, capsys):
 
 def test_several_plans_are_several_rows_in_order(tmp_path, capsys):
     one = written(tmp_path, line(0))
-    two = tmp_path / "other.jsonl"
-    two.write_text(json.dumps(line(0) | {"partition": "2020"}) + "\n")
-    estimate.main(
-        ["--plans", str(two), one, "--numbers", json.dumps(NUMBERS), "--storage", "float16", "--dimensions", "8"]
+    two = written(tmp_path, line(0, partition="2020"), name="other.jsonl")
+    estimate_script.main(
+        ["--plans", two, one, "--numbers", json.dumps(NUMBERS), "--vector-dtype", "float16", "--dimensions", "8"]
     )
     rows = capsys.readouterr().out.splitlines()[1:3]
     assert [r.split()[1] for r in rows] == ["2020", "2021"]
@@ -96,9 +97,9 @@ def test_several_plans_are_several_rows_in_order(tmp_path, capsys):
 
 
 def test_a_plan_of_many_partitions_has_a_row_for_each_and_their_sum(tmp_path, capsys):
-    lines = [line(n, units=n + 1) | {"partition": f"nd-{2010 + n // 2}"} for n in range(8)]
+    lines = [line(n, units=n + 1, partition=f"nd-{2010 + n // 2}") for n in range(8)]
     finish(tmp_path, "s2", where="shards/nd-2011")
-    estimate.main(["--plans", written(tmp_path, *lines), "--numbers", json.dumps(NUMBERS)])
+    estimate_script.main(["--plans", written(tmp_path, *lines), "--numbers", json.dumps(NUMBERS)])
     rows = [r.split() for r in capsys.readouterr().out.splitlines()[1:6]]
     assert [r[1:5] for r in rows[:4]] == [
         ["nd-2010", "3", "2", "0"], ["nd-2011", "7", "2", "1"], ["nd-2012", "11", "2", "0"],
@@ -108,18 +109,19 @@ def test_a_plan_of_many_partitions_has_a_row_for_each_and_their_sum(tmp_path, ca
 
 
 def test_a_real_plan_is_read(tmp_path):
-    from kiln.archives.worldcover import plan as plan_worldcover
+    from kiln.archives.worldcover.config import Config
+    from kiln.archives.worldcover.plan import plan_shards
     from tests.support.archives import random_pixels, write_tile
 
     for west in (-2, -1):
         write_tile(tmp_path / "archive", 2021, west, 43, random_pixels(240, 1))
-    out = str(tmp_path / "plan.jsonl")
-    plan_worldcover.main(
-        ["--archive", str(tmp_path / "archive"), "--year", "2021", "--region=-2,43,0,44", "--chip-size", "48",
-         "--pixels-per-degree", "240", "--columns-per-shard", "4", "--output", out]
+    config = Config(
+        archive=str(tmp_path / "archive"), years=[2021], region=[-2, 43, 0, 44], chip_size=48, pixels_per_degree=240,
+        columns_per_shard=4,
     )  # fmt: skip
+    lines = list(plan_shards(config))
+    out = written(tmp_path, *lines)
     sizes = [p.stat().st_size for p in (tmp_path / "archive").rglob("*.tif")]
-    lines = [json.loads(x) for x in (tmp_path / "plan.jsonl").read_text().splitlines()]
     (s,) = estimate.summarise(out, 1024, "float32")
     assert s.units == 10  # 2 degrees are ten columns of 48 px
     assert s.chips == 10 * 5
@@ -128,17 +130,16 @@ def test_a_real_plan_is_read(tmp_path):
 
 
 def test_an_empty_plan_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no shard in it"):
+    with pytest.raises(ConfigError, match="got no shard in it"):
         estimate.summarise(written(tmp_path), 8, "float32")
 
 
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"dataset": "worldcover", "shard": "a"}', "[1]", "3"])
 def test_what_is_no_plan_is_named_with_its_line(tmp_path, capsys, text):
     path = written(tmp_path, line(0))
-    with open(path, "a") as f:  # noqa: PTH123
-        f.write(text + "\n")
+    Path(path).write_bytes(gzip.decompress(Path(path).read_bytes()) + text.encode() + b"\n")
     with pytest.raises(SystemExit) as e:
-        estimate.main(["--plans", path, "--numbers", json.dumps(NUMBERS)])
+        estimate_script.main(["--plans", path, "--numbers", json.dumps(NUMBERS)])
     assert e.value.code == 2
     assert f"{path}, line 2" in capsys.readouterr().err
 
@@ -149,14 +150,14 @@ def test_what_is_no_plan_is_named_with_its_line(tmp_path, capsys, text):
      (7e15, "7000.0 TB")],
 )  # fmt: skip
 def test_bytes_as_people_say_them(size, said):
-    assert estimate.human(size) == said
+    assert format_bytes(size) == said
 
 
 def test_what_a_chip_takes_depends_on_type_kinds_and_patches():
-    assert estimate.row_bytes(1024, "float32") == 2 * (4096 + 400) + 2048 + 400
-    assert estimate.row_bytes(1024, "int8") == 2 * (1024 + 4 + 400) + 2048 + 400
-    assert estimate.row_bytes(1024, "float16", "both") == 2 * (2 * 2048 + 400) + 2048 + 400
-    more = estimate.row_bytes(1024, "int8", "mean", 1024) - estimate.row_bytes(1024, "int8", "mean")
+    assert estimate.chip_bytes(1024, "float32") == 2 * (4096 + 400) + 2048 + 400
+    assert estimate.chip_bytes(1024, "int8") == 2 * (1024 + 4 + 400) + 2048 + 400
+    assert estimate.chip_bytes(1024, "float16", "both") == 2 * (2 * 2048 + 400) + 2048 + 400
+    more = estimate.chip_bytes(1024, "int8", "mean", 1024) - estimate.chip_bytes(1024, "int8", "mean")
     assert more == 1024 * 1024 * 2, "256 px: patches lie beside the shard, once"
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from kiln.archives.worldcover.lattice import Column
-from kiln.report import run_summary
+from kiln.product.record import ProductRecord
+from kiln.report.run_summary import IndexSummary, summary_text
+from scripts import summary as summary_script
 from tests.support.products import about, make_product
 
 GRID = [Column(k, 0, 10) for k in range(10)]
@@ -22,8 +24,9 @@ def made(tmp_path_factory):
 
 
 def text_of(made, index=EXACT, pictures=(), **changes):
-    records = [m.record | changes for m in made]
-    return run_summary.summary(records, [m.uri for m in made], index, "results/x/explorer", pictures).splitlines()
+    records = [ProductRecord.from_json(m.record | changes) for m in made]
+    summary = IndexSummary("results/x/explorer", **index)
+    return summary_text(records, [m.uri for m in made], summary, pictures).splitlines()
 
 
 def test_the_table_has_the_counts_of_every_product(made):
@@ -76,12 +79,12 @@ def test_the_recall_of_an_index_is_said(made):
 def test_the_main_prints_it(made, tmp_path, capsys):
     (tmp_path / "index.json").write_text(json.dumps(EXACT))
     records = [m.record_file for m in made]
-    run_summary.main(["--records", *records, "--index", str(tmp_path / "index.json"), "--db", "results/x/explorer"])
+    summary_script.main(["--records", *records, "--index", str(tmp_path / "index.json"), "--db", "results/x/explorer"])
     assert capsys.readouterr().out.strip().splitlines() == text_of(made)
 
 
 def test_a_missing_record_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
-        run_summary.main(["--records", str(tmp_path / "gone.json"), "--index", "x", "--db", "y"])
+        summary_script.main(["--records", str(tmp_path / "gone.json"), "--index", "x", "--db", "y"])
     assert e.value.code == 1
     assert "gone.json: does not exist" in capsys.readouterr().err

@@ -36,10 +36,11 @@ from kiln.io import storage
 from kiln.model import weights as encoders
 from kiln.model.embedder import Embedder
 from kiln.model.identity import RECIPE
-from kiln.product import merge
-from scripts import embed_naip, embed_worldcover
+from kiln.product import deduplicate
+from scripts import embed_naip, embed_worldcover, merge
 from tests.conftest import ROOT
 from tests.support.archives import random_pixels, write_tile
+from tests.support.products import merge_shards
 from tests.unit.archives.naip.test_source import scene_pixels, write_scene
 
 MEAN, STD = [110.16, 115.41, 98.15, 139.04], [47.23, 39.82, 35.43, 49.86]  # red, green, blue, nir: the design's table
@@ -676,7 +677,7 @@ def test_overlapping_scenes_are_merged_to_one_chip_a_cell(tmp_path, encoder_file
         write_scene(tmp_path, key, pixels, transform=rasterio.transform.from_origin(left, north, 1, 1))
     units, lines = make_plan(tmp_path / "plan.gz", ND[:2], tmp_path, per_shard=1)
     embed_all(units, lines, tmp_path / "shards", encoder_file, "--lattice", "utm")
-    for name, more in (("all", []), ("unique", ["--unique"])):
+    for name, more in (("all", []), ("unique", ["--deduplicate"])):
         merge.main([f"--plan={units}", f"--shards={tmp_path}/shards", f"--product={tmp_path}/{name}", *more])
     every, unique = (pq.read_table(tmp_path / n / "part-0000.parquet").to_pylist() for n in ("all", "unique"))
     assert (len(every), len(unique)) == (32, 24)
@@ -724,10 +725,10 @@ def test_the_state_column_stays_a_dictionary_from_shard_to_product(tmp_path, enc
     units, lines = make_plan(tmp_path / "plan.gz", ND, tmp_path, per_shard=2)
     assert len(lines) > 2
     monkeypatch.setattr(embeddings_file.ShardWriter.__init__, "__defaults__", (4,))  # rows of a row group
-    monkeypatch.setattr(merge, "READ_ROWS", 3)
+    monkeypatch.setattr(deduplicate, "BATCH_ROWS", 3)
     embed_all(units, lines, tmp_path / "shards", encoder_file)
     shards = str(tmp_path / "shards")
-    record = merge.merge([x["shard"] for x in lines], shards, shards, str(tmp_path / "product"), row_group=10)
+    record = merge_shards([x["shard"] for x in lines], shards, tmp_path / "product", row_group=10)
     assert (record["rows"], record["units"]) == (54, {"embedded": 9})
     product = tmp_path / "product" / record["files"][0]["name"]
     assert pq.ParquetFile(product).num_row_groups > 4

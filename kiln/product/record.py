@@ -1,0 +1,119 @@
+"""The record of a product: a small JSON file beside the product's folder, written last."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from kiln.errors import ConfigError
+from kiln.io import storage
+
+
+@dataclass(frozen=True)
+class ProductFile:
+    """A file of a product: name below its folder, bytes, digest in hex, rows of a part."""
+
+    name: str
+    size: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class LedgerFile:
+    """The ledger of a product: name below its folder, bytes, digest in hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ProductRecord:
+    """A product.
+
+    Attributes:
+        dataset: Name of the archive.
+        partition: Merge partition.
+        fingerprint: Fingerprint of the embeddings.
+        weights_sha256: Digest of the encoder's weights.
+        untrained: Whether the weights are random.
+        shards: Digest of the names of the merged shards.
+        missing_shards: Names of planned shards that were not merged.
+        rows: Rows of all parts.
+        counts: Chips of the ledger: `expected`, `embedded`, `skipped_nodata`, `skipped_cloud`, `failed`.
+        units: Number of units by status.
+        files: The parts, in order.
+        ledger: The ledger.
+        stac: Names of the STAC files.
+        tag: Short digest of the fingerprint and the parts.
+        deduplicated: Whether the product has one row per lattice cell.
+    """
+
+    dataset: str
+    partition: str
+    fingerprint: str
+    weights_sha256: str
+    untrained: bool
+    shards: str
+    missing_shards: tuple[str, ...]
+    rows: int
+    counts: Mapping[str, int]
+    units: Mapping[str, int]
+    files: tuple[ProductFile, ...]
+    ledger: LedgerFile
+    stac: tuple[str, ...]
+    tag: str
+    deduplicated: bool = False
+
+    @property
+    def title(self) -> str:
+        """Dataset and partition, for tables and maps."""
+        return f"{self.dataset} {self.partition}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object of the record's file."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values | ({"unique": True} if values.pop("deduplicated") else {})
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record of a JSON object. Raises KeyError or TypeError for another object."""
+        fields = {name: values[name] for name in cls.__dataclass_fields__ if name != "deduplicated"}
+        return cls(
+            **fields
+            | {
+                "missing_shards": tuple(values["missing_shards"]),
+                "files": tuple(ProductFile(**file) for file in values["files"]),
+                "ledger": LedgerFile(**values["ledger"]),
+                "stac": tuple(values["stac"]),
+                "deduplicated": bool(values.get("unique")),
+            }
+        )
+
+
+def read_record(uri: str) -> ProductRecord:
+    """Return the record of a product.
+
+    Args:
+        uri: Path or s3:// of the record, a JSON file.
+
+    Raises:
+        ConfigError: If the file is not the record of a product.
+        SourceError: If there is no file.
+    """
+    data = storage.read_bytes(uri)
+    try:
+        return ProductRecord.from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{uri}: expected the record of a product, got another file ({e}). Merge again.") from e
+
+
+def write_record(uri: str, record: ProductRecord) -> None:
+    """Write the record to a path or s3://."""
+    storage.write_bytes(uri, (json.dumps(record.as_json(), indent=1, sort_keys=True) + "\n").encode())
+
+
+def product_folder(record_uri: str) -> str:
+    """Return the folder of the product by the URI of its record: the name without .json."""
+    return record_uri.removesuffix(".json")

@@ -1,0 +1,79 @@
+"""The ledgers of products as one HTML page."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kiln.formats import embeddings_file
+from kiln.io import storage
+from kiln.product.record import ProductRecord
+
+MAX_ROWS = 2000  # of the table of units; failed units come first
+STYLE = """
+:root { color-scheme: light dark; --ink: #22262b; --paper: #faf9f6; --line: #e0ddd5; --bad: #b91c1c; --quiet: #6b7280 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e5e7eb; --paper: #181a1d; --line: #33373d; --bad: #f87171; --quiet: #9ca3af } }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
+th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
+td.n, th.n { text-align: right } .failed, .warn { color: var(--bad) } .empty { color: var(--quiet) }
+caption { text-align: left; font-weight: 600; padding: .6rem 0 }
+"""
+
+
+def ledger_page(records: Sequence[ProductRecord], products: Sequence[str]) -> str:
+    """Return the page: totals by product, then the units, failed ones first.
+
+    Args:
+        records: Records of the products.
+        products: Their folders, paths or s3://.
+
+    Raises:
+        SourceError: If a ledger is missing or damaged.
+    """
+    names = embeddings_file.COUNTS
+    head = "".join(f'<th class="n" scope="col">{name.replace("_", " ")}</th>' for name in names)
+    totals = "".join(map(_product_row, records))
+    ledger = _sorted_ledger(products)
+    units = "".join(_unit_row(unit) for unit in ledger.slice(0, MAX_ROWS).to_pylist())
+    warnings = ""
+    if any(record.untrained for record in records):
+        warnings += "<p class=warn>UNTRAINED weights: a demonstration.</p>"
+    if missing := sum(len(record.missing_shards) for record in records):
+        warnings += f"<p class=warn>{missing} shards are missing in these products.</p>"
+    hidden = max(0, len(ledger) - MAX_ROWS)
+    more = f"<p>{hidden:,} more units are in the products' ledger.parquet.</p>" if hidden else ""
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Ledger</title><style>{STYLE}</style>"
+        f"<h1>What became of every unit</h1>{warnings}<table><caption>Products</caption>"
+        f"<tr><th scope=col>product</th>{head}<th scope=col>units</th></tr>{totals}</table>"
+        f"<table><caption>Units</caption><tr><th scope=col>unit</th>{head}<th scope=col>status</th>"
+        f"<th scope=col>reason</th></tr>{units}</table>{more}</html>\n"
+    )
+
+
+def _product_row(record: ProductRecord) -> str:
+    counts = "".join(f'<td class="n">{record.counts[name]:,}</td>' for name in embeddings_file.COUNTS)
+    statuses = ", ".join(f"{number:,} {status}" for status, number in record.units.items())
+    return f"<tr><td>{record.title}</td>{counts}<td>{statuses}</td></tr>"
+
+
+def _unit_row(unit: dict[str, Any]) -> str:
+    counts = "".join(f'<td class="n">{unit[name]:,}</td>' for name in embeddings_file.COUNTS)
+    reason = html.escape("; ".join(filter(None, (unit["reason"], unit["notes"]))))
+    unit_id, status = html.escape(unit["unit_id"]), unit["status"]
+    return f'<tr class="{status}"><td>{unit_id}</td>{counts}<td>{status}</td><td>{reason}</td></tr>'
+
+
+def _sorted_ledger(products: Sequence[str]) -> pa.Table:
+    """Return the ledgers of all products, failed units first, then by id."""
+    ledgers = []
+    for product in products:
+        with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
+            ledgers.append(embeddings_file.read_ledger(path))
+    ledger = pa.concat_tables(ledgers)
+    ledger = ledger.append_column("failed_unit", pc.equal(ledger["status"], "failed"))
+    return ledger.sort_by([("failed_unit", "descending"), ("unit_id", "ascending")])

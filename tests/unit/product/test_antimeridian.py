@@ -1,0 +1,104 @@
+"""Products over the antimeridian: order, bounds, and what other readers make of them."""
+
+import json
+
+import duckdb
+import geopandas as gpd
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from affine import Affine
+
+from kiln.archives.sentinel2.scene import Grid
+from kiln.formats import embeddings_file
+from kiln.formats.records import Unit
+from tests.support import products
+from tests.support.chips import make_chip
+from tests.support.products import (
+    about,
+    merge_shards,
+)  # fmt: skip
+
+OVER = about(dataset="sentinel2", partition="2021", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
+
+
+@pytest.fixture(scope="module")
+def dateline(tmp_path_factory):
+    """1600 chips of a scene of zone 1 south, 16 columns of 100: of each row some lie west, one or two over, some east.
+
+    Its folder of shards (two), its product and the record.
+    """
+    run = tmp_path_factory.mktemp("dateline")
+    grid = Grid(25_600, 4096, Affine(10, 0, 160_000, 0, -10, 8_200_000), "EPSG:32701", 256)
+    footprints = grid.footprints()[0].reshape(-1)
+    for name, part in (("a", footprints[:800]), ("b", footprints[800:])):
+        chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]
+        entry = embeddings_file.Entry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
+        with embeddings_file.ShardWriter(
+            run / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], OVER)
+        ) as out:
+            rng = np.random.default_rng(len(out.schema))
+            out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
+        embeddings_file.write_ledger(run / f"{name}.ledger.parquet", embeddings_file.ledger_table([entry]))
+    return run, merge_shards(["a", "b"], run, f"{run}/p", row_group=200), run / "p"
+
+
+def test_a_product_over_the_antimeridian_tells_its_bounds_and_types(dateline):
+    _, record, folder = dateline
+    geo = json.loads(pq.read_metadata(folder / "part-0000.parquet").metadata[b"geo"])["columns"]["geometry"]
+    assert geo["geometry_types"] == ["MultiPolygon", "Polygon"]
+    assert (geo["bbox"][0], geo["bbox"][2]) == (-180, 180)
+    frame = gpd.read_parquet(folder / "part-0000.parquet")
+    assert frame.geometry.is_valid.all()
+    crossing = frame.geom_type == "MultiPolygon"
+    assert 100 <= crossing.sum() <= 200
+    boxes = pq.read_table(folder / "part-0000.parquet", columns=["bbox"])["bbox"].to_pylist()
+    assert [b["xmin"] > b["xmax"] for b in boxes] == crossing.tolist()
+    item = json.loads((folder / next(n for n in record["stac"] if "part" in n)).read_text())
+    assert item["bbox"] == geo["bbox"]
+
+
+def test_rows_over_the_antimeridian_lie_among_their_neighbours(dateline):
+    """From row to row of the product no step is long, the short way round, but where the curve goes to the other side.
+
+    With centres at Greenwich the crossing chips would lie apart from both.
+    """
+    box = pq.read_table(dateline[2] / "part-0000.parquet")["bbox"].combine_chunks()
+    west, east = np.asarray(box.field("xmin")), np.asarray(box.field("xmax"))
+    side = np.sign(embeddings_file.centres(box)[0])  # hemisphere of each row's centre
+    assert np.count_nonzero(np.diff(side)) == 1  # one after the other
+    over = west > east
+    assert {-1.0, 1.0} >= set(side[over])
+    for hemisphere in set(side[over]):
+        at = np.flatnonzero(over & (side == hemisphere))
+        beside = np.flatnonzero(~over & (side == hemisphere))
+        assert beside.min() < at.max()
+        assert at.min() < beside.max()
+
+
+def test_geopandas_and_duckdb_read_what_is_at_the_antimeridian(dateline, duckdb_home):
+    """By their geometry, all; geopandas' own look at `bbox`, which knows no xmin > xmax, gives those beside it."""
+    path = dateline[2] / "part-0000.parquet"
+    frame = gpd.read_parquet(path)
+    for window in ((179.95, -17.5, 180, -17.0), (-180, -17.5, -179.95, -17.0)):
+        want = frame[frame.intersects(shapely.box(*window))]
+        assert set(want.geom_type) == {"Polygon", "MultiPolygon"}
+        with duckdb.connect(config={"extension_directory": str(duckdb_home / ".duckdb" / "extensions")}) as con:
+            con.load_extension("spatial")
+            found = con.sql(
+                f"SELECT chip_id FROM '{path}' WHERE ST_Intersects(geometry, ST_MakeEnvelope{window})"
+            ).fetchall()
+        assert sorted(f[0] for f in found) == sorted(want["chip_id"])
+        some = gpd.read_parquet(path, bbox=window)
+        assert set(want["chip_id"][want.geom_type == "Polygon"]) <= set(some["chip_id"])
+        assert len(some) < len(frame) / 10
+
+
+def test_gpio_finds_nothing_wrong_at_the_antimeridian(gpio, dateline):
+    done = gpio("check", "all", str(dateline[2] / "part-0000.parquet"))
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    for want in ("✓ 29 checks passed", "✓ Data appears to be spatially ordered", "with proper metadata covering"):
+        assert want in said, said
+    assert "✗" not in said
