@@ -64,7 +64,8 @@ aws-down: $(VENV)/.run ## delete it again, but for a bucket with data; DELETE_DA
 rulegraph: sample/.made ## draw docs/workflow.svg, the rules of the sample run; needs Graphviz
 	@command -v dot >/dev/null || { echo "make rulegraph needs dot of Graphviz; on Debian: apt-get install graphviz"; exit 1; }
 	snakemake --cores $(CORES) --quiet all -- plan >/dev/null
-	snakemake --cores 1 --rulegraph dot -- all 2>/dev/null | tred | dot -Tsvg -Grankdir=LR -o docs/workflow.svg
+	snakemake --cores 1 --quiet all --rulegraph dot -- all >results/rulegraph.dot
+	@{ grep -v -e '->' -e '^}' results/rulegraph.dot; grep -e '->' results/rulegraph.dot | sort; echo '}'; } | tred | dot -Tsvg -Grankdir=LR -o docs/workflow.svg
 
 wheels: envs/wheels/.made ## wheels for envs/Dockerfile, so that the image is built without an index
 envs/wheels/.made: envs/requirements.txt envs/constraints.txt | $(VENV)/.run
