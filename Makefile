@@ -9,7 +9,7 @@ BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down wheels lock clean
+.PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down rulegraph wheels lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -60,6 +60,12 @@ aws-image: $(VENV)/.run ## build this commit's image and push it there; DEVICE=c
 
 aws-down: $(VENV)/.run ## delete it again, but for a bucket with data; DELETE_DATA=bucket, YES=1, STACK=
 	python -m kiln aws down --stack $(STACK) $(if $(DELETE_DATA),--delete-data $(DELETE_DATA)) $(if $(YES),--yes)
+
+rulegraph: sample/.made ## draw docs/workflow.svg, the rules of the sample run; needs Graphviz
+	@command -v dot >/dev/null || { echo "make rulegraph needs dot of Graphviz; on Debian: apt-get install graphviz"; exit 1; }
+	snakemake --cores $(CORES) --quiet all -- plan >/dev/null
+	snakemake --cores 1 --quiet all --rulegraph dot -- all >results/rulegraph.dot
+	@{ grep -v -e '->' -e '^}' results/rulegraph.dot; grep -e '->' results/rulegraph.dot | sort; echo '}'; } | tred | dot -Tsvg -Grankdir=LR -o docs/workflow.svg
 
 wheels: envs/wheels/.made ## wheels for envs/Dockerfile, so that the image is built without an index
 envs/wheels/.made: envs/requirements.txt envs/constraints.txt | $(VENV)/.run
