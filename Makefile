@@ -9,7 +9,7 @@ BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
-.PHONY: help demo explore test test-quick test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down wheels lock clean
+.PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down wheels lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -24,6 +24,7 @@ test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of ev
 	@$(MAKE) --no-print-directory lint
 	pytest -n $(CORES) --dist worksteal tests --ignore tests/explorer --ignore tests/batch
 
+.PHONY: test-quick
 test-quick: $(VENV)/.test ## unit tests alone: no Snakemake, no container, no browser
 	pytest -n $(CORES) --dist worksteal tests/unit
 
