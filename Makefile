@@ -1,4 +1,4 @@
-# Kiln's two commands: `make demo` shows it, `make test` proves it. Both set up the same .venv first.
+# `make demo` shows Kiln, `make test` checks it. Both set up the same .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -24,6 +24,10 @@ test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of ev
 	@$(MAKE) --no-print-directory lint
 	pytest -n $(CORES) --dist worksteal tests --ignore tests/explorer --ignore tests/batch
 
+.PHONY: test-quick
+test-quick: $(VENV)/.test ## unit tests alone: no Snakemake, no container, no browser
+	pytest -n $(CORES) --dist worksteal tests/unit
+
 test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a real WMS; installs both (Debian, root)
 	@tests/explorer/install.sh
 	KILN_SCREENSHOTS=$(CURDIR)/results/explorer-screenshots pytest tests/explorer
@@ -32,11 +36,13 @@ test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a 
 test-batch: $(VENV)/.test ## AWS Batch, run for real in containers on this machine; needs root and, but on Debian, podman
 	pytest -rP --durations 25 tests/batch
 
-lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint
+lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint, mypy, codespell
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
 	snakemake --lint
+	mypy kiln scripts
+	codespell *.md Makefile Snakefile config docs envs kiln profiles rules scripts tests
 
 format: $(VENV)/.test ## rewrite files as the linters want them
 	ruff check --fix .
@@ -89,6 +95,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: envs/requirements.txt envs/constraints.txt | $(VENV)/bin/python
 	$(PIP) -r envs/requirements.txt
+	$(PIP) --no-deps --no-build-isolation --editable . # the command kiln; rules and workers run from the checkout without it
 	@$(BIN)/python envs/link_profiles.py
 	@touch $@
 

@@ -30,18 +30,20 @@ def main(argv: list[str] | None = None) -> None:
         argv: The arguments, by default those of the process.
 
     Raises:
-        SystemExit: 0 after --help and --version, 2 for an unknown subcommand, or as the subcommand ends.
+        SystemExit: 0 after --help; 2 without a subcommand or for an unknown one; or the subcommand's.
     """
     words = sys.argv[1:] if argv is None else argv
     group = "aws " if words[:1] == ["aws"] else ""
-    name = " ".join(words[: 2 if group else 1])
-    last = words[1 if group else 0 :][:1]
+    length = 2 if group else 1  # words of a subcommand's name
+    name = " ".join(words[:length])
     if name in COMMANDS:
-        module, _ = COMMANDS[name]
-        importlib.import_module(module).main(words[len(name.split()) :])
-    elif last in ([], *([flag] for flag in HELP_FLAGS)):
-        print(help_text(group), file=sys.stdout if last else sys.stderr)
-        raise SystemExit(0 if last else 2)
+        importlib.import_module(COMMANDS[name][0]).main(words[length:])
+    elif len(words) < length:
+        print(help_text(group), file=sys.stderr)
+        raise SystemExit(2)
+    elif words[length - 1] in HELP_FLAGS:
+        print(help_text(group))
+        raise SystemExit(0)
     elif words == ["--version"]:
         print(f"kiln {__version__}")
     else:

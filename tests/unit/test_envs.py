@@ -84,3 +84,13 @@ def test_conda_environment_takes_the_same_pins() -> None:
     cuda = {n for n in constraints if n.startswith(("nvidia-", "cuda-", "triton"))}
     assert needed - cuda == held & needed
     assert "pytest" not in held
+
+
+def test_hooks_run_the_tools_that_make_lint_runs() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    tools = [hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in local["hooks"]]
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert local["repo"] == "local", "hooks fetch nothing"
+    for tool in tools:
+        assert f"\t{tool} " in lint
+        assert canonical(tool) in {canonical(r.name) for r in requirements("requirements-test.txt")}
