@@ -30,7 +30,7 @@ rule build_index:
     message:
         "Explorer database from the merged products and published files"
     shell:
-        "python -m kiln.explorer.build --records {input.records:q} --products {params.products:q} --db {params.db:q}"
+        "python -m scripts.build_index --records {input.records:q} --products {params.products:q} --db {params.db:q}"
         " --record {output:q} --withdraw {params.records:q} --select {params.select:q}"
         " --published {params.published:q} 2> {log:q}"
 
@@ -61,7 +61,7 @@ rule picture_similar:
     message:
         "Contact sheet of a chip and its nearest neighbours"
     shell:
-        "python -m kiln.cli.search --db {params.db:q} --example -k {params.k} --pictures {params.pictures:q}"
+        "python -m scripts.picture_similar --db {params.db:q} -k {params.k} --pictures {params.pictures:q}"
         " --png {output:q} > {log:q} 2>&1"
 
 

@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     p = command_line.parser(__doc__, "kiln.aws.array_job")
     p.add_argument("--array", required=True, metavar="URI", help="the array's description")
     p.add_argument("--first", type=int, default=0, metavar="N", help="shard of the array's first job")
-    p.add_argument("--index", type=int, metavar="N", help=f"shard to do, instead of {plan_file.ARRAY_INDEX} after --first")
+    p.add_argument(
+        "--index", type=int, metavar="N", help=f"shard to do, instead of {plan_file.ARRAY_INDEX} after --first"
+    )
     args = p.parse_args(argv)
 
     def work() -> None:

@@ -146,5 +146,7 @@ def pick_shard(uri: str, *, name: str | None = None, index: int | None = None) -
         if shard.name == name if name is not None else count - 1 == index:
             return shard
     if name is not None:
-        raise ConfigError(f"{uri}: expected a shard of the plan, got {name!r}, which is not one of {count}. Correct it.")
+        raise ConfigError(
+            f"{uri}: expected a shard of the plan, got {name!r}, which is not one of {count}. Correct it."
+        )
     return None
