@@ -1,53 +1,59 @@
 """Colours of embeddings: the first three principal components of unit vectors, as red, green and blue.
 
-Fitted once in the index rule and stored beside the table (`state/<version>-colours.json`), so that every reader of a
-version sees the same colours. Vectors of different spaces (weights, kind of embedding) are fitted apart.
+The rule `build_index` fits them once and stores them beside the table (`state/<version>-colours.json`), so that every
+reader of a version sees the same colours.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from kiln.errors import SourceError
-from kiln.explorer import database
-from kiln.explorer.database import Table
+from kiln.explorer.database import VECTOR, Table, vector_space
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
 
-SAMPLE = 20_000  # chips that the components are fitted to
-SHOWN = (2, 98)  # percentiles of a component that become black and full colour
+SAMPLE_CHIPS = 20_000  # chips that the components are fitted to
+SHOWN_PERCENTILES = (2, 98)  # of a component: the values that become black and full colour
+Vectors = NDArray[np.float16] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Colours:
-    """mean [D], components [3, D], low [3] and high [3]: a chip's values at `low` are dark, at `high` bright."""
+    """How vectors become colours.
 
-    mean: np.ndarray
-    components: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    Attributes:
+        mean: Mean of the unit vectors, [D].
+        components: Principal components, [3, D].
+        low: Values of the components that become black, [3].
+        high: Values of the components that become full colour, [3].
+    """
 
-    def rgb(self, vectors: np.ndarray) -> np.ndarray:
-        """Colours [n, 3] uint8 of vectors [n, D]."""
+    mean: NDArray[np.float32]
+    components: NDArray[np.float32]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+    def rgb(self, vectors: Vectors) -> NDArray[np.uint8]:
+        """Return the colours [n, 3] of vectors [n, D]."""
         values = (unit(vectors) - self.mean) @ self.components.T
         span = np.maximum(self.high - self.low, 1e-12)
-        return (np.clip((values - self.low) / span, 0, 1) * 255).round().astype(np.uint8)
+        return np.asarray((np.clip((values - self.low) / span, 0, 1) * 255).round(), np.uint8)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, D] of length one, float32; zeros stay zeros."""
+def unit(vectors: Vectors) -> NDArray[np.float32]:
+    """Return vectors [n, D] scaled to length one; zeros stay zeros."""
     wide = np.asarray(vectors, np.float32)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12), np.float32)
 
 
-def fit_colours(vectors: np.ndarray) -> Colours:
-    """The three components of vectors [n, D] that vary most, n >= 1, and their usual ranges.
+def fit_colours(vectors: Vectors) -> Colours:
+    """Fit the three components of vectors [n, D] with the largest variance, n >= 1.
 
-    A component's sign is free: its largest entry is positive here, so that equal vectors give equal colours.
+    The sign of a component is arbitrary: its largest entry is positive here, so that equal vectors give equal colours.
     """
     points = unit(vectors).astype(np.float64)
     mean = points.mean(axis=0)
@@ -58,62 +64,51 @@ def fit_colours(vectors: np.ndarray) -> Colours:
     components[:count] = axes[:, np.argsort(-values, kind="stable")[:count]].T
     largest = np.abs(components).argmax(axis=1)
     components *= np.where(components[np.arange(3), largest] < 0, -1, 1)[:, None]
-    low, high = np.percentile(centred @ components.T, SHOWN, axis=0)
+    low, high = np.percentile(centred @ components.T, SHOWN_PERCENTILES, axis=0)
     return Colours(*(a.astype(np.float32) for a in (mean, components, low, high)))
 
 
-def space_of(kiln: Mapping[str, Any]) -> str:
-    """What names the space of a dataset's vectors: only vectors of one space are compared or coloured together."""
-    return digest(database.space(dict(kiln)))[:16]
-
-
-def spaces(about: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The datasets of each space."""
-    found: dict[str, list[str]] = {}
-    for dataset in sorted(about):
-        found.setdefault(space_of(about[dataset]), []).append(dataset)
-    return found
-
-
-def fit_table(chips: Table, about: Mapping[str, Mapping[str, Any]]) -> dict[str, Colours]:
-    """The colours of every space of an explorer table, from chips evenly spread over its rows."""
+def fit_table(chips: Table) -> Colours | None:
+    """Fit the colours of an explorer table to chips evenly spread over its rows; None: it has no rows."""
     rows = chips.count_rows()
     if not rows:
-        return {}
-    step = max(1, rows // SAMPLE)
-    some = chips.take_offsets(list(range(0, rows, step))).select(["dataset", database.VECTOR]).to_arrow()
-    names = np.asarray(some["dataset"].to_pylist())
-    flat = some[database.VECTOR].combine_chunks().flatten().cast(pa.float32())
-    vectors = np.asarray(flat).reshape(len(some), -1)
-    fitted = {}
-    for space, datasets in spaces(about).items():
-        mine = np.isin(names, datasets)
-        if mine.any():
-            fitted[space] = fit_colours(vectors[mine])
-    return fitted
+        return None
+    step = max(1, rows // SAMPLE_CHIPS)
+    sample = chips.take_offsets(list(range(0, rows, step))).select([VECTOR]).to_arrow()
+    flat = sample[VECTOR].combine_chunks().flatten().cast(pa.float32())
+    return fit_colours(np.asarray(flat).reshape(len(sample), -1))
 
 
-def name(db: str, version: int) -> str:
-    """Where the colours of a version are kept."""
+def colours_uri(db: str, version: int) -> str:
+    """Return where the colours of a version are stored."""
     return storage.join(db, "state", f"{version}-colours.json")
 
 
-def to_bytes(fitted: Mapping[str, Colours]) -> bytes:
-    """JSON: by space, mean, components, low and high."""
-    plain = {
-        space: {n: np.round(getattr(c, n).astype(float), 8).tolist() for n in Colours.__dataclass_fields__}
-        for space, c in fitted.items()
-    }
-    return (json.dumps(plain, sort_keys=True) + "\n").encode()
+def write_colours(chips: Table, db: str, version: int) -> None:
+    """Store the colours of a version of the table, unless they are there."""
+    uri = colours_uri(db, version)
+    if storage.stat(uri) is None:
+        datasets = json.loads(chips.schema.metadata[b"kiln"])
+        space = digest(vector_space(next(iter(datasets.values()), {})))[:16]
+        storage.write_bytes(uri, to_bytes(space, fit_table(chips)))
 
 
-def read(db: str, version: int) -> dict[str, Colours] | None:
-    """The colours stored with a version; None where there are none. Raises SourceError for a file that is none."""
-    uri = name(db, version)
+def to_bytes(space: str, colours: Colours | None) -> bytes:
+    """Return JSON: by vector space, mean, components, low and high."""
+    content = {}
+    if colours is not None:
+        content[space] = {f.name: np.round(getattr(colours, f.name).astype(float), 8).tolist() for f in fields(Colours)}
+    return (json.dumps(content, sort_keys=True) + "\n").encode()
+
+
+def read_colours(db: str, version: int) -> Colours | None:
+    """Return the colours stored with a version; None: there are none. Raise SourceError for an unreadable file."""
+    uri = colours_uri(db, version)
     if storage.stat(uri) is None:
         return None
     try:
-        told = json.loads(storage.read_bytes(uri))
-        return {s: Colours(**{n: np.asarray(v, np.float32) for n, v in c.items()}) for s, c in told.items()}
+        content = json.loads(storage.read_bytes(uri))
+        arrays = next(iter(content.values()), None)
+        return arrays and Colours(**{name: np.asarray(values, np.float32) for name, values in arrays.items()})
     except (ValueError, TypeError, AttributeError) as e:
-        raise SourceError(f"{uri}: not the colours of a database ({e}); build the index again") from e
+        raise SourceError(f"{uri}: expected the colours of a database, got {e}. Build the index again.") from e

@@ -1,41 +1,56 @@
-"""The explorer database: LanceDB table `chips`, its columns, how it is opened and searched.
+"""The explorer database: LanceDB table `chips`, its columns, and the reader of its tagged version.
 
-Writers build, index and check a version, then move the tag `ready` to it; readers open the tag and never see half a
-build. Vectors are float16 and compared by cosine.
+A writer builds, indexes and checks a version, then moves the tag `ready` to it. Readers open the tag, so they never see
+a half-built version. Vectors are float16 and compared by cosine. All datasets of a database share one vector space
+(weights, kind and length of vectors).
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
 
 os.environ.setdefault("LANCEDB_LOG", "error")  # read once, when lancedb is imported: it warns of every new table
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.table import Table
+import pyarrow.compute as pc
+from lancedb.query import LanceVectorQueryBuilder
+from lancedb.table import Table as Table
+from numpy.typing import NDArray
 
-from kiln.errors import ConfigError
+from kiln.errors import ConfigError, TransientError
+from kiln.explorer.chips import BoundingBox, ChipFacts, UnknownChipError
+from kiln.explorer.filters import EVERY_CHIP, ChipFilter, cell_name, quote
+from kiln.explorer.matrix import KM_PER_DEGREE, check_place, raise_for_unknown
+from kiln.formats.fingerprint import digest
 from kiln.io import storage
 
 TABLE = "chips"
 TAG = "ready"
 VECTOR = "vector"
-METRIC = "cosine"
-PARTITION = 8192  # rows, in the mean, of a partition of the index, as LanceDB makes them
-LEAST_PROBES = 20  # partitions that a query looks into
-REFINE = 5  # times k candidates compared again with their full vectors
-MOST_CELLS = 400  # of a box, named in a filter; a larger box is compared alone
+METRIC: Final = "cosine"
+PARTITION_ROWS = 8192  # rows of a partition of the vector index, in the mean, as LanceDB makes them
+MIN_PROBES = 20  # partitions that a query looks into
+REFINE_FACTOR = 5  # this times k candidates are compared again by their full vectors
+MAX_COVERING = 1000  # chips read that cover one point
+MAX_NEARBY = 10_000  # chips read around a point that no chip covers
 FACTS = (
     "chip_id", "dataset", "year", "datetime", "item_id", "source", "nodata_fraction", "cloud_fraction",
     "lon", "lat", "xmin", "ymin", "xmax", "ymax",
 )  # fmt: skip
 
 
-def chips_schema(dim: int, about: dict[str, Any]) -> pa.Schema:
-    """Columns of the explorer table; `about` is what the products' `kiln` metadata says, by dataset."""
+def chips_schema(dim: int, metadata: Mapping[str, Any]) -> pa.Schema:
+    """Return the columns of the explorer table.
+
+    Args:
+        dim: Length D of the vectors.
+        metadata: The products' `kiln` metadata by dataset.
+    """
     return pa.schema(
         [
             pa.field("chip_id", pa.string(), nullable=False),
@@ -50,205 +65,228 @@ def chips_schema(dim: int, about: dict[str, Any]) -> pa.Schema:
             *(pa.field(n, pa.float64(), nullable=False) for n in ("lon", "lat", "xmin", "ymin", "xmax", "ymax")),
             pa.field("cell", pa.string(), nullable=False),
         ],
-        metadata={"kiln": json.dumps(about, sort_keys=True)},
+        metadata={"kiln": json.dumps(metadata, sort_keys=True)},
     )
 
 
-def space(about: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells spaces of vectors apart, of a dataset's `kiln` metadata."""
-    return tuple(about.get(n) for n in ("model", "weights_sha256", "embedding", "dimensions"))
+def vector_space(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what identifies the vector space of a dataset's `kiln` metadata."""
+    return tuple(metadata.get(n) for n in ("model", "weights_sha256", "embedding", "dimensions"))
 
 
 def probes(rows: int) -> int:
-    """Partitions of the index of so many rows that a query looks into: half of them.
+    """Return how many partitions of the vector index a query looks into, for a table of `rows` rows: half of them.
 
-    The nearest few would do for the vector of a chip (20 of 122 found all of the best 10 in 40 searches), but a mean of
-    likes less dislikes lies away from all chips, where near partitions tell little: 24 searches found 0.94 of them, one
-    of these a tenth. With half of them, all.
+    For the vector of a chip a few would do (20 of 122 gave all of the best 10 in 40 searches). A mean of likes less
+    dislikes lies away from all chips, where near partitions say little: in 24 searches 20 partitions gave 0.94 of the
+    best 10, in one a tenth. Half of the partitions gave all.
     """
-    return max(LEAST_PROBES, math.ceil(rows / PARTITION / 2))
+    return max(MIN_PROBES, math.ceil(rows / PARTITION_ROWS / 2))
 
 
-def cells(lon: np.ndarray, lat: np.ndarray) -> list[str]:
-    """The one-degree cell of each point, named after its south-west corner: `N45W002`."""
+def cells(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> list[str]:
+    """Return the names of the one-degree cells of points [n] in degrees."""
     south, west = np.floor(lat).astype(int), np.floor(lon).astype(int)
-    return [_cell(s, w) for s, w in zip(south.tolist(), west.tolist(), strict=True)]
-
-
-def _cell(south: int, west: int) -> str:
-    return f"{'S' if south < 0 else 'N'}{abs(south):02d}{'W' if west < 0 else 'E'}{abs(west):03d}"
+    return [cell_name(s, w) for s, w in zip(south.tolist(), west.tolist(), strict=True)]
 
 
 def connect(uri: str) -> lancedb.DBConnection:
-    """The database at a path or s3:// URI, with the AWS_* settings that the rest of Kiln uses."""
+    """Return the database at a path or s3:// URI, with the AWS_* settings that the rest of Kiln uses."""
     options: dict[str, str] = {}
     if storage.is_s3(uri) and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
         options = {"endpoint": endpoint, "allow_http": "true"}
     return lancedb.connect(uri, storage_options=options or None)
 
 
-def check_bbox(bbox: Sequence[float]) -> tuple[float, float, float, float]:
-    """West, south, east, north in degrees; west > east goes over the antimeridian, and is half the world wide at most.
+def vectors_of(rows: pa.Table) -> NDArray[np.float16]:
+    """Return the vectors [n, D] of rows of the explorer table."""
+    column = rows[VECTOR].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float16).reshape(len(rows), column.type.list_size)
 
-    Raises ConfigError for a box that holds nothing or has its sides swapped.
+
+def nearest(
+    table: Table,
+    vector: Sequence[float] | NDArray[Any],
+    limit: int,
+    columns: Sequence[str],
+    *,
+    where: str | None = None,
+    nprobes: int | None = None,
+    exact: bool = False,
+) -> pa.Table:
+    """Return the rows nearest to a vector by cosine, nearest first, with `_distance` (1 - cosine).
+
+    Args:
+        table: Any version of the explorer table.
+        vector: [D].
+        limit: Number of rows.
+        columns: Columns to return; `_rowid` is LanceDB's row id.
+        where: SQL condition.
+        nprobes: Partitions of the vector index to look into; None: those of `probes`.
+        exact: Compare every row instead of using the vector index.
     """
-    west, south, east, north = (float(v) for v in bbox)
-    finite = all(map(math.isfinite, (west, south, east, north)))
-    over = -180 <= east < west <= 180 and west - east >= 180
-    if not finite or south >= north or not (over or west < east):
-        raise ConfigError(
-            f"bbox {tuple(bbox)}: want west < east and south < north in degrees; "
-            "west > east goes over the antimeridian, from -180 to 180 and half the world wide at most"
-        )
-    return west, south, east, north
+    query = cast(
+        LanceVectorQueryBuilder, table.search(np.asarray(vector, np.float32), vector_column_name=VECTOR)
+    ).distance_type(METRIC)
+    if exact:
+        query = query.bypass_vector_index()
+    else:
+        refine = REFINE_FACTOR if limit <= 1000 else 2
+        query = query.nprobes(nprobes or probes(table.count_rows())).refine_factor(refine)
+    if where:
+        query = query.where(where, prefilter=True)
+    query = query.limit(limit).with_row_id("_rowid" in columns)
+    return query.select([*(c for c in columns if c != "_rowid"), "_distance"]).to_arrow()
 
 
-@dataclass(frozen=True)
-class Filters:
-    """What a result must be: every field that is set. `bbox` [west, south, east, north] holds the chip's centre.
+class ExplorerDatabase:
+    """The tagged version of an explorer database, for reading.
 
-    West > east goes over the antimeridian.
+    Attributes:
+        uri: Path or s3:// URI.
+        table: The LanceDB table at the tagged version.
+        metadata: The products' `kiln` metadata by dataset.
+        indexed: Whether the vectors have an index; small databases have none.
     """
-
-    years: tuple[int, ...] = ()
-    datasets: tuple[str, ...] = ()
-    bbox: tuple[float, float, float, float] | None = None
-
-    def sql(self) -> str | None:
-        """The condition for LanceDB, built from typed values alone."""
-        terms = []
-        if self.years:
-            if bad := [y for y in self.years if not 0 < int(y) < 10_000]:
-                raise ConfigError(f"year {bad[0]}: want a year such as 2021")
-            terms.append(f"year IN ({', '.join(str(int(y)) for y in self.years)})")
-        if self.datasets:
-            quoted = ", ".join(quote(d) for d in self.datasets)
-            terms.append(f"dataset IN ({quoted})")
-        if self.bbox is not None:
-            west, south, east, north = check_bbox(self.bbox)
-            spans = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
-            rows = range(math.floor(south), math.floor(north) + 1)
-            cols = [w for a, b in spans for w in range(math.floor(a), math.floor(b) + 1)]
-            span = [(s, w) for s in rows for w in cols] if len(rows) * len(cols) <= MOST_CELLS else []
-            if span:  # the bitmap index of cells is the cheapest spatial filter
-                terms.append(f"cell IN ({', '.join(quote(_cell(s, w)) for s, w in span)})")
-            within = f"lon >= {west} {'AND' if west < east else 'OR'} lon <= {east}"
-            terms.append(f"({within}) AND lat >= {south} AND lat <= {north}")
-        return " AND ".join(terms) or None
-
-
-def quote(text: str) -> str:
-    """A SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-class Explorer:
-    """The tagged version of an explorer database, for reading."""
 
     def __init__(self, uri: str) -> None:
-        """Open it. Raises ConfigError if there is no finished explorer database at `uri`."""
+        """Open the database. Raise ConfigError unless there is a finished one with one vector space."""
         self.uri = uri
-        if not storage.is_s3(uri) and not os.path.isdir(uri):  # noqa: PTH112 (connect would create the folder)
+        if not storage.is_s3(uri) and not Path(uri).is_dir():  # connect would create the folder
             raise ConfigError(f"{uri}: no explorer database there; make it with `snakemake index`")
         try:
             self.table: Table = connect(uri).open_table(TABLE)
             self.table.checkout(TAG)
         except (ValueError, RuntimeError, FileNotFoundError, OSError) as e:
-            raise ConfigError(f"{uri}: no finished explorer database there ({_first_line(e)})") from e
-        self.about: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"kiln", b"{}"))
-        self.indexed = any(VECTOR in i.columns for i in self.table.list_indices())
+            raise ConfigError(f"{uri}: no finished explorer database there ({first_line(e)})") from e
+        self.metadata: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"kiln", b"{}"))
+        spaces = {vector_space(m) for m in self.metadata.values()}
+        if len(spaces) > 1:
+            raise ConfigError(f"{uri}: expected vectors of one model, got {len(spaces)}. Build the index again.")
+        self.indexed = any(VECTOR in index.columns for index in self.table.list_indices())
 
     @property
     def untrained(self) -> bool:
         """Whether the vectors come from random weights."""
-        return any(a.get("untrained") for a in self.about.values())
+        return any(m.get("untrained") for m in self.metadata.values())
 
-    def chip(self, chip_id: str) -> dict[str, Any]:
-        """A chip's facts and `vector`. Raises ConfigError if it is not in the database."""
-        rows = self.table.search().where(f"chip_id = {quote(chip_id)}").limit(1).to_list()
-        if not rows:
-            raise ConfigError(f"{self.uri}: no chip {chip_id!r}")
-        return rows[0]
+    @property
+    def datasets(self) -> list[str]:
+        """Names of the datasets, sorted."""
+        return sorted(self.metadata)
 
-    def at(self, lon: float, lat: float, filters: Filters = Filters()) -> dict[str, Any]:
-        """The chip that covers a point, the newest if several do, then the one whose centre is nearest.
+    def count(self, chip_filter: ChipFilter = EVERY_CHIP) -> int:
+        """Return the number of chips that pass a filter; an area counts as its bounding box."""
+        with answers(self.uri):
+            return self.table.count_rows(chip_filter.sql())
 
-        Raises ConfigError, naming the nearest chip within a degree, if none covers it.
+    def chips(self, chip_ids: Sequence[str]) -> tuple[list[ChipFacts], NDArray[np.float16]]:
+        """Return facts and vectors of chips.
+
+        Args:
+            chip_ids: m ids, without duplicates.
+
+        Returns:
+            m facts and vectors [m, D], in the order of the ids.
+
+        Raises:
+            UnknownChipError: The database does not have one of them.
         """
-        if not (-180 <= lon <= 180 and -90 <= lat <= 90):
-            raise ConfigError(f"{lon}, {lat} is no place: want longitude -180 to 180, latitude -90 to 90")
-        across = [  # the antimeridian is one place with two longitudes
+        condition = f"chip_id IN ({', '.join(map(quote, chip_ids))})" if chip_ids else "false"
+        with answers(self.uri):
+            rows = self.table.search().where(condition).limit(max(1, len(chip_ids))).to_arrow()
+        places = {chip_id: n for n, chip_id in enumerate(rows["chip_id"].to_pylist())}
+        raise_for_unknown([c for c in chip_ids if c not in places])
+        rows = rows.take(pa.array([places[c] for c in chip_ids], pa.int64()))
+        return facts_of(rows), vectors_of(rows)
+
+    def at(self, lon: float, lat: float, chip_filter: ChipFilter = EVERY_CHIP) -> ChipFacts:
+        """Return the chip that covers a point: the newest, then the one with the nearest centre, then by id.
+
+        Args:
+            lon: Longitude in degrees.
+            lat: Latitude in degrees.
+            chip_filter: Conditions of the chip; box and area do not count.
+
+        Raises:
+            UnknownChipError: No chip covers the point; names the nearest chip within a degree.
+            ConfigError: The coordinates are out of range.
+        """
+        check_place(lon, lat)
+        covers = [
             f"(xmin <= xmax AND xmin <= {x} AND xmax >= {x}) OR (xmin > xmax AND (xmin <= {x} OR xmax >= {x}))"
-            for x in ((lon,) if abs(lon) < 180 else (-180.0, 180.0))
+            for x in ((lon,) if abs(lon) < 180 else (-180.0, 180.0))  # the antimeridian has two longitudes
         ]
-        inside = f"({' OR '.join(across)}) AND ymin <= {lat} AND ymax >= {lat}"
-        extra = Filters(filters.years, filters.datasets).sql()
-        where = f"{inside} AND {extra}" if extra else inside
-        rows = self.table.search().where(where).limit(1000).to_list()
+        condition = chip_filter.without_place().sql()
+        and_condition = f" AND {condition}" if condition else ""
+        here = f"({' OR '.join(covers)}) AND ymin <= {lat} AND ymax >= {lat}{and_condition}"
 
-        def distance(r: dict[str, Any]) -> float:
-            east = math.remainder(r["lon"] - lon, 360)  # the short way round
-            return math.hypot(east * math.cos(math.radians(lat)), r["lat"] - lat)
+        def distance(chip: ChipFacts) -> float:
+            east = math.remainder(chip.lon - lon, 360)
+            return math.hypot(east * math.cos(math.radians(lat)), chip.lat - lat)
 
-        if rows:
-            return min(rows, key=lambda r: (-(r["year"] or 0), distance(r), r["chip_id"]))
-        near = self.table.search().where(
+        if chips := self._facts_where(here, MAX_COVERING):
+            return min(chips, key=lambda c: (-(c.year or 0), distance(c), c.chip_id))
+        nearby = self._facts_where(
             f"((lon >= {lon - 1} AND lon <= {lon + 1}) OR lon >= {lon + 359} OR lon <= {lon - 359})"
-            f" AND lat >= {lat - 1} AND lat <= {lat + 1}" + (f" AND {extra}" if extra else "")
+            f" AND lat >= {lat - 1} AND lat <= {lat + 1}{and_condition}",
+            MAX_NEARBY,
         )
-        rows = near.limit(10_000).select(["chip_id", "lon", "lat"]).to_list()
         hint = ""
-        if rows:
-            best = min(rows, key=distance)
-            hint = f"; the nearest is {best['chip_id']}, {distance(best) * 111.2:.1f} km away"
-        raise ConfigError(f"{self.uri}: no chip covers {lon}, {lat}{hint}")
+        if nearby:
+            best = min(nearby, key=distance)
+            hint = f"; the nearest is {best.chip_id}, {distance(best) * KM_PER_DEGREE:.1f} km away"
+        raise UnknownChipError(f"{self.uri}: no chip covers {lon}, {lat}{hint}")
 
-    def comparable(self, dataset: str, filters: Filters = Filters()) -> Filters:
-        """The filters, narrowed to datasets whose vectors can be compared with those of `dataset`.
+    def _facts_where(self, condition: str, limit: int) -> list[ChipFacts]:
+        with answers(self.uri):
+            return facts_of(self.table.search().where(condition).limit(limit).select(list(FACTS)).to_arrow())
 
-        Raises ConfigError where they leave none.
+    def column(self, name: str, chip_filter: ChipFilter = EVERY_CHIP, limit: int | None = None) -> pa.ChunkedArray:
+        """Return one column of the chips that pass a filter, or of the first `limit` of them."""
+        with answers(self.uri):
+            query = self.table.search().where(chip_filter.sql() or "true").select([name])
+            return query.limit(limit or max(1, self.table.count_rows())).to_arrow()[name]
+
+    def bounds(self) -> BoundingBox:
+        """Return the box around all chips."""
+        west, south = (pc.min(self.column(name)).as_py() for name in ("xmin", "ymin"))
+        east, north = (pc.max(self.column(name)).as_py() for name in ("xmax", "ymax"))
+        return west, south, east, north
+
+    def identity(self) -> str:
+        """Return what identifies the open version, also among versions of one number in a database built again.
+
+        Raises:
+            TransientError: The database does not answer.
         """
-        spaces = {name: space(a) for name, a in self.about.items()}
-        mine = spaces.get(dataset)
-        alike = tuple(sorted(n for n in filters.datasets or spaces if spaces.get(n, mine) == mine))
-        if not alike:
-            raise ConfigError(
-                f"{', '.join(filters.datasets)}: of another model than {dataset}; they cannot be compared"
-            )
-        return filters if len(set(spaces.values())) <= 1 else replace(filters, datasets=alike)
-
-    def similar(
-        self,
-        vector: Sequence[float] | np.ndarray,
-        k: int,
-        filters: Filters = Filters(),
-        *,
-        exact: bool = False,
-    ) -> list[dict[str, Any]]:
-        """The k nearest chips, most alike first (ties by chip_id), with their facts and `similarity` (cosine).
-
-        Raises ConfigError for a vector of another length, or filters that leave datasets of several models.
-        """
-        if len(vector) != (dim := self.table.schema.field(VECTOR).type.list_size):
-            raise ConfigError(f"{self.uri}: a vector of {len(vector)} numbers; this database's have {dim}")
-        if len({space(a) for n, a in self.about.items() if not filters.datasets or n in filters.datasets}) > 1:
-            raise ConfigError(f"{self.uri}: datasets of several models cannot be searched together; choose some of one")
-        return nearest(self.table, vector, k, filters, exact=exact)
+        with answers(self.uri):
+            tags: Mapping[str, Any] = self.table.tags.list()
+        state = storage.join(self.uri, "state", f"{self.table.version}.json")
+        state_text = storage.read_bytes(state).decode() if storage.stat(state) else ""
+        return digest([self.table.version, tags.get(TAG, {}).get("manifest_size"), state_text])[:16]
 
 
-def nearest(
-    table: Table, vector: Sequence[float] | np.ndarray, k: int, filters: Filters = Filters(), *, exact: bool = False
-) -> list[dict[str, Any]]:
-    """What `Explorer.similar` does, for any version of the table."""
-    query = table.search(np.asarray(vector, np.float32), vector_column_name=VECTOR).distance_type(METRIC)
-    query = query.bypass_vector_index() if exact else query.nprobes(probes(table.count_rows())).refine_factor(REFINE)
-    if where := filters.sql():
-        query = query.where(where, prefilter=True)
-    rows = query.limit(k).select([*FACTS, "_distance"]).to_list()
-    for row in rows:
-        row["similarity"] = 1 - row.pop("_distance")
-    return sorted(rows, key=lambda r: (-r["similarity"], r["chip_id"]))
+def facts_of(rows: pa.Table) -> list[ChipFacts]:
+    """Return the facts of rows of the explorer table."""
+    return [ChipFacts.from_row(row) for row in rows.select(list(FACTS)).to_pylist()]
 
 
-def _first_line(e: Exception) -> str:
-    return (str(e).splitlines() or [type(e).__name__])[0][:160]
+@contextmanager
+def answers(uri: str) -> Iterator[None]:
+    """Raise TransientError for the errors of LanceDB's reads inside the block."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as e:
+        raise no_answer(uri, e) from e
+
+
+def no_answer(uri: str, error: Exception) -> TransientError:
+    """Return the error for a database whose reads fail."""
+    return TransientError(f"{uri}: the database does not answer: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, shortened."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

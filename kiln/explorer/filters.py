@@ -1,96 +1,215 @@
-"""What a search or a map leaves out: typed values in, a condition for LanceDB and a mask for NumPy out.
+"""Filters of chips: parsed from the page's JSON, an address or options; applied as SQL (LanceDB) or as a mask (NumPy).
 
-Nothing of a request is pasted into a query: dates, numbers and names are parsed here, and what does not parse is said.
+No text of a request reaches a query: dates, numbers and names are parsed here, and SQL is built from typed values.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import shapely
 import shapely.geometry
+from numpy.typing import NDArray
 from shapely.errors import GEOSException
 
 from kiln.errors import ConfigError
-from kiln.explorer.database import Filters, quote
+from kiln.explorer.chips import BoundingBox, split_at_antimeridian
+from kiln.explorer.matrix import NO_TIME, Matrix
 
-MOST_VERTICES = 10_000  # of an area
-MOST_NAMES = 200  # datasets or years of a filter
-Box = tuple[float, float, float, float]
+MAX_VERTICES = 10_000  # of an area
+MAX_NAMES = 200  # datasets or years of a filter
+MAX_CELLS = 400  # of a box, listed in a filter; a larger box is compared by its edges alone
 
 
 @dataclass(frozen=True)
-class Where:
-    """What a chip must be: every field that is set. Boxes are west, south, east, north in degrees.
+class ChipFilter:
+    """Conditions that a chip must meet: every field that is set.
 
-    `bbox` and `area` hold the chip's centre; west > east is a box across the antimeridian. `first` and `last` are days,
-    both included: a chip without a date is no chip of a day. A chip whose nodata or
-    cloud is unknown passes their limits.
+    Attributes:
+        datasets: Names of datasets.
+        years: Years from 1 to 9999.
+        first_day: Acquired on this day or later; a chip without a date does not pass.
+        last_day: Acquired on this day or earlier; a chip without a date does not pass.
+        bbox: Box of the chip's centre: west, south, east, north in degrees; west > east crosses the antimeridian.
+        area: Area of the chip's centre, in degrees.
+        max_nodata: Maximum fraction of pixels without data; an unknown fraction passes.
+        max_cloud: Maximum fraction of cloudy pixels; an unknown fraction passes.
     """
 
     datasets: tuple[str, ...] = ()
     years: tuple[int, ...] = ()
-    first: date | None = None
-    last: date | None = None
-    bbox: Box | None = None
+    first_day: date | None = None
+    last_day: date | None = None
+    bbox: BoundingBox | None = None
     area: shapely.Geometry | None = None
     max_nodata: float | None = None
     max_cloud: float | None = None
 
-    def boxes(self) -> list[Box] | None:
-        """Boxes with west < east of which one holds the centre, by `bbox` alone; None: anywhere."""
-        return None if self.bbox is None else halves(self.bbox)
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that no chip can have."""
+        for year in self.years:
+            if not 0 < int(year) < 10_000:
+                raise ConfigError(f"filters: expected a year such as 2021, got {year}.")
+        for name, fraction in (("max_nodata", self.max_nodata), ("max_cloud", self.max_cloud)):
+            if fraction is not None and not 0 <= fraction <= 1:
+                raise ConfigError(f"filters: expected {name} from 0 to 1, got {fraction}.")
+        if self.first_day and self.last_day and self.first_day > self.last_day:
+            raise ConfigError(f"filters: expected from <= to, got {self.first_day} and {self.last_day}.")
 
-    def times(self) -> tuple[datetime | None, datetime | None]:
-        """The first moment, and the moment that is too late."""
-        first = datetime(self.first.year, self.first.month, self.first.day, tzinfo=UTC) if self.first else None
-        last = datetime(self.last.year, self.last.month, self.last.day, tzinfo=UTC) if self.last else None
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ChipFilter":
+        """Parse the filters of a request.
+
+        Args:
+            values: Any of datasets, years, from, to, bbox, area (GeoJSON), max_nodata, max_cloud; null is not set.
+
+        Raises:
+            ConfigError: An unknown name, or a value out of range.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"filters: expected an object, got {_short(values)}.")
+        known = {"datasets", "years", "from", "to", "bbox", "area", "max_nodata", "max_cloud"}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"filters: expected some of {', '.join(sorted(known))}, got {_short(unknown[0])}.")
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(
+            datasets=tuple(sorted({_name(v) for v in _list(given.get("datasets", []), "datasets")})),
+            years=tuple(sorted({_year(v) for v in _list(given.get("years", []), "years")})),
+            first_day=_day(given["from"], "from") if "from" in given else None,
+            last_day=_day(given["to"], "to") if "to" in given else None,
+            bbox=parse_box(given["bbox"]) if "bbox" in given else None,
+            area=parse_area(given["area"]) if "area" in given else None,
+            max_nodata=_number(given["max_nodata"], "max_nodata") if "max_nodata" in given else None,
+            max_cloud=_number(given["max_cloud"], "max_cloud") if "max_cloud" in given else None,
+        )
+
+    @classmethod
+    def from_address(cls, parameters: Mapping[str, str]) -> "ChipFilter":
+        """Parse the filters of an address: lists have commas between their values; an empty value is not set."""
+        values: dict[str, Any] = {name: text for name, text in parameters.items() if text != ""}
+        for name in ("datasets", "years", "bbox"):
+            if name in values:
+                values[name] = values[name].split(",")
+        return cls.from_json(values)
+
+    def without_place(self) -> "ChipFilter":
+        """Return the filter without its box and its area."""
+        return replace(self, bbox=None, area=None)
+
+    def check_datasets(self, known: Sequence[str]) -> None:
+        """Raise ConfigError for a dataset that is not among those of a database."""
+        if unknown := sorted(set(self.datasets) - set(known)):
+            raise ConfigError(f"filters: expected a dataset of {', '.join(known)}, got {_short(unknown[0])!r}.")
+
+    def _times(self) -> tuple[datetime | None, datetime | None]:
+        """Return the first moment, and the moment that is too late."""
+        first, last = (None if d is None else datetime(d.year, d.month, d.day, tzinfo=UTC)
+                       for d in (self.first_day, self.last_day))  # fmt: skip
         return first, last + timedelta(days=1) if last else None
 
     def sql(self) -> str | None:
-        """The condition for LanceDB. An area is its box here: who asks tests the centres against it afterwards."""
-        terms = [Filters(self.years, self.datasets).sql()]
-        first, late = self.times()
+        """Return the condition for LanceDB; None: no condition. An area is replaced by its bounding box."""
+        terms = []
+        if self.years:
+            terms.append(f"year IN ({', '.join(str(int(y)) for y in self.years)})")
+        if self.datasets:
+            terms.append(f"dataset IN ({', '.join(map(quote, self.datasets))})")
+        first, too_late = self._times()
         terms += [f"datetime >= timestamp '{first:%Y-%m-%d} 00:00:00'"] if first else []
-        terms += [f"datetime < timestamp '{late:%Y-%m-%d} 00:00:00'"] if late else []
-        if self.max_nodata is not None:
-            terms.append(f"(nodata_fraction IS NULL OR nodata_fraction <= {float(self.max_nodata)!r})")
-        if self.max_cloud is not None:
-            terms.append(f"(cloud_fraction IS NULL OR cloud_fraction <= {float(self.max_cloud)!r})")
-        for boxes in (self.boxes(), None if self.area is None else [_around(self.area)]):
-            if boxes is not None:
-                terms.append(" OR ".join(f"({Filters(bbox=b).sql()})" for b in boxes))
-                terms[-1] = f"({terms[-1]})"
-        return " AND ".join(t for t in terms if t) or None
+        terms += [f"datetime < timestamp '{too_late:%Y-%m-%d} 00:00:00'"] if too_late else []
+        for column, limit in (("nodata_fraction", self.max_nodata), ("cloud_fraction", self.max_cloud)):
+            if limit is not None:
+                terms.append(f"({column} IS NULL OR {column} <= {float(limit)!r})")
+        for box in (self.bbox, None if self.area is None else _around(self.area)):
+            if box is not None:
+                terms.append(f"({' OR '.join(f'({_box_sql(part)})' for part in split_at_antimeridian(box))})")
+        return " AND ".join(terms) or None
+
+    def mask(self, matrix: Matrix) -> NDArray[np.bool_] | None:
+        """Return which of a matrix's n chips pass, [n]; None: all. Raise ConfigError for an unknown dataset."""
+        passes: list[NDArray[np.bool_]] = []
+        if self.datasets:
+            self.check_datasets(matrix.datasets)
+            passes.append(np.isin(matrix["dataset"], [matrix.datasets.index(d) for d in self.datasets]))
+        if self.years:
+            passes.append(np.isin(matrix["year"], self.years))
+        first, too_late = self._times()
+        if first:
+            passes.append(matrix["time"] >= int(first.timestamp() * 1000))
+        if too_late:
+            passes.append((matrix["time"] < int(too_late.timestamp() * 1000)) & (matrix["time"] != NO_TIME))
+        for column, limit in (("nodata", self.max_nodata), ("cloud", self.max_cloud)):
+            if limit is not None:
+                passes.append(~(matrix[column] > np.float32(limit)))
+        if self.bbox is not None:
+            passes.append(np.any([_inside(matrix, part) for part in split_at_antimeridian(self.bbox)], axis=0))
+        if self.area is not None:
+            passes.append(_inside_area(matrix, self.area))
+        return np.logical_and.reduce(passes) if passes else None
 
 
-def halves(bbox: Box) -> list[Box]:
-    """A box as one or two boxes that do not cross the antimeridian."""
-    west, south, east, north = bbox
-    parts = [(west, south, east, north)] if west < east else [(west, south, 180.0, north), (-180.0, south, east, north)]
-    return [p for p in parts if p[0] < p[2]]
+EVERY_CHIP = ChipFilter()
 
 
-def _around(area: shapely.Geometry) -> Box:
-    """The box of an area, a little wider than the area: a box of no width holds nothing."""
+def _inside(matrix: Matrix, box: BoundingBox) -> NDArray[np.bool_]:
+    west, south, east, north = box
+    lon, lat = matrix["lon"], matrix["lat"]
+    inside: NDArray[np.bool_] = (lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)
+    return inside
+
+
+def _inside_area(matrix: Matrix, area: shapely.Geometry) -> NDArray[np.bool_]:
+    inside = _inside(matrix, area.bounds)
+    candidates = np.flatnonzero(inside)
+    shapely.prepare(area)
+    inside[candidates] = shapely.intersects_xy(area, matrix["lon"][candidates], matrix["lat"][candidates])
+    return inside
+
+
+def _box_sql(box: BoundingBox) -> str:
+    """Return the condition of a centre in a box with west < east."""
+    west, south, east, north = box
+    rows, columns = (range(math.floor(a), math.floor(b) + 1) for a, b in ((south, north), (west, east)))
+    condition = f"lon >= {west} AND lon <= {east} AND lat >= {south} AND lat <= {north}"
+    if len(rows) * len(columns) > MAX_CELLS:
+        return condition
+    names = ", ".join(quote(cell_name(s, w)) for s in rows for w in columns)
+    return f"cell IN ({names}) AND {condition}"  # the bitmap index of cells is the cheapest spatial filter
+
+
+def cell_name(south: int, west: int) -> str:
+    """Return the name of a one-degree cell, after its south-west corner: `N45W002`."""
+    return f"{'S' if south < 0 else 'N'}{abs(south):02d}{'W' if west < 0 else 'E'}{abs(west):03d}"
+
+
+def quote(text: str) -> str:
+    """Return a SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _around(area: shapely.Geometry) -> BoundingBox:
+    """Return the box of an area, a little wider than the area: a box without width is empty."""
     west, south, east, north = area.bounds
     return west - 1e-9, south - 1e-9, east + 1e-9, north + 1e-9
 
 
-def parse_box(value: Any) -> Box:
-    """A box of four numbers; longitudes of a map that was turned round the world are brought to -180..180.
+def parse_box(value: Any) -> BoundingBox:
+    """Parse a box of four numbers. Raise ConfigError for another value.
 
-    Raises ConfigError for what is none.
+    A map that was turned round the world has longitudes beyond 180; they are brought to -180..180.
     """
     numbers = [_number(v, "bbox") for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(numbers) != 4:
-        raise ConfigError(f"bbox {_short(value)}: want west, south, east, north in degrees")
+        raise ConfigError(f"bbox: expected west, south, east, north in degrees, got {_short(value)}.")
     west, south, east, north = numbers
     south, north = max(south, -90.0), min(north, 90.0)
     if south >= north or abs(west) > 1080 or abs(east) > 1080 or (west == east):
-        raise ConfigError(f"bbox {_short(value)}: want west, south, east, north in degrees, south < north")
+        raise ConfigError(
+            f"bbox: expected west, south, east, north in degrees with south < north, got {_short(value)}."
+        )
     if east - west >= 360:
         return -180.0, south, 180.0, north
     west, east = ((v + 180) % 360 - 180 if not -180 <= v <= 180 else v for v in (west, east))
@@ -98,27 +217,28 @@ def parse_box(value: Any) -> Box:
 
 
 def parse_area(value: Any) -> shapely.Geometry:
-    """The polygons of a GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection, as one geometry in degrees.
+    """Parse a GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection into one geometry in degrees.
 
-    Raises ConfigError for GeoJSON that is none, is not closed or crosses itself, or has too many vertices.
+    Raises:
+        ConfigError: No polygon, a ring that is not closed or crosses itself, or too many vertices.
     """
     shapes = [_polygon(g) for g in _geometries(value)]
     if not shapes:
-        raise ConfigError("area: there is no polygon in it")
-    if (count := sum(shapely.get_num_coordinates(s) for s in shapes)) > MOST_VERTICES:
-        raise ConfigError(f"area: {count} vertices are more than {MOST_VERTICES}; simplify it")
+        raise ConfigError("area: expected a polygon, got none.")
+    if (count := sum(shapely.get_num_coordinates(s) for s in shapes)) > MAX_VERTICES:
+        raise ConfigError(f"area: expected at most {MAX_VERTICES} vertices, got {count}. Simplify it.")
     area = shapes[0] if len(shapes) == 1 else shapely.union_all(shapes)
     west, south, east, north = area.bounds
     if west < -180 or east > 180 or south < -90 or north > 90:
         raise ConfigError(
-            "area: its coordinates must be longitude -180 to 180, latitude -90 to 90; one across the antimeridian is "
-            "a MultiPolygon of two parts (RFC 7946, 3.1.9)"
+            "area: expected longitudes from -180 to 180 and latitudes from -90 to 90, got others. "
+            "Write an area across the antimeridian as a MultiPolygon of two parts (RFC 7946, 3.1.9)."
         )
     return area
 
 
 def _geometries(value: Any) -> list[Any]:
-    """The geometries of a GeoJSON object."""
+    """Return the geometries of a GeoJSON object."""
     kind = value.get("type") if isinstance(value, Mapping) else None
     if kind == "FeatureCollection" and isinstance(value.get("features"), list):
         return [g for f in value["features"] for g in _geometries(f)]
@@ -126,63 +246,32 @@ def _geometries(value: Any) -> list[Any]:
         return _geometries(value.get("geometry"))
     if kind in ("Polygon", "MultiPolygon"):
         return [value]
-    raise ConfigError(f"area: want a GeoJSON Polygon or MultiPolygon, this is {_short(kind or value)}")
+    raise ConfigError(f"area: expected a GeoJSON Polygon or MultiPolygon, got {_short(kind or value)}.")
 
 
 def _polygon(value: Mapping[str, Any]) -> shapely.Geometry:
+    """Return a GeoJSON geometry as a valid polygon. Raise ConfigError for another."""
     try:
         shape = shapely.geometry.shape(value)
-        good, why = shapely.is_valid(shape), shapely.is_valid_reason(shape)
+        is_valid, why = shapely.is_valid(shape), shapely.is_valid_reason(shape)
     except (GEOSException, ValueError, TypeError, KeyError, IndexError, AttributeError) as e:
-        raise ConfigError(f"area: the coordinates of this {value['type']} are none ({_short(str(e))})") from e
+        raise ConfigError(f"area: expected coordinates of a {value['type']}, got others ({_short(str(e))}).") from e
     if shape.is_empty:
-        raise ConfigError(f"area: an empty {value['type']}")
-    if not good or not all(map(math.isfinite, shape.bounds)):
-        raise ConfigError(f"area: its polygon is not a valid one ({why})")
+        raise ConfigError(f"area: expected a polygon, got an empty {value['type']}.")
+    if not is_valid or not all(map(math.isfinite, shape.bounds)):
+        raise ConfigError(f"area: expected a valid polygon, got one with a defect ({why}).")
     return shapely.force_2d(shape)
 
 
-def parse(values: Mapping[str, Any]) -> Where:
-    """Filters of a request: datasets, years, from, to, bbox, area, max_nodata, max_cloud. Raises ConfigError."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"filters: want an object, this is {_short(values)}")
-    known = {"datasets", "years", "from", "to", "bbox", "area", "max_nodata", "max_cloud"}
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(f"filters: {_short(unknown[0])} is none of {', '.join(sorted(known))}")
-    given = {k: v for k, v in values.items() if v is not None}
-    where = Where(
-        datasets=tuple(sorted({_name(v) for v in _list(given.get("datasets", []), "datasets")})),
-        years=tuple(sorted({_year(v) for v in _list(given.get("years", []), "years")})),
-        first=_day(given["from"], "from") if "from" in given else None,
-        last=_day(given["to"], "to") if "to" in given else None,
-        bbox=parse_box(given["bbox"]) if "bbox" in given else None,
-        area=parse_area(given["area"]) if "area" in given else None,
-        max_nodata=_share(given["max_nodata"], "max_nodata") if "max_nodata" in given else None,
-        max_cloud=_share(given["max_cloud"], "max_cloud") if "max_cloud" in given else None,
-    )
-    if where.first and where.last and where.first > where.last:
-        raise ConfigError(f"filters: from {where.first} is after to {where.last}")
-    return where
-
-
-def parse_query(query: Mapping[str, str]) -> Where:
-    """The same of an address: lists have commas between their values, and an empty value is none."""
-    values: dict[str, Any] = {k: v for k, v in query.items() if v != ""}
-    for name in ("datasets", "years", "bbox"):
-        if name in values:
-            values[name] = values[name].split(",")
-    return parse(values)
-
-
 def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list) or len(value) > MOST_NAMES:
-        raise ConfigError(f"filters: {name} {_short(value)}: want a list of at most {MOST_NAMES}")
+    if not isinstance(value, list) or len(value) > MAX_NAMES:
+        raise ConfigError(f"filters: expected {name} as a list of at most {MAX_NAMES}, got {_short(value)}.")
     return value
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 100:
-        raise ConfigError(f"filters: dataset {_short(value)}: want a name")
+        raise ConfigError(f"filters: expected a dataset's name, got {_short(value)}.")
     return value
 
 
@@ -192,38 +281,26 @@ def _number(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{name}: {_short(value)} is no number")
+        raise ConfigError(f"{name}: expected a number, got {_short(value)}.")
     return number
 
 
 def _year(value: Any) -> int:
     number = _number(value, "years")
     if number != int(number) or not 0 < number < 10_000:
-        raise ConfigError(f"filters: year {_short(value)}: want a year such as 2021")
+        raise ConfigError(f"filters: expected a year such as 2021, got {_short(value)}.")
     return int(number)
-
-
-def _share(value: Any, name: str) -> float:
-    number = _number(value, name)
-    if not 0 <= number <= 1:
-        raise ConfigError(f"filters: {name} {_short(value)}: want a share from 0 to 1")
-    return number
 
 
 def _day(value: Any, name: str) -> date:
     try:
         return date.fromisoformat(value[:10] if isinstance(value, str) and value[10:11] in ("", "T") else "")
     except ValueError:
-        raise ConfigError(f"filters: {name} {_short(value)}: want a day such as 2021-06-30") from None
+        raise ConfigError(f"filters: expected {name} as a day such as 2021-06-30, got {_short(value)}.") from None
 
 
 def _short(value: Any) -> str:
-    """A value as it may be said: never a megabyte of it, never a control character."""
+    """Return the beginning of a value as printable text."""
     text = repr(value) if not isinstance(value, str) else value
     clean = "".join(c if c.isprintable() else " " for c in text[:80])
     return clean + ("..." if len(text) > 80 else "") or "nothing"
-
-
-def names_sql(datasets: Sequence[str]) -> str:
-    """The condition of being one of these datasets."""
-    return f"dataset IN ({', '.join(quote(d) for d in datasets)})"

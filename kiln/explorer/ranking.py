@@ -1,241 +1,144 @@
-"""From marks to ranked chips: likes and dislikes, what the filters leave, one per neighbourhood.
+"""Directions from marks, and the best chips along a direction.
 
 `mean` (Rocchio): the mean of the liked unit vectors less half the mean of the disliked ones; chips are ranked by their
-cosine to it, through the database's index, or exactly where the filters leave few chips. `linear`: a ridge classifier
-of likes (1) against dislikes (-1), scored over every chip that the filters leave.
+cosine to it. `linear`: a ridge classifier of likes (1) against dislikes (-1), applied to every chip of the filters.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kiln.errors import ConfigError, TransientError
-from kiln.explorer.colours import unit
-from kiln.explorer.database import METRIC, REFINE, VECTOR, Explorer, probes
-from kiln.explorer.filters import Where, names_sql
-from kiln.explorer.matrix import Matrix
+from kiln.errors import ConfigError
+from kiln.explorer.colours import Vectors, unit
+from kiln.explorer.matrix import Floats, Mask, Matrix, Rows
 
-METHODS = ("mean", "linear")
-MOST_MARKS = 1000  # of each kind
-MOST_RESULTS = 500
-MOST_KM = 20_000.0  # half the way round the Earth
-AWAY = 0.5  # weight of the dislikes' mean
-LEAST_MARKS = 3  # of each kind, for `linear`
-MOST_SCORED = 5_000_000  # chips that `linear` looks at
-EXACT_ROWS = 100_000  # fewer than these are compared one by one, as fast as through the index
-BACKGROUND, ENOUGH = 256, 30  # chips taken as weak dislikes where there are fewer than ENOUGH real ones
-FAINT = 0.25  # weight of all those together; likes weigh 1 together, and so do dislikes
-RIDGE = 0.1  # of the mean squared length of the marks about their centre
-FEW = 2000  # chips are compared in full precision at once
-DENSE = 4  # where at least one chip in so many is wanted, all are multiplied, faster than picking them
-BLOCK = 2048  # results put apart at a time
-RADIUS = 6371.0088  # km, the Earth's mean
+DISLIKE_WEIGHT = 0.5  # of the dislikes' mean
+MIN_DISLIKES = 30  # with fewer, other chips count as faint dislikes
+MAX_FAINT_DISLIKES = 256
+FAINT_WEIGHT = 0.25  # of all faint dislikes together; likes weigh 1 together, and so do dislikes
+RIDGE = 0.1  # penalty, as a fraction of the marks' mean squared distance from their centre
+MAX_EXACT_ROWS = 2000  # this many chips are compared in full precision at once
+DENSE = 4  # if at least one chip in so many passes, all are multiplied, which is faster than picking them
+BLOCK_ROWS = 2048  # results spread out at a time
+EARTH_RADIUS_KM = 6371.0088
+Direction = NDArray[np.float32]
+Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Query:
-    """What is asked: marks by chip_id, how to rank, k results at least `apart_km` from each other."""
+class LinearModel:
+    """A classifier: the score of a unit vector is its product with `direction` [D], plus `offset`."""
 
-    likes: tuple[str, ...]
-    dislikes: tuple[str, ...] = ()
-    method: str = "mean"
-    k: int = 50
-    apart_km: float = 0.0
-    where: Where = field(default_factory=Where)
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for what cannot be asked."""
-        for name, marks in (("likes", self.likes), ("dislikes", self.dislikes)):
-            if len(marks) > MOST_MARKS:
-                raise ConfigError(f"{len(marks)} {name}: at most {MOST_MARKS} are taken; keep the best of them")
-        if self.method not in METHODS:
-            raise ConfigError(f"method {self.method[:40]!r}: want {' or '.join(METHODS)}")
-        if not 1 <= self.k <= MOST_RESULTS:
-            raise ConfigError(f"{self.k} results: want 1 to {MOST_RESULTS}")
-        if not 0 <= self.apart_km <= MOST_KM:
-            raise ConfigError(f"{self.apart_km} km apart: want 0 to {MOST_KM:.0f}")
-        if both := sorted(set(self.likes) & set(self.dislikes)):
-            raise ConfigError(f"{both[0]} is liked and disliked: take one mark away")
-        if not self.likes:
-            raise ConfigError("nothing is liked yet: mark a chip that is what you look for")
-        if self.method == "linear" and min(len(set(self.likes)), len(set(self.dislikes))) < LEAST_MARKS:
-            raise ConfigError(
-                f"linear wants at least {LEAST_MARKS} likes and {LEAST_MARKS} dislikes; these are "
-                f"{len(set(self.likes))} and {len(set(self.dislikes))}: mark more, or rank by mean"
-            )
+    direction: Direction
+    offset: float
+    note: str
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """Rows [m] of the matrix, best first, their scores [m], how they were found, and what a person should know.
+def mean_direction(likes: Vectors, dislikes: Vectors) -> Direction:
+    """Return the direction of marks (Rocchio, 1971).
 
-    A score is the cosine to the wanted direction for `mean`; for `linear` about 1 for a like and -1 for a dislike.
-    """
+    Args:
+        likes: Unit vectors of likes, [m, D], m >= 1.
+        dislikes: Unit vectors of dislikes, [m, D].
 
-    rows: np.ndarray
-    scores: np.ndarray
-    by: str
-    note: str = ""
+    Returns:
+        The unit vector [D] along the mean of the likes less DISLIKE_WEIGHT times the mean of the dislikes.
 
-
-def search(db: Explorer, matrix: Matrix, query: Query, mask: np.ndarray | None) -> Ranked:
-    """The k best chips; marked ones are left out. `mask` [n] is what `matrix.mask(query.where)` gave.
-
-    Raises ConfigError for marks of different spaces and more chips than `linear` takes, UnknownChipError for marks that
-    the database does not have, TransientError if it does not answer.
-    """
-    if not len(matrix):
-        raise ConfigError(f"{db.uri}: the database is empty: there is nothing to search")
-    likes, dislikes = (matrix.rows_of(sorted(set(m))) for m in (query.likes, query.dislikes))
-    marks = np.concatenate([likes, dislikes])
-    where, mask = _confine(matrix, marks, query.where, mask)
-    left = len(matrix) if mask is None else int(np.count_nonzero(mask))
-    if not left:
-        west, east = matrix["xmin"].min(), matrix["xmax"].max()
-        south, north = matrix["ymin"].min(), matrix["ymax"].max()
-        where_is = f"the data lie within {west:.2f}, {south:.2f}, {east:.2f}, {north:.2f}"
-        return Ranked(np.empty(0, np.int64), np.empty(0), "none", f"The filters leave no chip; {where_is}.")
-    if query.method == "linear":
-        return _linear(matrix, query, likes, dislikes, mask, left)
-    direction = mean_direction(vectors(matrix, likes), vectors(matrix, dislikes))
-    want = query.k + len(marks)
-    if query.apart_km or where.area is not None:
-        want = max(10 * query.k, 1000) + len(marks)
-    note = ""
-    if db.indexed and left > EXACT_ROWS:
-        rows, scores = by_index(db, matrix, direction, where, want, left / len(matrix))
-        keep = ~np.isin(rows, marks) & (True if mask is None else mask[rows])
-        rows, scores = in_order(matrix, rows[keep], scores[keep])
-        chosen = apart(matrix, rows, query.apart_km, query.k)
-        if len(chosen) == query.k:
-            return Ranked(rows[chosen], scores[chosen], "index")
-        note = "The index gave too few: every chip was compared."
-    return _best(matrix, direction, 0.0, marks, mask, query, note)
-
-
-def _confine(
-    matrix: Matrix, marks: np.ndarray, where: Where, mask: np.ndarray | None
-) -> tuple[Where, np.ndarray | None]:
-    """Filters and mask, confined to the datasets whose vectors can be compared with the marks'."""
-    spaces = {d: s for s, names in matrix.spaces.items() for d in names}
-    datasets = [matrix.datasets[d] for d in np.unique(matrix["dataset"][marks])]
-    if len({spaces[d] for d in datasets}) > 1:
-        raise ConfigError(
-            f"the marks are of {' and '.join(datasets)}, whose vectors come from different models: they cannot be "
-            "compared; keep the marks of one"
-        )
-    mine = tuple(matrix.spaces[spaces[datasets[0]]])
-    if len(mine) == len(matrix.datasets):
-        return where, mask
-    wanted = tuple(d for d in where.datasets or mine if d in mine)
-    if not wanted:
-        raise ConfigError(
-            f"the marks are of {' and '.join(datasets)}; {', '.join(where.datasets)} has vectors of another model: "
-            "they cannot be compared"
-        )
-    same = np.isin(matrix["dataset"], [matrix.datasets.index(d) for d in wanted])
-    return replace(where, datasets=wanted), same if mask is None else mask & same
-
-
-def vectors(matrix: Matrix, rows: np.ndarray) -> np.ndarray:
-    """Unit vectors [m, D] float32 of rows."""
-    return unit(matrix.vectors[rows])
-
-
-def mean_direction(likes: np.ndarray, dislikes: np.ndarray) -> np.ndarray:
-    """Unit vector [D]: the mean of liked unit vectors [m, D] less AWAY times that of disliked ones (Rocchio, 1971).
-
-    Raises ConfigError if likes and dislikes leave nothing.
+    Raises:
+        ConfigError: The difference is zero.
     """
     direction = likes.mean(axis=0)
     if len(dislikes):
-        direction = direction - AWAY * dislikes.mean(axis=0)
+        direction = direction - DISLIKE_WEIGHT * dislikes.mean(axis=0)
     length = float(np.linalg.norm(direction))
     if length < 1e-6:
-        raise ConfigError("likes and dislikes cancel each other out: take some away")
-    return (direction / length).astype(np.float32)
+        raise ConfigError("likes and dislikes cancel each other out. Remove some.")
+    return np.asarray(direction / length, np.float32)
 
 
-def ridge(points: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weighted ridge regression of labels [m] on points [m, D]: direction [D] and offset (closed form, dual).
+def cosines(vectors: Vectors, direction: Direction) -> Scores:
+    """Return the cosines [n] of vectors [n, D] to a unit vector [D]."""
+    return np.asarray(unit(vectors) @ direction, np.float32)
 
-    The penalty is RIDGE times the points' mean squared distance from their centre. Raises ConfigError if all are equal.
+
+def ridge(points: Vectors, labels: Floats, weights: Floats) -> tuple[Direction, float]:
+    """Return the direction [D] and offset of a weighted ridge regression of labels on points (closed form, dual).
+
+    Args:
+        points: [m, D].
+        labels: [m].
+        weights: [m].
+
+    Raises:
+        ConfigError: All points are equal.
     """
-    share = weights / weights.sum()
-    centre, middle = share @ points, float(share @ labels)
-    root = np.sqrt(share)[:, None]
+    fractions = weights / weights.sum()
+    centre, middle = fractions @ points, float(fractions @ labels)
+    root = np.sqrt(fractions)[:, None]
     scaled = (root * (points - centre)).astype(np.float64)
     gram = scaled @ scaled.T
     spread = float(np.trace(gram))
     if spread < 1e-9:
-        raise ConfigError("all marks have the same vector: there is nothing to tell likes from dislikes")
+        raise ConfigError("all marks have the same vector: likes and dislikes cannot be separated. Mark other chips.")
     alpha = np.linalg.solve(gram + RIDGE * spread * np.eye(len(gram)), root[:, 0] * (labels - middle))
     direction = scaled.T @ alpha
     return direction.astype(np.float32), float(middle - direction @ centre)
 
 
-def _linear(
-    matrix: Matrix, query: Query, likes: np.ndarray, dislikes: np.ndarray, mask: np.ndarray | None, left: int
-) -> Ranked:
-    if left > MOST_SCORED:
-        raise ConfigError(
-            f"linear looks at every chip, at most {MOST_SCORED}; the filters leave {left}: draw an area, choose "
-            "datasets or years, or rank by mean"
-        )
+def fit_linear(matrix: Matrix, likes: Rows, dislikes: Rows, mask: Mask | None) -> LinearModel:
+    """Fit a classifier of likes against dislikes.
+
+    If there are fewer than MIN_DISLIKES dislikes, chips spread evenly over those that pass count as faint dislikes.
+
+    Args:
+        matrix: n chips.
+        likes: Rows of likes.
+        dislikes: Rows of dislikes.
+        mask: Which chips pass the filters, [n]; None: all.
+    """
     marks = np.concatenate([likes, dislikes])
     labels = [np.ones(len(likes)), -np.ones(len(dislikes))]
     weights = [np.full(len(likes), 1 / len(likes)), np.full(len(dislikes), 1 / len(dislikes))]
     note = ""
-    if len(dislikes) < ENOUGH:
-        every = np.arange(len(matrix)) if mask is None else np.flatnonzero(mask)
-        some = np.setdiff1d(every[np.linspace(0, len(every) - 1, min(BACKGROUND, len(every))).astype(int)], marks)
-        marks = np.concatenate([marks, some])
-        labels.append(-np.ones(len(some)))
-        weights.append(np.full(len(some), FAINT / max(1, len(some))))
-        note = f"Few dislikes: {len(some)} other chips count as faint ones."
-    direction, offset = ridge(vectors(matrix, marks), np.concatenate(labels), np.concatenate(weights))
-    return _best(matrix, direction, offset, np.concatenate([likes, dislikes]), mask, query, note)
+    if len(dislikes) < MIN_DISLIKES:
+        rows = np.arange(len(matrix)) if mask is None else np.flatnonzero(mask)
+        spread = np.linspace(0, len(rows) - 1, min(MAX_FAINT_DISLIKES, len(rows))).astype(int)
+        faint = np.setdiff1d(rows[spread], marks)
+        marks = np.concatenate([marks, faint])
+        labels.append(-np.ones(len(faint)))
+        weights.append(np.full(len(faint), FAINT_WEIGHT / max(1, len(faint))))
+        note = f"Few dislikes: {len(faint)} other chips count as faint ones."
+    points = unit(matrix.vectors[marks])
+    direction, offset = ridge(points, np.concatenate(labels), np.concatenate(weights))
+    return LinearModel(direction, offset, note)
 
 
-def by_index(
-    db: Explorer, matrix: Matrix, direction: np.ndarray, where: Where, want: int, share: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and cosines of the `want` nearest by the index; where filters leave a `share`, more of it is looked at."""
-    sql = where.sql()
-    if where.datasets and not sql:
-        sql = names_sql(where.datasets)
-    wide = math.ceil(probes(len(matrix)) / math.sqrt(max(share, 1e-6)))
-    try:
-        asked = db.table.search(direction, vector_column_name=VECTOR).distance_type(METRIC)
-        asked = asked.nprobes(wide).refine_factor(REFINE if want <= 1000 else 2)
-        if sql:
-            asked = asked.where(sql, prefilter=True)
-        found = asked.limit(want).with_row_id(True).select(["_distance"]).to_arrow()
-    except (RuntimeError, ValueError, OSError) as e:
-        said = (str(e).splitlines() or [type(e).__name__])[0][:160]
-        raise TransientError(f"{db.uri}: the database does not answer: {said}") from e
-    return matrix.of_row_ids(found["_rowid"].to_numpy()), 1 - found["_distance"].to_numpy()
+def best_spread(matrix: Matrix, direction: Direction, passes: Mask, k: int, apart_km: float) -> tuple[Rows, Scores]:
+    """Return the k best chips, each at least `apart_km` from better ones.
 
+    Args:
+        matrix: n chips.
+        direction: [D].
+        passes: Which chips to compare, [n].
+        k: Number of chips.
+        apart_km: Minimum distance of centres; 0: none.
 
-def _best(
-    matrix: Matrix, direction: np.ndarray, offset: float, marks: np.ndarray, mask: np.ndarray | None, query: Query,
-    note: str,
-) -> Ranked:  # fmt: skip
-    """The k best of every chip that mask and marks leave, exactly."""
-    keep = np.ones(len(matrix), bool) if mask is None else mask.copy()
-    keep[marks] = False
-    for count in _growing(query.k, int(np.count_nonzero(keep)), all_at_once=not query.apart_km):
-        rows, scores = top(matrix, keep, direction, count)
-        chosen = apart(matrix, rows, query.apart_km, query.k)
-        if len(chosen) == query.k:
+    Returns:
+        Rows [m] and products [m] of unit vectors with the direction, best first.
+    """
+    for count in _candidate_counts(k, int(np.count_nonzero(passes)), all_at_once=not apart_km):
+        rows, scores = top(matrix, passes, direction, count)
+        chosen = spread_out(matrix, rows, apart_km, k)
+        if len(chosen) == k:
             break
-    return Ranked(rows[chosen], scores[chosen] + offset, "exact", note)
+    return rows[chosen], scores[chosen]
 
 
-def _growing(k: int, most: int, *, all_at_once: bool) -> Iterator[int]:
-    """How many candidates to look at: k, or more and more of them."""
+def _candidate_counts(k: int, most: int, *, all_at_once: bool) -> Iterator[int]:
+    """Yield how many candidates to compare: k, or more and more of them."""
     count = k if all_at_once else 100 * k
     while count < most and not all_at_once:
         yield count
@@ -243,33 +146,39 @@ def _growing(k: int, most: int, *, all_at_once: bool) -> Iterator[int]:
     yield min(count, most)
 
 
-def top(matrix: Matrix, keep: np.ndarray, direction: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` chips of those in `keep` [n] whose unit vectors have the largest product with `direction` [D].
+def top(matrix: Matrix, passes: Mask, direction: Direction, count: int) -> tuple[Rows, Scores]:
+    """Return the `count` chips whose unit vectors have the largest product with a direction, exactly.
 
-    Returns rows and products. Exact: half precision gives each product within a known error, and all that may be among
-    the best are computed again.
+    Half precision gives each product within a known error; every chip that may be among the best is computed again.
+
+    Args:
+        matrix: n chips.
+        passes: Which chips to compare, [n].
+        direction: [D].
+        count: Number of chips.
+
+    Returns:
+        Rows [m] and products [m], best first.
     """
     from kiln.explorer import scan  # torch takes seconds to load, and most searches of the command line do without
 
-    rows = np.flatnonzero(keep)
-    if len(rows) > max(FEW, 4 * count):
-        some = None if len(rows) * DENSE > len(matrix) else rows
-        products, error = scan.rough(matrix, direction, some)
-        if some is None:
-            products[~keep] = -np.inf
+    rows = np.flatnonzero(passes)
+    if len(rows) > max(MAX_EXACT_ROWS, 4 * count):
+        picked = None if len(rows) * DENSE > len(matrix) else rows
+        products, error = scan.approximate_products(matrix, direction, picked)
+        if picked is None:
+            products[~passes] = -np.inf
         lowest = products - error
         likely = np.flatnonzero(products + error >= np.partition(lowest, len(lowest) - count)[len(lowest) - count])
-        rows = likely if some is None else some[likely]
-    return in_order(matrix, rows, scan.exact(matrix, direction, rows), count)
+        rows = likely if picked is None else picked[likely]
+    return in_order(matrix, rows, scan.exact_products(matrix, direction, rows), count)
 
 
-def in_order(
-    matrix: Matrix, rows: np.ndarray, scores: np.ndarray, count: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Best first, the first `count` of them; equals by chip_id."""
+def in_order(matrix: Matrix, rows: Rows, scores: Scores, count: int | None = None) -> tuple[Rows, Scores]:
+    """Return rows [m] and scores [m], best first, the first `count` of them; equal scores by chip_id."""
     if count is not None and count < len(rows):
-        least = np.partition(scores, len(rows) - count)[len(rows) - count]
-        keep = scores >= least
+        lowest = np.partition(scores, len(rows) - count)[len(rows) - count]
+        keep = scores >= lowest
         rows, scores = rows[keep], scores[keep]
     order = np.argsort(-scores, kind="stable")
     if (np.diff(scores[order]) == 0).any():
@@ -278,27 +187,23 @@ def in_order(
     return rows[order][:count], scores[order][:count]
 
 
-def apart(matrix: Matrix, rows: np.ndarray, km: float, k: int) -> np.ndarray:
-    """Places in `rows` of the first k, each at least `km` (great circle) from those before it; 0 km: the first k."""
+def spread_out(matrix: Matrix, rows: Rows, km: float, k: int) -> Rows:
+    """Return places in `rows` of the first k, each at least `km` (great circle) from those before; 0: the first k."""
     if not km:
         return np.arange(min(k, len(rows)))
     lon, lat = np.radians(matrix["lon"][rows]), np.radians(matrix["lat"][rows])
     points = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
-    least = 2 * math.sin(min(km / RADIUS, math.pi) / 2) * (1 - 1e-9)  # the straight line through the Earth
-    kept: list[int] = []
-    for first in range(0, len(rows), BLOCK):
-        some = np.arange(first, min(first + BLOCK, len(rows)))
-        if kept:
-            some = some[_far(points[some], points[kept], least)]
-        while len(some) and len(kept) < k:
-            kept.append(int(some[0]))
-            some = some[np.linalg.norm(points[some] - points[kept[-1]], axis=1) >= least]
-        if len(kept) == k:
+    chord = 2 * math.sin(min(km / EARTH_RADIUS_KM, math.pi) / 2) * (1 - 1e-9)  # the straight line through the Earth
+    chosen: list[int] = []
+    for first in range(0, len(rows), BLOCK_ROWS):
+        candidates = np.arange(first, min(first + BLOCK_ROWS, len(rows)))
+        if chosen:
+            squares = 2 - 2 * (points[candidates] @ points[chosen].T)
+            candidates = candidates[(squares >= chord**2).all(axis=1)]
+        while len(candidates) and len(chosen) < k:
+            chosen.append(int(candidates[0]))
+            distances = np.linalg.norm(points[candidates] - points[chosen[-1]], axis=1)
+            candidates = candidates[distances >= chord]
+        if len(chosen) == k:
             break
-    return np.array(kept, np.int64)
-
-
-def _far(points: np.ndarray, others: Sequence[np.ndarray] | np.ndarray, least: float) -> np.ndarray:
-    """Which points [m, 3] are at least so far from each of the others."""
-    squares = 2 - 2 * (points @ np.asarray(others).T)
-    return (squares >= least**2).all(axis=1)
+    return np.array(chosen, np.int64)

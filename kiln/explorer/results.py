@@ -1,77 +1,70 @@
-"""Chips as others take them: facts in JSON, GeoJSON and GeoParquet; sets of marks in, as GeoJSON."""
+"""Search results as text, JSON, GeoJSON, GeoParquet and GeoDataFrame; sets of marks from GeoJSON."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 import shapely.geometry
+from numpy.typing import NDArray
 
 from kiln.errors import ConfigError
-from kiln.explorer.matrix import BOX, NO_TIME, Matrix
+from kiln.explorer.chips import ChipFacts, Hit, outline
+from kiln.explorer.matrix import BOX, Matrix, Rows
 from kiln.formats import geoparquet
 
+if TYPE_CHECKING:
+    import geopandas as gpd
+
 MARKS = ("like", "dislike")
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+Vectors = NDArray[np.float16]
 
 
-def facts(matrix: Matrix, rows: Sequence[int] | np.ndarray, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """What is known of chips; with `scores` also `similarity`."""
-    rows = np.asarray(rows, np.int64)
-    texts = matrix.texts.take(pa.array(rows)).to_pydict()
-    plain = {n: matrix[n][rows].tolist() for n in ("dataset", "year", "time", "nodata", "cloud", "lon", "lat", *BOX)}
-    told = []
-    for n in range(len(rows)):
-        when = plain["time"][n]
-        told.append(
-            {
-                "chip_id": texts["chip_id"][n],
-                "dataset": matrix.datasets[plain["dataset"][n]],
-                "year": plain["year"][n] or None,
-                "datetime": datetime_text(when),
-                "item_id": texts["item_id"][n],
-                "source": texts["source"][n],
-                "nodata_fraction": _share(plain["nodata"][n]),
-                "cloud_fraction": _share(plain["cloud"][n]),
-                "lon": plain["lon"][n],
-                "lat": plain["lat"][n],
-                "bbox": [plain[c][n] for c in BOX],
-            }
-        )
-        if scores is not None:
-            told[-1]["similarity"] = round(float(scores[n]), 6)
-    return told
+def as_text(reference: ChipFacts, hits: Sequence[Hit]) -> str:
+    """Return aligned lines: rank, similarity, place, year, id; the chip that stands for the query first."""
+    lines = [f"{'':>4}  {'cosine':>7}  {'lon':>11}  {'lat':>10}  {'year':>4}  chip"]
+    for rank, (chip, similarity) in enumerate([(reference, 1.0), *((h.chip, h.similarity) for h in hits)]):
+        place = f"{chip.lon:>11.5f}  {chip.lat:>10.5f}  {chip.year or '':>4}"
+        lines.append(f"{rank or 'like':>4}  {similarity:>7.4f}  {place}  {chip.chip_id}")
+    return "\n".join(lines)
 
 
-def _share(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
+def as_json(reference: ChipFacts, hits: Sequence[Hit]) -> dict[str, Any]:
+    """Return `query`, the facts of the chip that stands for the query, and `results`, facts with similarity."""
+    return {"query": reference.to_json(), "results": [hit.to_json() for hit in hits]}
 
 
-def datetime_text(when: int) -> str | None:
-    """Milliseconds since 1970 as ISO 8601; None for NO_TIME."""
-    return None if when == NO_TIME else f"{EPOCH + timedelta(milliseconds=when):%Y-%m-%dT%H:%M:%SZ}"
+def as_geojson(
+    hits: Sequence[Hit], *, reference: ChipFacts | None = None, vectors: Vectors | None = None
+) -> dict[str, Any]:
+    """Return a FeatureCollection of the hits' boxes, in order, with their rank.
+
+    Args:
+        hits: m hits.
+        reference: A chip to add as rank 0.
+        vectors: The hits' vectors [m, D], to add as lists `embeddings`.
+    """
+    properties: list[dict[str, Any]] = [{"rank": rank, **hit.to_json()} for rank, hit in enumerate(hits, 1)]
+    if vectors is not None:
+        for values, vector in zip(properties, vectors, strict=True):
+            values["embeddings"] = [float(v) for v in vector]
+    if reference is not None:
+        properties.insert(0, {"rank": 0, **reference.to_json()})
+    features = []
+    for values in properties:
+        bbox = values.pop("bbox")
+        feature = {"type": "Feature", "id": values["chip_id"], "bbox": bbox, "geometry": outline(bbox)}
+        features.append({**feature, "properties": values})
+    return {"type": "FeatureCollection", "features": features}
 
 
-def outline(bbox: Sequence[float]) -> dict[str, Any]:
-    """A box as a GeoJSON polygon, anticlockwise; cut in two at the antimeridian (RFC 7946, 3.1.9) if west > east."""
-    west, south, east, north = bbox
-
-    def ring(w: float, e: float) -> list[list[float]]:
-        return [[w, south], [e, south], [e, north], [w, north], [w, south]]
-
-    if west <= east:
-        return {"type": "Polygon", "coordinates": [ring(west, east)]}
-    return {"type": "MultiPolygon", "coordinates": [[ring(west, 180.0)], [ring(-180.0, east)]]}
-
-
-def outlines(matrix: Matrix, rows: np.ndarray) -> dict[str, Any]:
-    """A FeatureCollection of boxes with chip_id, dataset and year."""
+def outlines(matrix: Matrix, rows: Rows) -> dict[str, Any]:
+    """Return a FeatureCollection of the boxes of rows, with chip_id, dataset and year."""
     boxes = np.stack([np.round(matrix[n][rows], 7) for n in BOX], axis=1).tolist()
     names = (matrix.ids(rows), matrix["dataset"][rows].tolist(), matrix["year"][rows].tolist())
     features = [
@@ -85,74 +78,96 @@ def outlines(matrix: Matrix, rows: np.ndarray) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
 
 
-def as_geojson(results: Sequence[Mapping[str, Any]], embeddings: np.ndarray | None = None) -> dict[str, Any]:
-    """A FeatureCollection of results, in order, with their rank; `embeddings` [m, D] become lists."""
-    features = []
-    for n, row in enumerate(results):
-        properties = {"rank": n + 1, **{k: v for k, v in row.items() if k != "bbox"}}
-        if embeddings is not None:
-            properties["embeddings"] = [float(v) for v in embeddings[n]]
-        features.append(
-            {
-                "type": "Feature",
-                "id": row["chip_id"],
-                "bbox": row["bbox"],
-                "geometry": outline(row["bbox"]),
-                "properties": properties,
-            }
-        )
-    return {"type": "FeatureCollection", "features": features}
+def to_table(hits: Sequence[Hit], vectors: Vectors | None = None) -> pa.Table:
+    """Return hits as an Arrow table.
 
+    Args:
+        hits: m hits, best first.
+        vectors: The hits' vectors [m, D], to add as column `embeddings`.
 
-def as_geoparquet(
-    results: Sequence[Mapping[str, Any]], path: Path, about: Mapping[str, Any], embeddings: np.ndarray | None = None
-) -> None:
-    """Write results as GeoParquet 1.1 with their rank; `embeddings` [m, D] float16 as a fixed-size list."""
-    strings = ("chip_id", "dataset", "item_id", "source")
-    floats = ("nodata_fraction", "cloud_fraction", "similarity")
-    times = [datetime.fromisoformat(r["datetime"]) if r["datetime"] else None for r in results]
-    shapes = [shapely.geometry.shape(outline(r["bbox"])) for r in results]
-    boxes = [dict(zip(BOX, r["bbox"], strict=True)) for r in results]
+    Returns:
+        Columns chip_id, rank, dataset, item_id, source, year, datetime, nodata_fraction, cloud_fraction, similarity,
+        lon, lat, bbox (struct) and geometry (WKB), and `embeddings` (float16 list of one length).
+    """
+    chips = [hit.chip for hit in hits]
+    geometries = [shapely.geometry.shape(outline(chip.bbox)) for chip in chips]
+    boxes = [dict(zip(BOX, chip.bbox, strict=True)) for chip in chips]
     columns: dict[str, pa.Array] = {
-        "chip_id": pa.array([r["chip_id"] for r in results], pa.string()),
-        "rank": pa.array(range(1, len(results) + 1), pa.int32()),
-        **{n: pa.array([r.get(n) for r in results], pa.string()) for n in strings[1:]},
-        "year": pa.array([r["year"] for r in results], pa.int16()),
-        "datetime": pa.array(times, pa.timestamp("ms", tz="UTC")),
-        **{n: pa.array([r.get(n) for r in results], pa.float32()) for n in floats},
-        **{n: pa.array([r[n] for r in results], pa.float64()) for n in ("lon", "lat")},
+        "chip_id": pa.array([c.chip_id for c in chips], pa.string()),
+        "rank": pa.array(range(1, len(chips) + 1), pa.int32()),
+        "dataset": pa.array([c.dataset for c in chips], pa.string()),
+        "item_id": pa.array([c.item_id for c in chips], pa.string()),
+        "source": pa.array([c.source for c in chips], pa.string()),
+        "year": pa.array([c.year for c in chips], pa.int16()),
+        "datetime": pa.array([c.datetime for c in chips], pa.timestamp("ms", tz="UTC")),
+        "nodata_fraction": pa.array([c.nodata_fraction for c in chips], pa.float32()),
+        "cloud_fraction": pa.array([c.cloud_fraction for c in chips], pa.float32()),
+        "similarity": pa.array([hit.similarity for hit in hits], pa.float32()),
+        "lon": pa.array([c.lon for c in chips], pa.float64()),
+        "lat": pa.array([c.lat for c in chips], pa.float64()),
         "bbox": pa.array(boxes, geoparquet.BBOX),
-        "geometry": pa.array([shapely.to_wkb(s) for s in shapes], pa.binary()),
+        "geometry": pa.array([shapely.to_wkb(g) for g in geometries], pa.binary()),
     }
-    if embeddings is not None:
-        flat = pa.array(np.ascontiguousarray(embeddings, np.float16).ravel())
-        columns["embeddings"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    edges = [r["bbox"] for r in results]
-    bounds = (
-        [*(min(b[i] for b in edges) for i in (0, 1)), *(max(b[i] for b in edges) for i in (2, 3))]
-        if edges
-        else [math.inf] * 4
-    )
-    if any(b[0] > b[2] for b in edges):
+    if vectors is not None:
+        flat = pa.array(np.ascontiguousarray(vectors, np.float16).ravel())
+        columns["embeddings"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table(columns)
+
+
+def write_geoparquet(
+    path: Path, hits: Sequence[Hit], metadata: Mapping[str, Any], vectors: Vectors | None = None
+) -> None:
+    """Write hits as GeoParquet 1.1.
+
+    Args:
+        path: The file.
+        hits: m hits, best first.
+        metadata: The database's `kiln` metadata by dataset.
+        vectors: The hits' vectors [m, D], to add as column `embeddings`.
+    """
+    table = to_table(hits, vectors)
+    boxes = [hit.chip.bbox for hit in hits]
+    bounds = [math.inf] * 4
+    if boxes:
+        bounds = [*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3))]
+    if any(west > east for west, _, east, _ in boxes):
         bounds[0], bounds[2] = -180.0, 180.0
-    geo = geoparquet.geo_metadata("geometry", {s.geom_type for s in shapes}, bounds, covering=True)
-    made = pa.table(columns).replace_schema_metadata(
-        {"geo": json.dumps(geo), "kiln": json.dumps(about, sort_keys=True)}
-    )
-    pq.write_table(made, path, compression="zstd", compression_level=3)
+    types = {outline(box)["type"] for box in boxes}
+    geo = geoparquet.geo_metadata("geometry", types, bounds, covering=True)
+    table = table.replace_schema_metadata({"geo": json.dumps(geo), "kiln": json.dumps(metadata, sort_keys=True)})
+    pq.write_table(table, path, compression="zstd", compression_level=3)
+
+
+def to_geodataframe(hits: Sequence[Hit]) -> "gpd.GeoDataFrame":
+    """Return hits as a GeoDataFrame in EPSG:4326: the columns of `to_table` without `bbox`, boxes as geometry."""
+    import geopandas as gpd
+    import pandas as pd
+
+    table = to_table(hits)
+    frame = table.drop_columns(["bbox", "geometry"]).to_pandas(types_mapper={pa.int16(): pd.Int16Dtype()}.get)
+    return gpd.GeoDataFrame(frame, geometry=shapely.from_wkb(table["geometry"].to_pylist()), crs="EPSG:4326")
 
 
 def read_marks(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Likes and dislikes of a set: a FeatureCollection whose features have `chip_id` and `mark`. Raises ConfigError."""
+    """Return the likes and dislikes of a set of marks.
+
+    Args:
+        value: A GeoJSON FeatureCollection whose features have the properties `chip_id` and `mark` (like or dislike).
+
+    Raises:
+        ConfigError: It is not such a collection.
+    """
     features = value.get("features") if isinstance(value, Mapping) else None
     if not isinstance(features, list) or value.get("type") != "FeatureCollection":
-        raise ConfigError("marks: want a GeoJSON FeatureCollection of marked chips, as the explorer saves it")
-    found: dict[str, list[str]] = {m: [] for m in MARKS}
+        raise ConfigError("marks: expected a GeoJSON FeatureCollection of marked chips, as the explorer saves it.")
+    ids: dict[str, list[str]] = {mark: [] for mark in MARKS}
     for n, feature in enumerate(features):
-        told = feature.get("properties") if isinstance(feature, Mapping) else None
-        chip_id, mark = (told.get("chip_id"), told.get("mark")) if isinstance(told, Mapping) else (None, None)
+        properties = feature.get("properties") if isinstance(feature, Mapping) else None
+        if not isinstance(properties, Mapping):
+            properties = {}
+        chip_id, mark = properties.get("chip_id"), properties.get("mark")
         if not isinstance(chip_id, str) or mark not in MARKS:
-            raise ConfigError(f"marks: feature {n + 1} has no chip_id, or its mark is neither like nor dislike")
-        found[mark].append(chip_id)
-    likes, dislikes = (tuple(dict.fromkeys(found[m])) for m in MARKS)
+            raise ConfigError(f"marks: expected chip_id and mark (like or dislike), got others in feature {n + 1}.")
+        ids[mark].append(chip_id)
+    likes, dislikes = (tuple(dict.fromkeys(ids[mark])) for mark in MARKS)
     return likes, dislikes

@@ -1,7 +1,8 @@
-"""Every chip compared: products of one direction with the vectors of a matrix, where these lie, at the memory's speed.
+"""Products of one direction with every vector of a matrix, at the speed of memory.
 
-Half precision first, with a bound of its error; whoever wants the best computes what may be among them again in
-float32. A million 1024-d chips take about 0.15 s of one core. Torch multiplies float16 as it lies, which NumPy cannot.
+`approximate_products` computes in half precision and bounds the error; `exact_products` computes chosen rows in
+float32. A million chips of 1024 numbers take about 0.15 s of one core. Torch multiplies float16 in place, which NumPy
+cannot.
 """
 
 import os
@@ -12,44 +13,55 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from kiln.explorer.matrix import Matrix
+from kiln.explorer.matrix import Matrix, Rows
 
-BLOCK = 4096  # rows multiplied at a time, where they lie
-PICKED = 128  # of rows that are copied first: small enough to find the room of the ones before
-HALF = 2.0**-10  # relative error of a half-precision result, twice what rounding alone gives
-LEAST_HALF = 2.0**-24  # what a half-precision number can be off near 0
-LARGEST = 16_384.0  # products are scaled to stay below it; half precision ends at 65 504
+BLOCK_ROWS = 4096  # multiplied at a time, in place
+PICKED_ROWS = 128  # of chosen rows, which are copied first: few enough to reuse the same memory
+HALF_ERROR = 2.0**-10  # relative error of a half-precision result, twice that of rounding alone
+MIN_HALF_ERROR = 2.0**-24  # absolute error of a half-precision number near 0
+MAX_PRODUCT = 16_384.0  # products are scaled to stay below it; half precision ends at 65 504
 
 
-def rough(matrix: Matrix, direction: np.ndarray, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Products [m] of the unit vectors of rows (None: all) with `direction` [D], and how far off each may be."""
+def approximate_products(
+    matrix: Matrix, direction: NDArray[np.float32], rows: Rows | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return approximate products of unit vectors with a direction, and bounds of their errors.
+
+    Args:
+        matrix: n chips.
+        direction: [D].
+        rows: m rows; None: all n.
+
+    Returns:
+        Products [m] and bounds [m].
+    """
     norm = np.maximum(matrix["norm"] if rows is None else matrix["norm"][rows], 1e-12)
     largest = max(float(norm.max(initial=0)) * float(np.linalg.norm(direction)), float(np.abs(direction).max()))
-    scale = LARGEST / max(largest, 1e-30)
+    scale = MAX_PRODUCT / max(largest, 1e-30)
     half = torch.from_numpy((direction * scale).astype(np.float16))
     products = np.empty(len(norm), np.float32)
-    _each(matrix, rows, lambda block: torch.mv(block, half), products)
+    _each_block(matrix, rows, lambda block: torch.mv(block, half), products)
     products /= norm * scale
-    rounded = float(np.linalg.norm(half.numpy().astype(np.float64) / scale - direction))
-    return products, HALF * np.abs(products) + rounded + 2 * LEAST_HALF / (norm * scale)
+    rounding = float(np.linalg.norm(half.numpy().astype(np.float64) / scale - direction))
+    return products, HALF_ERROR * np.abs(products) + rounding + 2 * MIN_HALF_ERROR / (norm * scale)
 
 
-def exact(matrix: Matrix, direction: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Products [m] of the unit vectors of rows with `direction` [D], in float32."""
-    wanted = torch.from_numpy(np.asarray(direction, np.float32))
+def exact_products(matrix: Matrix, direction: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
+    """Return the products [m] of the unit vectors of rows [m] with a direction [D], in float32."""
+    vector = torch.from_numpy(np.asarray(direction, np.float32))
     products = np.empty(len(rows), np.float32)
-    _each(matrix, rows, lambda block: torch.mv(block.float(), wanted), products)
-    return products / np.maximum(matrix["norm"][rows], 1e-12)
+    _each_block(matrix, rows, lambda block: torch.mv(block.float(), vector), products)
+    return np.asarray(products / np.maximum(matrix["norm"][rows], 1e-12), np.float32)
 
 
-def _each(
-    matrix: Matrix, rows: np.ndarray | None, work: Callable[[torch.Tensor], torch.Tensor], out: np.ndarray
+def _each_block(
+    matrix: Matrix, rows: Rows | None, work: Callable[[torch.Tensor], torch.Tensor], out: NDArray[np.float32]
 ) -> None:
     """Fill `out` [m] from the vectors of rows, block by block on all cores; without rows nothing is copied."""
     vectors = torch.from_numpy(matrix.vectors)
-
-    size = BLOCK if rows is None else PICKED
+    size = BLOCK_ROWS if rows is None else PICKED_ROWS
 
     def block(first: int) -> None:
         part = slice(first, first + size)
@@ -63,17 +75,17 @@ def _each(
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """Threads that multiply each for itself: torch's own wait for each other by spinning, long on a busy machine."""
-    before, count = torch.get_num_threads(), min(8, os.cpu_count() or 1)
+    """Return threads that multiply on one core each: torch's own threads wait by spinning, long on a busy machine."""
+    torch_threads, count = torch.get_num_threads(), min(8, os.cpu_count() or 1)
     started = threading.Barrier(count + 1)
 
-    def alone() -> None:
+    def use_one_core() -> None:
         torch.set_num_threads(1)  # of this thread
         started.wait()
 
-    pool = ThreadPoolExecutor(count, "scan", alone)
+    pool = ThreadPoolExecutor(count, "scan", use_one_core)
     for _ in range(count):
         pool.submit(int)
     started.wait()
-    torch.set_num_threads(before)  # what threads made later begin with
+    torch.set_num_threads(torch_threads)  # the default of later threads
     return pool
