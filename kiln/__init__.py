@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kiln.engine.job import ShardResult
     from kiln.engine.job import embed_shard as embed
     from kiln.engine.options import EmbedOptions
-    from kiln.explorer.database import open_explorer
+    from kiln.explorer.api import open_explorer
     from kiln.formats.plan_file import ShardPlan
     from kiln.product.read import read_product
 
@@ -41,7 +41,7 @@ _PUBLIC = {  # module and attribute by public name
     "ShardPlan": ("kiln.formats.plan_file", "ShardPlan"),
     "ShardResult": ("kiln.engine.job", "ShardResult"),
     "embed": ("kiln.engine.job", "embed_shard"),
-    "open_explorer": ("kiln.explorer.database", "open_explorer"),
+    "open_explorer": ("kiln.explorer.api", "open_explorer"),
     "open_source": ("kiln.api", "open_source"),
     "plan": ("kiln.api", "plan"),
     "read_product": ("kiln.product.read", "read_product"),

@@ -140,7 +140,7 @@ def contact_sheet_command(run: Run) -> list[str]:
     pictures = run.config["pictures"]
     return script(
         "picture_similar",
-        *("--db", run.paths.uri(run.paths.database), "--example", "-k", str(pictures["neighbours"])),
+        *("--db", run.paths.uri(run.paths.database), "-k", str(pictures["neighbours"])),
         *("--pictures", _json(pictures), "--png", OUTPUT),
     )
 
