@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kiln.cli.main import COMMANDS
 from kiln.version import __version__
 from tests import ROOT
 
@@ -86,6 +87,12 @@ def test_modules_and_names_exist(document: Path) -> None:
     commands = {name for name in MODULE.findall(text) if not module_file(name)}
     names = {code for code in CODE.findall(text) if DOTTED.fullmatch(code) and not has_name(code)}
     assert not sorted(commands | names)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=ids(DOCUMENTS))
+def test_commands_exist(document: Path) -> None:
+    used = set(re.findall(r"(?:^ {4}|`|\$\()kiln ((?:aws )?[a-z]+)", read(document), re.MULTILINE))
+    assert used <= COMMANDS.keys()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=ids(DOCUMENTS))
