@@ -8,7 +8,7 @@ sys.path.insert(0, CODE)
 
 from kiln.aws import batch, preflight
 from kiln.workflow import commands
-from kiln.workflow.commands import shell_line
+from kiln.workflow.commands import rule_flags, shell_line
 from kiln.workflow.run import Run
 from kiln.workflow.snakemake_adapter import as_workflow_error, log_path, remove_default_submission_rate, store_secrets
 

@@ -20,10 +20,12 @@ for dataset in RUN.all_datasets.values():
         threads: PLAN.threads
         resources:
             mem_mb=PLAN.mem_mb,
+        params:
+            flags=rule_flags(commands.plan_flags(dataset)),
         message:
             f"{archive.title}: plan the shards"
         shell:
-            shell_line(commands.plan_command(dataset))
+            "python -m scripts.plan_units {params.flags} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
 
     # No benchmark: the log holds time and memory, and thousands of them cost every dry run and store.
     rule:
@@ -40,10 +42,13 @@ for dataset in RUN.all_datasets.values():
         threads: EMBED.threads
         resources:
             **EMBED.resources,
+        params:
+            flags=rule_flags(commands.embed_flags(RUN, dataset)),
         message:
             f"{archive.title} {{wildcards.partition}}: embed {{wildcards.shard}}"
         shell:
-            shell_line(commands.embed_command(RUN, dataset))
+            "python -m scripts.embed {params.flags} --weights {input.weights:q} --output {output:q} --threads {threads}"
+            " 2> {log:q}"
 
     rule:
         name:
@@ -62,11 +67,12 @@ for dataset in RUN.all_datasets.values():
         resources:
             mem_mb=MERGE.mem_mb,
         params:
+            flags=rule_flags(commands.merge_flags(RUN, dataset)),
             shards=lambda wildcards, input: Path(input.shards[0]).parent,
         message:
             f"{archive.title} {{wildcards.partition}}: merge its shards"
         shell:
-            shell_line(commands.merge_command(RUN, dataset))
+            "python -m scripts.merge {params.flags} --shards {params.shards:q} --record {output:q} 2> {log:q}"
 
     rule:
         name:

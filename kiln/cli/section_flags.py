@@ -22,7 +22,7 @@ def add_section_flags(parser: argparse.ArgumentParser, model: type[BaseModel], k
             options["action"] = "store_true"
         elif origin is Literal:
             options["choices"] = arguments
-        elif origin is list and not field.metadata:
+        elif origin is list:
             options["nargs"] = "*"
         group.add_argument(f"--{key.replace('_', '-')}", dest=key, **options)
 

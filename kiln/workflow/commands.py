@@ -1,7 +1,7 @@
 """The commands of a run's jobs, as lists of arguments: rules print them, array jobs run them, people copy them.
 
-What differs between jobs of a rule stands in a command as a token. `shell_line` turns tokens into Snakemake's
-expressions; `fill` into the values of one job.
+What differs between jobs of a rule stands in a command as a token. `shell_line` and `rule_flags` turn tokens into
+Snakemake's expressions; `fill` into the values of one job.
 """
 
 import json
@@ -13,8 +13,8 @@ from kiln.workflow.run import Dataset, Run, section_flags
 
 WEIGHTS, THREADS = "<weights>", "<threads>"
 PARTITION, SHARD, DIGEST = "<partition>", "<shard>", "<digest>"
-OUTPUT, PLAN, NAMES = "<output>", "<plan>", "<names>"
-SHARDS, RECORDS, PRODUCTS, INDEX = "<shards>", "<records>", "<products>", "<index>"
+OUTPUT = "<output>"
+RECORDS, PRODUCTS, INDEX = "<records>", "<products>", "<index>"
 MAP, LEDGER, PICTURES, PLANS = "<map>", "<ledger>", "<pictures>", "<plans>"
 EXPRESSIONS = {  # of Snakemake, by token
     WEIGHTS: "{input.weights:q}",
@@ -23,9 +23,6 @@ EXPRESSIONS = {  # of Snakemake, by token
     SHARD: "{wildcards.shard}",
     DIGEST: "{wildcards.digest}",
     OUTPUT: "{output:q}",
-    PLAN: "{output.plan:q}",
-    NAMES: "{output.names:q}",
-    SHARDS: "{params.shards:q}",
     RECORDS: "{input.records:q}",
     PRODUCTS: "{params.products:q}",
     INDEX: "{input.index:q}",
@@ -34,6 +31,7 @@ EXPRESSIONS = {  # of Snakemake, by token
     PICTURES: "{input.similar:q} {input.coverage:q} {input.ledger:q}",
     PLANS: "{params.plans:q}",
 }
+WILDCARDS = {PARTITION: "{partition}", SHARD: "{shard}", DIGEST: "{digest}"}  # in a rule's parameter
 _TOKEN = re.compile("|".join(map(re.escape, EXPRESSIONS)))
 
 
@@ -42,11 +40,20 @@ def shell_line(command: Sequence[str], log: str = "2> {log:q}") -> str:
     return " ".join([*map(_quote, command), log])
 
 
-def _quote(argument: str) -> str:
+def rule_flags(flags: Sequence[str]) -> str:
+    """Return flags as a rule's parameter, in which Snakemake fills in the wildcards.
+
+    A rule in a loop needs this: Snakemake evaluates its shell line when the job runs, and its parameters when the rule is
+    defined.
+    """
+    return " ".join(_quote(flag, WILDCARDS) for flag in flags)
+
+
+def _quote(argument: str, expressions: Mapping[str, str] = EXPRESSIONS) -> str:
     """Quote the literal parts of an argument for the shell and for Snakemake's format strings."""
     line, end = "", 0
     for token in _TOKEN.finditer(argument):
-        line += _quote_literal(argument[end : token.start()]) + EXPRESSIONS[token[0]]
+        line += _quote_literal(argument[end : token.start()]) + expressions[token[0]]
         end = token.end()
     return line + _quote_literal(argument[end:]) if line else _quote_literal(argument) or "''"
 
@@ -84,44 +91,45 @@ def encoder_weights_command(run: Run) -> list[str]:
     )
 
 
-def plan_command(dataset: Dataset) -> list[str]:
-    """Return the command that plans a dataset's shards."""
-    return script("plan_units", dataset.name, *dataset.plan_flags, "--output", PLAN, "--names", NAMES)
+def plan_flags(dataset: Dataset) -> list[str]:
+    """Return the archive and the flags of the script that plans a dataset's shards, less its outputs."""
+    return [dataset.name, *dataset.plan_flags]
 
 
-def embed_command(run: Run, dataset: Dataset) -> list[str]:
-    """Return the command that embeds one shard, with tokens for weights, partition, shard, output and threads."""
+def embed_flags(run: Run, dataset: Dataset) -> list[str]:
+    """Return the archive and the flags of the script that embeds a shard, less weights, output and threads."""
     config, uri, resources = run.config, run.paths.uri, run.config["resources"]
     checkpoints = ["--checkpoints", f"{uri(dataset.checkpoints_folder)}/{PARTITION}"]
-    return script(
-        "embed",
-        *(dataset.name, "--weights", WEIGHTS, "--units", uri(dataset.plan), "--shard", SHARD),
-        *(
-            "--folder",
-            f"{uri(dataset.folder)}/shards/{PARTITION}",
-            *(checkpoints if dataset.archive.checkpointed else ()),
-        ),
+    return [
+        *(dataset.name, "--units", uri(dataset.plan), "--shard", SHARD),
+        *("--folder", f"{uri(dataset.folder)}/shards/{PARTITION}"),
+        *(checkpoints if dataset.archive.checkpointed else ()),
         *("--vector-dtype", config["vector_dtype"], "--embedding", config["embedding"]),
         *(("--patches",) if config["patches"] else ()),
         *("--max-failed-fraction", str(config["max_failed_fraction"]), "--batch-size", str(resources["batch_size"])),
         *("--read-threads", str(resources["read_threads"]), "--read-ahead-mb", str(resources["read_ahead_mb"])),
         *("--device", resources["device"], *section_flags(dataset.section, dataset.archive.embed_keys)),
-        *("--expect-fingerprint", dataset.fingerprint[:8], "--output", OUTPUT, "--threads", THREADS),
-    )
+        *("--expect-fingerprint", dataset.fingerprint[:8]),
+    ]
 
 
-def merge_command(run: Run, dataset: Dataset) -> list[str]:
-    """Return the command that merges a partition's shards, with tokens for partition, digest, shards and record."""
+def embed_command(run: Run, dataset: Dataset) -> list[str]:
+    """Return the command that embeds one shard, with tokens for partition, shard, weights, output and threads."""
+    outputs = ("--weights", WEIGHTS, "--output", OUTPUT, "--threads", THREADS)
+    return script("embed", *embed_flags(run, dataset), *outputs)
+
+
+def merge_flags(run: Run, dataset: Dataset) -> list[str]:
+    """Return the flags of the script that merges a partition's shards, less the shards' folder and the record."""
     uri = run.paths.uri
-    return script(
-        "merge",
-        *("--plan", uri(dataset.plan), "--partition", PARTITION, "--shards", SHARDS),
+    return [
+        *("--plan", uri(dataset.plan), "--partition", PARTITION),
         *("--ledgers", f"{uri(dataset.folder)}/shards/{PARTITION}"),
-        *("--product", f"{uri(dataset.folder)}/products/{PARTITION}/{DIGEST}", "--record", OUTPUT),
+        *("--product", f"{uri(dataset.folder)}/products/{PARTITION}/{DIGEST}"),
         *("--memory-mb", str(run.config["resources"]["merge_mem_mb"] // 2)),
         *(("--allow-missing",) if dataset.allow_missing else ()),
         *dataset.merge_flags,
-    )
+    ]
 
 
 def index_command(run: Run) -> list[str]:

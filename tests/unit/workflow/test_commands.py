@@ -39,6 +39,10 @@ def test_an_embed_command_is_the_same_in_a_rule_and_in_an_array_job(run):
            "threads": "3"},
     )  # fmt: skip
     assert shlex.split(line) == commands.fill(command, values)
+    flags = printed(
+        commands.rule_flags(commands.embed_flags(run, run.dataset("naip"))), partition="nd-2019", shard="a-1"
+    )
+    assert shlex.split(flags) == commands.fill(command, values)[3:-6]
 
 
 @pytest.mark.parametrize("text", ["plain", "with space", "{braces}", "quote'd", "$HOME", "a{wildcards.x}b", ""])
@@ -53,8 +57,8 @@ def test_whatever_a_config_holds_reaches_the_script_unchanged(text):
 def test_every_command_names_a_script_that_exists(run):
     naip = run.dataset("naip")
     made = [
-        commands.encoder_weights_command(run), commands.plan_command(naip), commands.embed_command(run, naip),
-        commands.merge_command(run, naip), commands.index_command(run), commands.contact_sheet_command(run),
+        commands.encoder_weights_command(run), commands.embed_command(run, naip),
+        commands.index_command(run), commands.contact_sheet_command(run),
         commands.coverage_command(), commands.summary_command(run), commands.estimate_command(run),
     ]  # fmt: skip
     for command in made:
