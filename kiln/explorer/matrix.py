@@ -291,7 +291,7 @@ def open_matrix(db: Explorer, cache: Path) -> Matrix:
     except OSError as e:
         if e.errno is None:  # Lance's own, which has no number
             raise TransientError(f"{db.uri}: the database does not answer: {str(e).splitlines()[0][:160]}") from e
-        if e.errno not in storage.DISK:
+        if e.errno not in storage.DISK_ERRNOS:
             raise
         raise StorageError(f"{folder}: cannot be written: {os.strerror(e.errno)}; say another --cache") from e
 

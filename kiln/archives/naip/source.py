@@ -96,7 +96,7 @@ class NaipSource:
                 raise ConfigError(f"{key!r} is no key of a NAIP scene; make the plan again")
             self.scenes.append(scene)
         self._handles = gdal.Handles(OPEN_SCENES)
-        self._check_whole = cache(storage.check_whole)
+        self._check_whole = cache(storage.check_readable)
         self._found: dict[str, storage.Stat] = {}
         self._refused: dict[str, AccessError] = {}
 

@@ -39,7 +39,7 @@ class Files:
     grid: Grid | None = None
     ratios: dict[str, int] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
-    _check_whole: Callable = field(default_factory=lambda: cache(storage.check_whole))
+    _check_whole: Callable = field(default_factory=lambda: cache(storage.check_readable))
     _handles: dict[str, rasterio.DatasetReader] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: {b: threading.Lock() for b in BANDS})
 

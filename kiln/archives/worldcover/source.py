@@ -181,7 +181,7 @@ class WorldCoverSource:
         }
         self.span = (lattice.x(self.units_of[0].col), lattice.x(self.units_of[-1].col) + lattice.chip)
         self._handles = gdal.Handles(OPEN_TILES)
-        self._check_whole = cache(storage.check_whole)
+        self._check_whole = cache(storage.check_readable)
 
     @property
     def per_chip(self) -> int:

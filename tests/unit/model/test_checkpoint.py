@@ -88,7 +88,7 @@ def test_a_verified_file_that_is_no_checkpoint_is_an_error_and_makes_nothing(tmp
 def test_an_interrupted_download_goes_on_where_it_stopped(
     tmp_path, monkeypatch, checkpoint_file, checkpoint_sha256, serve, capsys
 ):
-    monkeypatch.setattr(storage, "CHUNK", 1 << 16)
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 1 << 16)
     data = checkpoint_file.read_bytes()
     server = serve({"/v1.5/clay-v1.5.ckpt": data}, break_at=3_000_000)
     with pytest.raises(SystemExit) as e:
