@@ -356,7 +356,7 @@ def embed(
         progress = Progress(sum(e.unit.expected for e in entries.values()), path.name.lstrip(".").split(".")[0])
         if account.done:
             log.info("%d of %d units are kept from an earlier try", len(account.done), len(entries))
-            progress.keep(sum(e.unit.expected for e in account.done.values()))
+            progress.resume(sum(e.unit.expected for e in account.done.values()))
 
         def counted(loaded: Iterator[Loaded]) -> Iterator[Loaded]:
             for piece in loaded:

@@ -4,15 +4,22 @@ from collections.abc import Collection, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), rule: bool = False) -> list[str]:
-    """Rows of equally many cells as lines, two spaces apart: columns `left` to the left, all others to the right.
+    """Return rows of cells as lines with aligned columns, two spaces apart.
 
-    `rule` draws a line below the first row.
+    Args:
+        rows: Rows of equally many cells.
+        left: Columns that are aligned to the left; the others are aligned to the right.
+        rule: Whether a line is drawn below the first row.
+
+    Returns:
+        The lines, without spaces at their ends.
     """
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for r in rows
+        for row in rows
     ]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]] if rule else lines
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]] if rule else lines

@@ -155,7 +155,8 @@ class Files:
             return SourceError(f"{uri}: {band} was {'replaced' if now else 'removed'} while it was read")
         if storage.is_remote(uri):
             self._check_whole(uri, now)
-        return SourceError(f"{uri}: {band} is {what} ({gdal.reason(e)})")
+        gdal.raise_if_transient(e)
+        return SourceError(f"{uri}: {band} is {what} ({gdal.gdal_message(e)})")
 
 
 def look(shard: Sequence[Files], where: Callable[[str], str], chip: int) -> None:

@@ -60,7 +60,7 @@ def stat(uri: str) -> Stat | None:
 
 
 def listing(prefix: str) -> dict[str, Stat]:
-    """Return every file below a folder or S3 prefix, by full name, sorted; raise as `stat`, or StorageError for http."""
+    """Return every file below a folder or S3 prefix by its full name, sorted. Raises as `stat`, or StorageError (http)."""
     return dict(sorted(store_of(prefix).listing(prefix).items()))
 
 
@@ -87,13 +87,13 @@ def atomic(uri: str) -> Iterator[Path]:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a small file atomically; raise as `atomic`."""
+    """Write a small file atomically. Raises as `atomic`."""
     with atomic(uri) as path:
         path.write_bytes(data)
 
 
 def delete(uri: str) -> None:
-    """Delete a file if there is one; raise as `stat`, or StorageError for http."""
+    """Delete a file if there is one. Raises as `stat`; StorageError for http."""
     store_of(uri).delete(uri)
 
 

@@ -133,9 +133,7 @@ def s3_errors(uri: str) -> Iterator[None]:
             raise AccessError(f"{uri}: access denied ({code}). Check the credentials; {hint}.") from e
         raise StorageError(f"{uri}: {e}") from e
     except NoCredentialsError as e:
-        raise ConfigError(
-            f"{uri}: expected AWS credentials, got none. Set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        ) from e
+        raise ConfigError(f"{uri}: expected AWS credentials, got none. Set AWS_PROFILE or AWS_ACCESS_KEY_ID.") from e
     except (ConnectionError, HTTPClientError) as e:
         raise TransientError(f"{uri}: the connection broke or could not be made ({e}). Try again later.") from e
     except OSError as e:

@@ -386,7 +386,7 @@ def test_http_is_read_only(serve):
 
 def test_an_unknown_scheme_is_a_clear_error(tmp_path):
     for ask in ASK_S3.values():
-        with pytest.raises(ConfigError, match="gs://b/a.bin: expected a path, s3://"):
+        with pytest.raises(ConfigError, match=r"gs://b/a\.bin: expected a path, s3://"):
             ask("gs://b/a.bin", tmp_path / "a.bin")
 
 
@@ -448,7 +448,7 @@ def test_missing_credentials_are_a_clear_error(aws, s3_endpoint, monkeypatch, tm
         monkeypatch.delenv(name)
     boto3.DEFAULT_SESSION = None
     for ask in ("read", "write"):
-        with pytest.raises(ConfigError, match="expected AWS credentials, got none. Set AWS_PROFILE"):
+        with pytest.raises(ConfigError, match=r"expected AWS credentials, got none\. Set AWS_PROFILE"):
             ASK_S3[ask]("s3://b/a.bin", tmp_path / "a.bin")
 
 

@@ -576,7 +576,7 @@ def test_a_throttled_tile_ends_the_job_but_a_vanished_one_only_fails(tmp_path, s
         source = make_source(server.url, lattice, columns)
         server.status = status
         if error:
-            with pytest.raises(TransientError, match=f"{status}; try again later"):
+            with pytest.raises(TransientError, match=f"{status}. Try again later"):
                 cut(source)
         else:
             assert {e.kind for e in cut(source) if isinstance(e, Dropped)} == {"failed"}
