@@ -15,6 +15,7 @@ import numpy as np
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.formats import embeddings_file, vectors
+from kiln.formats.parquet import open_file, parquet_errors
 from kiln.io import storage
 from kiln.io.text_table import aligned
 
@@ -41,11 +42,11 @@ def read(uri: str, column: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
     Raises ConfigError for a file without such vectors, SourceError for one that is no embeddings file.
     """
     with storage.local_copy(uri) as path:
-        about, file = embeddings_file.about_of(path), embeddings_file.open_file(path)
+        about, file = embeddings_file.read_metadata(path), open_file(path)
         names = file.schema_arrow.names
         if column not in names:
             raise ConfigError(f"{uri}: has no {column}; its `embedding` is {about.get('embedding')}")
-        with embeddings_file.reading(path):
+        with parquet_errors(path):
             rows = file.read([n for n in ("chip_id", column, vectors.SCALES[column]) if n in names])
     return rows["chip_id"].to_numpy(), vectors.read(rows, column), about
 

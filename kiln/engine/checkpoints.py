@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kiln.errors import SourceError
-from kiln.formats import embeddings_file, patch_file
+from kiln.formats import patch_file
 from kiln.formats.fingerprint import digest
+from kiln.formats.ledger import LedgerEntry
+from kiln.formats.parquet import parquet_errors
 from kiln.formats.records import Unit
 from kiln.io import storage
 
@@ -49,7 +51,7 @@ class Parts:
         """Where the part of a unit in its present state lies."""
         return storage.join(self.folder, f"{_stem(unit)}-{digest([self.identity, unit.version])[:12]}.parquet")
 
-    def finished(self, units: Iterable[Unit], columns: pa.Schema) -> dict[str, tuple[pa.Table, embeddings_file.Entry]]:
+    def finished(self, units: Iterable[Unit], columns: pa.Schema) -> dict[str, tuple[pa.Table, LedgerEntry]]:
         """Rows and entries of the units that have a part; one that cannot be read is as none, and told."""
         there = self._listing()
         found = {}
@@ -67,22 +69,22 @@ class Parts:
 
     def spool(self, unit: Unit, columns: pa.Schema) -> patch_file.Spool:
         """Where the patches of a unit go until it is finished; then `keep` takes it, or it is to be abandoned."""
-        self._spool = patch_file.Spool(patch_file.file_name(self.uri(unit)), columns)
+        self._spool = patch_file.Spool(patch_file.patches_name(self.uri(unit)), columns)
         return self._spool
 
     def patches_of(self, unit: Unit, rows: int) -> Iterator[tuple[list[str], np.ndarray]]:
         """The patches of a finished unit, as `patches.read`; nothing where it has no rows."""
         if rows:
-            with storage.local_copy(patch_file.file_name(self.uri(unit))) as path:
-                yield from patch_file.read(path)
+            with storage.local_copy(patch_file.patches_name(self.uri(unit))) as path:
+                yield from patch_file.read_patches(path)
 
     def _check_patches(self, unit: Unit, rows: pa.Table) -> None:
         """Raise SourceError unless the patches of a part are whole, and those of its rows."""
         ids = rows["chip_id"].to_pylist()
         if ids != [chip_id for some, _ in self.patches_of(unit, len(rows)) for chip_id in some]:
-            raise SourceError(f"{patch_file.file_name(self.uri(unit))}: not the patches of its part")
+            raise SourceError(f"{patch_file.patches_name(self.uri(unit))}: not the patches of its part")
 
-    def keep(self, rows: pa.Table, entry: embeddings_file.Entry, spool: patch_file.Spool | None = None) -> None:
+    def keep(self, rows: pa.Table, entry: LedgerEntry, spool: patch_file.Spool | None = None) -> None:
         """Write a finished unit's part, after its patches, while the encoder goes on.
 
         Raises what the writing of the one before met.
@@ -128,13 +130,13 @@ class Parts:
             self._settle()
 
 
-def _read(uri: str, unit: Unit, columns: pa.Schema) -> tuple[pa.Table, embeddings_file.Entry]:
+def _read(uri: str, unit: Unit, columns: pa.Schema) -> tuple[pa.Table, LedgerEntry]:
     """Rows and entry of a unit's part. Raises SourceError for a file that is none."""
-    with storage.local_copy(uri) as path, embeddings_file.reading(uri):
+    with storage.local_copy(uri) as path, parquet_errors(uri):
         rows = pq.read_table(path, page_checksum_verification=True)
     try:
         told = json.loads((rows.schema.metadata or {})[ENTRY])
-        entry = embeddings_file.Entry(**told | {"unit": Unit(**told["unit"])})
+        entry = LedgerEntry(**told | {"unit": Unit(**told["unit"])})
         rows = rows.replace_schema_metadata(None).cast(columns.remove_metadata())
     except (KeyError, TypeError, ValueError, pa.ArrowException) as e:
         raise SourceError(f"{uri}: not a part of this dataset ({type(e).__name__}: {str(e)[:120]})") from e

@@ -18,7 +18,7 @@ from kiln.formats import plan_file, vectors
 from kiln.formats.fingerprint import fingerprint
 from kiln.formats.records import Source
 from kiln.io import storage
-from kiln.model.device import claimed
+from kiln.model.device import claim_device
 from kiln.model.identity import RECIPE
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def parser(doc: str | None, prog: str) -> argparse.ArgumentParser:
     where.add_argument("--output", help="the embeddings file, if not <folder>/<shard>.parquet")
     where.add_argument("--overwrite", action="store_true", help="do a finished shard again")
     value = p.add_argument_group("what changes a vector (part of the fingerprint)")
-    value.add_argument("--storage", choices=vectors.STORAGES, default="float16", help="type of the vectors")
+    value.add_argument("--storage", choices=vectors.VECTOR_DTYPES, default="float16", help="type of the vectors")
     value.add_argument(
         "--embedding",
         choices=vectors.EMBEDDINGS,
@@ -113,11 +113,12 @@ def run(
     # here: torch is slow to import, and --help should not be
     from kiln.engine import pipeline
     from kiln.engine.checkpoints import Parts
-    from kiln.formats import embeddings_file, patch_file
+    from kiln.formats import patch_file
+    from kiln.formats.ledger import ledger_name, write_ledger
     from kiln.model import embedder, int8
     from kiln.model import weights as encoders
 
-    about_weights = encoders.read_about(args.weights)
+    about_weights = encoders.read_metadata(args.weights)
     settings = {
         "weights": about_weights["sha256"],
         "precision": about_weights["precision"],
@@ -149,20 +150,20 @@ def run(
     }
     sizes = about_weights["geometry"]
     if args.patches:
-        about["patches"] = patch_file.described(lattice, sizes["patch"], sizes["dim"])
-    policy = embedder.Policy(
+        about["patches"] = patch_file.patches_metadata(lattice, sizes["patch"], sizes["dim"])
+    policy = embedder.EmbedPolicy(
         "zeros" if metadata == "zeros" else "as_trained", gsd, args.storage, args.embedding, args.patches
     )
     budget = pipeline.Budget(args.batch_size, args.read_threads, args.read_ahead_mb << 20)
     parts = Parts.of(args.parts, about | {"device": args.device.partition(":")[0]}) if args.parts else None
-    beside = patch_file.file_name(storage.join(args.folder, f"{line['shard']}.parquet"))
+    beside = patch_file.patches_name(storage.join(args.folder, f"{line['shard']}.parquet"))
     with (
-        claimed(args.device) as device,
+        claim_device(args.device) as device,
         storage.atomic(args.output) as partial,
         storage.atomic(beside) if args.patches else nullcontext() as partial_patches,
     ):
         if about_weights["precision"] == "int8":
-            int8.check(device)
+            int8.require_int8(device)
         source.check()
         outcome = pipeline.embed(
             source,
@@ -176,9 +177,9 @@ def run(
             parts=parts,
             patch_file=partial_patches,
         )
-        ledger = embeddings_file.ledger_name(storage.join(args.folder, f"{line['shard']}.parquet"))
+        ledger = ledger_name(storage.join(args.folder, f"{line['shard']}.parquet"))
         with storage.atomic(ledger) as partial_ledger:
-            embeddings_file.write_ledger(partial_ledger, outcome.ledger)
+            write_ledger(partial_ledger, outcome.ledger)
     if parts:
         try:
             parts.remove(source.units())
@@ -218,7 +219,7 @@ def _pixels(source: Source, settings: dict[str, Any], gsd: float | None) -> dict
     sensor = source.sensor
     return {
         "storage": settings["dtype"],
-        **vectors.described(settings["dtype"], settings["embedding"]),
+        **vectors.dequantisation_metadata(settings["dtype"], settings["embedding"]),
         "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
         "wavelengths": sensor.wavelengths,
         "gsd": "actual" if gsd is None else gsd,

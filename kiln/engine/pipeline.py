@@ -27,10 +27,11 @@ from kiln.engine.checkpoints import Parts
 from kiln.errors import SourceError, TooManyFailuresError
 from kiln.formats import embeddings_file, vectors
 from kiln.formats import patch_file as patches
+from kiln.formats.ledger import LedgerEntry, ledger_table, ledger_text
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, Source, Unit
 from kiln.io.progress import Progress
 from kiln.model.clay import ClayEncoder
-from kiln.model.embedder import Embedder, Policy
+from kiln.model.embedder import Embedder, EmbedPolicy
 
 QUEUE = 2  # batches made ready while one is encoded
 PATIENCE = 3.0  # seconds a read may take to notice that the job ends
@@ -218,7 +219,7 @@ class Account:
         parts: Parts | None,
         beside: patches.PatchWriter | None,
     ) -> None:
-        self.entries = {u.unit_id: embeddings_file.Entry(u) for u in units}
+        self.entries = {u.unit_id: LedgerEntry(u) for u in units}
         self.out, self.parts, self.beside = out, parts, beside
         found = parts.finished(units, out.schema) if parts else {}
         self.done = {unit_id: entry for unit_id, (_, entry) in found.items()}
@@ -234,17 +235,17 @@ class Account:
         """Account for what is no chip."""
         entry = self.entries[event.unit_id]
         if isinstance(event, Opened):
-            entry.open(event)
+            entry.record_opened(event)
             return
-        entry.drop(event)
+        entry.record_dropped(event)
         if self.parts and self._finished(entry) and not entry.embedded:
             self.parts.keep(self.out.schema.empty_table(), entry)
 
     @staticmethod
-    def _finished(entry: embeddings_file.Entry) -> bool:
+    def _finished(entry: LedgerEntry) -> bool:
         """Whether all is known of a unit that can be kept as a part; a failed one is tried again instead."""
         unit = entry.unit
-        return bool(unit.version) and unit.expected_known and entry.left == 0 and entry.status != "failed"
+        return bool(unit.version) and unit.expected_known and entry.unaccounted == 0 and entry.status != "failed"
 
     def add(self, chips: list[Chip], stored: vectors.Columns) -> int:
         """Account for encoded chips, vectors as they are stored; one that is not finite has failed.
@@ -253,7 +254,7 @@ class Account:
         """
         for chip in chips:
             chip.pixels = NO_PIXELS  # rows wait for their row group without pixels
-        finite = vectors.finite(stored)
+        finite = vectors.finite_rows(stored)
         first = 0
         for unit_id, group in itertools.groupby(chips, key=lambda c: c.unit_id):
             size = len(list(group))
@@ -264,12 +265,12 @@ class Account:
             entry.embedded += good
             if good < size:
                 kept_as = next(c.dtype for c in stored.values() if not np.isfinite(c[here]).all())
-                entry.drop(Dropped(unit_id, "failed", size - good, f"vector not finite in {kept_as}"))
+                entry.record_dropped(Dropped(unit_id, "failed", size - good, f"vector not finite in {kept_as}"))
             rows = np.flatnonzero(finite[here]) + here.start
-            self._append(entry, [chips[i] for i in rows], vectors.chosen(stored, rows))
+            self._append(entry, [chips[i] for i in rows], vectors.select_rows(stored, rows))
         return int(finite.sum())
 
-    def _append(self, entry: embeddings_file.Entry, chips: list[Chip], stored: vectors.Columns) -> None:
+    def _append(self, entry: LedgerEntry, chips: list[Chip], stored: vectors.Columns) -> None:
         unit_id = entry.unit.unit_id
         if self.parts and self._open != unit_id:
             self.settle()
@@ -292,7 +293,7 @@ class Account:
         if self._open is None:
             return
         chips = [c for some, _ in self._held for c in some]
-        rows = embeddings_file.rows(chips, vectors.joined([v for _, v in self._held]), self.out.schema)
+        rows = embeddings_file.chip_table(chips, vectors.concatenate([v for _, v in self._held]), self.out.schema)
         entry = self.entries[self._open]
         if self.parts and self._finished(entry) and len(rows) == entry.embedded:  # less: it was interrupted by another
             self.parts.keep(rows, entry, self._spool)
@@ -316,7 +317,7 @@ class Account:
                 for ids, block in self.parts.patches_of(entry.unit, entry.embedded):
                     self.beside.append(ids, block)
 
-    def close(self) -> list[embeddings_file.Entry]:
+    def close(self) -> list[LedgerEntry]:
         """Hand on all that is held; returns the ledger's entries."""
         self.settle()
         self._earlier_rows(len(self._order))
@@ -330,7 +331,7 @@ def embed(
     path: Path,
     about: dict[str, Any],
     *,
-    policy: Policy,
+    policy: EmbedPolicy,
     budget: Budget,
     max_failed_fraction: float,
     parts: Parts | None = None,
@@ -345,7 +346,7 @@ def embed(
     partly failed one counts by its share), and TransientError for what another try may mend.
     """
     about = {**about, "sources": source.provenance()}
-    columns = embeddings_file.schema(dim, policy.storage, source.columns, about, policy.embedding)
+    columns = embeddings_file.schema(dim, policy.vector_dtype, source.columns, about, policy.embedding)
     reads = [0, 0]  # count, bytes
     embedder: Embedder | None = None
     waited = encoded = 0.0
@@ -379,7 +380,7 @@ def embed(
                 account.drop(event)
             if collect:
                 began = time.monotonic()
-                stored = vectors.store(collect(), policy.storage)
+                stored = vectors.store(collect(), policy.vector_dtype)
                 encoded += time.monotonic() - began
                 progress.advance(len(batch.chips), embedded=account.add(batch.chips, stored))
             account.settle_if_finished()
@@ -409,17 +410,17 @@ def embed(
                 account_for(*under_way.popleft())
         ledger_entries = account.close()
     progress.close()
-    ledger = embeddings_file.ledger_table(ledger_entries)
+    ledger = ledger_table(ledger_entries)
     log.info(
         "%d rows; encoding %.1f s, waiting for reads %.1f s; %d reads, %.1f MB of pixels; peak memory %.0f MB",
         out.rows, encoded, waited, reads[0], reads[1] / 1e6,
         peak_memory() / 1e6,
     )  # fmt: skip
     assert out.rows == sum(e.embedded for e in ledger_entries)
-    share = sum(e.failed_share for e in ledger_entries) / max(len(ledger_entries), 1)
+    share = sum(e.failed_fraction for e in ledger_entries) / max(len(ledger_entries), 1)
     if share > max_failed_fraction:
-        log.error("the ledger of this shard:\n%s", embeddings_file.ledger_text(ledger))
-        reason = next(e.reasons[0] for e in ledger_entries if e.reasons)
+        log.error("the ledger of this shard:\n%s", ledger_text(ledger))
+        reason = next(e.failure_reasons[0] for e in ledger_entries if e.failure_reasons)
         raise TooManyFailuresError(
             f"{share:.0%} of the shard failed, more than max_failed_fraction {max_failed_fraction:.0%}; the first "
             f"reason: {reason}. Its ledger is in the log above. Mend the source, or raise the limit"

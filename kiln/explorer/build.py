@@ -28,6 +28,7 @@ from kiln.explorer import colours, database, published, recall
 from kiln.explorer.database import Table, lancedb
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.fingerprint import digest
+from kiln.formats.parquet import read_batches
 from kiln.io import storage
 
 BATCH = 2048  # rows fed at a time
@@ -57,7 +58,7 @@ class Product:
     def about(self) -> dict[str, Any]:
         """The `kiln` metadata of its files."""
         with storage.local_copy(storage.join(self.uri, self.record["files"][0]["name"])) as path:
-            return embeddings_file.about_of(path)
+            return embeddings_file.read_metadata(path)
 
 
 Source = Product | published.File  # of rows
@@ -99,7 +100,7 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
 def batches(source: Source, select: Select, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
     """A source's rows as the explorer table has them, a few thousand at a time."""
     bare = columns.remove_metadata()
-    for batch in _read(source, lambda names: vectors.without_others(names, select.embedding, UNUSED)):
+    for batch in _read(source, lambda names: vectors.searched_columns(names, select.embedding, UNUSED)):
         if (rows := _rows(batch, source.record["dataset"], select, bare)) is not None:
             yield rows
 
@@ -116,7 +117,7 @@ def _read(source: Source, wanted: Callable[[list[str]], list[str]]) -> Iterator[
         yield from source.read()
         return
     for path in _files(source):
-        yield from embeddings_file.read_batches(path, BATCH, wanted(pq.read_schema(path).names))
+        yield from read_batches(path, BATCH, wanted(pq.read_schema(path).names))
 
 
 def _files(product: Product) -> Iterator[Path]:
@@ -140,19 +141,19 @@ def _keep(batch: pa.RecordBatch, select: Select) -> np.ndarray:
     if select.years:
         keep &= np.isin(np.asarray(_year(batch)), select.years)
     if select.bbox:
-        (lon, lat), (w, s, e, n) = embeddings_file.centres(batch["bbox"]), select.bbox
+        (lon, lat), (w, s, e, n) = embeddings_file.box_centres(batch["bbox"]), select.bbox
         keep &= (lon >= w) & (lon <= e) if w < e else (lon >= w) | (lon <= e)
         keep &= (lat >= s) & (lat <= n)
     return keep
 
 
 def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schema) -> pa.RecordBatch | None:
-    lon, lat = embeddings_file.centres(batch["bbox"])
-    numbers = vectors.read(batch, vectors.searched(batch.schema.names, select.embedding))
+    lon, lat = embeddings_file.box_centres(batch["bbox"])
+    numbers = vectors.read(batch, vectors.vector_column(batch.schema.names, select.embedding))
     with np.errstate(over="ignore"):  # becomes infinite, and is refused
         halves = numbers.astype(np.float16)
     arrays: dict[str, Any] = {
-        **vectors.arrays({database.VECTOR: halves}, columns),
+        **vectors.to_arrow({database.VECTOR: halves}, columns),
         "dataset": pa.array([dataset] * len(batch)),
         "year": _year(batch),
         "lon": pa.array(lon),
@@ -164,7 +165,7 @@ def _rows(batch: pa.RecordBatch, dataset: str, select: Select, columns: pa.Schem
         [arrays.get(f.name, batch[f.name] if f.name in batch.schema.names else None) for f in columns], schema=columns
     )
     keep = _keep(batch, select)
-    finite = vectors.finite({database.VECTOR: halves})
+    finite = vectors.finite_rows({database.VECTOR: halves})
     if not finite.all():
         raise SourceError(f"{rows['chip_id'][int(np.flatnonzero(~finite)[0])]}: its vector does not fit float16")
     return rows.filter(pa.array(keep)) if keep.any() else None
@@ -182,7 +183,7 @@ def table_about(sources: Sequence[Source], kind: str | None = None) -> tuple[dic
         for per_product in ("sources", "partition", "missing_shards", "dequantisation"):
             kiln.pop(per_product, None)
         if isinstance(source, Product):
-            kiln["embedding"] = vectors.kind_of(kiln["embedding"], kind, source.uri)
+            kiln["embedding"] = vectors.select_kind(kiln["embedding"], kind, source.uri)
         known = about.setdefault(source.record["dataset"], kiln)
         if known["fingerprint"] != kiln["fingerprint"]:
             raise ConfigError(f"{source.uri}: two fingerprints of {kiln['dataset']} cannot be in one database")

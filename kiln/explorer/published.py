@@ -28,6 +28,7 @@ from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file
 from kiln.formats.fingerprint import digest
 from kiln.formats.geoparquet import BBOX
+from kiln.formats.parquet import parquet_errors, read_batches
 from kiln.io import storage
 
 BATCH = 2048  # rows read at a time
@@ -171,7 +172,7 @@ class File:
         with storage.local_copy(self.uri) as path:
             facts = _Facts.of(self.entry, path, self.uri)
             first = 0
-            for batch in embeddings_file.read_batches(path, BATCH, facts.wanted):
+            for batch in read_batches(path, BATCH, facts.wanted):
                 yield self._rows(batch, facts, first)
                 first += len(batch)
 
@@ -234,7 +235,7 @@ class _Facts:
     def of(cls, entry: Entry, path: Path, uri: str) -> "_Facts":
         """Raises SourceError for a file without the columns, or whose footer is not what it should be."""
         columns, layout = entry.mapping, entry.layout or ""
-        with embeddings_file.reading(path):
+        with parquet_errors(path):
             schema = pq.read_schema(path)
         footer = {k.decode(): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
         try:
@@ -305,7 +306,7 @@ def boxes_of(column: pa.Array, project: pyproj.Transformer | None, uri: str) -> 
         shapes = shapely.transform(shapes, lambda xy: np.column_stack(project.transform(*xy.T)))
     placed = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     boxes = np.full((len(shapes), 4), np.nan)
-    boxes[placed] = embeddings_file.boxes_of(shapes[placed])
+    boxes[placed] = embeddings_file.bounding_boxes(shapes[placed])
     if (np.abs(boxes[placed]) > [180 + 1e-6, 90 + 1e-6] * 2).any() or not np.isfinite(boxes[placed]).all():
         raise SourceError(f"{uri}: its geometry is not in degrees, and its metadata names no other CRS")
     for n in np.flatnonzero(boxes[:, 2] - boxes[:, 0] > 180):  # drawn the long way round
@@ -372,7 +373,7 @@ def _dim(uri: str, entry: Entry) -> int:
     """Length D of a file's vectors; 0 if it has none."""
     with storage.local_copy(uri) as path:
         facts = _Facts.of(entry, path, uri)
-        for batch in embeddings_file.read_batches(path, BATCH, facts.wanted):
+        for batch in read_batches(path, BATCH, facts.wanted):
             vectors, whole = floats(batch[entry.mapping.vector], uri)
             if whole.any():
                 return vectors.shape[1]

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from kiln.archives.worldcover.lattice import Lattice
 from kiln.cli import command_line
 from kiln.errors import ConfigError
-from kiln.formats import embeddings_file, vectors
+from kiln.formats import vectors
 from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.formats.ledger import read_ledger
 from kiln.io import storage
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def planned_columns(product: str, layout: dict) -> list[int]:
     """Numbers of the columns in the product's ledger, those without a chip too."""
     lattice = Lattice(layout["chip_size"], layout["pixels_per_degree"])
     with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
-        units = embeddings_file.read_ledger(path)["unit_id"].to_pylist()
+        units = read_ledger(path)["unit_id"].to_pylist()
     starts = [int(u.split(":")[3].removeprefix("x")) for u in units]  # on the 1/12000 grid
     return sorted((x - lattice.native(lattice.x(0))) // lattice.native(lattice.chip) for x in starts)
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from kiln.formats import embeddings_file
+from kiln.formats.parquet import open_file, parquet_errors, read_batches
 
 READ_BYTES = 64 << 20  # of rows read at a time, about
 PAGE = 4096  # bytes that files are read and written directly by
@@ -178,8 +178,8 @@ def in_order(
     """
     if not rows:
         return
-    with embeddings_file.reading(files[0]):
-        columns = embeddings_file.open_file(files[0]).schema_arrow.remove_metadata()
+    with parquet_errors(files[0]):
+        columns = open_file(files[0]).schema_arrow.remove_metadata()
     width = row_bytes(columns) + 1024  # and what the other columns take, about
     per_bucket = max(1, memory // (4 * row_group * width)) * row_group
     with tempfile.TemporaryDirectory(prefix="kiln-merge-") as scratch:
@@ -188,7 +188,7 @@ def in_order(
         count = max(1, READ_BYTES // width)
         for path, start in zip(files, starts, strict=True):
             at = start
-            for batch in ahead(embeddings_file.read_batches(path, count)):
+            for batch in ahead(read_batches(path, count)):
                 buckets.add(batch, rank[at : at + len(batch)])
                 at += len(batch)
         yield from ahead(_sorted(buckets, number, min(rows, per_bucket), row_group))

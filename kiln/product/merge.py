@@ -24,6 +24,8 @@ from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file, plan_file
 from kiln.formats.fingerprint import digest
 from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, ledger_name, read_ledger, write_ledger
+from kiln.formats.parquet import open_file, parquet_errors, read_batches
 from kiln.io import storage
 from kiln.product import external_sort, stac
 
@@ -59,9 +61,9 @@ def hilbert_order(shards: Sequence[Path], keep: np.ndarray | None = None) -> Ord
     middles, starts, n = [], [], 0
     for path in shards:
         starts.append(n)
-        with embeddings_file.reading(path):
-            box = embeddings_file.open_file(path).read(columns=["bbox"])["bbox"].combine_chunks()
-        middles.append(np.stack(embeddings_file.centres(box), axis=1))
+        with parquet_errors(path):
+            box = open_file(path).read(columns=["bbox"])["bbox"].combine_chunks()
+        middles.append(np.stack(embeddings_file.box_centres(box), axis=1))
         n += len(box)
     centres = np.concatenate(middles) if middles else np.empty((0, 2))
     rank = np.full(n, -1, np.int64)
@@ -94,19 +96,19 @@ def choose_unique(shards: Sequence[Path], ledger: pa.Table) -> Chosen:
     for shards whose lattice no two units share, SourceError for rows that the ledger does not know.
     """
     for path in shards:
-        lattice = embeddings_file.about_of(path)["lattice"]
+        lattice = embeddings_file.read_metadata(path)["lattice"]
         if lattice.get("lattice") != "utm":
             raise ConfigError(f"{path}: --unique wants chips of lattice utm; those of {lattice} are unique as they are")
     sources = ledger["source"].to_pylist()
     units, zones = {s: n for n, s in enumerate(sources)}, {}
     if len(units) < len(sources):
         raise ConfigError("--unique wants units of one source each, and these share some")
-    total = sum(embeddings_file.open_file(p).metadata.num_rows for p in shards)
+    total = sum(open_file(p).metadata.num_rows for p in shards)
     kinds = (np.int16, np.int32, np.int32, np.float32, np.int32)
     zone, col, row, nodata, unit = (np.empty(total, kind) for kind in kinds)
     first = 0
     for path in shards:
-        for batch in embeddings_file.read_batches(path, READ_ROWS, ["crs", "col", "row", "nodata_fraction", "source"]):
+        for batch in read_batches(path, READ_ROWS, ["crs", "col", "row", "nodata_fraction", "source"]):
             here = slice(first, first := first + len(batch))
             zone[here] = _numbered(batch["crs"], lambda crs: zones.setdefault(crs, len(zones)))
             for values, name in ((col, "col"), (row, "row"), (nodata, "nodata_fraction")):
@@ -141,7 +143,7 @@ def _first_ids(shards: Sequence[Path], rows: np.ndarray, group: np.ndarray, best
     rows, group = rows[by_row], group[by_row]
     ids, first = [], 0
     for path in shards:
-        for batch in embeddings_file.read_batches(path, READ_ROWS, ["chip_id"]):
+        for batch in read_batches(path, READ_ROWS, ["chip_id"]):
             here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))]
             ids.append(batch["chip_id"].take(pa.array(here - first)))
             first += len(batch)
@@ -163,7 +165,7 @@ def without_lost(ledger: pa.Table, lost: np.ndarray) -> pa.Table:
         row["notes"] = "; ".join(filter(None, [row["notes"], note]))
         if row["status"] == "embedded" and not row["embedded"]:
             row |= {"status": "empty", "reason": LEFT_ALL}
-    return pa.Table.from_pylist(rows, schema=embeddings_file.LEDGER)
+    return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
 
 
 def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
     """
     whole: dict[str, Any] = {}
     for path in shards:
-        about = embeddings_file.about_of(path)
+        about = embeddings_file.read_metadata(path)
         sources = about.pop("sources")
         about.pop("patches", None)  # stay beside the shards
         if whole and any(whole[k] != about[k] for k in ("fingerprint", "partition", "storage", "dimensions")):
@@ -200,7 +202,7 @@ def write_parts(
     """Write the sorted parts below `product`; each at most `part_bytes`, given row groups that are smaller."""
     order = hilbert_order(shards, keep)
     row_group = max(1, -(-order.rows // max(1, -(-order.rows // row_group))))  # all about as large
-    columns = embeddings_file.open_file(shards[0]).schema_arrow.remove_metadata().with_metadata(
+    columns = open_file(shards[0]).schema_arrow.remove_metadata().with_metadata(
         {"kiln": json.dumps(about, sort_keys=True)}
     )  # fmt: skip
     groups = external_sort.in_order(shards, order.starts, order.rank, order.rows, row_group, memory)
@@ -234,8 +236,8 @@ def merge_ledgers(uris: Sequence[str]) -> pa.Table:
             shard = uri.replace(".ledger.parquet", ".parquet")
             raise SourceError(f"{uri}: the ledger is gone; delete {shard} and run again, so that both are made")
         with storage.local_copy(uri) as path:
-            ledgers.append(embeddings_file.read_ledger(path))
-    return pa.concat_tables(ledgers) if ledgers else embeddings_file.LEDGER.empty_table()
+            ledgers.append(read_ledger(path))
+    return pa.concat_tables(ledgers) if ledgers else LEDGER_SCHEMA.empty_table()
 
 
 def merge(
@@ -265,7 +267,7 @@ def merge(
     about = product_metadata(paths)
     if missing:
         about["missing_shards"] = sorted(missing)
-    ledger = merge_ledgers([embeddings_file.ledger_name(storage.join(ledgers, f"{n}.parquet")) for n in names])
+    ledger = merge_ledgers([ledger_name(storage.join(ledgers, f"{n}.parquet")) for n in names])
     keep = None
     if unique:
         about["unique"] = True
@@ -273,11 +275,11 @@ def merge(
         keep, ledger = chosen.keep, without_lost(ledger, chosen.lost)
     parts = write_parts(paths, product, about, memory=memory, row_group=row_group, part_bytes=part_bytes, keep=keep)
     rows = sum(p.rows for p in parts)
-    counts = {c: pc.sum(ledger[c]).as_py() or 0 for c in embeddings_file.COUNTS}
+    counts = {c: pc.sum(ledger[c]).as_py() or 0 for c in LEDGER_COUNTS}
     if rows != counts["embedded"]:
         raise SourceError(f"{shards}: {rows} rows, but the ledgers say {counts['embedded']}: embed the shards again")
     with storage.atomic(storage.join(product, "ledger.parquet")) as path:
-        embeddings_file.write_ledger(path, ledger)
+        write_ledger(path, ledger)
         ledger_file = {"name": "ledger.parquet", "size": path.stat().st_size, "sha256": storage.sha256(path)}
     written = stac.write(product, parts, about, counts)
     mine = {storage.join(product, n) for n in ("ledger.parquet", *written, *(p.name for p in parts))}

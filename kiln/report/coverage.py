@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from kiln.cli import command_line
 from kiln.errors import ConfigError
-from kiln.formats import embeddings_file
+from kiln.formats.ledger import read_ledger
 from kiln.io import storage
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def ledger_page(records: Sequence[dict[str, Any]], products: Sequence[str]) -> s
         states = ", ".join(f"{n:,} {s}" for s, n in record["units"].items())
         totals.append(f"<tr><td>{record['dataset']} {record['partition']}</td>{counts}<td>{states}</td></tr>")
         with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
-            ledgers.append(embeddings_file.read_ledger(path))
+            ledgers.append(read_ledger(path))
     every = pa.concat_tables(ledgers)
     every = every.append_column("bad", pc.equal(every["status"], "failed"))
     every = every.sort_by([("bad", "descending"), ("unit_id", "ascending")])

@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--plans", nargs="+", required=True, help="paths or s3:// of the plans, where the run keeps them")
     p.add_argument("--numbers", type=json.loads, required=True, help="JSON, `plan` of the config: rate and prices")
     p.add_argument("--dimensions", type=int, default=1024, help="of a vector")
-    p.add_argument("--storage", choices=vectors.STORAGES, default="float16", help="type of the vectors")
+    p.add_argument("--storage", choices=vectors.VECTOR_DTYPES, default="float16", help="type of the vectors")
     p.add_argument("--embedding", choices=vectors.EMBEDDINGS, default="class", help="which of them are kept")
     p.add_argument("--patches", type=json.loads, default={}, help="JSON: patches of a chip that are kept, by dataset")
     args = p.parse_args(argv)

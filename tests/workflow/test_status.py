@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from kiln.formats import embeddings_file
+from kiln.formats.ledger import ledger_name
 from tests.workflow.workflow import ROOT, Run, fresh, job_counts
 
 
@@ -51,7 +51,7 @@ def test_the_printed_commands_redo_exactly_the_shards_they_name(tmp_path: Path) 
     failing = {
         p.name
         for p in run.shards()
-        if "failed" in pq.read_table(embeddings_file.ledger_name(str(p)))["status"].to_pylist()
+        if "failed" in pq.read_table(ledger_name(str(p)))["status"].to_pylist()
     }
     missing = next(p for p in run.shards() if p.name not in failing)
     missing.unlink()

@@ -60,7 +60,7 @@ def stat(uri: str) -> Stat | None:
 
 
 def listing(prefix: str) -> dict[str, Stat]:
-    """Return every file below a folder or S3 prefix by its full name, sorted. Raises as `stat`, or StorageError (http)."""
+    """Return every file below a folder or S3 prefix by its full name, sorted. Raises StorageError for http."""
     return dict(sorted(store_of(prefix).listing(prefix).items()))
 
 

@@ -24,7 +24,7 @@ from kiln.formats import patch_file as patches
 from kiln.formats import vectors
 from kiln.formats.records import Chip, Dropped, Read
 from kiln.io.progress import Progress
-from kiln.model.embedder import Embedder, Policy
+from kiln.model.embedder import Embedder, EmbedPolicy
 from tests.conftest import ROOT
 from tests.support.chips import PLAIN, ListSource, make_chip
 
@@ -65,7 +65,7 @@ def embed(
         dim,
         path,
         {"patches": {"shape": [2, 2, dim], "storage": "float16"}} if patches else {},
-        policy=Policy("zeros", 10.0, storage, embedding, patches is not None),
+        policy=EmbedPolicy("zeros", 10.0, storage, embedding, patches is not None),
         budget=Budget(batch, threads, ahead),
         max_failed_fraction=allowed,
         patch_file=patches,
@@ -385,7 +385,7 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
     events = [make_chip(n, pixels=pixels[n].copy(), pixel_size=g) for n, g in enumerate(gsds)]
     pipeline.embed(
         ListSource(events, {"u": 7}), lambda: encoder, 32, tmp_path / "o", {},
-        policy=Policy("zeros", None), budget=Budget(size, 2, 1 << 20), max_failed_fraction=0,
+        policy=EmbedPolicy("zeros", None), budget=Budget(size, 2, 1 << 20), max_failed_fraction=0,
     )  # fmt: skip
     made = pq.read_table(tmp_path / "o")
     assert made["pixel_size"].to_pylist() == gsds
@@ -396,7 +396,7 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
         told = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
         assert ours == pytest.approx(encoder(x, gsd=gsd, **told)[0, 0].tolist(), abs=1e-5)
         assert ours != pytest.approx(encoder(x, gsd=10.0, **told)[0, 0].tolist(), abs=1e-4)
-        embed_alone = Embedder(encoder, PLAIN, Policy("zeros", None), size)
+        embed_alone = Embedder(encoder, PLAIN, EmbedPolicy("zeros", None), size)
         alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
         assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
 
@@ -410,7 +410,7 @@ def test_rows_wait_for_their_row_group_without_pixels(tmp_path):
 # ------------------------------------------------------------------------------- class, mean, both and all patches
 
 
-@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_path, encoder, storage):
     rng = np.random.default_rng(11)
     pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
@@ -445,7 +445,7 @@ def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_pa
 
 def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
     pixels = np.random.default_rng(12).normal(size=(9, 2, 16, 16)).astype(np.float32)
-    for storage, embedding in itertools.product(vectors.STORAGES, vectors.EMBEDDINGS):
+    for storage, embedding in itertools.product(vectors.VECTOR_DTYPES, vectors.EMBEDDINGS):
         seen = set()
         for again in range(2):
             events = [make_chip(n, pixels=p.copy()) for n, p in enumerate(pixels)]
@@ -489,7 +489,7 @@ def test_row_groups_of_patches_depend_on_the_rows_alone(tmp_path, monkeypatch):
     assert len(seen) == 1
     file = pq.ParquetFile(tmp_path / "p")
     assert [file.metadata.row_group(n).num_rows for n in range(4)] == [3, 3, 3, 1]
-    read = list(patches.read(tmp_path / "p"))
+    read = list(patches.read_patches(tmp_path / "p"))
     assert [c for some, _ in read for c in some] == ids
     assert np.array_equal(np.concatenate([b for _, b in read]), block)
 

@@ -27,6 +27,7 @@ from kiln.archives.sentinel2.scene import Grid
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, SourceError, StorageError
 from kiln.formats import embeddings_file, vectors
+from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Dropped, Unit
 from kiln.product import merge
 from kiln.report import coverage
@@ -345,13 +346,13 @@ def dateline(tmp_path_factory):
     footprints = grid.footprints()[0].reshape(-1)
     for name, part in (("a", footprints[:800]), ("b", footprints[800:])):
         chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]
-        entry = embeddings_file.Entry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
+        entry = LedgerEntry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
         with embeddings_file.ShardWriter(
             run / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], OVER)
         ) as out:
             rng = np.random.default_rng(len(out.schema))
             out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
-        embeddings_file.write_ledger(run / f"{name}.ledger.parquet", embeddings_file.ledger_table([entry]))
+        write_ledger(run / f"{name}.ledger.parquet", ledger_table([entry]))
     return run, merge.merge(["a", "b"], str(run), str(run), f"{run}/p", row_group=200), run / "p"
 
 
@@ -377,7 +378,7 @@ def test_rows_over_the_antimeridian_lie_among_their_neighbours(dateline):
     """
     box = pq.read_table(dateline[2] / "part-0000.parquet")["bbox"].combine_chunks()
     west, east = np.asarray(box.field("xmin")), np.asarray(box.field("xmax"))
-    side = np.sign(embeddings_file.centres(box)[0])  # hemisphere of each row's centre
+    side = np.sign(embeddings_file.box_centres(box)[0])  # hemisphere of each row's centre
     assert np.count_nonzero(np.diff(side)) == 1  # one after the other
     over = west > east
     assert {-1.0, 1.0} >= set(side[over])
@@ -453,9 +454,9 @@ def test_the_merged_ledger_is_all_ledgers_in_plan_order(grid):
     run = Path(grid.plan).parent
     units = [u for x in Path(grid.plan).read_text().splitlines() for u in json.loads(x)["units"]]
     ledger = pq.read_table(f"{grid.uri}/ledger.parquet")
-    assert ledger.schema.equals(embeddings_file.LEDGER)
+    assert ledger.schema.equals(LEDGER_SCHEMA)
     assert ledger["unit_id"].to_pylist() == units
-    for count in embeddings_file.COUNTS:
+    for count in LEDGER_COUNTS:
         assert pc.sum(ledger[count]).as_py() == grid.record["counts"][count]
     assert grid.record["units"] == {"embedded": 40}
     assert run.is_dir()
@@ -538,7 +539,7 @@ def test_a_truncated_shard_is_named(broken, capsys, keep):
     code, said = run_main(capsys, plan, folder, product)
     assert code == 1
     assert str(path) in said
-    assert "not a whole Parquet file" in said
+    assert "expected a Parquet file" in said
     assert not Path(f"{product}.json").exists()
 
 
@@ -582,7 +583,7 @@ def test_a_ledger_that_disagrees_with_the_rows_is_refused(broken):
     rows = pq.read_table(ledger).to_pylist()
     rows[0]["embedded"] -= 1
     rows[0]["skipped_nodata"] += 1
-    embeddings_file.write_ledger(ledger, pa.Table.from_pylist(rows, schema=embeddings_file.LEDGER))
+    write_ledger(ledger, pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA))
     with pytest.raises(SourceError, match="480 rows, but the ledgers say 479"):
         merge.merge(names, str(folder), str(folder), product)
 
@@ -674,9 +675,9 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
         chips, entries = [], []
         for scene, cells in scenes.items():
             uri = f"s3://naip-analytic/{scene}.tif"
-            entry = embeddings_file.Entry(Unit(f"naip:nd:2019:{scene}", len(cells) + (scene in dropped), uri, "e"))
+            entry = LedgerEntry(Unit(f"naip:nd:2019:{scene}", len(cells) + (scene in dropped), uri, "e"))
             if scene in dropped:
-                entry.drop(Dropped(entry.unit.unit_id, dropped[scene], 1, f"{scene} lost one"))
+                entry.record_dropped(Dropped(entry.unit.unit_id, dropped[scene], 1, f"{scene} lost one"))
             for (zone, col, row), nodata in cells.items():
                 entry.embedded += 1
                 chips.append(
@@ -694,7 +695,7 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
             if chips:
                 rng = np.random.default_rng(len(chips))
                 out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
-        embeddings_file.write_ledger(folder / f"{name}.ledger.parquet", embeddings_file.ledger_table(entries))
+        write_ledger(folder / f"{name}.ledger.parquet", ledger_table(entries))
     return list(shards)
 
 
@@ -810,7 +811,7 @@ def test_rows_of_scenes_that_no_ledger_knows_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="share some"):
         merged(tmp_path / "s", names, tmp_path / "p")
     ledger = tmp_path / "s" / "two.ledger.parquet"
-    embeddings_file.write_ledger(ledger, embeddings_file.LEDGER.empty_table())
+    write_ledger(ledger, LEDGER_SCHEMA.empty_table())
     with pytest.raises(SourceError, match=r"two\.parquet: rows of scenes that the ledgers do not know"):
         merged(tmp_path / "s", names, tmp_path / "p")
 
@@ -873,7 +874,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 # ---------------------------------------------------------------------------------------- types and kinds of vectors
 
 
-@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 @pytest.mark.parametrize("embedding", ["mean", "both"])
 def test_vectors_of_every_type_and_kind_come_through_with_their_scales(tmp_path, storage, embedding):
     kiln = about(storage=storage, embedding=embedding, dimensions=64, patches={"shape": [2, 2, 64]})

@@ -405,7 +405,7 @@ def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pi
         encoder.geometry.dim,
         path,
         {},
-        policy=embedder.Policy("zeros"),
+        policy=embedder.EmbedPolicy("zeros"),
         budget=pipeline.Budget(batch=16, read_threads=2),
         max_failed_fraction=1.0,
     )
@@ -478,7 +478,7 @@ def test_a_column_over_open_sea_is_an_empty_file_and_a_ledger_row_without_loadin
     def load() -> clay.ClayEncoder:
         raise AssertionError("weights were loaded")
 
-    options = {"policy": embedder.Policy("zeros"), "budget": pipeline.Budget(), "max_failed_fraction": 0.0}
+    options = {"policy": embedder.EmbedPolicy("zeros"), "budget": pipeline.Budget(), "max_failed_fraction": 0.0}
     outcome = pipeline.embed(source, load, 32, tmp_path / "o.parquet", {}, **options)
     made = pq.read_table(tmp_path / "o.parquet")
     assert len(made) == outcome.rows == 0
