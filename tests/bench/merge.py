@@ -94,9 +94,7 @@ def make_shards(folder: Path, size: float, storage: vectors.VectorDtype) -> list
         with GeoParquetWriter(path, columns) as out:
             out.write(rows, *embeddings_file.extent(rows))
         entry = LedgerEntry(Unit(name, len(rows), "s3://esa-worldcover-s2", "e"), embedded=len(rows))
-        write_ledger(
-            folder / ledger_name(path.name), ledger_table([entry])
-        )
+        write_ledger(folder / ledger_name(path.name), ledger_table([entry]))
         made += path.stat().st_size
         names.append(name)
     return names

@@ -154,9 +154,7 @@ def write_shard(
     with embeddings_file.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
         if chips:
             out.append(chips, stored(chips, made, kiln))
-    write_ledger(
-        Path(ledger_name(str(folder / f"{name}.parquet"))), ledger_table(entries)
-    )
+    write_ledger(Path(ledger_name(str(folder / f"{name}.parquet"))), ledger_table(entries))
     return chips
 
 

@@ -85,7 +85,7 @@ def http_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except CONNECTION_ERRORS as e:
-        raise TransientError(f"{uri}: the connection broke or could not be made ({e}). Try again later.") from e
+        raise TransientError(f"{uri}: the connection broke or failed ({e}). Try again later.") from e
     except OSError as e:
         raise StorageError(f"{uri}: {e.strerror or e}") from e
 

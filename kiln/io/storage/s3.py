@@ -135,7 +135,7 @@ def s3_errors(uri: str) -> Iterator[None]:
     except NoCredentialsError as e:
         raise ConfigError(f"{uri}: expected AWS credentials, got none. Set AWS_PROFILE or AWS_ACCESS_KEY_ID.") from e
     except (ConnectionError, HTTPClientError) as e:
-        raise TransientError(f"{uri}: the connection broke or could not be made ({e}). Try again later.") from e
+        raise TransientError(f"{uri}: the connection broke or failed ({e}). Try again later.") from e
     except OSError as e:
         raise StorageError(f"{uri}: {e.strerror or e}") from e
 

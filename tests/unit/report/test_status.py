@@ -192,9 +192,7 @@ def many(top, partitions, shards=1):
     for line in lines:
         target = shard(line["shard"], line["partition"], "results/sample/naip-1a2b3c4d")
         storage.write_bytes(target, b"rows")
-        storage.write_bytes(
-            ledger_name(target), Path(ledger_name(str(one))).read_bytes()
-        )
+        storage.write_bytes(ledger_name(target), Path(ledger_name(str(one))).read_bytes())
     return [x["shard"] for x in lines]
 
 

@@ -833,9 +833,7 @@ def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
     embed_naip.main(flags(units, 0, folder, encoder_file, *told))
     there = storage.listing(folder)
     shard = storage.join(folder, f"{lines[0]['shard']}.parquet")
-    assert list(there) == sorted(
-        [shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")]
-    )
+    assert list(there) == sorted([shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
     assert not storage.listing(parts), "the shard is whole"
     with storage.local_copy(shard) as path, storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as beside:
         rows, patches = pq.read_table(path), pq.read_table(beside)
