@@ -1,37 +1,40 @@
-"""The errors Kiln expects. Anything else is a bug and is never caught."""
+"""The errors that Kiln expects. Any other exception is a bug and is never caught.
+
+A message reads `<where>: expected <what>, got <value>. <What to do>.`
+"""
 
 
 class KilnError(Exception):
-    """Something a person can mend: the message says what, where and what to do."""
+    """An error that a person can correct."""
 
 
 class ConfigError(KilnError):
-    """A wrong setting, flag or plan; raised before any weight is loaded."""
+    """A wrong setting, flag or plan. It is raised before any weights are loaded."""
 
 
 class WeightsError(KilnError):
-    """A checkpoint or weights file that is not what it should be."""
+    """A damaged or unexpected checkpoint or weights file."""
 
 
 class SourceError(KilnError):
-    """A source that would fail again (corrupt, missing, of another shape): a `failed` row of the ledger."""
+    """A source that would fail again: missing, damaged or of another shape. It becomes a `failed` row of the ledger."""
 
 
 class AccessError(SourceError):
-    """A source that refuses to be read: no rights, or nobody who pays."""
+    """A source that denies access: no permission, or no payer."""
 
 
 class TransientError(KilnError):
-    """A source or store that may work on the next try (throttled, vanished host): the job exits non-zero."""
+    """A source or store that may work on the next try: overloaded or unreachable. The job exits non-zero."""
 
 
 class StorageError(KilnError):
-    """A place that cannot be written or read: full disk, no permission, no such bucket."""
+    """A place that cannot be written or read: full disk, no permission, missing bucket."""
 
 
 class TooManyFailuresError(KilnError):
-    """More units failed than `max_failed_fraction` allows."""
+    """A shard with more failed units than `max_failed_fraction` allows."""
 
 
 class AccountError(KilnError):
-    """What an AWS account refuses or cannot do, in its own words and what to do about it."""
+    """An AWS account that denies a request or cannot fulfil it."""

@@ -49,7 +49,7 @@ def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="embed a finished shard again")
     add("--checkpoints", help="path or s3:// of a folder for finished units of the unfinished shard")
     add("--expect-fingerprint", metavar="HEX", help="stop unless the fingerprint begins like this")
-    add("--vector-dtype", choices=vectors.STORAGES, default="float16", help="dtype of the vectors")
+    add("--vector-dtype", choices=vectors.VECTOR_DTYPES, default="float16", help="dtype of the vectors")
     add("--embedding", choices=vectors.EMBEDDINGS, default="class", help="class token, mean of patch tokens, or both")
     add(
         "--patches",

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
         "--numbers", type=json.loads, required=True, help="JSON: `plan` of the config, rates and prices"
     )
     parser.add_argument("--dimensions", type=int, default=1024, help="numbers of a vector")
-    parser.add_argument("--vector-dtype", choices=vectors.STORAGES, default="float16", help="dtype of the vectors")
+    parser.add_argument("--vector-dtype", choices=vectors.VECTOR_DTYPES, default="float16", help="dtype of the vectors")
     parser.add_argument("--embedding", choices=vectors.EMBEDDINGS, default="class", help="vectors of a row")
     parser.add_argument("--patches", type=json.loads, default={}, help="JSON: stored patches of a chip, by dataset")
     args = parser.parse_args(argv)

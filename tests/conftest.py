@@ -40,7 +40,7 @@ def shared() -> Path | None:
 def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Safetensors of a tiny untrained encoder, as `encoder_weights` makes them."""
     path = tmp_path_factory.mktemp("weights") / "untrained-float32.safetensors"
-    checkpoint.make_untrained(UNTRAINED, "float32", path)
+    checkpoint.write_untrained(UNTRAINED, "float32", path)
     return path
 
 

@@ -92,7 +92,7 @@ def bucket_region(bucket: str) -> str:
     """
     from botocore.exceptions import ClientError
 
-    with storage.named_errors(f"s3://{bucket}"):
+    with storage.s3_errors(f"s3://{bucket}"):
         try:
             response = storage.s3_client(bucket).head_bucket(Bucket=bucket)["ResponseMetadata"]
         except ClientError as e:

@@ -21,8 +21,8 @@ from kiln.io.text_table import aligned
 from kiln.model.identity import PRECISIONS
 
 if TYPE_CHECKING:  # both import torch, which `kiln tune --help` need not wait for
+    from kiln.model.identity import Precision
     from kiln.model.tuning import Speed
-    from kiln.model.weights import Precision
 
 CPU_BATCHES, GPU_BATCHES = "1,4,8,16", "16,32,64,128,256"
 

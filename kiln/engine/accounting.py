@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kiln.engine.checkpoints import Checkpoints
 from kiln.errors import TooManyFailuresError
 from kiln.formats import embeddings_file, patch_file, vectors
+from kiln.formats.ledger import LedgerEntry, ledger_table, ledger_text
 from kiln.formats.records import Chip, Dropped, Opened, Unit
 
 NO_PIXELS: NDArray[np.uint8] = np.empty((0, 0, 0), np.uint8)
@@ -22,10 +23,10 @@ log = logging.getLogger(__name__)
 class Ledger:
     """The entries of a shard's units, in ledger order; finished units begin with the entry of their checkpoint."""
 
-    def __init__(self, units: Iterable[Unit], finished: Mapping[str, embeddings_file.Entry]) -> None:
-        self._entries = {u.unit_id: finished.get(u.unit_id) or embeddings_file.Entry(u) for u in units}
+    def __init__(self, units: Iterable[Unit], finished: Mapping[str, LedgerEntry]) -> None:
+        self._entries = {u.unit_id: finished.get(u.unit_id) or LedgerEntry(u) for u in units}
 
-    def __getitem__(self, unit_id: str) -> embeddings_file.Entry:
+    def __getitem__(self, unit_id: str) -> LedgerEntry:
         return self._entries[unit_id]
 
     def __iter__(self) -> Iterator[str]:
@@ -35,7 +36,7 @@ class Ledger:
         return len(self._entries)
 
     @property
-    def entries(self) -> list[embeddings_file.Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """The entries in ledger order."""
         return list(self._entries.values())
 
@@ -52,18 +53,18 @@ class Ledger:
     @property
     def failed_fraction(self) -> float:
         """Fraction of the units that failed. A partly failed unit counts by its fraction of failed chips."""
-        return sum(e.failed_share for e in self.entries) / max(len(self), 1)
+        return sum(e.failed_fraction for e in self.entries) / max(len(self), 1)
 
     def table(self) -> pa.Table:
         """Return the ledger as a table. Raises AssertionError if a unit's chips are not all accounted for."""
-        return embeddings_file.ledger_table(self.entries)
+        return ledger_table(self.entries)
 
     def raise_for_failures(self, max_failed_fraction: float) -> None:
         """Log the ledger and raise TooManyFailuresError if more of the shard failed than `max_failed_fraction`."""
         if self.failed_fraction <= max_failed_fraction:
             return
-        log.error("the ledger of this shard:\n%s", embeddings_file.ledger_text(self.table()))
-        reason = next(e.reasons[0] for e in self.entries if e.reasons)
+        log.error("the ledger of this shard:\n%s", ledger_text(self.table()))
+        reason = next(e.failure_reasons[0] for e in self.entries if e.failure_reasons)
         raise TooManyFailuresError(
             f"max_failed_fraction: expected at most {max_failed_fraction:.0%} of the shard to fail, got "
             f"{self.failed_fraction:.0%}; the first reason: {reason}. Repair the source or raise the limit; the ledger "
@@ -107,7 +108,7 @@ class OpenUnit:
 
     def rows(self, schema: pa.Schema) -> pa.Table:
         """Return the rows that are held."""
-        return embeddings_file.rows(self.chips, vectors.joined(self.columns), schema)
+        return embeddings_file.chip_table(self.chips, vectors.concatenate(self.columns), schema)
 
 
 class ShardAccounting:
@@ -136,13 +137,13 @@ class ShardAccounting:
         """Record the exact number of a unit's chips. Returns how many more chips there are than was expected."""
         entry = self.ledger[event.unit_id]
         before = entry.unit.expected
-        entry.open(event)
+        entry.record_opened(event)
         return event.expected - before
 
     def record_skipped(self, event: Dropped) -> None:
         """Record chips that get no row. A unit that is finished thereby, without any row, gets its checkpoint."""
         entry = self.ledger[event.unit_id]
-        entry.drop(event)
+        entry.record_dropped(event)
         if self._checkpoints and _can_be_checkpoint(entry) and not entry.embedded:
             self._checkpoints.write(self._writer.schema.empty_table(), entry)
 
@@ -158,7 +159,7 @@ class ShardAccounting:
         """
         for chip in chips:
             chip.pixels = NO_PIXELS  # rows wait for their row group without pixels
-        finite = vectors.finite(columns)
+        finite = vectors.finite_rows(columns)
         first = 0
         for unit_id, group in itertools.groupby(chips, key=lambda chip: chip.unit_id):
             start, first = first, first + len(list(group))
@@ -167,11 +168,11 @@ class ShardAccounting:
             entry.embedded += len(rows)
             if failed := first - start - len(rows):
                 dtype = next(v.dtype for v in columns.values() if not np.isfinite(v[start:first]).all())
-                entry.drop(Dropped(unit_id, "failed", failed, f"vector not finite in {dtype}"))
-            self._append(entry, [chips[i] for i in rows], vectors.chosen(columns, rows))
+                entry.record_dropped(Dropped(unit_id, "failed", failed, f"vector not finite in {dtype}"))
+            self._append(entry, [chips[i] for i in rows], vectors.select_rows(columns, rows))
         return int(finite.sum())
 
-    def _append(self, entry: embeddings_file.Entry, chips: list[Chip], columns: vectors.Columns) -> None:
+    def _append(self, entry: LedgerEntry, chips: list[Chip], columns: vectors.Columns) -> None:
         """Hand rows of one unit to the writer, or hold them if they can become a checkpoint."""
         if self._checkpoints and (self._open is None or self._open.unit_id != entry.unit.unit_id):
             self._begin_unit(entry.unit, self._checkpoints)
@@ -226,7 +227,7 @@ class ShardAccounting:
         return self.ledger
 
 
-def _can_be_checkpoint(entry: embeddings_file.Entry) -> bool:
+def _can_be_checkpoint(entry: LedgerEntry) -> bool:
     """Return whether all chips of a unit are accounted for and none failed. Failed units are retried instead."""
     unit = entry.unit
-    return bool(unit.version) and unit.expected_known and entry.left == 0 and entry.status != "failed"
+    return bool(unit.version) and unit.expected_known and entry.unaccounted == 0 and entry.status != "failed"

@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kiln.errors import SourceError
-from kiln.formats import embeddings_file, patch_file
+from kiln.formats import patch_file
 from kiln.formats.fingerprint import digest
+from kiln.formats.ledger import LedgerEntry
+from kiln.formats.parquet import parquet_errors
 from kiln.formats.records import Unit
 from kiln.io import storage
 
@@ -59,9 +61,7 @@ class Checkpoints:
         """Return the path or s3:// of the checkpoint of a unit in its present state."""
         return storage.join(self.folder, f"{_file_stem(unit)}-{digest([self.identity, unit.version])[:12]}.parquet")
 
-    def read_finished(
-        self, units: Iterable[Unit], schema: pa.Schema
-    ) -> dict[str, tuple[pa.Table, embeddings_file.Entry]]:
+    def read_finished(self, units: Iterable[Unit], schema: pa.Schema) -> dict[str, tuple[pa.Table, LedgerEntry]]:
         """Return rows and ledger entry of each unit that has a checkpoint, by unit id.
 
         Unreadable checkpoints are ignored with a warning.
@@ -83,24 +83,24 @@ class Checkpoints:
     def read_patches(self, unit: Unit, rows: int) -> Iterator[tuple[list[str], NDArray[np.float16]]]:
         """Yield chip ids and patch vectors [n, L * D] of a unit's checkpoint. A checkpoint without rows has none."""
         if rows:
-            with storage.local_copy(patch_file.file_name(self.uri(unit))) as path:
-                yield from patch_file.read(path)
+            with storage.local_copy(patch_file.patches_name(self.uri(unit))) as path:
+                yield from patch_file.read_patches(path)
 
     def _check_patches(self, unit: Unit, rows: pa.Table) -> None:
         """Raise SourceError unless the patches of a checkpoint are complete and belong to its rows."""
         chip_ids = rows["chip_id"].to_pylist()
         if chip_ids != [chip_id for ids, _ in self.read_patches(unit, len(rows)) for chip_id in ids]:
             raise SourceError(
-                f"{patch_file.file_name(self.uri(unit))}: expected the patches of its checkpoint's {len(chip_ids)} "
+                f"{patch_file.patches_name(self.uri(unit))}: expected the patches of its checkpoint's {len(chip_ids)} "
                 "chips, got others. Delete it."
             )
 
     def open_spool(self, unit: Unit, schema: pa.Schema) -> patch_file.Spool:
         """Open the file for the patches of an unfinished unit. Give it to `write`, or abandon it."""
-        self._spool = patch_file.Spool(patch_file.file_name(self.uri(unit)), schema)
+        self._spool = patch_file.Spool(patch_file.patches_name(self.uri(unit)), schema)
         return self._spool
 
-    def write(self, rows: pa.Table, entry: embeddings_file.Entry, spool: patch_file.Spool | None = None) -> None:
+    def write(self, rows: pa.Table, entry: LedgerEntry, spool: patch_file.Spool | None = None) -> None:
         """Begin to write the checkpoint of a finished unit, its patches first.
 
         Raises:
@@ -146,13 +146,13 @@ class Checkpoints:
             self._wait_for_write()
 
 
-def _read_checkpoint(uri: str, unit: Unit, schema: pa.Schema) -> tuple[pa.Table, embeddings_file.Entry]:
+def _read_checkpoint(uri: str, unit: Unit, schema: pa.Schema) -> tuple[pa.Table, LedgerEntry]:
     """Return rows and ledger entry of a unit's checkpoint. Raises SourceError for another file."""
-    with storage.local_copy(uri) as path, embeddings_file.reading(uri):
+    with storage.local_copy(uri) as path, parquet_errors(uri):
         rows = pq.read_table(path, page_checksum_verification=True)
     try:
         values = json.loads((rows.schema.metadata or {})[ENTRY_KEY])
-        entry = embeddings_file.Entry(**values | {"unit": Unit(**values["unit"])})
+        entry = LedgerEntry(**values | {"unit": Unit(**values["unit"])})
         rows = rows.replace_schema_metadata(None).cast(schema.remove_metadata())
     except (KeyError, TypeError, ValueError, pa.ArrowException) as e:
         raise SourceError(

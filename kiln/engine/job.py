@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from kiln.engine.metadata import given_gsd, shard_fingerprint, shard_metadata
 from kiln.engine.options import EmbedOptions
 from kiln.errors import ConfigError, KilnError
+from kiln.formats.ledger import ledger_name, write_ledger
 from kiln.formats.records import Source, Unit
 from kiln.io import storage
-from kiln.model.device import claimed
+from kiln.model.device import claim_device
 
 if TYPE_CHECKING:  # torch is slow to import, and command lines import this module
     from kiln.engine.checkpoints import Checkpoints
     from kiln.model.clay import ClayEncoder
-    from kiln.model.weights import Precision
+    from kiln.model.identity import Precision
 
 __all__ = ["EmbedOptions", "ShardResult", "embed_shard"]
 log = logging.getLogger(__name__)
@@ -82,14 +83,14 @@ def embed_shard(
     """
     from kiln.engine import pipeline
     from kiln.engine.checkpoints import Checkpoints
-    from kiln.formats import embeddings_file, patch_file
+    from kiln.formats import patch_file
     from kiln.model import embedder, int8
     from kiln.model import weights as encoders
 
     weights, options = Path(weights), options or EmbedOptions()
-    ledger = ledger or embeddings_file.ledger_name(output)
-    patches = patch_file.file_name(ledger.removesuffix(".ledger.parquet")) if options.patches else None
-    info, header = source.info, encoders.read_about(weights)
+    ledger = ledger or ledger_name(output)
+    patches = patch_file.patches_name(ledger.removesuffix(".ledger.parquet")) if options.patches else None
+    info, header = source.info, encoders.read_metadata(weights)
     fingerprint = shard_fingerprint(info, header, options)
     if expect_fingerprint and not fingerprint.startswith(expect_fingerprint):
         raise ConfigError(
@@ -102,12 +103,12 @@ def embed_shard(
         device_type = options.device.partition(":")[0]
         finished_units = Checkpoints.for_metadata(checkpoints, metadata | {"device": device_type})
     with (
-        claimed(options.device) as device,
+        claim_device(options.device) as device,
         storage.atomic(output) as partial_output,
         storage.atomic(patches) if patches else nullcontext() as partial_patches,
     ):
         if header["precision"] == "int8":
-            int8.check(device)
+            int8.require_int8(device)
         source.check()
         shard = pipeline.embed(
             source,
@@ -115,7 +116,7 @@ def embed_shard(
             header["geometry"]["dim"],
             partial_output,
             metadata,
-            policy=embedder.Policy(
+            policy=embedder.EmbedPolicy(
                 "zeros" if info.metadata == "zeros" else "as_trained",
                 given_gsd(info),
                 options.vector_dtype,
@@ -128,7 +129,7 @@ def embed_shard(
             patch_path=partial_patches,
         )
         with storage.atomic(ledger) as partial_ledger:
-            embeddings_file.write_ledger(partial_ledger, shard.ledger)
+            write_ledger(partial_ledger, shard.ledger)
     if finished_units:
         _delete_checkpoints(finished_units, source.units())
     log.info("%s: %d rows of %d units", output, shard.rows, len(shard.ledger))

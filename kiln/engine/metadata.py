@@ -4,12 +4,12 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from kiln.version import __version__
 from kiln.engine.options import EmbedOptions
 from kiln.formats import patch_file, vectors
 from kiln.formats.fingerprint import fingerprint
 from kiln.formats.records import SourceInfo
 from kiln.model.identity import RECIPE
+from kiln.version import __version__
 
 MODEL = "Clay v1.5"
 
@@ -67,7 +67,7 @@ def shard_metadata(info: SourceInfo, header: Mapping[str, Any], identity: str, o
         "dimensions": geometry["dim"],
         "precision": header["precision"],
         "storage": options.vector_dtype,
-        **vectors.described(options.vector_dtype, options.embedding),
+        **vectors.dequantisation_metadata(options.vector_dtype, options.embedding),
         "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
         "wavelengths": sensor.wavelengths,
         "gsd": "actual" if gsd is None else gsd,
@@ -78,7 +78,7 @@ def shard_metadata(info: SourceInfo, header: Mapping[str, Any], identity: str, o
         "software": _software_versions(),
     }
     if options.patches:
-        metadata["patches"] = patch_file.described(dict(info.lattice), geometry["patch"], geometry["dim"])
+        metadata["patches"] = patch_file.patches_metadata(dict(info.lattice), geometry["patch"], geometry["dim"])
     return metadata
 
 

@@ -27,7 +27,7 @@ class EmbedOptions:
         ConfigError: If an option is out of its range.
     """
 
-    vector_dtype: vectors.Storage = "float16"
+    vector_dtype: vectors.VectorDtype = "float16"
     embedding: vectors.Embedding = "class"
     patches: bool = False
     max_failed_fraction: float = 0.5
@@ -38,7 +38,7 @@ class EmbedOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        self._check_choice("vector_dtype", vectors.STORAGES)
+        self._check_choice("vector_dtype", vectors.VECTOR_DTYPES)
         self._check_choice("embedding", vectors.EMBEDDINGS)
         for name, minimum in (("batch_size", 1), ("threads", 0), ("read_threads", 1), ("read_ahead_mb", 0)):
             if getattr(self, name) < minimum:

@@ -23,7 +23,7 @@ from kiln.engine.statistics import ShardStatistics
 from kiln.formats import embeddings_file, patch_file, vectors
 from kiln.formats.records import Chip, Dropped, Opened, Source
 from kiln.model.clay import ClayEncoder
-from kiln.model.embedder import Embedder, Policy
+from kiln.model.embedder import Embedder, EmbedPolicy
 
 MAX_WAITING_BATCHES = 2  # ready while one is encoded
 
@@ -58,7 +58,7 @@ def embed(
     path: Path,
     metadata: Mapping[str, Any],
     *,
-    policy: Policy,
+    policy: EmbedPolicy,
     budget: Budget,
     max_failed_fraction: float,
     checkpoints: Checkpoints | None = None,
@@ -90,7 +90,7 @@ def embed(
         StorageError: If a file cannot be written.
     """
     full_metadata = {**metadata, "sources": source.provenance()}
-    schema = embeddings_file.schema(dim, policy.storage, source.columns, full_metadata, policy.embedding)
+    schema = embeddings_file.schema(dim, policy.vector_dtype, source.columns, full_metadata, policy.embedding)
     with ExitStack() as stack:
         if checkpoints:
             stack.enter_context(checkpoints)
@@ -107,7 +107,7 @@ def embed(
         events = _read_chips(source, accounting.checkpointed, budget, statistics)
         batches = in_thread(make_batches(events, budget.batch_size, one_gsd=policy.gsd is None), MAX_WAITING_BATCHES)
         with closing(batches):
-            for batch, columns in _encode(batches, load_embedder, policy.storage, statistics):
+            for batch, columns in _encode(batches, load_embedder, policy.vector_dtype, statistics):
                 _record(batch, columns, accounting, statistics)
         ledger = accounting.close()
     result = EmbeddedShard(writer.rows, ledger.table())
@@ -129,7 +129,7 @@ def _read_chips(
 def _encode(
     batches: Iterator[Batch],
     load_embedder: Callable[[], Embedder],
-    vector_dtype: vectors.Storage,
+    vector_dtype: vectors.VectorDtype,
     statistics: ShardStatistics,
 ) -> Iterator[tuple[Batch, vectors.Columns | None]]:
     """Yield the batches in order, each with its vectors as they are stored; None for a batch without chips.

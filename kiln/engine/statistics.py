@@ -30,7 +30,7 @@ class ShardStatistics:
         self.encoding_s = self.waiting_s = 0.0
         if checkpointed:
             log.info("%d of %d units have checkpoints of an earlier try", len(checkpointed), len(ledger))
-            self.progress.keep(sum(ledger[unit_id].unit.expected for unit_id in checkpointed))
+            self.progress.resume(sum(ledger[unit_id].unit.expected for unit_id in checkpointed))
 
     def count_reads(self, loaded: Iterator[Loaded]) -> Iterator[Loaded]:
         """Yield the reads, counted."""

@@ -26,6 +26,7 @@ from kiln.explorer.matrix import BOX, LEVEL, NO_TIME, TEXTS, Matrix, hash_texts,
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
 from kiln.io.progress import Progress
+from kiln.io.storage.local import DISK_ERRNOS
 
 RECIPE = 3  # raised when the files of a cached matrix change
 BATCH_ROWS = 4096
@@ -86,7 +87,7 @@ def open_matrix(db: ExplorerDatabase, cache: Path) -> Matrix:
     except OSError as e:
         if e.errno is None:  # an error of Lance has no number
             raise no_answer(db.uri, e) from e
-        if e.errno not in storage.DISK:
+        if e.errno not in DISK_ERRNOS:
             raise
         raise StorageError(f"{folder}: cannot be written: {os.strerror(e.errno)}. Choose another --cache.") from e
 

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from kiln.archives.registry import PICTURE_SIZE_PX, archives
 from kiln.errors import KilnError, SourceError
-from kiln.io.storage import TIMEOUT
+from kiln.io.storage.http import TIMEOUT_S
 
 SIZE = PICTURE_SIZE_PX
 MAX_ANSWER_BYTES = 16 << 20
@@ -165,7 +165,7 @@ def wms_request(wms: WmsSettings, bbox: BoundingBox, width: int = SIZE) -> dict[
 def _get_map(wms: WmsSettings, bbox: BoundingBox, width: int) -> Pixels:
     """Return the RGB picture [SIZE, width, 3] of one request. Raises SourceError if the answer is no valid picture."""
     try:
-        with requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT, stream=True) as response:
+        with requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT_S, stream=True) as response:
             content_type = response.headers.get("Content-Type", "").partition(";")[0]
             body = bytearray()
             for chunk in response.iter_content(1 << 16):

@@ -1,7 +1,7 @@
-"""The fingerprint: the digest of everything that changes a vector's value, known before anything runs.
+"""The fingerprint: the digest of everything that changes a vector's value, known before any job runs.
 
-It names the folder of a dataset, so that nothing made otherwise can be mixed in. Every dry run imports
-this module, so it imports nothing heavy.
+It is part of the name of a dataset's folder, so vectors of different settings never mix. Every dry run imports this
+module, so it imports no large library.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from kiln.formats.sensor import Sensor
 
 
 def digest(value: Any) -> str:
-    """sha256, in hex, of a value's canonical JSON."""
+    """Return the sha256 of a value's canonical JSON in hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -30,14 +30,29 @@ def fingerprint(
     gsd: str,
     max_nodata: float,
     max_cloud: float | None,
-    lattice: dict[str, Any],
+    lattice: Mapping[str, Any],
     embedding: str = "class",
     patches: bool = False,
 ) -> str:
-    """sha256 over what changes a vector's value: the settings, the sensor's table and the recipes.
+    """Return the fingerprint of a dataset.
 
-    `weights` is what `weights_digest` gives; `lattice` says how chips are laid out (chip size, pixels per degree,
-    whole chips or quarters, for WorldCover). Files of patches, where they are wanted, lie beside shards of their own.
+    Args:
+        dataset: Name of the archive.
+        sensor: The bands as the model sees them.
+        recipes: Recipes by name. A recipe is an integer that is raised whenever code would give other vectors.
+        weights: Digest of the weights, as `weights_digest` returns it.
+        precision: Precision of the encoder.
+        dtype: Dtype of the vectors in the files.
+        metadata: Date and place that the model is given.
+        gsd: Pixel size that the model is given.
+        max_nodata: Largest fraction of nodata in an embedded chip.
+        max_cloud: Largest fraction of cloud in an embedded chip; None for an archive without a cloud filter.
+        lattice: The lattice of chips, as `chip_size` in pixels.
+        embedding: Kind of vectors.
+        patches: Whether patch vectors are written too; their shards are never mixed with shards without patches.
+
+    Returns:
+        sha256 in hex.
     """
     return digest(
         {
@@ -51,7 +66,7 @@ def fingerprint(
             "gsd": gsd,
             "max_nodata": float(max_nodata),
             "max_cloud": None if max_cloud is None else float(max_cloud),
-            "lattice": lattice,
+            "lattice": dict(lattice),
             "sensor": asdict(sensor),
             "recipes": dict(recipes),
         }

@@ -1,11 +1,11 @@
-"""Patch vectors of chips, in a file of their own beside a shard's: hundreds of times its size, written if asked for.
+"""Patch vectors of chips, in their own file: hundreds of times the size of a shard's, and written on request.
 
 A row is a chip, in the order of the shard's rows: `chip_id`, and `patches`, its patch tokens as float16 in one list.
-The `kiln` entry tells their shape: rows from the north, columns from the west, dimensions.
+The `kiln` metadata has their shape: rows from the north, columns from the west, dimensions.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,49 +15,59 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kiln.formats import embeddings_file
+from kiln.formats.arrays import Float16Array
+from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
 
 COLUMN = "patches"
-GROUP_BYTES = 64 << 20  # of a row group, before compression: what is held in memory
+ROW_GROUP_BYTES = 64 << 20  # before compression; held in memory
 
 
-def file_name(shard: str) -> str:
-    """The file of patches beside a shard's, by the shard's name or URI."""
+def patches_name(shard: str) -> str:
+    """Return the name or URI of a shard's file of patches, given that of its embeddings file."""
     return f"{shard.removesuffix('.parquet')}.patches.parquet"
 
 
-def described(lattice: dict[str, Any], patch: int, dim: int) -> dict[str, Any]:
-    """Of the `kiln` metadata: the shape [rows, columns, D] of a chip's patches, and their type."""
+def patches_metadata(lattice: Mapping[str, Any], patch: int, dimensions: int) -> dict[str, Any]:
+    """Return the entry `patches` of the `kiln` metadata.
+
+    Args:
+        lattice: The source's lattice, with `chip_size` in pixels.
+        patch: Side of a patch in pixels.
+        dimensions: Numbers of a vector.
+
+    Returns:
+        The shape [rows, columns, D] of a chip's patches, and their dtype.
+    """
     side = lattice["chip_size"] // (2 if lattice.get("encode") == "quarters" else 1) // patch
-    return {"shape": [side, side, dim], "storage": "float16"}
+    return {"shape": [side, side, dimensions], "storage": "float16"}
 
 
-def schema(about: dict[str, Any]) -> pa.Schema:
-    """The columns of a file of patches; `about` is its `kiln` metadata, whose `patches` is as `described` gives it."""
-    size = int(np.prod(about["patches"]["shape"]))
+def schema(metadata: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema of a file of patches with its `kiln` metadata, whose `patches` is `patches_metadata`."""
+    size = int(np.prod(metadata["patches"]["shape"]))
     fields = [
         pa.field("chip_id", pa.string(), nullable=False),
         pa.field(COLUMN, pa.list_(pa.field("element", pa.float16(), nullable=False), size), nullable=False),
     ]
-    return pa.schema(fields, metadata={"kiln": json.dumps(about, sort_keys=True)})
+    return pa.schema(fields, metadata={"kiln": json.dumps(metadata, sort_keys=True)})
 
 
 class PatchWriter:
-    """Writes a file of patches, a row group when one is full: memory does not grow with the shard.
+    """A writer of a file of patches. It holds one row group in memory.
 
-    Every row group but the last has as many rows, however the rows came: the file depends on them alone.
+    Every row group but the last has as many rows, so the file depends on the rows alone and not on their batches.
     """
 
-    def __init__(self, path: Path, columns: pa.Schema) -> None:
-        self.schema = columns
-        self._kind = columns.field(COLUMN).type
-        self._rows = max(1, GROUP_BYTES // (2 * self._kind.list_size))
-        self._block = np.empty((self._rows, self._kind.list_size), np.float16)
+    def __init__(self, path: Path, file_schema: pa.Schema) -> None:
+        self.schema = file_schema
+        self._type = file_schema.field(COLUMN).type
+        self._rows = max(1, ROW_GROUP_BYTES // (2 * self._type.list_size))
+        self._block = np.empty((self._rows, self._type.list_size), np.float16)
         self._ids: list[str] = []
         self._file = pq.ParquetWriter(
             path,
-            columns,
+            file_schema,
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
@@ -65,21 +75,21 @@ class PatchWriter:
             write_page_checksum=True,
         )
 
-    def append(self, chip_ids: Sequence[str], block: np.ndarray) -> None:
-        """Add chips; `block` [n, L * D] float16."""
-        at = 0
-        while at < len(chip_ids):
+    def append(self, chip_ids: Sequence[str], block: Float16Array) -> None:
+        """Append n chips with their patches `block` [n, L * D]."""
+        start = 0
+        while start < len(chip_ids):
             first = len(self._ids)
-            count = min(self._rows - first, len(chip_ids) - at)
-            self._block[first : first + count] = block[at : at + count]
-            self._ids += chip_ids[at : at + count]
-            at += count
+            count = min(self._rows - first, len(chip_ids) - start)
+            self._block[first : first + count] = block[start : start + count]
+            self._ids += chip_ids[start : start + count]
+            start += count
             if len(self._ids) == self._rows:
-                self._write()
+                self._write_row_group()
 
-    def _write(self) -> None:
+    def _write_row_group(self) -> None:
         values = pa.array(self._block[: len(self._ids)].reshape(-1))
-        rows = pa.FixedSizeListArray.from_arrays(values, type=self._kind)
+        rows = pa.FixedSizeListArray.from_arrays(values, type=self._type)
         self._file.write_table(pa.table([pa.array(self._ids, pa.string()), rows], schema=self.schema))
         self._ids = []
 
@@ -89,46 +99,43 @@ class PatchWriter:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if kind is None and self._ids:
-                self._write()
+                self._write_row_group()
         finally:
             self._file.close()
 
 
 class Spool:
-    """The patches of a unit that is not finished yet, on their way to `uri`."""
+    """The file of an unfinished unit's patches, which appears at `uri` when the unit is finished."""
 
-    def __init__(self, uri: str, columns: pa.Schema) -> None:
+    def __init__(self, uri: str, file_schema: pa.Schema) -> None:
         with ExitStack() as stack:
-            self._file = stack.enter_context(PatchWriter(stack.enter_context(storage.atomic(uri)), columns))
+            self._file = stack.enter_context(PatchWriter(stack.enter_context(storage.atomic(uri)), file_schema))
             self._open = stack.pop_all()
 
-    def append(self, chip_ids: Sequence[str], block: np.ndarray) -> None:
-        """Add chips, as `PatchWriter.append`."""
+    def append(self, chip_ids: Sequence[str], block: Float16Array) -> None:
+        """Append n chips with their patches `block` [n, L * D]."""
         self._file.append(chip_ids, block)
 
     def finish(self) -> None:
-        """Put the file in place. Raises StorageError."""
+        """Write the file to its URI. Raises StorageError if that fails."""
         self._open.close()
 
     def abandon(self) -> None:
-        """Leave nothing behind; after `finish` there is nothing to undo."""
+        """Delete what was written, unless `finish` was called before."""
         with suppress(_AbandonedError), self._open:
             raise _AbandonedError
 
 
 class _AbandonedError(Exception):
-    """Undoes a spool."""
+    """The end of a spool whose file must not appear."""
 
 
-def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Chips and their patches [n, L * D] float16, a row group at a time.
-
-    Raises SourceError for a file that is not whole.
-    """
-    with embeddings_file.reading(path):
+def read_patches(path: Path) -> Iterator[tuple[list[str], Float16Array]]:
+    """Yield ids [n] and patches [n, L * D] of chips, one row group at a time. Raises SourceError for a damaged file."""
+    with parquet_errors(path):
         file = pq.ParquetFile(path, page_checksum_verification=True)
     for group in range(file.num_row_groups):
-        with embeddings_file.reading(path):
+        with parquet_errors(path):
             rows = file.read_row_group(group)
-        values = rows[COLUMN].combine_chunks()
-        yield rows["chip_id"].to_pylist(), np.asarray(values.flatten()).reshape(len(rows), values.type.list_size)
+        patches = rows[COLUMN].combine_chunks()
+        yield rows["chip_id"].to_pylist(), np.asarray(patches.flatten()).reshape(len(rows), patches.type.list_size)

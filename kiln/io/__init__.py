@@ -1,1 +1,1 @@
-"""Files, GDAL, progress and processes; knows no archive and no model."""
+"""Files, GDAL, progress and memory. This package knows no archive and no model."""

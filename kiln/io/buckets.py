@@ -19,7 +19,7 @@ _BUCKETS: dict[str, Bucket] = {}
 
 
 def register_buckets(*buckets: Bucket) -> None:
-    """Add buckets, so that every later request to them is made in the right way."""
+    """Add buckets; later requests to them are signed and paid accordingly."""
     _BUCKETS.update({bucket.name: bucket for bucket in buckets})
 
 

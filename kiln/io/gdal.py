@@ -1,4 +1,4 @@
-"""How GDAL is asked: bounded, patient and anonymous where the bucket is public. Used wherever a raster is opened."""
+"""How rasters are opened with GDAL: a small cache, retries, and unsigned requests to public buckets."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from kiln.io.buckets import known_bucket
 from kiln.io.storage import is_s3, split_s3
 
 OPTIONS: dict[str, Any] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no look for side files, which over http is a request each
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no search for side files, each a request over http
     "GDAL_HTTP_MAX_RETRY": "5",
     "GDAL_HTTP_RETRY_DELAY": "1",
     "GDAL_HTTP_MULTIPLEX": "YES",
@@ -20,19 +20,30 @@ OPTIONS: dict[str, Any] = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_LOW_SPEED_TIME": "60",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
-    # Bytes of decoded blocks, by default a twentieth of the machine. No block is wanted twice: 256 MB were memory for
-    # nothing, and reading is 1.07 to 1.14 times as fast with 16 (tests/bench/reading.py).
+    # Bytes of decoded blocks; GDAL's default is a twentieth of the machine's memory. No block is read twice, and
+    # reading is 1.07 to 1.14 times as fast with 16 MB as with 256 MB (tests/bench/reading.py).
     "GDAL_CACHEMAX": 16 << 20,
 }
+TRANSIENT_MESSAGES = (
+    "response_code=5", "response code: 5", "response code: 429", "Could not resolve", "timed out", "Timeout",
+)  # fmt: skip
+MAX_MESSAGE_CHARS = 200
 
 
 def environment(uri: str) -> rasterio.Env:
-    """The context to open and read a raster at `uri` in, with the AWS_* settings that the rest of Kiln uses."""
+    """Return the rasterio context to open and read a raster in.
+
+    Args:
+        uri: Path, s3://, http:// or https:// of the raster. Its bucket decides how requests are signed and paid.
+
+    Returns:
+        The context, with the AWS_* variables that the rest of Kiln uses.
+    """
     options = dict(OPTIONS)
     if is_s3(uri) and (bucket := known_bucket(split_s3(uri)[0])):
         access = {"AWS_REQUEST_PAYER": "requester"} if bucket.requester_pays else {"AWS_NO_SIGN_REQUEST": "YES"}
         options |= {**access, "AWS_REGION": bucket.region}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL", ""):  # GDAL has a name of its own for it
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL", ""):  # GDAL does not read this variable
         scheme, _, host = endpoint.partition("://")
         options |= {
             "AWS_S3_ENDPOINT": host,
@@ -42,37 +53,52 @@ def environment(uri: str) -> rasterio.Env:
     return rasterio.Env(**options)
 
 
-def reason(e: BaseException) -> str:
-    """What GDAL said, from the exception and its causes; a failing host or quota is TransientError, raised here."""
-    said = []
-    while e is not None:
-        said.append(str(e))
-        e = e.__cause__ or e.__context__
-    text = "; ".join(dict.fromkeys(said))
-    passing = ("response_code=5", "response code: 5", "response code: 429", "Could not resolve", "timed out", "Timeout")
-    if any(p in text for p in passing):
-        raise TransientError(text)
-    return text[:200]
+def gdal_message(error: BaseException) -> str:
+    """Return the messages of an exception and its causes, at most MAX_MESSAGE_CHARS."""
+    return _messages(error)[:MAX_MESSAGE_CHARS]
 
 
-class Handles:
-    """Open rasters, of which each thread has its own; those that a thread asked for last stay open."""
+def raise_if_transient(error: BaseException) -> None:
+    """Raise TransientError if GDAL reports an overloaded or unreachable server, which may work on the next try."""
+    messages = _messages(error)
+    if any(message in messages for message in TRANSIENT_MESSAGES):
+        raise TransientError(messages) from error
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
+
+def _messages(error: BaseException | None) -> str:
+    messages = []
+    while error is not None:
+        messages.append(str(error))
+        error = error.__cause__ or error.__context__
+    return "; ".join(dict.fromkeys(messages))
+
+
+class OpenRasters:
+    """The open rasters of each thread, at most `max_open` a thread: threads must not share a GDAL dataset."""
+
+    def __init__(self, max_open: int) -> None:
+        self.max_open = max_open
         self._local = threading.local()
 
-    def get(self, uri: str, opened: Callable[[], rasterio.DatasetReader]) -> rasterio.DatasetReader:
-        """The thread's handle, to be asked for inside `environment(uri)`; `opened` makes one that it has not."""
-        handles: dict[str, rasterio.DatasetReader] = self._local.__dict__.setdefault("handles", {})
-        if uri not in handles:
-            file = opened()
-            while len(handles) >= self.keep:
-                handles.pop(next(iter(handles))).close()
-            handles[uri] = file
-        return handles[uri]
+    def get(self, uri: str, open_raster: Callable[[], rasterio.DatasetReader]) -> rasterio.DatasetReader:
+        """Return the thread's open raster of `uri`; call it inside `environment(uri)`.
 
-    def forget(self, uri: str) -> None:
-        """Open it anew the next time that this thread asks."""
-        if handle := self._local.handles.pop(uri, None):
-            handle.close()
+        Args:
+            uri: The raster.
+            open_raster: Opens the raster; called if the thread does not have it open.
+
+        Returns:
+            The open raster. It is closed when the thread has opened `max_open` others since.
+        """
+        rasters: dict[str, rasterio.DatasetReader] = self._local.__dict__.setdefault("rasters", {})
+        if uri not in rasters:
+            raster = open_raster()
+            while len(rasters) >= self.max_open:
+                rasters.pop(next(iter(rasters))).close()
+            rasters[uri] = raster
+        return rasters[uri]
+
+    def close(self, uri: str) -> None:
+        """Close the thread's raster of `uri`, so that `get` opens it again."""
+        if raster := self._local.rasters.pop(uri, None):
+            raster.close()

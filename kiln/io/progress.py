@@ -6,47 +6,54 @@ import time
 
 from tqdm import tqdm
 
-EVERY = 30.0  # seconds between lines of a log file
+LOG_INTERVAL_S = 30.0
 log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts up to `total`; `done` counts everything settled, `embedded` what went through the encoder."""
+    """A count of chips up to `total`.
 
-    def __init__(self, total: int, what: str) -> None:
-        self.total, self.what = total, what
-        self.done = self.embedded = self._kept = 0
-        self.start = self._said = time.monotonic()
+    Attributes:
+        total: Chips that are expected.
+        done: Chips that are embedded, skipped or failed.
+        embedded: Chips that were encoded.
+    """
+
+    def __init__(self, total: int, label: str) -> None:
+        self.total, self.label = total, label
+        self.done = self.embedded = self._resumed = 0
+        self._start = self._logged = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=what, unit="chip", smoothing=0.1, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=label, unit="chip", smoothing=0.1, dynamic_ncols=True)
 
     def advance(self, done: int, *, embedded: int = 0) -> None:
-        """`done` more settled, `embedded` of them encoded."""
+        """Count `done` more chips, `embedded` of them encoded."""
         self.done += done
         self.embedded += embedded
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.rate:.1f} embedded/s", refresh=False)
             self._bar.update(done)
-        elif (now := time.monotonic()) - self._said >= EVERY:
-            self._said = now
-            left = (self.total - self.done) * (now - self.start) / max(self.done - self._kept, 1)
+        elif (now := time.monotonic()) - self._logged >= LOG_INTERVAL_S:
+            self._logged = now
+            seconds_left = (self.total - self.done) * (now - self._start) / max(self.done - self._resumed, 1)
             log.info(
                 "%s: %d of %d chips (%.0f%%), %.1f embedded/s, %s left",
-                self.what, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate, _duration(left),
+                self.label, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate,
+                _duration(seconds_left),
             )  # fmt: skip
 
-    def keep(self, done: int) -> None:
-        """`done` were settled by an earlier try: they say nothing of the pace."""
+    def resume(self, done: int) -> None:
+        """Count chips of an earlier run's checkpoints; they do not enter the rate."""
         self.done += done
-        self._kept += done
+        self._resumed += done
         if self._bar is not None:
             self._bar.initial += done
             self._bar.n += done
             self._bar.refresh()
 
     def grow(self, more: int) -> None:
-        """Expect `more` chips than before, or fewer."""
+        """Expect `more` chips than before; a negative number is fewer."""
         self.total += more
         if self._bar is not None:
             self._bar.total = self.total
@@ -54,10 +61,10 @@ class Progress:
     @property
     def rate(self) -> float:
         """Chips encoded per second since the start."""
-        return self.embedded / max(time.monotonic() - self.start, 1e-9)
+        return self.embedded / max(time.monotonic() - self._start, 1e-9)
 
     def close(self) -> None:
-        """Leave the terminal clean."""
+        """Finish the bar's line on a terminal."""
         if self._bar is not None:
             self._bar.close()
 

@@ -40,6 +40,6 @@ class RangeFile(io.RawIOBase):
         first = self._position
         if first >= end:
             return b""
-        data, ranged = storage._range(self.uri, first, end - 1, self.source.etag)
+        data, ranged = storage.store_of(self.uri).read_range(self.uri, first, end - 1, self.source.etag)
         self._position = end
         return data if ranged else data[first:end]

@@ -1,28 +1,75 @@
-"""Fetch Clay's checkpoint, verify it, and extract the encoder once into memory-mappable safetensors.
-
-With --sha256 the checkpoint must have that digest. Without, the file is fetched, its digest is printed as the line to
-paste into the config, and nothing else is made: vectors must be traceable to weights. An interrupted download goes on
-where it stopped. `--checkpoint untrained` makes a small encoder of seeded random weights, for demonstrations.
-"""
+"""Clay's checkpoint: fetched, verified by its digest, and extracted once into memory-mappable safetensors."""
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kiln.cli import command_line
 from kiln.errors import ConfigError, SourceError, WeightsError
 from kiln.io import storage
-from kiln.model.identity import PRECISIONS, UNTRAINED, check_untrained, weights_digest
+from kiln.model.identity import UNTRAINED, Precision, check_untrained, weights_digest
 
 log = logging.getLogger(__name__)
 
 
+def make_weights(
+    checkpoint: str,
+    output: str,
+    *,
+    sha256: str = "",
+    precision: Precision = "float32",
+    untrained: Mapping[str, Any] | None = None,
+    scratch: Path,
+) -> str:
+    """Make the weights of a run; raise ConfigError, WeightsError, TransientError or StorageError if that fails.
+
+    Args:
+        checkpoint: https://, s3:// or path of the checkpoint; `untrained` for seeded random weights.
+        output: Path or s3:// of the safetensors file. Without `sha256`, of a JSON file with the checkpoint's digest
+            instead: vectors must be traceable to weights.
+        sha256: Digest that the checkpoint must have, in hex.
+        precision: Precision of the weights.
+        untrained: The config's `model.untrained`.
+        scratch: Folder for the download. An interrupted download is resumed.
+
+    Returns:
+        The digest of the weights in hex.
+    """
+    if checkpoint == UNTRAINED:
+        with storage.atomic(output) as partial:
+            digest = write_untrained(untrained or {}, precision, partial)
+        log.warning("%s: UNTRAINED weights, for demonstrations; their vectors mean nothing", output)
+        return digest
+    path = fetch_checkpoint(checkpoint, scratch)
+    if not sha256:
+        digest = storage.sha256(path)
+        record = {"checkpoint": checkpoint, "sha256": digest, "size": path.stat().st_size}
+        storage.write_bytes(output, (json.dumps(record, indent=1) + "\n").encode())
+        return digest
+    sha256 = sha256.lower()
+    verify_sha256(path, sha256)
+    with storage.atomic(output) as partial:
+        extract_encoder(path, sha256, checkpoint, precision, partial)
+        size_mb = partial.stat().st_size / 1e6
+    log.info("%s: encoder extracted, %.0f MB", output, size_mb)
+    return sha256
+
+
 def fetch_checkpoint(checkpoint: str, scratch: Path) -> Path:
-    """The checkpoint on this machine: itself if local, else a download in `scratch`, gone on with if interrupted."""
+    """Return a local path of the checkpoint.
+
+    Args:
+        checkpoint: https://, s3:// or path.
+        scratch: Folder for the download. An interrupted download is resumed, a finished one is not repeated.
+
+    Raises:
+        ConfigError: If there is no such file.
+        TransientError: If the download breaks off.
+    """
     if not storage.is_remote(checkpoint):
         if not Path(checkpoint).is_file():
-            raise ConfigError(f"model.checkpoint {checkpoint}: no such file")
+            raise ConfigError(f"model.checkpoint {checkpoint}: expected a file, got none. Correct the path.")
         return Path(checkpoint)
     path = scratch / Path(checkpoint.partition("?")[0]).name
     done = path.with_name(path.name + ".done")
@@ -37,30 +84,53 @@ def fetch_checkpoint(checkpoint: str, scratch: Path) -> Path:
     return path
 
 
-def verify(path: Path, sha256: str) -> None:
-    """Raise WeightsError unless the file has that digest."""
-    found = storage.sha256(path)
-    if found != sha256.lower():
+def verify_sha256(path: Path, sha256: str) -> None:
+    """Raise WeightsError unless the file has the digest `sha256`, in lower-case hex."""
+    digest = storage.sha256(path)
+    if digest != sha256:
         raise WeightsError(
-            f"{path}: sha256 is {found}, but model.sha256 says {sha256}: the file is damaged or another version. "
-            "Delete it to fetch it again, or correct model.sha256"
+            f"{path}: expected sha256 {sha256} (model.sha256), got {digest}. The file is damaged or another version: "
+            "delete it to fetch it again, or correct model.sha256."
         )
 
 
-def extract(path: Path, sha256: str, checkpoint: str, precision: str, output: Path) -> None:
-    """Write the encoder of a verified checkpoint as safetensors in `precision`, with its digest in the metadata."""
-    from kiln.model import weights
+def extract_encoder(path: Path, sha256: str, checkpoint: str, precision: Precision, output: Path) -> None:
+    """Write the encoder of a verified checkpoint as safetensors.
 
-    encoder = weights.load_encoder(path, precision=precision)  # type: ignore[arg-type]
-    about = {"sha256": sha256, "checkpoint": Path(checkpoint).name, "precision": precision, "untrained": False}
-    weights.save_encoder(encoder, output, about)
+    Args:
+        path: Local path of the checkpoint.
+        sha256: Its digest, for the metadata.
+        checkpoint: Where it came from; its name goes into the metadata.
+        precision: Precision of the weights.
+        output: Local path of the safetensors file.
+
+    Raises:
+        WeightsError: If the checkpoint is not Clay's.
+    """
+    from kiln.model import weights  # imports torch
+
+    encoder = weights.load_encoder(path, precision=precision)
+    metadata = {"sha256": sha256, "checkpoint": Path(checkpoint).name, "precision": precision, "untrained": False}
+    weights.save_encoder(encoder, output, metadata)
 
 
-def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> None:
-    """Write an encoder of seeded random weights; `settings` are `model.untrained` of the config."""
-    from kiln.model import clay, weights
+def write_untrained(settings: Mapping[str, Any], precision: Precision, output: Path) -> str:
+    """Write an encoder of seeded random weights as safetensors.
 
+    Args:
+        settings: The config's `model.untrained`.
+        precision: Precision of the weights.
+        output: Local path of the safetensors file.
+
+    Returns:
+        The digest that identifies the weights.
+
+    Raises:
+        ConfigError: If the settings are impossible.
+    """
     check_untrained(settings)
+    from kiln.model import clay, weights  # imports torch
+
     dim, heads = settings["dim"], settings["heads"]
     geometry = clay.Geometry(
         dim=dim,
@@ -69,45 +139,8 @@ def make_untrained(settings: dict[str, Any], precision: str, output: Path) -> No
         dim_head=dim // heads,
         mlp=dim * settings["mlp_ratio"],
     )
-    encoder = weights.in_precision(weights.untrained_encoder(geometry, settings["seed"]), precision)  # type: ignore[arg-type]
+    encoder = weights.in_precision(weights.untrained_encoder(geometry, settings["seed"]), precision)
     digest = weights_digest({"checkpoint": UNTRAINED, "untrained": settings})
-    about = {"sha256": digest, "checkpoint": UNTRAINED, "precision": precision, "untrained": True}
-    weights.save_encoder(encoder, output, about)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Make the encoder's weights."""
-    p = command_line.parser(__doc__, "kiln.model.checkpoint")
-    p.add_argument("--checkpoint", required=True, help="https://, s3:// or path of clay-v1.5.ckpt, or `untrained`")
-    p.add_argument("--sha256", default="", help="digest the checkpoint must have; without it the digest is printed")
-    p.add_argument("--untrained", type=json.loads, default={}, help="JSON of seed, dim, depth, heads, mlp_ratio")
-    p.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the extracted weights")
-    p.add_argument("--scratch", type=Path, default=Path("downloads"), help="folder where downloads are kept")
-    p.add_argument("--output", required=True, help="safetensors to make; without --sha256 a JSON with the digest")
-    args = p.parse_args(argv)
-
-    def work() -> None:
-        if args.checkpoint == UNTRAINED:
-            with storage.atomic(args.output) as partial:
-                make_untrained(args.untrained, args.precision, partial)
-            log.warning("%s: UNTRAINED weights, for demonstrations; their vectors mean nothing", args.output)
-            return
-        path = fetch_checkpoint(args.checkpoint, args.scratch)
-        if not args.sha256:
-            found = storage.sha256(path)
-            print(f"\nPaste the checkpoint's digest into your config and run again:\n\nmodel:\n  sha256: {found}\n")
-            about = {"checkpoint": args.checkpoint, "sha256": found, "size": path.stat().st_size}
-            storage.write_bytes(args.output, (json.dumps(about, indent=1) + "\n").encode())
-            return
-        verify(path, args.sha256)
-        with storage.atomic(args.output) as partial:
-            extract(path, args.sha256.lower(), args.checkpoint, args.precision, partial)
-        log.info(
-            "%s: encoder extracted, %.0f MB", args.output, (storage.stat(args.output) or storage.Stat(0)).size / 1e6
-        )
-
-    command_line.run(work)
-
-
-if __name__ == "__main__":
-    main()
+    metadata = {"sha256": digest, "checkpoint": UNTRAINED, "precision": precision, "untrained": True}
+    weights.save_encoder(encoder, output, metadata)
+    return str(digest)

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WAVE_HEADS = 4  # heads of the wavelength transformer; no shape tells
+WAVE_HEADS = 4  # heads of the wavelength transformer; no shape shows it
 KERNEL_SCALE = 0.02  # of the generated patch kernels
 META = 8  # the last channels of the position: time (4) and latitude/longitude (4)
-CACHED = 16  # kernels and positions kept; a run needs one or two
+MAX_CACHED = 16  # kernels and positions; a run needs one or two
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of an encoder: D `dim`, blocks `depth`, attention `heads` x `dim_head`, `mlp` width, `patch` px."""
+    """Sizes of an encoder: D `dim`, blocks `depth`, attention `heads` x `dim_head`, `mlp` width, `patch` in pixels."""
 
     dim: int = 1024
     depth: int = 24
@@ -41,7 +41,7 @@ class Geometry:
 
 
 def encode_time(when: datetime | None) -> list[float]:
-    """[sin week, cos week, sin hour, cos hour] as trained: the ISO week of 52, the hour always 12; None gives zeros."""
+    """Return [sin week, cos week, sin hour, cos hour] as trained: ISO week of 52, hour 12; zeros for None."""
     if when is None:
         return [0.0] * 4
     week = when.isocalendar().week * 2 * math.pi / 52
@@ -50,13 +50,13 @@ def encode_time(when: datetime | None) -> list[float]:
 
 
 def encode_latlon(lon: float, lat: float) -> list[float]:
-    """[sin lon, cos lon, sin lat, cos lat] of degrees, longitude first, as trained."""
+    """Return [sin lon, cos lon, sin lat, cos lat] of degrees, longitude first, as trained."""
     x, y = math.radians(lon), math.radians(lat)
     return [math.sin(x), math.cos(x), math.sin(y), math.cos(y)]
 
 
 def wave_encoding(wavelengths: Tensor, dim: int) -> Tensor:
-    """Wavelengths [C] in micrometres to sines then cosines [C, dim], omega_i = 10000^(-i/(n-1)), n = dim/2."""
+    """Return sines, then cosines [C, dim] of wavelengths [C] in micrometres; omega_i = 10000^(-i/(n-1)), n = dim/2."""
     n = dim // 2
     omega = 10000.0 ** -(torch.arange(n, dtype=torch.float32, device=wavelengths.device) / (n - 1))
     phase = wavelengths.float()[:, None] * omega
@@ -64,10 +64,10 @@ def wave_encoding(wavelengths: Tensor, dim: int) -> Tensor:
 
 
 def position_encoding(rows: int, cols: int, dim: int, gsd: float, device: torch.device) -> Tensor:
-    """[rows * cols, dim] of (sin x, cos x, sin y, cos y), omega_i = gsd / 10000^(2 i'/dim), i' = i/(n-1), n = dim/4.
+    """Return (sin x, cos x, sin y, cos y) [rows * cols, dim] of patches, `gsd` in metres.
 
-    The exponent looks like a slip of the authors; the weights were trained with it. Phases reach hundreds of
-    radians at 10 m, so everything is float32.
+    omega_i = gsd / 10000^(2 i'/dim), i' = i/(n-1), n = dim/4. The exponent looks like an error of the authors; the
+    weights were trained with it. Phases reach hundreds of radians at 10 m, so everything is float32.
     """
     n = dim // 4
     i = torch.arange(n, dtype=torch.float32, device=device) / (n - 1)
@@ -120,7 +120,7 @@ class KernelGenerator(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Holds what turns wavelengths into the patch convolution."""
+    """The generator of the patch convolution from wavelengths."""
 
     def __init__(self, g: Geometry) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class PatchEmbedding(nn.Module):
         self.fclayer = WaveBlock(g.wave_dim)
 
     def kernels(self, wavelengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Wavelengths [C], micrometres, to convolution kernels [D, C, patch, patch] and bias [D]."""
+        """Return convolution kernels [D, C, patch, patch] and bias [D] for wavelengths [C] in micrometres."""
         waves = self.fclayer(wave_encoding(wavelengths, self.g.wave_dim))
         weight, bias = self.weight_generator(waves)
         weight = weight.reshape(len(wavelengths), self.g.dim, self.g.patch, self.g.patch).transpose(0, 1)
@@ -137,7 +137,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Pre-norm self-attention; neither projection has a bias. `asking` tokens alone ask, all of them answer."""
+    """Pre-norm self-attention without biases. Queries may be the first tokens alone; keys and values are all tokens."""
 
     def __init__(self, g: Geometry) -> None:
         super().__init__()
@@ -146,21 +146,22 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(g.dim, 3 * g.heads * g.dim_head, bias=False)
         self.to_out = nn.Linear(g.heads * g.dim_head, g.dim, bias=False)
 
-    def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
-        """[B, 1 + L, D] to [B, 1 + L, D], or to [B, asking, D], the first tokens alone."""
+    def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
+        """[B, 1 + L, D] to [B, 1 + L, D], or to [B, queries, D] of the first tokens."""
         b, n, _ = x.shape
         x = self.norm(x)
-        if asking is None or not isinstance(self.to_qkv, nn.Linear):  # int8 matrices are packed and multiplied whole
+        if queries is None or not isinstance(self.to_qkv, nn.Linear):  # an int8 matrix cannot be split
             qkv = self.to_qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             q, k, v = qkv.unbind(0)  # [B, heads, 1 + L, dim_head]
-            q = q[:, :, :asking]
+            q = q[:, :, :queries]
         else:
             weight = self.to_qkv.weight
             inner = len(weight) // 3
-            q = F.linear(x[:, :asking], weight[:inner]).view(b, asking, self.heads, -1).transpose(1, 2)
+            q = F.linear(x[:, :queries], weight[:inner]).view(b, queries, self.heads, -1).transpose(1, 2)
             k, v = F.linear(x, weight[inner:]).view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v)  # [B, heads, asking, dim_head]
-        return self.to_out(y.transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(q, k, v)  # [B, heads, queries, dim_head]
+        out: Tensor = self.to_out(y.transpose(1, 2).flatten(2))
+        return out
 
 
 class FeedForward(nn.Module):
@@ -172,7 +173,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1 + L, D] to [B, 1 + L, D]."""
-        return self.net(x)
+        out: Tensor = self.net(x)
+        return out
 
 
 class Transformer(nn.Module):
@@ -183,27 +185,32 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(g.dim)
         self.layers = nn.ModuleList(nn.ModuleList([Attention(g), FeedForward(g)]) for _ in range(g.depth))
 
-    def forward(self, x: Tensor, kept: int | None = None) -> Tensor:
-        """[B, 1 + L, D] to [B, 1 + L, D], or to [B, kept, D]: of the first tokens alone the last block does less."""
+    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
+        """[B, 1 + L, D] to [B, 1 + L, D], or [B, outputs, D] of the first tokens, with less work in the last block."""
         last = len(self.layers) - 1
-        for i, (attention, mlp) in enumerate(self.layers):
-            asking = kept if i == last else None
-            x = x[:, :asking] + attention(x, asking)
+        for i, block in enumerate(self.layers):
+            assert isinstance(block, nn.ModuleList)
+            attention, mlp = block
+            queries = outputs if i == last else None
+            x = x[:, :queries] + attention(x, queries)
             x = x + mlp(x)
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out
 
 
 class ClayEncoder(nn.Module):
     """Clay's encoder: call it with normalised pixels, take `tokens[:, 0]` as the embedding.
 
-    `geometry` tells its sizes, `about` where its weights came from (the `kiln` entry of the safetensors file,
-    or the checkpoint's hyper-parameters).
+    Attributes:
+        geometry: Its sizes.
+        metadata: Origin of its weights: the `kiln` metadata of the safetensors file, or the checkpoint's
+            hyper-parameters.
     """
 
-    def __init__(self, geometry: Geometry, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, geometry: Geometry, metadata: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.geometry = geometry
-        self.about = about or {}
+        self.metadata = metadata or {}
         self.cls_token = nn.Parameter(torch.empty(1, 1, geometry.dim))
         self.patch_embedding = PatchEmbedding(geometry)
         self.transformer = Transformer(geometry)
@@ -223,20 +230,28 @@ class ClayEncoder(nn.Module):
     ) -> Tensor:
         """Encode a batch of chips.
 
-        pixels [B, C, H, W] normalised, H and W multiples of the patch; wavelengths [C] in micrometres; gsd in
-        metres; time and latlon [B, 4] as `encode_time` and `encode_latlon` give them, zeros where unknown.
-        Returns tokens [B, 1 + H W / patch^2, D] in the encoder's precision, the class token first; with `class_only`
-        [B, 1, D], the same number but for rounding, for a thirtieth less of arithmetic.
-        Raises ValueError for shapes that do not fit.
+        Args:
+            pixels: [B, C, H, W], normalised; H and W are multiples of the patch.
+            wavelengths: [C] in micrometres.
+            gsd: Pixel size in metres.
+            time: [B, 4], as `encode_time` returns it; zeros where unknown.
+            latlon: [B, 4], as `encode_latlon` returns it; zeros where unknown.
+            class_only: Whether the class token alone is computed: the same but for rounding, with 3 % less arithmetic.
+
+        Returns:
+            Tokens [B, 1 + H W / patch^2, D] in the encoder's precision, the class token first; or [B, 1, D].
+
+        Raises:
+            ValueError: If the shapes do not fit.
         """
         g, b = self.geometry, len(pixels)
         if pixels.ndim != 4 or pixels.shape[1] != len(wavelengths):
-            raise ValueError(f"pixels {tuple(pixels.shape)} and {len(wavelengths)} wavelengths: want [B, C, H, W]")
+            raise ValueError(f"pixels: expected [B, {len(wavelengths)}, H, W], got {tuple(pixels.shape)}")
         rows, cols = pixels.shape[2] / g.patch, pixels.shape[3] / g.patch
         if rows % 1 or cols % 1 or not rows or not cols:
-            raise ValueError(f"chips of {tuple(pixels.shape[2:])} px are no multiple of the patch of {g.patch} px")
+            raise ValueError(f"pixels: expected H and W in multiples of {g.patch}, got {tuple(pixels.shape[2:])}")
         if time.shape != (b, 4) or latlon.shape != (b, 4):
-            raise ValueError(f"time {tuple(time.shape)} and latlon {tuple(latlon.shape)} must be [{b}, 4]")
+            raise ValueError(f"time and latlon: expected [{b}, 4], got {tuple(time.shape)} and {tuple(latlon.shape)}")
         rows, cols = int(rows), int(cols)
         kernel, bias = self._kernel(wavelengths)
         x = F.conv2d(pixels.to(kernel), kernel, bias, stride=g.patch)  # [B, D, rows, cols]
@@ -246,10 +261,11 @@ class ClayEncoder(nn.Module):
             [self._position(rows, cols, gsd).expand(b, -1, -1), meta[:, None].expand(-1, rows * cols, -1)], dim=2
         ).to(x.dtype)
         x = torch.cat([self.cls_token.expand(b, -1, -1), x], dim=1)  # [B, 1 + L, D]
-        return self.transformer(x, kept=1 if class_only else None)
+        tokens: Tensor = self.transformer(x, outputs=1 if class_only else None)
+        return tokens
 
     def _kernel(self, wavelengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The patch convolution depends on the wavelengths alone: made once, in float32, kept in the precision."""
+        """Return the patch convolution of wavelengths: computed once in float32, cached in the encoder's precision."""
         key = tuple(wavelengths.tolist())
         if key not in self._kernels:
             dtype, device = self.cls_token.dtype, self.cls_token.device
@@ -258,7 +274,7 @@ class ClayEncoder(nn.Module):
                 generator = PatchEmbedding(self.geometry).to(device)
                 generator.load_state_dict(self.patch_embedding.state_dict())
             kernel, bias = generator.eval().kernels(torch.tensor(key, device=device))
-            while len(self._kernels) >= CACHED:
+            while len(self._kernels) >= MAX_CACHED:
                 self._kernels.pop(next(iter(self._kernels)))
             self._kernels[key] = (kernel.to(dtype), bias.to(dtype))
         return self._kernels[key]
@@ -266,7 +282,7 @@ class ClayEncoder(nn.Module):
     def _position(self, rows: int, cols: int, gsd: float) -> Tensor:
         key = (rows, cols, float(gsd))
         if key not in self._positions:
-            while len(self._positions) >= CACHED:
+            while len(self._positions) >= MAX_CACHED:
                 self._positions.pop(next(iter(self._positions)))
             self._positions[key] = position_encoding(rows, cols, self.geometry.dim - META, gsd, self.cls_token.device)
         return self._positions[key]

@@ -17,8 +17,9 @@ from torch import Tensor
 from kiln.formats.records import Chip
 from kiln.formats.sensor import Sensor
 from kiln.model.clay import Geometry
-from kiln.model.embedder import Embedder, Policy
-from kiln.model.weights import Precision, in_precision, untrained_encoder
+from kiln.model.embedder import Embedder, EmbedPolicy
+from kiln.model.identity import Precision
+from kiln.model.weights import in_precision, untrained_encoder
 
 DEPTHS = (1, 3)  # blocks that are timed; the difference is the time of two blocks
 REPEATS = 3
@@ -122,7 +123,7 @@ def measure(geometry: Geometry, batch: int, precision: Precision, device: str, c
 
     def seconds(depth: int) -> float:
         encoder = in_precision(untrained_encoder(replace(geometry, depth=depth), 0), precision, device)
-        embed = Embedder(encoder, FOUR_BANDS, Policy("zeros", FOUR_BANDS.gsd), batch)
+        embed = Embedder(encoder, FOUR_BANDS, EmbedPolicy("zeros", FOUR_BANDS.gsd), batch)
         return median_seconds(lambda: embed(chips), device)
 
     few, more = DEPTHS

@@ -1,12 +1,13 @@
-"""Encoders read from the published checkpoint or the safetensors made of it, in a precision; saved; drawn at random."""
+"""Encoders: loaded from the published checkpoint or from safetensors, in a precision; saved; drawn at random."""
 
 import errno
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,69 +17,106 @@ from torch import Tensor
 from kiln.errors import WeightsError
 from kiln.model import int8
 from kiln.model.clay import KERNEL_SCALE, ClayEncoder, Geometry
+from kiln.model.identity import Precision
 
-Precision = Literal["float32", "bfloat16", "int8"]
-# Of int8 those numbers that are no whole ones (kiln/model/int8.py).
+# Dtype of the floating-point tensors; with int8 those that int8.py does not quantise.
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 PREFIX = "model.encoder."  # of the encoder's tensors in the published Lightning checkpoint
 HEADS = {"tiny": (4, 48), "small": (6, 64), "base": (12, 64), "large": (16, 64)}  # heads x width by model_size
+MAX_PROBLEMS = 5  # named in an error
 
 
 def load_encoder(weights: Path, *, precision: Precision = "float32", device: str = "cpu") -> ClayEncoder:
-    """Load the encoder from the published checkpoint (.ckpt) or from the safetensors file extracted from it.
+    """Load an encoder.
 
-    Raises WeightsError, naming the file and the tensor, for a missing, surplus or misshapen tensor, a truncated
-    file or a file of something else; ConfigError for a device that the precision is not for.
+    Args:
+        weights: The published checkpoint (.ckpt), or the safetensors file that was extracted from it.
+        precision: Precision of weights and arithmetic.
+        device: `cpu` or `cuda:N`.
+
+    Returns:
+        The encoder, for inference.
+
+    Raises:
+        ConfigError: If the device does not run the precision.
+        WeightsError: If the file is damaged or another one, or a tensor is missing, unexpected or of another shape.
     """
-    tensors, hyper = read_tensors(Path(weights))
-    return _assembled(tensors, read_geometry(tensors, hyper, Path(weights)), hyper, precision, device, Path(weights))
+    path = Path(weights)
+    tensors, hyper = read_tensors(path)
+    return _build_encoder(tensors, read_geometry(tensors, hyper, path), hyper, precision, device, path)
 
 
 def in_precision(encoder: ClayEncoder, precision: Precision, device: str = "cpu") -> ClayEncoder:
-    """The same encoder in another precision or on another device. Raises ConfigError as `load_encoder`."""
-    told = encoder.geometry, encoder.about, precision, device, Path("encoder")
-    return _assembled(encoder.state_dict(), *told)
+    """Return a copy of an encoder in another precision or on another device. Raises as `load_encoder`."""
+    tensors = encoder.state_dict()
+    return _build_encoder(tensors, encoder.geometry, encoder.metadata, precision, device, Path("encoder"))
 
 
-def _assembled(
-    tensors: dict[str, Tensor], geometry: Geometry, about: dict[str, Any], precision: Precision, device: str, path: Path
+def _build_encoder(
+    tensors: dict[str, Tensor],
+    geometry: Geometry,
+    metadata: dict[str, Any],
+    precision: Precision,
+    device: str,
+    path: Path,
 ) -> ClayEncoder:
     if precision != "int8" and f"transformer.layers.0.{int8.MATRICES[0]}.scale" in tensors:
-        raise WeightsError(f"{path}: rounded to int8, of which no {precision} comes: take the checkpoint it is made of")
+        raise WeightsError(f"{path}: expected weights for {precision}, got int8 ones. Load the checkpoint instead.")
     with torch.device("meta"):
-        encoder = ClayEncoder(geometry, about)
+        encoder = ClayEncoder(geometry, metadata)
     if precision == "int8":
-        int8.check(device)
-        int8.fit(encoder.transformer.layers)
-        tensors = int8.quantised(tensors)
-    _check(tensors, encoder, path)
+        int8.require_int8(device)
+        int8.replace_linears(encoder.transformer.layers)
+        tensors = int8.quantise_tensors(tensors)
+    _check_tensors(tensors, encoder, path)
     dtype = DTYPES[precision]
-    state = {k: v.to(device, dtype if v.is_floating_point() else None) for k, v in tensors.items()}
+    state = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in tensors.items()}
     encoder.load_state_dict(state, assign=True)
     return encoder.eval().requires_grad_(False)
 
 
-def read_about(weights: Path) -> dict[str, Any]:
-    """What a safetensors file made by `encoder_weights` says of itself, without reading a tensor.
+def read_metadata(weights: Path) -> dict[str, Any]:
+    """Return the metadata of a safetensors file of the rule `encoder_weights`, without reading a tensor.
 
-    `sha256` of the checkpoint, `precision`, `untrained`, `geometry` and more. Raises WeightsError.
+    Args:
+        weights: The safetensors file.
+
+    Returns:
+        `sha256` of the checkpoint, `precision`, `untrained`, `geometry` and more.
+
+    Raises:
+        WeightsError: If the file is missing, damaged or another one.
     """
-    if not weights.is_file():
-        raise WeightsError(f"{weights}: no such weights file; make it with `snakemake encoder_weights`")
+    _check_file(weights)
     try:
         with safe_open(weights, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("kiln", "{}"))
+            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("kiln", "{}"))
     except (SafetensorError, OSError) as e:
-        raise WeightsError(f"{weights}: not a whole safetensors file ({_first_line(e)}); make it again") from e
-    if not {"sha256", "precision", "geometry"} <= set(about):
-        raise WeightsError(f"{weights}: not made by `snakemake encoder_weights`; extract the encoder with it")
-    return about
+        raise WeightsError(
+            f"{weights}: expected a safetensors file, got a damaged one ({_first_line(e)}). "
+            "Make it with `snakemake encoder_weights`."
+        ) from e
+    if not {"sha256", "precision", "geometry"} <= set(metadata):
+        raise WeightsError(
+            f"{weights}: expected the metadata of Kiln, got another safetensors file. "
+            "Make it with `snakemake encoder_weights`."
+        )
+    return metadata
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The encoder's tensors, by their names without prefix, and the hyper-parameters; both kinds memory-mapped."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file; make it with `snakemake encoder_weights`")
+    """Return an encoder's tensors by name, memory-mapped, and its hyper-parameters.
+
+    Args:
+        path: A checkpoint or safetensors file. Only tensors are read from a checkpoint: code in it does not run.
+
+    Returns:
+        The tensors, by their names without PREFIX; the checkpoint's hyper-parameters, or the safetensors' metadata.
+
+    Raises:
+        WeightsError: If the file is missing, damaged or of another model.
+    """
+    _check_file(path)
     try:
         with path.open("rb") as f:
             head = f.read(9)
@@ -88,36 +126,51 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 return {k: file.get_tensor(k) for k in file.keys()}, hyper  # noqa: SIM118 (no mapping)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
-        raise WeightsError(f"{path}: truncated, or no weights file at all ({_first_line(e)}); fetch it again") from e
+        raise WeightsError(
+            f"{path}: expected a weights file, got a truncated or other one ({_first_line(e)}). Fetch it again."
+        ) from e
     except Exception as e:  # pickle.UnpicklingError has no common base with the others
         if type(e).__name__ != "UnpicklingError":
             raise
-        raise WeightsError(f"{path}: not a checkpoint of tensors alone ({_first_line(e)})") from e
+        raise WeightsError(
+            f"{path}: expected a checkpoint of tensors alone, got one with code ({_first_line(e)}). Take another file."
+        ) from e
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise WeightsError(f"{path}: a checkpoint without `state_dict`: not Clay's Lightning layout")
+        raise WeightsError(f"{path}: expected Clay's checkpoint, got a file without `state_dict`. Take another file.")
     state = checkpoint["state_dict"]
     tensors = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
     if not tensors:
-        raise WeightsError(f"{path}: no tensor named {PREFIX}*: a checkpoint of another model")
+        raise WeightsError(f"{path}: expected tensors named {PREFIX}*, got none. Take Clay's checkpoint.")
     return tensors, dict(checkpoint.get("hyper_parameters") or {})
 
 
-def read_geometry(tensors: dict[str, Tensor], hyper: dict[str, Any], path: Path) -> Geometry:
-    """Sizes read off shapes; heads and head width from the hyper-parameters, else the published width of 64.
+def read_geometry(tensors: Mapping[str, Tensor], hyper: Mapping[str, Any], path: Path) -> Geometry:
+    """Return the sizes of an encoder.
 
-    `encoder_heads` and `encoder_dim_head` win over `model_size`, whose published sizes are in `HEADS`.
+    Most follow from shapes. `encoder_heads` and `encoder_dim_head` of the hyper-parameters give the heads, else
+    `model_size` does (HEADS), else heads are 64 wide.
+
+    Args:
+        tensors: Tensors by name, as `read_tensors` returns them.
+        hyper: Hyper-parameters.
+        path: Name of the file, for errors.
+
+    Raises:
+        WeightsError: If a tensor is missing or of another shape, or the heads contradict the shapes.
     """
 
-    def shape(name: str, rank: int) -> torch.Size:
+    def shape(name: str, axes: int) -> torch.Size:
         if name not in tensors:
-            raise WeightsError(f"{path}: tensor {PREFIX}{name} is missing")
-        if tensors[name].ndim != rank:
-            raise WeightsError(f"{path}: tensor {PREFIX}{name} has {tensors[name].ndim} axes, want {rank}")
+            raise WeightsError(f"{path}: tensor {PREFIX}{name} is missing. Take Clay's checkpoint.")
+        if tensors[name].ndim != axes:
+            raise WeightsError(
+                f"{path}: {PREFIX}{name}: expected {axes} axes, got {tensors[name].ndim}. Take Clay's checkpoint."
+            )
         return tensors[name].shape
 
     dim = shape("cls_token", 3)[-1]
-    blocks = {k.split(".")[2] for k in tensors if k.startswith("transformer.layers.")}
-    depth = 1 + max((int(b) for b in blocks if b.isdigit()), default=-1)
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("transformer.layers.")}
+    depth = 1 + max((int(block) for block in blocks if block.isdigit()), default=-1)
     inner = shape("transformer.layers.0.0.to_qkv.weight", 2)[0] // 3
     mlp = shape("transformer.layers.0.1.net.1.weight", 2)[0]
     wave_tokens, wave_dim = shape("patch_embedding.weight_generator.weight_tokens", 2)
@@ -128,52 +181,68 @@ def read_geometry(tensors: dict[str, Tensor], hyper: dict[str, Any], path: Path)
     heads = hyper.get("encoder_heads", heads)
     if heads * dim_head != inner:
         raise WeightsError(
-            f"{path}: {heads} heads of {dim_head} make {heads * dim_head} channels, but {PREFIX}transformer.layers."
-            f"0.0.to_qkv.weight has {inner}: the hyper-parameters belong to another model"
+            f"{path}: {PREFIX}transformer.layers.0.0.to_qkv.weight: expected {heads * dim_head} channels for {heads} "
+            f"heads of {dim_head}, got {inner}. The hyper-parameters belong to another model."
         )
     return Geometry(dim, depth, heads, dim_head, mlp, patch, wave_dim, wave_tokens, wave_mlp)
 
 
-def _check(tensors: dict[str, Tensor], encoder: ClayEncoder, path: Path) -> None:
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"{path}: expected a weights file, got none. Make it with `snakemake encoder_weights`.")
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], encoder: ClayEncoder, path: Path) -> None:
+    """Raise WeightsError unless the tensors have the names, shapes and kinds of the encoder's."""
     state = encoder.state_dict()
-    expected = {k: v.shape for k, v in state.items()}
-    problems = [f"{PREFIX}{k} is missing" for k in expected if k not in tensors]
-    problems += [f"{PREFIX}{k} is not of this encoder" for k in tensors if k not in expected]
+    problems = [f"{PREFIX}{name} is missing" for name in state if name not in tensors]
+    problems += [f"{PREFIX}{name} is not of this encoder" for name in tensors if name not in state]
     problems += [
-        f"{PREFIX}{k} has shape {tuple(tensors[k].shape)}, want {tuple(s)}"
-        for k, s in expected.items()
-        if k in tensors and tensors[k].shape != s
+        f"{PREFIX}{name}: expected shape {tuple(meta.shape)}, got {tuple(tensors[name].shape)}"
+        for name, meta in state.items()
+        if name in tensors and tensors[name].shape != meta.shape
     ]
     problems += [
-        f"{PREFIX}{k} is {v.dtype}"
-        for k, v in tensors.items()
-        if v.is_floating_point() != (k not in state or state[k].is_floating_point())
+        f"{PREFIX}{name} is {values.dtype}"
+        for name, values in tensors.items()
+        if values.is_floating_point() != (name not in state or state[name].is_floating_point())
     ]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise WeightsError(f"{path}: {'; '.join(problems[:5])}{more}")
+        more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        raise WeightsError(f"{path}: {'; '.join(problems[:MAX_PROBLEMS])}{more}. Take Clay's checkpoint.")
 
 
-def save_encoder(encoder: ClayEncoder, path: Path, about: dict[str, Any]) -> None:
-    """Write safetensors in the encoder's precision; `about` and the head sizes go into its metadata.
+def save_encoder(encoder: ClayEncoder, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write an encoder as safetensors in its precision.
 
-    Raises OSError for what the disk says.
+    Args:
+        encoder: The encoder.
+        path: Local path of the file.
+        metadata: JSON values for the file's metadata; the sizes are added.
+
+    Raises:
+        OSError: If the disk fails.
     """
-    g = asdict(encoder.geometry)
-    about = about | {"geometry": g, "encoder_heads": g["heads"], "encoder_dim_head": g["dim_head"]}
-    tensors = {k: v.contiguous() for k, v in encoder.state_dict().items()}
+    geometry = asdict(encoder.geometry)
+    heads = {"encoder_heads": geometry["heads"], "encoder_dim_head": geometry["dim_head"]}
+    entry = {**metadata, "geometry": geometry, **heads}
+    tensors = {name: values.contiguous() for name, values in encoder.state_dict().items()}
     try:
-        save_file(tensors, path, metadata={"kiln": json.dumps(about, sort_keys=True)})
-    except SafetensorError as e:  # what the disk says, as other writers say it
+        save_file(tensors, path, metadata={"kiln": json.dumps(entry, sort_keys=True)})
+    except SafetensorError as e:  # an error of the disk, which other writers raise as OSError
         number = re.search(r"os error (\d+)", str(e))
         raise OSError(int(number[1]) if number else errno.EIO, _first_line(e)) from e
 
 
 def untrained_encoder(geometry: Geometry, seed: int) -> ClayEncoder:
-    """An encoder of seeded random weights: for demonstrations and tests, no use for science.
+    """Return an encoder of seeded random weights, for demonstrations and tests; its vectors mean nothing.
 
-    Each tensor is drawn from its own generator in the order of its name, so a value depends on nothing else.
-    Weights have the variance 1/fan-in, so that signals of different places stay apart through the blocks.
+    Each tensor is drawn from its own generator in the order of its name, so a value depends on nothing else. Weights
+    have the variance 1/fan-in, so that signals of different places stay apart through the blocks.
+
+    Args:
+        geometry: Sizes of the encoder.
+        seed: Seed of the random numbers.
     """
     with torch.device("meta"):
         encoder = ClayEncoder(geometry)
@@ -186,7 +255,7 @@ def untrained_encoder(geometry: Geometry, seed: int) -> ClayEncoder:
             state[name] = torch.zeros(meta.shape)
         else:
             scale = meta.shape[-1] ** -0.5
-            if "fc_weight" in name:  # writes kernels: undo their scale and the patch's pixels
+            if "fc_weight" in name:  # it writes kernels: cancel their scale and the number of a patch's pixels
                 scale /= KERNEL_SCALE * geometry.patch
             state[name] = torch.randn(meta.shape, generator=generator) * scale
     encoder.load_state_dict(state, assign=True)

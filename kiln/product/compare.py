@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kiln.errors import ConfigError
 from kiln.formats import embeddings_file, vectors
+from kiln.formats.parquet import open_file, parquet_errors
 from kiln.io import storage
 
 NEIGHBOURS, MAX_QUERIES = 10, 1000  # of the recall
@@ -65,14 +66,14 @@ def read_vectors(uri: str, column: str) -> ChipVectors:
         SourceError: If there is no file, or it is no embeddings file.
     """
     with storage.local_copy(uri) as path:
-        metadata, file = embeddings_file.about_of(path), embeddings_file.open_file(path)
+        metadata, file = embeddings_file.read_metadata(path), open_file(path)
         names = file.schema_arrow.names
         if column not in names:
             raise ConfigError(
                 f"{uri}: expected a column {column}, got embedding {metadata.get('embedding')} without it. "
                 "Choose another --column."
             )
-        with embeddings_file.reading(path):
+        with parquet_errors(path):
             rows = file.read([name for name in ("chip_id", column, vectors.SCALES[column]) if name in names])
     return ChipVectors(rows["chip_id"].to_numpy(), vectors.read(rows, column), metadata)
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file
+from kiln.formats.ledger import LEDGER_SCHEMA
+from kiln.formats.parquet import open_file, read_batches
 
 SHARED_LATTICE = "utm"  # `lattice.lattice` of the metadata, where a cell may hold a chip of several scenes
 BATCH_ROWS = 65_536  # read at a time, of narrow columns
@@ -46,7 +48,7 @@ def deduplicate(shards: Sequence[Path], ledger: pa.Table) -> Deduplication:
         SourceError: If a shard is damaged, or has rows of a source that is not in the ledger.
     """
     for path in shards:
-        lattice = embeddings_file.about_of(path)["lattice"]
+        lattice = embeddings_file.read_metadata(path)["lattice"]
         if lattice.get("lattice") != SHARED_LATTICE:
             raise ConfigError(
                 f"{path}: --deduplicate expected chips of lattice {SHARED_LATTICE}, got {lattice}, "
@@ -74,13 +76,13 @@ def deduplicate(shards: Sequence[Path], ledger: pa.Table) -> Deduplication:
 
 def _read_cells(shards: Sequence[Path], unit_of_source: dict[str, int]) -> tuple[NDArray[Any], ...]:
     """Return zone, col, row, nodata fraction and unit [n] of all rows. Raises SourceError for an unknown source."""
-    total = sum(embeddings_file.open_file(path).metadata.num_rows for path in shards)
+    total = sum(open_file(path).metadata.num_rows for path in shards)
     dtypes = (np.int16, np.int32, np.int32, np.float32, np.int32)
     zone, col, row, nodata, unit = (np.empty(total, dtype) for dtype in dtypes)
     zones: dict[str, int] = {}
     first = 0
     for path in shards:
-        for batch in embeddings_file.read_batches(path, BATCH_ROWS, ["crs", "col", "row", "nodata_fraction", "source"]):
+        for batch in read_batches(path, BATCH_ROWS, ["crs", "col", "row", "nodata_fraction", "source"]):
             here = slice(first, first := first + len(batch))
             zone[here] = _as_numbers(batch["crs"], lambda crs: zones.setdefault(crs, len(zones)))
             for values, name in ((col, "col"), (row, "row"), (nodata, "nodata_fraction")):
@@ -109,7 +111,7 @@ def _break_ties(
     rows, cell = rows[by_row], cell[by_row]
     ids, first = [], 0
     for path in shards:
-        for batch in embeddings_file.read_batches(path, BATCH_ROWS, ["chip_id"]):
+        for batch in read_batches(path, BATCH_ROWS, ["chip_id"]):
             here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(batch))]
             ids.append(batch["chip_id"].take(pa.array(here - first)))
             first += len(batch)
@@ -138,4 +140,4 @@ def subtract_removed(ledger: pa.Table, removed: NDArray[np.int64]) -> pa.Table:
         row["notes"] = "; ".join(filter(None, [row["notes"], note]))
         if row["status"] == "embedded" and not row["embedded"]:
             row |= {"status": "empty", "reason": ALL_REMOVED}
-    return pa.Table.from_pylist(rows, schema=embeddings_file.LEDGER)
+    return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)

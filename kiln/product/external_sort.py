@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kiln.formats import embeddings_file
+from kiln.formats.parquet import open_file, parquet_errors, read_batches
 
 READ_BYTES = 64 << 20  # rows read at a time, about
 PAGE_BYTES = 4096  # direct I/O reads and writes multiples of it
@@ -195,8 +195,8 @@ def sort_rows(
     """
     if not rows:
         return
-    with embeddings_file.reading(files[0]):
-        columns = embeddings_file.open_file(files[0]).schema_arrow.remove_metadata()
+    with parquet_errors(files[0]):
+        columns = open_file(files[0]).schema_arrow.remove_metadata()
     width = vector_bytes(columns) + OTHER_COLUMNS_BYTES
     bucket_rows = max(1, memory // (4 * row_group * width)) * row_group
     with tempfile.TemporaryDirectory(prefix="kiln-merge-") as scratch:
@@ -205,7 +205,7 @@ def sort_rows(
         batch_rows = max(1, READ_BYTES // width)
         for path, start in zip(files, starts, strict=True):
             row = start
-            for batch in prefetch(embeddings_file.read_batches(path, batch_rows)):
+            for batch in prefetch(read_batches(path, batch_rows)):
                 buckets.add(batch, rank[row : row + len(batch)])
                 row += len(batch)
         yield from prefetch(_sorted_groups(buckets, bucket_count, min(rows, bucket_rows), row_group))

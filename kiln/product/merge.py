@@ -20,6 +20,8 @@ from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file, plan_file
 from kiln.formats.fingerprint import digest
 from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, ledger_name, read_ledger, write_ledger
+from kiln.formats.parquet import open_file
 from kiln.io import storage
 from kiln.product import external_sort, stac
 from kiln.product.deduplicate import deduplicate, subtract_removed
@@ -119,7 +121,7 @@ def merge(
     if not paths:
         raise ConfigError(f"{shards}: expected shards, got no shard to merge. Embed some first.")
     metadata = product_metadata(paths)
-    ledger = merge_ledgers([embeddings_file.ledger_name(storage.join(ledgers, f"{name}.parquet")) for name in names])
+    ledger = merge_ledgers([ledger_name(storage.join(ledgers, f"{name}.parquet")) for name in names])
     if missing:
         metadata["missing_shards"] = sorted(missing)
     keep = None
@@ -128,7 +130,7 @@ def merge(
         result = deduplicate(paths, ledger)
         keep, ledger = result.keep, subtract_removed(ledger, result.removed)
     parts = write_parts(paths, product, metadata, hilbert_order(paths, keep), options)
-    counts = {name: pc.sum(ledger[name]).as_py() or 0 for name in embeddings_file.COUNTS}
+    counts = {name: pc.sum(ledger[name]).as_py() or 0 for name in LEDGER_COUNTS}
     rows = sum(part.rows for part in parts)
     if rows != counts["embedded"]:
         raise SourceError(
@@ -164,7 +166,7 @@ def product_metadata(shards: Sequence[Path]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for path in shards:
-        metadata = embeddings_file.about_of(path)
+        metadata = embeddings_file.read_metadata(path)
         sources, software = metadata.pop("sources"), metadata.pop("software")
         metadata.pop("patches", None)  # patch files stay with the shards
         if merged and any(merged[key] != metadata[key] for key in ONE_VALUE_KEYS):
@@ -187,8 +189,8 @@ def merge_ledgers(uris: Sequence[str]) -> pa.Table:
             shard = uri.replace(".ledger.parquet", ".parquet")
             raise SourceError(f"{uri}: expected a ledger, got no file. Delete {shard} and run again to make both.")
         with storage.local_copy(uri) as path:
-            ledgers.append(embeddings_file.read_ledger(path))
-    return pa.concat_tables(ledgers) if ledgers else embeddings_file.LEDGER.empty_table()
+            ledgers.append(read_ledger(path))
+    return pa.concat_tables(ledgers) if ledgers else LEDGER_SCHEMA.empty_table()
 
 
 def write_parts(
@@ -200,7 +202,7 @@ def write_parts(
     """
     group_count = max(1, -(-order.rows // options.row_group_rows))
     row_group = max(1, -(-order.rows // group_count))  # row groups of about equal size
-    columns = embeddings_file.open_file(shards[0]).schema_arrow.remove_metadata()
+    columns = open_file(shards[0]).schema_arrow.remove_metadata()
     columns = columns.with_metadata({"kiln": json.dumps(metadata, sort_keys=True)})
     groups = external_sort.sort_rows(
         shards, order.starts, order.rank, order.rows, row_group, memory=options.memory_bytes
@@ -225,7 +227,7 @@ def write_parts(
 
 def _write_ledger(product: str, ledger: pa.Table) -> LedgerFile:
     with storage.atomic(storage.join(product, LEDGER)) as path:
-        embeddings_file.write_ledger(path, ledger)
+        write_ledger(path, ledger)
         return LedgerFile(LEDGER, path.stat().st_size, storage.sha256(path))
 
 

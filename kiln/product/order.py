@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.formats import embeddings_file
+from kiln.formats.parquet import open_file, parquet_errors
 
 LEVEL = 16  # bits per axis of the curve's cells; a key then fills a uint32
 BATCH_ROWS = 100_000  # keyed at a time, which bounds the temporary arrays
@@ -48,9 +49,9 @@ def hilbert_order(shards: Sequence[Path], keep: NDArray[np.bool_] | None = None)
     centres_by_shard, starts, row_count = [], [], 0
     for path in shards:
         starts.append(row_count)
-        with embeddings_file.reading(path):
-            box = embeddings_file.open_file(path).read(columns=["bbox"])["bbox"].combine_chunks()
-        centres_by_shard.append(np.stack(embeddings_file.centres(box), axis=1))
+        with parquet_errors(path):
+            box = open_file(path).read(columns=["bbox"])["bbox"].combine_chunks()
+        centres_by_shard.append(np.stack(embeddings_file.box_centres(box), axis=1))
         row_count += len(box)
     centres = np.concatenate(centres_by_shard) if centres_by_shard else np.empty((0, 2))
     rank = np.full(row_count, -1, np.int64)

@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, SourceError
-from kiln.formats import embeddings_file
+from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
 from kiln.io.range_file import RangeFile
 from kiln.product.record import product_folder, read_record
@@ -92,7 +92,7 @@ def _part_uris(uri: str) -> list[str]:
 
 def _read_part(uri: str, boxes: Sequence[Box] | None, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     """Yield the part's rows, one table for each row group that has some, and an empty table first."""
-    with _open(uri) as stream, embeddings_file.reading(uri):
+    with _open(uri) as stream, parquet_errors(uri):
         file = pq.ParquetFile(stream, pre_buffer=True)
         names = file.schema_arrow.names
         if unknown := [name for name in columns or () if name not in names]:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kiln.formats import embeddings_file
+from kiln.formats.ledger import LEDGER_COUNTS, read_ledger
 from kiln.io import storage
 from kiln.product.record import ProductRecord
 
@@ -34,7 +34,7 @@ def ledger_page(records: Sequence[ProductRecord], products: Sequence[str]) -> st
     Raises:
         SourceError: If a ledger is missing or damaged.
     """
-    names = embeddings_file.COUNTS
+    names = LEDGER_COUNTS
     head = "".join(f'<th class="n" scope="col">{name.replace("_", " ")}</th>' for name in names)
     totals = "".join(map(_product_row, records))
     ledger = _sorted_ledger(products)
@@ -56,13 +56,13 @@ def ledger_page(records: Sequence[ProductRecord], products: Sequence[str]) -> st
 
 
 def _product_row(record: ProductRecord) -> str:
-    counts = "".join(f'<td class="n">{record.counts[name]:,}</td>' for name in embeddings_file.COUNTS)
+    counts = "".join(f'<td class="n">{record.counts[name]:,}</td>' for name in LEDGER_COUNTS)
     statuses = ", ".join(f"{number:,} {status}" for status, number in record.units.items())
     return f"<tr><td>{record.title}</td>{counts}<td>{statuses}</td></tr>"
 
 
 def _unit_row(unit: dict[str, Any]) -> str:
-    counts = "".join(f'<td class="n">{unit[name]:,}</td>' for name in embeddings_file.COUNTS)
+    counts = "".join(f'<td class="n">{unit[name]:,}</td>' for name in LEDGER_COUNTS)
     reason = html.escape("; ".join(filter(None, (unit["reason"], unit["notes"]))))
     unit_id, status = html.escape(unit["unit_id"]), unit["status"]
     return f'<tr class="{status}"><td>{unit_id}</td>{counts}<td>{status}</td><td>{reason}</td></tr>'
@@ -73,7 +73,7 @@ def _sorted_ledger(products: Sequence[str]) -> pa.Table:
     ledgers = []
     for product in products:
         with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
-            ledgers.append(embeddings_file.read_ledger(path))
+            ledgers.append(read_ledger(path))
     ledger = pa.concat_tables(ledgers)
     ledger = ledger.append_column("failed_unit", pc.equal(ledger["status"], "failed"))
     return ledger.sort_by([("failed_unit", "descending"), ("unit_id", "ascending")])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kiln.formats import embeddings_file
+from kiln.formats.ledger import LEDGER_COUNTS
 from kiln.io.text_table import aligned
 from kiln.product.record import ProductRecord
 
@@ -36,10 +36,10 @@ def summary_text(
         index: The explorer database.
         pictures: Paths or s3:// of the pictures.
     """
-    rows = [("product", *(count.replace("_", " ") for count in embeddings_file.COUNTS), "units")]
+    rows = [("product", *(count.replace("_", " ") for count in LEDGER_COUNTS), "units")]
     for record in records:
         units = ", ".join(f"{number:,} {status}" for status, number in record.units.items())
-        rows.append((record.title, *(f"{record.counts[count]:,}" for count in embeddings_file.COUNTS), units))
+        rows.append((record.title, *(f"{record.counts[count]:,}" for count in LEDGER_COUNTS), units))
     lines = [*aligned(rows, left=(0, len(rows[0]) - 1), rule=True), ""]
     if any(record.untrained for record in records):
         lines.append("The weights are UNTRAINED: a demonstration of the workflow, no use for science.")

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from kiln.cli import command_line
 from kiln.errors import ConfigError, SourceError
-from kiln.formats import embeddings_file
 from kiln.formats import plan_file as plans
+from kiln.formats.ledger import LEDGER_SCHEMA, ledger_name
+from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
 from kiln.io.text_table import aligned
 
@@ -226,9 +227,9 @@ def account_of(ledger: str) -> Account:
     """What a ledger says; one that is not whole is a failure of the shard. Raises TransientError or StorageError."""
     try:
         data = storage.read_bytes(ledger)
-        with embeddings_file.reading(ledger):
+        with parquet_errors(ledger):
             rows = pq.ParquetFile(pa.BufferReader(data)).read(COLUMNS)
-            rows = rows.cast(pa.schema([embeddings_file.LEDGER.field(c) for c in COLUMNS]))
+            rows = rows.cast(pa.schema([LEDGER_SCHEMA.field(c) for c in COLUMNS]))
     except SourceError as e:
         return Account((("", str(e)),))
     except (ValueError, pa.ArrowException) as e:  # other columns, of other types, or with nulls
@@ -248,7 +249,7 @@ def look(folder: Folder, files: Sequence[str], there: set[str], exactly: bool, p
     kept = storage.join(parts or _below(folder.root, f"parts/{folder.run}"), folder.name)
     parts_there = [f.removeprefix(f"{kept}/").partition("/")[0] for f in listing(kept) if PART.search(f)]
     done = {
-        (partition, shard): embeddings_file.ledger_name(file)
+        (partition, shard): ledger_name(file)
         for partition, names in shards.items()
         for shard in names
         if (file := f"{folder.uri}/shards/{partition}/{shard}.parquet") in there

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from kiln.archives.sensors import NAIP
 from kiln.model import clay, int8, tuning, weights
-from kiln.model.embedder import Embedder, Policy, keep_memory
+from kiln.model.embedder import Embedder, EmbedPolicy, keep_memory
 from tests.bench.harness import in_turn, publish
 from tests.bench.published import GIVEN_BACK
 from tests.support.chips import make_chip
@@ -99,7 +99,7 @@ def measure(
         with everywhere() if name == ALL else nullcontext():
             encoder = weights.in_precision(plain, precision, device)  # type: ignore[arg-type]
             matrices = tuning.matrix_rate(geometry, tokens, batch, precision, device)
-        embed = Embedder(encoder, NAIP, Policy("zeros", NAIP.gsd), batch)
+        embed = Embedder(encoder, NAIP, EmbedPolicy("zeros", NAIP.gsd), batch)
         near = cosine(embed(chips)["embeddings"][:BATCH], wanted[:batch])
         pair = in_turn(lambda embed=embed: embed(chips), given_back, rounds, warm=False)  # both have run
         rate = batch / pair.medians[0]

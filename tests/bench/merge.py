@@ -35,6 +35,7 @@ import shapely
 
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.formats.ledger import LedgerEntry, ledger_name, ledger_table, write_ledger
 from kiln.formats.records import Unit
 from kiln.product.merge import MergeOptions, merge
 from tests.support.products import WORLD, about
@@ -45,7 +46,7 @@ LEAST_RATE, MOST_MB = 0.5, 2000
 POLL = 0.02  # seconds between looks at the memory
 
 
-def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vectors.Storage) -> pa.Table:
+def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vectors.VectorDtype) -> pa.Table:
     """The chips of ACROSS columns from `first` on, with the vectors [n, DIM]."""
     col, row = (a.ravel() for a in np.meshgrid(np.arange(first, first + ACROSS), np.arange(DEEP), indexing="ij"))
     side = WORLD.chip / WORLD.ppd
@@ -70,7 +71,7 @@ def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vect
         "cloud_fraction": [None] * n,
         "year": np.full(n, 2021),
     }
-    arrays: dict[str, Any] = vectors.arrays(vectors.store({"embeddings": values}, storage), columns)
+    arrays: dict[str, Any] = vectors.to_arrow(vectors.store({"embeddings": values}, storage), columns)
     arrays["bbox"] = pa.StructArray.from_arrays(
         [pa.array(boxes[:, i]) for i in range(4)], fields=list(columns.field("bbox").type)
     )
@@ -78,7 +79,7 @@ def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vect
     return pa.table(made, schema=columns)
 
 
-def make_shards(folder: Path, size: float, storage: vectors.Storage) -> list[str]:
+def make_shards(folder: Path, size: float, storage: vectors.VectorDtype) -> list[str]:
     """Shards of about `size` bytes together; their names. The same numbers lie in all, in another order."""
     kiln = about(dimensions=DIM, storage=storage)
     columns = embeddings_file.schema(DIM, storage, [pa.field("year", pa.int16())], kiln)
@@ -92,10 +93,8 @@ def make_shards(folder: Path, size: float, storage: vectors.Storage) -> list[str
         rows = shard_rows(len(names) * ACROSS, np.roll(values, len(names), axis=0), columns, storage)
         with GeoParquetWriter(path, columns) as out:
             out.write(rows, *embeddings_file.extent(rows))
-        entry = embeddings_file.Entry(Unit(name, len(rows), "s3://esa-worldcover-s2", "e"), embedded=len(rows))
-        embeddings_file.write_ledger(
-            folder / embeddings_file.ledger_name(path.name), embeddings_file.ledger_table([entry])
-        )
+        entry = LedgerEntry(Unit(name, len(rows), "s3://esa-worldcover-s2", "e"), embedded=len(rows))
+        write_ledger(folder / ledger_name(path.name), ledger_table([entry]))
         made += path.stat().st_size
         names.append(name)
     return names
@@ -157,7 +156,7 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def compared(gb: float, rounds: int, storage: vectors.Storage, folder: Path) -> dict[str, Any]:
+def compared(gb: float, rounds: int, storage: vectors.VectorDtype, folder: Path) -> dict[str, Any]:
     """Shards of `gb`, merged and rewritten in turn, and merged once more with a quarter of the memory."""
     shards = folder / "shards"
     shards.mkdir()
@@ -200,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("--gb", type=float, nargs="+", default=[1.0], help="gigabytes of shards, one after the other")
     p.add_argument("--rounds", type=int, default=2, help="of each (default: %(default)s)")
-    p.add_argument("--storage", choices=vectors.STORAGES, default="float32", help="type of the vectors")
+    p.add_argument("--storage", choices=vectors.VECTOR_DTYPES, default="float32", help="type of the vectors")
     p.add_argument("--folder", help="where there is room, if not the temporary folder")
     p.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = p.parse_args(argv)

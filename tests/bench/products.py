@@ -26,7 +26,7 @@ import torch
 from kiln.archives.sensors import WORLDCOVER
 from kiln.formats import embeddings_file, vectors
 from kiln.model.clay import Geometry
-from kiln.model.embedder import Embedder, Policy
+from kiln.model.embedder import Embedder, EmbedPolicy
 from kiln.model.weights import untrained_encoder
 from kiln.sample.worldcover import DEFAULT_TILES, draw_tile, tile_corner
 from tests.support.products import WORLD, YEAR, about, chip_at
@@ -51,7 +51,7 @@ def pixels(count: int, chip: int) -> np.ndarray:
 def encoded(count: int, chip: int, depth: int) -> tuple[list[Any], vectors.Columns]:
     """Chips with places, and both kinds of vectors [n, D] float32 of them."""
     encoder = untrained_encoder(Geometry(depth=depth), 7)
-    embedder = Embedder(encoder, WORLDCOVER, Policy("zeros", 10.0, "float32", "both"), BATCH)
+    embedder = Embedder(encoder, WORLDCOVER, EmbedPolicy("zeros", 10.0, "float32", "both"), BATCH)
     images = pixels(count, chip)
     chips = [chip_at(WORLD, 2021, n // 585, n % 585) for n in range(len(images))]
     found = []
@@ -60,7 +60,7 @@ def encoded(count: int, chip: int, depth: int) -> tuple[list[Any], vectors.Colum
         for c, image in zip(some, images[first : first + BATCH], strict=True):
             c.pixels = image
         found.append(embedder(some))
-    return chips, vectors.joined(found)
+    return chips, vectors.concatenate(found)
 
 
 def nearest(points: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'storage':8} {'embedding':9} {'GB':>15}   {'class':>9} {'mean':>9}   {'class':>9} {'mean':>9}")
     made = []
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
-        for storage in vectors.STORAGES:
+        for storage in vectors.VECTOR_DTYPES:
             for embedding in vectors.EMBEDDINGS:
                 f = product(chips, floats, storage, embedding, Path(folder))
                 made.append(f)

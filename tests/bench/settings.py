@@ -65,7 +65,7 @@ def one(batch: int, compiled: bool, kept: bool, blocks: int) -> None:
     chips = [make_chip(n, pixels=pixels[n]) for n in range(batch)]
     if not kept:
         embedder.keep_memory = lambda: False
-    embed = embedder.Embedder(encoder, NAIP, embedder.Policy("zeros", NAIP.gsd), batch)
+    embed = embedder.Embedder(encoder, NAIP, embedder.EmbedPolicy("zeros", NAIP.gsd), batch)
     embed(chips)
     faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
     made = embed(chips)["embeddings"]

@@ -80,7 +80,7 @@ def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) ->
     """One row of the table: seconds and ratios for a dataset and an encoder's size, all of it measured in turn."""
     weights = write_weights(folder, size)
     sensor = load.source().info.sensor
-    embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
+    embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.EmbedPolicy("zeros", sensor.gsd), BATCH)
     chips = list(chips_of(load))
     made: dict[str, Any] = {}
 
@@ -119,7 +119,7 @@ def from_afar(load: Workload, root: str, folder: Path, rounds: int, what: str) -
     """The same row for the tiny encoder and an archive on a store, which the job waits for, not for processors."""
     weights = write_weights(folder, "tiny")
     sensor = load.source().info.sensor
-    embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.Policy("zeros", sensor.gsd), BATCH)
+    embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.EmbedPolicy("zeros", sensor.gsd), BATCH)
     far, chips = load.elsewhere(root), list(chips_of(load))
     ways = [
         lambda: far.embed(weights, folder / "far", *FLAGS),
@@ -204,7 +204,7 @@ def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
     from matplotlib import pyplot
 
     weights = write_weights(folder, size)
-    about = encoders.read_about(weights)
+    about = encoders.read_metadata(weights)
     with watched(load) as (spans, source):
         made = source()
         made.check()
@@ -216,7 +216,7 @@ def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
                 about["geometry"]["dim"],
                 folder / "profile.parquet",
                 {},
-                policy=embedder.Policy("zeros", sensor.gsd),
+                policy=embedder.EmbedPolicy("zeros", sensor.gsd),
                 budget=pipeline.Budget(BATCH, THREADS, AHEAD),
                 max_failed_fraction=0.0,
             )

@@ -7,7 +7,7 @@ import torch
 
 from kiln.engine import pipeline
 from kiln.engine.pipeline import Budget
-from kiln.model.embedder import Policy
+from kiln.model.embedder import EmbedPolicy
 
 
 def threads_left() -> list[str]:
@@ -46,7 +46,7 @@ def embed(
         dim,
         path,
         {"patches": {"shape": [2, 2, dim], "storage": "float16"}} if patches else {},
-        policy=Policy("zeros", 10.0, storage, embedding, patches is not None),
+        policy=EmbedPolicy("zeros", 10.0, storage, embedding, patches is not None),
         budget=Budget(batch, threads, ahead),
         max_failed_fraction=allowed,
         patch_path=patches,

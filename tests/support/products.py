@@ -15,6 +15,7 @@ import shapely
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, shards, unit_id
 from kiln.formats import embeddings_file, plan_file
 from kiln.formats import vectors as vectors_
+from kiln.formats.ledger import LedgerEntry, ledger_name, ledger_table, write_ledger
 from kiln.formats.records import Chip, Dropped, Unit
 from kiln.product.merge import MergeOptions, merge
 from kiln.product.record import ProductRecord, write_record
@@ -139,12 +140,12 @@ def write_shard(
     entries, chips = [], []
     for c in columns:
         unit = Unit(unit_id(lattice, year, c), c.rows, "s3://esa-worldcover-s2", "e1")
-        entry = embeddings_file.Entry(unit)
+        entry = LedgerEntry(unit)
         for row in range(c.row, c.row + c.rows):
             if fail(c.col):
-                entry.drop(Dropped(unit.unit_id, "failed", 1, fail(c.col)))
+                entry.record_dropped(Dropped(unit.unit_id, "failed", 1, fail(c.col)))
             elif skip(c.col, row):
-                entry.drop(Dropped(unit.unit_id, "nodata", 1, "no tile: open sea"))
+                entry.record_dropped(Dropped(unit.unit_id, "nodata", 1, "no tile: open sea"))
             else:
                 entry.embedded += 1
                 chips.append(chip_at(lattice, year, c.col, row, source=source))
@@ -155,9 +156,7 @@ def write_shard(
     with embeddings_file.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
         if chips:
             out.append(chips, stored(chips, made, kiln))
-    embeddings_file.write_ledger(
-        Path(embeddings_file.ledger_name(str(folder / f"{name}.parquet"))), embeddings_file.ledger_table(entries)
-    )
+    write_ledger(Path(ledger_name(str(folder / f"{name}.parquet"))), ledger_table(entries))
     return chips
 
 

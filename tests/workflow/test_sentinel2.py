@@ -17,7 +17,7 @@ from kiln.archives.sentinel2 import layout
 from kiln.archives.sentinel2.layout import BUCKET, WEB
 from kiln.explorer import pictures
 from kiln.explorer.database import Explorer
-from kiln.formats import embeddings_file
+from kiln.formats.ledger import ledger_name
 from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.stable_shards import position
 from scripts import embed, plan_units
@@ -62,7 +62,7 @@ def times(run: Run) -> dict[str, int]:
 
 def ledger_of(path: Path) -> dict[str, dict]:
     """The ledger beside a shard, by the item's id."""
-    rows = pq.read_table(embeddings_file.ledger_name(str(path))).to_pylist()
+    rows = pq.read_table(ledger_name(str(path))).to_pylist()
     return {e["unit_id"].removeprefix("sentinel2:"): e for e in rows}
 
 
@@ -257,7 +257,7 @@ def test_the_real_scene_goes_from_each_plan_to_the_same_shard_and_beside_worldco
         more = ["--rewrite", *layout.rewrites(str(archive), [])]
         more += ["--vector-dtype", "float16", "--batch-size", "16"]  # as the config has them
         embed.main(["sentinel2", *by_hand, *more, "--threads", "1"])
-        for file in (shard, Path(embeddings_file.ledger_name(str(shard)))):
+        for file in (shard, Path(ledger_name(str(shard)))):
             assert (folder / file.name).read_bytes() == file.read_bytes(), f"{way[0]}: {file.name}"
     assert record(run, "29R-2020-02")["units"] == {"embedded": 1}
     explorer = Explorer(str(tmp_path / "results/tiny/explorer"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from kiln.formats import embeddings_file
+from kiln.formats.ledger import ledger_name
 from tests.workflow.workflow import ROOT, Run, fresh, job_counts
 
 
@@ -48,11 +48,7 @@ def test_the_printed_commands_redo_exactly_the_shards_they_name(tmp_path: Path) 
     tile.write_bytes(good[:half] + bytes(len(good) - half))  # the same size, so the plan still holds
     run.snakemake("--cores", "2", "worldcover")
     tile.write_bytes(good)
-    failing = {
-        p.name
-        for p in run.shards()
-        if "failed" in pq.read_table(embeddings_file.ledger_name(str(p)))["status"].to_pylist()
-    }
+    failing = {p.name for p in run.shards() if "failed" in pq.read_table(ledger_name(str(p)))["status"].to_pylist()}
     missing = next(p for p in run.shards() if p.name not in failing)
     missing.unlink()
     assert failing

@@ -154,7 +154,8 @@ def on_grid(uri: str, scene: Scene, chip: int, gsd: float, zone: int) -> Scene:
     try:
         on = utm_grid.align(scene.height, scene.width, scene.transform, scene.crs, grid)
     except RasterioError as e:
-        raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({gdal.reason(e)})") from e
+        gdal.raise_if_transient(e)
+        raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({gdal.gdal_message(e)})") from e
     except SourceError as e:
         raise SourceError(f"{uri}: {e}") from e
     # corners are not by the transform: they are equal in every scene, to the last bit

@@ -95,8 +95,8 @@ class NaipSource:
             if scene is None:
                 raise ConfigError(f"{key!r} is no key of a NAIP scene; make the plan again")
             self.scenes.append(scene)
-        self._handles = gdal.Handles(OPEN_SCENES)
-        self._check_whole = cache(storage.check_whole)
+        self._handles = gdal.OpenRasters(OPEN_SCENES)
+        self._check_whole = cache(storage.check_readable)
         self._found: dict[str, storage.Stat] = {}
         self._refused: dict[str, AccessError] = {}
 
@@ -192,7 +192,7 @@ class NaipSource:
                 try:
                     return file.read(window=Window(0, strip.first, file.width, strip.last - strip.first))
                 except RasterioError as e:
-                    self._handles.forget(uri)
+                    self._handles.close(uri)
                     if last:
                         raise self._why(key, e) from e
         raise AssertionError
@@ -213,7 +213,8 @@ class NaipSource:
         self._same(key)
         if storage.is_remote(uri):
             self._check_whole(uri, self._found[key.key])
-        return SourceError(f"{uri}: not a readable GeoTIFF ({gdal.reason(e)})")
+        gdal.raise_if_transient(e)
+        return SourceError(f"{uri}: not a readable GeoTIFF ({gdal.gdal_message(e)})")
 
     def _same(self, key: SceneKey) -> None:
         """Raise TransientError if it is not the scene that was looked at: another try will be of one version alone."""
@@ -281,7 +282,8 @@ class NaipSource:
             yield Dropped(key.unit_id, "failed", len(places), str(e))
             return
         except RasterioError as e:
-            why = f"{self.uri(key)}: cannot be brought to {scene.crs} ({gdal.reason(e)})"
+            gdal.raise_if_transient(e)
+            why = f"{self.uri(key)}: cannot be brought to {scene.crs} ({gdal.gdal_message(e)})"
             yield Dropped(key.unit_id, "failed", len(places), why)
             return
         valid = pixels.any(axis=0)

@@ -39,7 +39,7 @@ class Files:
     grid: Grid | None = None
     ratios: dict[str, int] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
-    _check_whole: Callable = field(default_factory=lambda: cache(storage.check_whole))
+    _check_whole: Callable = field(default_factory=lambda: cache(storage.check_readable))
     _handles: dict[str, rasterio.DatasetReader] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: {b: threading.Lock() for b in BANDS})
 
@@ -155,7 +155,8 @@ class Files:
             return SourceError(f"{uri}: {band} was {'replaced' if now else 'removed'} while it was read")
         if storage.is_remote(uri):
             self._check_whole(uri, now)
-        return SourceError(f"{uri}: {band} is {what} ({gdal.reason(e)})")
+        gdal.raise_if_transient(e)
+        return SourceError(f"{uri}: {band} is {what} ({gdal.gdal_message(e)})")
 
 
 def look(shard: Sequence[Files], where: Callable[[str], str], chip: int) -> None:

@@ -99,7 +99,7 @@ def search(
     io = PagingIO(backoff)
     with _named(url):
         try:
-            client = Client.open(url, stac_io=io, timeout=storage.TIMEOUT)
+            client = Client.open(url, stac_io=io, timeout=storage.http.TIMEOUT_S)
         except (pystac.STACError, ClientTypeError, KeyError, TypeError, AttributeError, ValueError) as e:
             raise ConfigError(f"{url}: no landing page of a STAC API ({type(e).__name__}: {e})") from e
     query = {"eo:cloud_cover": {"lte": max_cloud}} if max_cloud is not None and client.conforms_to("QUERY") else None
@@ -146,13 +146,13 @@ class PagingIO(StacApiIO):
     def __init__(self, backoff: float) -> None:
         patience = Retry(
             RETRIES,
-            status_forcelist=storage.TRANSIENT_STATUS,
+            status_forcelist=storage.store.TRANSIENT_STATUS,
             allowed_methods=None,  # a search by POST changes nothing
             backoff_factor=backoff,
             retry_after_max=LONGEST_WAIT,
             raise_on_status=False,
         )
-        super().__init__(timeout=storage.TIMEOUT, max_retries=patience)
+        super().__init__(timeout=storage.http.TIMEOUT_S, max_retries=patience)
 
     def request(self, *args: Any, **kwargs: Any) -> str:
         """The text of an answer; one whose connection broke in the middle, which urllib3 lets pass, is asked again."""

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from kiln.archives.worldcover.lattice import Lattice
 from kiln.errors import ConfigError
-from kiln.formats import embeddings_file, vectors
+from kiln.formats import vectors
 from kiln.formats.geoparquet import GeoParquetWriter
+from kiln.formats.ledger import read_ledger
 from kiln.io import storage
 
 
@@ -59,7 +60,7 @@ def planned_columns(ledger: str, layout: Mapping[str, Any]) -> list[int]:
     """Return the numbers of the columns in a product's ledger, sorted; columns without chips are among them."""
     lattice = Lattice(layout["chip_size"], layout["pixels_per_degree"])
     with storage.local_copy(ledger) as path:
-        units = embeddings_file.read_ledger(path)["unit_id"].to_pylist()
+        units = read_ledger(path)["unit_id"].to_pylist()
     starts = [int(unit.split(":")[3].removeprefix("x")) for unit in units]  # on the 1/12000 degree grid
     return sorted((x - lattice.native(lattice.x(0))) // lattice.native(lattice.chip) for x in starts)
 

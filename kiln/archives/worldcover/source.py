@@ -180,8 +180,8 @@ class WorldCoverSource:
             c: "more nodata than max_nodata" if self._tiles_of(c) else "no tile: open sea" for c in self.units_of
         }
         self.span = (lattice.x(self.units_of[0].col), lattice.x(self.units_of[-1].col) + lattice.chip)
-        self._handles = gdal.Handles(OPEN_TILES)
-        self._check_whole = cache(storage.check_whole)
+        self._handles = gdal.OpenRasters(OPEN_TILES)
+        self._check_whole = cache(storage.check_readable)
 
     @property
     def per_chip(self) -> int:
@@ -262,12 +262,13 @@ class WorldCoverSource:
                 try:
                     return dataset.read(window=window)
                 except RasterioError as e:
-                    self._handles.forget(strip.tile.uri)
+                    self._handles.close(strip.tile.uri)
                     if last or not storage.is_remote(strip.tile.uri):
                         self._same(strip.tile)
                         if storage.is_remote(strip.tile.uri):
                             self._check_whole(strip.tile.uri, storage.Stat(strip.tile.size, strip.tile.etag))
-                        raise SourceError(f"{strip.tile.uri}: unreadable ({gdal.reason(e)})") from e
+                        gdal.raise_if_transient(e)
+                        raise SourceError(f"{strip.tile.uri}: unreadable ({gdal.gdal_message(e)})") from e
         raise AssertionError
 
     def _open(self, tile: Tile) -> rasterio.DatasetReader:
@@ -279,7 +280,8 @@ class WorldCoverSource:
                 file = rasterio.open(tile.uri)
             except RasterioError as e:
                 self._same(tile)
-                raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({gdal.reason(e)})") from e
+                gdal.raise_if_transient(e)
+                raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({gdal.gdal_message(e)})") from e
             try:
                 self._fits(tile, file)
             except SourceError:

@@ -18,6 +18,7 @@ from kiln.explorer.chips import BoundingBox, check_bbox
 from kiln.explorer.database import VECTOR, cells, vector_space
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.fingerprint import digest
+from kiln.formats.parquet import read_batches
 from kiln.io import storage
 
 BATCH_ROWS = 2048
@@ -106,24 +107,24 @@ class Product:
     def metadata(self, embedding: str | None) -> dict[str, Any]:
         """Return the `kiln` metadata of its files. Raise ConfigError if they do not hold vectors of that kind."""
         with storage.local_copy(storage.join(self.uri, self.record["files"][0]["name"])) as path:
-            metadata = embeddings_file.about_of(path)
-        return metadata | {"embedding": vectors.kind_of(metadata["embedding"], embedding, self.uri)}
+            metadata = embeddings_file.read_metadata(path)
+        return metadata | {"embedding": vectors.select_kind(metadata["embedding"], embedding, self.uri)}
 
     def vector_column(self, names: Sequence[str], embedding: str | None) -> str:
         """Return the column of vectors of a kind."""
-        return vectors.searched(names, embedding)
+        return vectors.vector_column(names, embedding)
 
     def read_ids(self) -> Iterator[pa.RecordBatch]:
         """Read the columns of ID_COLUMNS, and no vector."""
         for path in self._files():
             names = [n for n in pq.read_schema(path).names if n in ID_COLUMNS]
-            yield from embeddings_file.read_batches(path, BATCH_ROWS, names)
+            yield from read_batches(path, BATCH_ROWS, names)
 
     def read(self, embedding: str | None) -> Iterator[pa.RecordBatch]:
         """Read the columns of the explorer table."""
         for path in self._files():
-            names = vectors.without_others(pq.read_schema(path).names, embedding, UNUSED)
-            yield from embeddings_file.read_batches(path, BATCH_ROWS, names)
+            names = vectors.searched_columns(pq.read_schema(path).names, embedding, UNUSED)
+            yield from read_batches(path, BATCH_ROWS, names)
 
     def _files(self) -> Iterator[Path]:
         """Yield the product's files on this machine, one at a time. Raise SourceError for a file of another size."""
@@ -182,7 +183,7 @@ class Select:
         if self.years:
             keep &= np.isin(np.asarray(_year(batch)), self.years)
         if self.bbox:
-            (lon, lat), (west, south, east, north) = embeddings_file.centres(batch["bbox"]), self.bbox
+            (lon, lat), (west, south, east, north) = embeddings_file.box_centres(batch["bbox"]), self.bbox
             keep &= (lon >= west) & (lon <= east) if west < east else (lon >= west) | (lon <= east)
             keep &= (lat >= south) & (lat <= north)
         return keep
@@ -274,16 +275,16 @@ def selected_ids(source: RowSource, select: Select) -> list[str]:
 
 
 def _table_rows(batch: pa.RecordBatch, source: RowSource, select: Select, schema: pa.Schema) -> pa.RecordBatch:
-    lon, lat = embeddings_file.centres(batch["bbox"])
+    lon, lat = embeddings_file.box_centres(batch["bbox"])
     numbers = vectors.read(batch, source.vector_column(batch.schema.names, select.embedding))
     with np.errstate(over="ignore"):  # becomes infinite, and is refused below
         halves = numbers.astype(np.float16)
-    finite = vectors.finite({VECTOR: halves})
+    finite = vectors.finite_rows({VECTOR: halves})
     if not finite.all():
         chip_id = batch["chip_id"][int(np.flatnonzero(~finite)[0])]
         raise SourceError(f"{chip_id}: its vector does not fit float16")
     arrays: dict[str, Any] = {
-        **vectors.arrays({VECTOR: halves}, schema),
+        **vectors.to_arrow({VECTOR: halves}, schema),
         "dataset": pa.array([source.dataset] * len(batch)),
         "year": _year(batch),
         "lon": pa.array(lon),

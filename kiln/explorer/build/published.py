@@ -29,6 +29,7 @@ from kiln.explorer.build.published_sets import PublishedSet
 from kiln.formats import embeddings_file
 from kiln.formats.fingerprint import digest
 from kiln.formats.geoparquet import BBOX
+from kiln.formats.parquet import parquet_errors, read_batches
 from kiln.io import storage
 
 BATCH_ROWS = 2048
@@ -95,7 +96,7 @@ class PublishedFile:
         with storage.local_copy(self.uri) as path:
             facts = _FileFacts.of(self.entry, path, self.uri)
             first = 0
-            for batch in embeddings_file.read_batches(path, BATCH_ROWS, facts.columns):
+            for batch in read_batches(path, BATCH_ROWS, facts.columns):
                 yield self._rows(batch, facts, first)
                 first += len(batch)
 
@@ -163,7 +164,7 @@ class _FileFacts:
     def of(cls, entry: PublishedSet, path: Path, uri: str) -> "_FileFacts":
         """Read a file's footer. Raise SourceError unless it has the columns and valid GeoParquet metadata."""
         columns, layout = entry.mapping, entry.facts
-        with embeddings_file.reading(path):
+        with parquet_errors(path):
             schema = pq.read_schema(path)
         footer = {k.decode(): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
         try:
@@ -247,7 +248,7 @@ def boxes_of(column: pa.Array, project: pyproj.Transformer | None, uri: str) -> 
         shapes = shapely.transform(shapes, lambda xy: np.column_stack(project.transform(*xy.T)))
     has_place = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     boxes = np.full((len(shapes), 4), np.nan)
-    boxes[has_place] = embeddings_file.boxes_of(shapes[has_place])
+    boxes[has_place] = embeddings_file.bounding_boxes(shapes[has_place])
     if (np.abs(boxes[has_place]) > [180 + 1e-6, 90 + 1e-6] * 2).any() or not np.isfinite(boxes[has_place]).all():
         raise SourceError(f"{uri}: expected geometries in degrees, or a CRS in the metadata, got neither.")
     for n in np.flatnonzero(boxes[:, 2] - boxes[:, 0] > 180):  # the footprint was drawn the long way round
@@ -316,7 +317,7 @@ def _dim(uri: str, entry: PublishedSet) -> int:
     """Return the length D of a file's vectors; 0 if it has none."""
     with storage.local_copy(uri) as path:
         facts = _FileFacts.of(entry, path, uri)
-        for batch in embeddings_file.read_batches(path, BATCH_ROWS, facts.columns):
+        for batch in read_batches(path, BATCH_ROWS, facts.columns):
             vectors, has_vector = floats(batch[entry.mapping.vector], uri)
             if has_vector.any():
                 return int(vectors.shape[1])

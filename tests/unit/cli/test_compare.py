@@ -8,6 +8,8 @@ import pytest
 
 from kiln.cli import compare
 from kiln.formats import embeddings_file, vectors
+from kiln.formats.ledger import ledger_table, write_ledger
+from kiln.formats.parquet import open_file
 from kiln.io import storage
 from kiln.product.compare import compare_vectors, read_vectors, setting_differences
 from tests.bench.workload import make_naip, write_weights
@@ -16,7 +18,7 @@ from tests.support.products import WORLD, YEAR, about, chip_at
 CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
 
 
-def written(path: Path, values: np.ndarray, stored: vectors.Storage = "float32", first: int = 0) -> Path:
+def written(path: Path, values: np.ndarray, stored: vectors.VectorDtype = "float32", first: int = 0) -> Path:
     """An embeddings file of chips from `first` on, with these vectors [n, D]."""
     columns = embeddings_file.schema(values.shape[1], stored, [YEAR], about(storage=stored, dimensions=values.shape[1]))
     with embeddings_file.ShardWriter(path, columns) as out:
@@ -76,7 +78,7 @@ def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.Ca
         load.embed(write_weights(tmp_path, "tiny", precision), tmp_path / precision, "--batch-size", "4")
         for precision in ("float32", "int8")
     ]
-    kiln = [json.loads(embeddings_file.open_file(p).schema_arrow.metadata[b"kiln"]) for p in made]
+    kiln = [json.loads(open_file(p).schema_arrow.metadata[b"kiln"]) for p in made]
     assert [k["precision"] for k in kiln] == ["float32", "int8"]
     assert kiln[0]["fingerprint"] != kiln[1]["fingerprint"]
     compare.main(list(map(str, made)))
@@ -102,12 +104,12 @@ def test_files_that_cannot_be_compared_are_said(
     rotten = tmp_path / "rotten.parquet"
     rotten.write_bytes(mine.read_bytes()[:-100])
     ledger = tmp_path / "a.ledger.parquet"
-    embeddings_file.write_ledger(ledger, embeddings_file.ledger_table([]))
+    write_ledger(ledger, ledger_table([]))
     for other, code, text in (
         (written(tmp_path / "far.parquet", drawn[:5], first=35), 2, "no chip in common"),
         (written(tmp_path / "short.parquet", drawn[:, :8]), 2, "got 16 and 8 numbers"),
         (ledger, 1, "a.ledger.parquet: not an embeddings file of Kiln"),
-        (rotten, 1, "rotten.parquet: not a whole Parquet file"),
+        (rotten, 1, "rotten.parquet: expected a Parquet file"),
         (tmp_path / "gone.parquet", 1, "gone.parquet: does not exist"),
     ):
         with pytest.raises(SystemExit) as stop:

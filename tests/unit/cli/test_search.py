@@ -16,6 +16,7 @@ from kiln.errors import ConfigError
 from kiln.explorer.build import Select, build
 from kiln.explorer.database import Explorer, Filters
 from kiln.formats import embeddings_file
+from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Unit
 from kiln.product.record import read_record
 from kiln.report import coverage
@@ -407,8 +408,8 @@ def dateline(tmp_path_factory):
     kiln = about(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
     with embeddings_file.ShardWriter(run / "s.parquet", embeddings_file.schema(8, "float32", [YEAR], kiln)) as out:
         out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((16, 8), np.float32)})
-    entry = embeddings_file.Entry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
-    embeddings_file.write_ledger(run / "s.ledger.parquet", embeddings_file.ledger_table([entry]))
+    entry = LedgerEntry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
+    write_ledger(run / "s.ledger.parquet", ledger_table([entry]))
     record = merge_shards(["s"], run, run / "p")
     (run / "p.json").write_text(json.dumps(record))
     build([str(run / "p.json")], [str(run / "p")], str(run / "db"), Select())

@@ -23,10 +23,11 @@ from kiln.engine.checkpoints import Checkpoints
 from kiln.engine.pipeline import Budget
 from kiln.errors import SourceError, StorageError, TooManyFailuresError, TransientError
 from kiln.formats import embeddings_file
+from kiln.formats.ledger import LedgerEntry
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, Unit
 from kiln.io import storage
 from kiln.io.progress import Progress
-from kiln.model.embedder import Embedder, Policy
+from kiln.model.embedder import Embedder, EmbedPolicy
 from tests.support.chips import make_chip, make_info
 from tests.support.engine import Echo
 
@@ -119,7 +120,7 @@ def embed(source, path, parts=None, *, encoder=None, batch=4, allowed=1.0, dim=4
         dim,
         path,
         about,
-        policy=Policy("zeros", gsd),
+        policy=EmbedPolicy("zeros", gsd),
         budget=Budget(batch, 2, 1000),
         max_failed_fraction=allowed,
         checkpoints=Checkpoints.for_metadata(str(parts), about) if parts else None,
@@ -431,8 +432,8 @@ def test_a_folder_may_be_spelled_in_many_ways(tmp_path, monkeypatch, folder):
 
 def test_an_entry_comes_back_as_it_was(tmp_path):
     unit = Unit("s:ä/ü:1", 7, "s3://b/x y.tif", 'W/"1"', True, "12 e")
-    entry = embeddings_file.Entry(unit, 2, 3, 2, 0, [], ["sea; open", 'clouds\n"thick"'], ["né", "b; c"])
-    rows = embeddings_file.rows(
+    entry = LedgerEntry(unit, 2, 3, 2, 0, [], ["sea; open", 'clouds\n"thick"'], ["né", "b; c"])
+    rows = embeddings_file.chip_table(
         [Scenes({}).chip("s:a", n, n + 3) for n in range(2)], {"embeddings": np.eye(2, 4, dtype=np.float32)}, COLUMNS
     )
     with Checkpoints.for_metadata(str(tmp_path), ABOUT) as parts:
@@ -595,7 +596,7 @@ def embed_all(source, path, parts=None, *, encoder, batch=3):
         32,
         path,
         WITH_PATCHES,
-        policy=Policy("zeros", 10.0, "int8", "both", patches=True),
+        policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True),
         budget=Budget(batch, 2, 1000),
         max_failed_fraction=1.0,
         checkpoints=Checkpoints.for_metadata(str(parts), WITH_PATCHES) if parts else None,
@@ -678,7 +679,7 @@ def test_patches_of_parts_on_a_store_come_back(bucket, tmp_path, encoder, encode
     def embed_there(source, path):
         beside = path.with_suffix(".patches")
         pipeline.embed(
-            source, lambda: encoder, 32, path, WITH_PATCHES, policy=Policy("zeros", 10.0, "int8", "both", patches=True),
+            source, lambda: encoder, 32, path, WITH_PATCHES, policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True),
             budget=Budget(3, 2, 1000), max_failed_fraction=1.0, patch_path=beside,
             checkpoints=Checkpoints.for_metadata(folder, WITH_PATCHES),
         )  # fmt: skip

@@ -13,7 +13,7 @@ from kiln.engine.pipeline import Budget
 from kiln.errors import TransientError
 from kiln.formats import vectors
 from kiln.formats.records import Dropped
-from kiln.model.embedder import Embedder, Policy
+from kiln.model.embedder import Embedder, EmbedPolicy
 from tests.support.chips import PLAIN, ListSource, make_chip
 from tests.support.engine import Echo, embed, threads_left
 
@@ -86,7 +86,7 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
     events = [make_chip(n, pixels=pixels[n].copy(), pixel_size=g) for n, g in enumerate(gsds)]
     pipeline.embed(
         ListSource(events, {"u": 7}), lambda: encoder, 32, tmp_path / "o", {},
-        policy=Policy("zeros", None), budget=Budget(size, 2, 1 << 20), max_failed_fraction=0,
+        policy=EmbedPolicy("zeros", None), budget=Budget(size, 2, 1 << 20), max_failed_fraction=0,
     )  # fmt: skip
     made = pq.read_table(tmp_path / "o")
     assert made["pixel_size"].to_pylist() == gsds
@@ -97,7 +97,7 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
         told = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
         assert ours == pytest.approx(encoder(x, gsd=gsd, **told)[0, 0].tolist(), abs=1e-5)
         assert ours != pytest.approx(encoder(x, gsd=10.0, **told)[0, 0].tolist(), abs=1e-4)
-        embed_alone = Embedder(encoder, PLAIN, Policy("zeros", None), size)
+        embed_alone = Embedder(encoder, PLAIN, EmbedPolicy("zeros", None), size)
         alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
         assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
 
@@ -111,7 +111,7 @@ def test_rows_wait_for_their_row_group_without_pixels(tmp_path):
 # ------------------------------------------------------------------------------- class, mean, both and all patches
 
 
-@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_path, encoder, storage):
     rng = np.random.default_rng(11)
     pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
@@ -146,7 +146,7 @@ def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_pa
 
 def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
     pixels = np.random.default_rng(12).normal(size=(9, 2, 16, 16)).astype(np.float32)
-    for storage, embedding in itertools.product(vectors.STORAGES, vectors.EMBEDDINGS):
+    for storage, embedding in itertools.product(vectors.VECTOR_DTYPES, vectors.EMBEDDINGS):
         seen = set()
         for again in range(2):
             events = [make_chip(n, pixels=p.copy()) for n, p in enumerate(pixels)]

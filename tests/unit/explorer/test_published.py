@@ -142,7 +142,7 @@ def test_earth_index_points_are_places_without_extent(tmp_path):
     earth_index(tmp_path / "36LXK_2024-01-01_2025-01-01.parquet", vectors(3, dim=4), points)
     rows = rows_of(*files_of("ei", tmp_path, layout="earth-index"))
     assert rows["chip_id"].to_pylist() == ["ei:36LXK_0", "ei:36LXK_1", "ei:36LXK_2"]
-    lon, lat = embeddings_file.centres(rows["bbox"].combine_chunks())
+    lon, lat = embeddings_file.box_centres(rows["bbox"].combine_chunks())
     assert (lon.tolist(), lat.tolist()) == ([30.5, 31.5, 32.5], [-10.25] * 3)
     assert rows["year"].to_pylist() == [2024] * 3
     assert rows["datetime"].null_count == 3
@@ -182,7 +182,7 @@ def test_a_footprint_drawn_the_long_way_round_crosses_the_antimeridian(tmp_path)
     major_tom(tmp_path / "a.parquet", vectors(2), [ring, *boxes(1)])
     rows = rows_of(*files_of("mt", tmp_path, layout="major-tom"))
     assert rows["bbox"][0].as_py() == {"xmin": 179.9, "ymin": 0, "xmax": -179.9, "ymax": 1}
-    lon, _ = embeddings_file.centres(rows["bbox"].combine_chunks())
+    lon, _ = embeddings_file.box_centres(rows["bbox"].combine_chunks())
     assert abs(abs(lon[0]) - 180) < 1e-9
 
 
@@ -305,7 +305,7 @@ def test_a_truncated_file_is_named(tmp_path):
     earth_index(tmp_path / "b.parquet", vectors(2), [shapely.Point(1, 2)] * 2)
     path = tmp_path / "b.parquet"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(SourceError, match=r"b\.parquet: not a whole Parquet file"):
+    with pytest.raises(SourceError, match=r"b\.parquet: expected a Parquet file"):
         files_of("x", tmp_path, layout="earth-index")
 
 

@@ -1,4 +1,4 @@
-"""The embeddings file and its ledger as the contract has them, and as other programs read them."""
+"""The embeddings file: its columns, its bytes, and how other programs read it."""
 
 import json
 from datetime import UTC, datetime
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from kiln.archives.sentinel2.scene import Grid
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import ROW_GROUP
-from kiln.formats.records import Dropped, Unit
 from tests.support.chips import make_chip
 
 WHEN = datetime(2021, 6, 1, tzinfo=UTC)
@@ -39,7 +38,7 @@ def geo_of(path):
     return json.loads(pq.read_metadata(path).metadata[b"geo"])
 
 
-@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 def test_the_columns_are_those_of_the_contract(tmp_path, storage):
     made = pq.read_schema(write(tmp_path / "o", [make_chip(1)], storage=storage))
     types = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
@@ -195,8 +194,8 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
     one = folder / "one"
     with embeddings_file.ShardWriter(one, columns, row_group) as out:
         for n in range(count):
-            out.append(chips[n : n + 1], vectors.chosen(stored, slice(n, n + 1)))
-    whole = embeddings_file.rows(chips, stored, columns)
+            out.append(chips[n : n + 1], vectors.select_rows(stored, slice(n, n + 1)))
+    whole = embeddings_file.chip_table(chips, stored, columns)
     bare = columns.remove_metadata()
     with embeddings_file.ShardWriter(folder / "cut", columns, row_group) as out:
         first = 0
@@ -204,11 +203,13 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
             last = data.draw(st.integers(first + 1, count))
             how = data.draw(st.sampled_from(["chips", "rows", "slice", "own dictionary"]))
             if how == "chips":
-                out.append(chips[first:last], vectors.chosen(stored, slice(first, last)))
+                out.append(chips[first:last], vectors.select_rows(stored, slice(first, last)))
             elif how == "slice":
                 out.append_rows(whole.slice(first, last - first))
             else:
-                some = embeddings_file.rows(chips[first:last], vectors.chosen(stored, slice(first, last)), columns)
+                some = embeddings_file.chip_table(
+                    chips[first:last], vectors.select_rows(stored, slice(first, last)), columns
+                )
                 out.append_rows(some if how == "rows" else some.cast(bare).unify_dictionaries())
             assert out.rows == last
             first = last
@@ -221,7 +222,7 @@ def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
 
 def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
     columns = embeddings_file.schema(256, "float32", YEAR, {})
-    some = embeddings_file.rows(
+    some = embeddings_file.chip_table(
         [make_chip(n) for n in range(50)], {"embeddings": np.ones((50, 256), np.float32)}, columns
     )
     before = pa.total_allocated_bytes()
@@ -243,87 +244,6 @@ def test_an_error_while_writing_closes_the_file_and_comes_through(tmp_path):
         embeddings_file.ShardWriter(tmp_path / "o", columns, row_group=1) as out,
     ):
         out.append([make_chip(1, extra={})], {"embeddings": np.zeros((1, 4), np.float32)})
-
-
-# -------------------------------------------------------------------------------------------------- ledger
-
-
-def test_the_ledger_has_the_columns_of_the_contract():
-    text, count = pa.string(), pa.int64()
-    assert [(f.name, f.type, f.nullable) for f in embeddings_file.LEDGER] == [
-        ("unit_id", text, False),
-        ("status", text, False),
-        ("reason", text, False),
-        ("expected", count, False),
-        ("expected_known", pa.bool_(), False),
-        ("embedded", count, False),
-        ("skipped_nodata", count, False),
-        ("skipped_cloud", count, False),
-        ("failed", count, False),
-        ("notes", text, False),
-        ("source", text, False),
-        ("etag", text, False),
-    ]
-
-
-def entry(expected, embedded=0, *drops, notes=()):
-    made = embeddings_file.Entry(Unit("u", expected, "s3://b/u", "e1"), embedded=embedded, notes=list(notes))
-    for kind, count, reason in drops:
-        made.drop(Dropped("u", kind, count, reason))
-    return made
-
-
-@pytest.mark.parametrize(
-    ("made", "status", "reason"),
-    [
-        (entry(3, 3), "embedded", ""),
-        (entry(3, 1, ("nodata", 2, "sea")), "embedded", ""),
-        (entry(3, 0, ("nodata", 2, "sea"), ("cloud", 1, "clouds")), "empty", "sea; clouds"),
-        (entry(3, 2, ("failed", 1, "bad block")), "failed", "bad block"),
-        (entry(3, 0, ("failed", 2, "bad"), ("failed", 1, "worse"), ("nodata", 0, "sea")), "failed", "bad; worse"),
-        (entry(2, 0, ("failed", 1, "bad"), ("failed", 1, "bad")), "failed", "bad"),
-        (entry(0), "empty", ""),
-        (entry(0, 0, ("failed", 0, "cannot be opened")), "failed", "cannot be opened"),
-    ],
-)
-def test_a_unit_s_status_and_reason(made, status, reason):
-    row = made.row()
-    assert (row["status"], row["reason"]) == (status, reason)
-    assert row["expected"] == row["embedded"] + row["skipped_nodata"] + row["skipped_cloud"] + row["failed"]
-    assert (row["source"], row["etag"]) == ("s3://b/u", "e1")
-
-
-def test_an_account_that_does_not_close_is_an_assertion():
-    with pytest.raises(AssertionError, match="u: 1 of 3 chips"):
-        entry(3, 1).row()
-
-
-def test_a_ledger_survives_its_file_and_reads_as_text(tmp_path):
-    ledger = embeddings_file.ledger_table(
-        [entry(3, 3, notes=["a", "b"]), entry(2, 0, ("failed", 2, "x.tif: unreadable"))]
-    )
-    embeddings_file.write_ledger(tmp_path / "l.parquet", ledger)
-    again = pq.read_table(tmp_path / "l.parquet")
-    assert again.schema.equals(embeddings_file.LEDGER)
-    assert again.equals(ledger)
-    assert again["notes"].to_pylist() == ["a; b", ""]
-    lines = embeddings_file.ledger_text(again).splitlines()
-    assert len(lines) == 3
-    assert lines[0].split() == [
-        "unit_id",
-        "status",
-        "expected",
-        "embedded",
-        "skipped_nodata",
-        "skipped_cloud",
-        "failed",
-        "reason",
-    ]
-    assert lines[2].endswith("x.tif: unreadable")
-
-
-def test_the_ledger_of_a_shard_lies_beside_it():
-    assert embeddings_file.ledger_name("s3://b/run/x-1.parquet") == "s3://b/run/x-1.ledger.parquet"
 
 
 # -------------------------------------------------------------------------------------------- the ends of the Earth
@@ -369,7 +289,7 @@ def test_the_centre_of_a_box_over_the_antimeridian_is_there(tmp_path):
     footprints = [cut(179.5, -179.75), cut(179.75, -179.5), cut(179.5, -179.5), shapely.box(-2, 0, 1, 1)]
     chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
     box = pq.read_table(write(tmp_path / "o", chips))["bbox"].combine_chunks()
-    assert np.stack(embeddings_file.centres(box), axis=1).tolist() == [
+    assert np.stack(embeddings_file.box_centres(box), axis=1).tolist() == [
         [179.875, 0.5],
         [-179.875, 0.5],
         [180, 0.5],
@@ -416,7 +336,7 @@ def test_chips_of_the_outermost_zones_have_small_boxes_from_the_equator_to_the_p
         assert 0 < xmax - xmin + 360 * crosses < 0.4
         assert 0 < ymax - ymin < 0.05
     assert 4 <= over < len(chips) / 2
-    lon, lat = embeddings_file.centres(pq.read_table(path)["bbox"].combine_chunks())
+    lon, lat = embeddings_file.box_centres(pq.read_table(path)["bbox"].combine_chunks())
     want = centres.reshape(-1, 2)
     assert np.abs((lon - want[:, 0] + 180) % 360 - 180).max() < 0.01
     assert np.abs(lat - want[:, 1]).max() < 0.001

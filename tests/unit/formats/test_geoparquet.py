@@ -21,7 +21,7 @@ def write(path, groups, *, store="float32"):
     with GeoParquetWriter(path, columns) as out:
         for places in groups:
             chips = [chip_at(WORLD, 2021, c, r) for c, r in places]
-            rows = embeddings_file.rows(chips, vectors.store({"embeddings": drawn(chips)}, store), columns)
+            rows = embeddings_file.chip_table(chips, vectors.store({"embeddings": drawn(chips)}, store), columns)
             out.write(rows, *embeddings_file.extent(rows))
     return pq.ParquetFile(path)
 

@@ -22,6 +22,6 @@ def test_row_groups_of_patches_depend_on_the_rows_alone(tmp_path, monkeypatch):
     assert len(seen) == 1
     file = pq.ParquetFile(tmp_path / "p")
     assert [file.metadata.row_group(n).num_rows for n in range(4)] == [3, 3, 3, 1]
-    read = list(patches.read(tmp_path / "p"))
+    read = list(patches.read_patches(tmp_path / "p"))
     assert [c for some, _ in read for c in some] == ids
     assert np.array_equal(np.concatenate([b for _, b in read]), block)

@@ -46,34 +46,34 @@ def test_half_goes_to_even_and_zeros_have_scale_one():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 def test_a_vector_that_is_not_finite_is_seen_in_every_type(storage, bad):
     values = np.ones((3, 4), np.float32)
     values[1, 2] = bad
-    assert vectors.finite(vectors.store({"embeddings": values}, storage)).tolist() == [True, False, True]
+    assert vectors.finite_rows(vectors.store({"embeddings": values}, storage)).tolist() == [True, False, True]
 
 
 def test_what_float16_cannot_hold_is_seen_and_what_int8_can_is_kept():
     values = np.array([[1e5, 1.0], [1.0, 1.0]], np.float32)
-    assert vectors.finite(vectors.store({"embeddings": values}, "float16")).tolist() == [False, True]
-    assert vectors.finite(vectors.store({"embeddings": values}, "int8")).tolist() == [True, True]
+    assert vectors.finite_rows(vectors.store({"embeddings": values}, "float16")).tolist() == [False, True]
+    assert vectors.finite_rows(vectors.store({"embeddings": values}, "int8")).tolist() == [True, True]
 
 
 def test_one_kind_of_two_that_is_not_finite_spoils_the_row():
     good, bad = np.ones((2, 4), np.float32), np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]], np.float32)
     made = vectors.store({"embeddings": good, "embeddings_mean": bad}, "int8")
     assert list(made) == ["embeddings", "scale", "embeddings_mean", "scale_mean"]
-    assert vectors.finite(made).tolist() == [True, False]
+    assert vectors.finite_rows(made).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("embedding", vectors.EMBEDDINGS)
-@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 def test_numbers_come_back_from_the_columns_sliced_or_in_chunks(storage, embedding):
     rng = np.random.default_rng(3)
     names = list(vectors.KINDS[embedding])
     values = {n: rng.normal(size=(20, 8)).astype(np.float32) * 10 for n in names}
     columns = pa.schema(vectors.fields(8, storage, embedding))
-    stored = vectors.arrays(vectors.store(values, storage), columns)
+    stored = vectors.to_arrow(vectors.store(values, storage), columns)
     whole = pa.table([stored[f.name] for f in columns], schema=columns)
     cut = pa.concat_tables([whole.slice(0, 7), whole.slice(7)])
     step = {"float32": 0.0, "float16": 0.05, "int8": 0.2}[storage]
@@ -85,20 +85,22 @@ def test_numbers_come_back_from_the_columns_sliced_or_in_chunks(storage, embeddi
 
 
 def test_which_kind_is_searched_with():
-    assert vectors.kind_of("class", None, "p") == "class"
-    assert vectors.kind_of("mean", None, "p") == "mean"
-    assert vectors.kind_of("both", None, "p") == "class"
-    assert vectors.kind_of("both", "mean", "p") == "mean"
+    assert vectors.select_kind("class", None, "p") == "class"
+    assert vectors.select_kind("mean", None, "p") == "mean"
+    assert vectors.select_kind("both", None, "p") == "class"
+    assert vectors.select_kind("both", "mean", "p") == "mean"
     with pytest.raises(
-        ConfigError, match=r"p: its vectors are of kind class, not mean: change index\.select\.embedding"
+        ConfigError, match=r"p: expected vectors of kind mean, got class\. Change index\.select\.embedding"
     ):
-        vectors.kind_of("class", "mean", "p")
-    with pytest.raises(ConfigError, match="of kind mean, not class"):
-        vectors.kind_of("mean", "class", "p")
+        vectors.select_kind("class", "mean", "p")
+    with pytest.raises(ConfigError, match="of kind class, got mean"):
+        vectors.select_kind("mean", "class", "p")
 
 
-def test_how_int8_becomes_numbers_is_said_and_of_floats_nothing():
-    assert vectors.described("float32", "both") == vectors.described("float16", "class") == {}
-    assert vectors.described("int8", "both") == {
+def test_metadata_state_how_int8_becomes_numbers():
+    assert (
+        vectors.dequantisation_metadata("float32", "both") == vectors.dequantisation_metadata("float16", "class") == {}
+    )
+    assert vectors.dequantisation_metadata("int8", "both") == {
         "dequantisation": {"embeddings": "embeddings * scale", "embeddings_mean": "embeddings_mean * scale_mean"}
     }

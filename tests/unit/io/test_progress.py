@@ -10,7 +10,7 @@ from kiln.io import progress
 from tests.conftest import ROOT
 
 
-def test_a_log_gets_a_line_each_interval_with_share_rate_and_time_left(monkeypatch, caplog):
+def test_a_log_gets_a_line_each_interval_with_fraction_rate_and_time_left(monkeypatch, caplog):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
@@ -32,8 +32,20 @@ def test_a_terminal_gets_a_bar_that_knows_when_more_is_expected():
     termios.tcsetwinsize(theirs, (24, 100))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=theirs, check=True, timeout=30)
     os.close(theirs)
-    said = os.read(ours, 1 << 16).decode()
+    text = os.read(ours, 1 << 16).decode()
     os.close(ours)
     assert done.returncode == 0
-    assert "10/10" in said
-    assert "chip/s" in said
+    assert "10/10" in text
+    assert "chip/s" in text
+
+
+def test_chips_of_checkpoints_count_but_not_in_the_time_left(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    p = progress.Progress(400, "shard")
+    p.resume(200)
+    now[0] = 100
+    with caplog.at_level("INFO"):
+        p.advance(100, embedded=100)
+    assert [r.message for r in caplog.records] == ["shard: 300 of 400 chips (75%), 1.0 embedded/s, 1 min 40 s left"]

@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all, on disks and in buckets alike, and downloads that go on."""
+"""Storage: atomic writes on disks and in buckets alike, resumed downloads, and the errors of servers and stores."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def left_in(folder: Path) -> list[str]:
 # ---------------------------------------------------------------------------------- disks and buckets alike
 
 
-def test_what_is_written_is_read_again(root):
+def test_written_bytes_are_read_again(root):
     uri = storage.join(root, "a", "b.bin")
     storage.write_bytes(uri, b"hello")
     assert storage.read_bytes(uri) == b"hello"
@@ -42,7 +42,7 @@ def test_what_is_written_is_read_again(root):
     assert storage.stat(uri) is None
 
 
-def test_what_is_not_there_is_said_to_be_missing(root):
+def test_a_missing_file_is_reported_as_missing(root):
     uri = storage.join(root, "none.bin")
     assert storage.stat(uri) is None
     assert storage.listing(root) == {}
@@ -60,7 +60,7 @@ def test_a_listing_has_every_file_below_a_folder_and_no_namesake(root):
     assert list(found) == sorted(found)
 
 
-def test_after_an_error_nothing_new_is_there_and_the_old_is_untouched(root):
+def test_an_error_leaves_the_old_file_untouched(root):
     uri = storage.join(root, "a.bin")
     for before in (None, b"old"):
         if before:
@@ -72,7 +72,7 @@ def test_after_an_error_nothing_new_is_there_and_the_old_is_untouched(root):
         assert {u: storage.read_bytes(u) for u in storage.listing(root)} == ({uri: before} if before else {})
 
 
-def test_a_file_appears_only_when_it_is_whole(root):
+def test_a_file_appears_only_when_it_is_complete(root):
     uri = storage.join(root, "a.bin")
     with storage.atomic(uri) as path:
         path.write_bytes(b"one")
@@ -91,7 +91,7 @@ def test_a_local_copy_is_the_file_itself_or_gone_after_the_block(root):
     assert storage.read_bytes(uri) == b"pixels"
 
 
-def test_a_large_object_goes_up_in_parts_and_comes_whole(bucket, tmp_path):
+def test_a_large_object_is_uploaded_in_parts(bucket, tmp_path):
     data = os.urandom(1 << 20) * 9  # above boto's threshold of 8 MB
     storage.write_bytes(f"{bucket}/big.bin", data)
     storage.fetch(f"{bucket}/big.bin", tmp_path / "big.bin")
@@ -109,7 +109,7 @@ def test_names_are_joined_alike():
 # ------------------------------------------------------------------------------------------------- disks
 
 
-def test_left_overs_of_killed_processes_of_this_machine_are_swept(tmp_path):
+def test_partial_files_of_killed_processes_of_this_machine_are_deleted(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     host = socket.gethostname()
@@ -231,14 +231,14 @@ DATA = bytes(range(256)) * 2000  # 512 000 bytes, and no two offsets of a chunk 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(storage, "CHUNK", 10_000)
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 10_000)
 
 
 def gets(server) -> list[str | None]:
     return [asked for method, _, asked in server.requests if method == "GET"]
 
 
-def test_an_interrupted_download_goes_on_where_it_broke(serve, tmp_path, small_chunks):
+def test_an_interrupted_download_is_resumed(serve, tmp_path, small_chunks):
     server, path = serve({"/a.bin": DATA}, break_at=123_456), tmp_path / "a.bin"
     with pytest.raises(TransientError, match=r"a\.bin: the connection broke"):
         storage.fetch(f"{server.url}/a.bin", path)
@@ -265,7 +265,7 @@ def test_another_version_is_fetched_from_the_start(serve, tmp_path, small_chunks
     assert gets(server) == [None, None]
 
 
-def test_a_file_of_unknown_origin_is_not_gone_on_with(serve, tmp_path):
+def test_a_file_of_unknown_origin_is_not_resumed(serve, tmp_path):
     server, path = serve({"/a.bin": DATA}), tmp_path / "a.bin"
     path.write_bytes(b"something else")
     storage.fetch(f"{server.url}/a.bin", path)
@@ -302,7 +302,7 @@ def test_an_empty_file_is_fetched(serve, tmp_path):
     assert left_in(tmp_path) == ["a.bin"]
 
 
-def test_a_download_from_a_bucket_goes_on_or_starts_anew(bucket, tmp_path):
+def test_a_download_from_a_bucket_is_resumed_or_restarted(bucket, tmp_path):
     uri, path = f"{bucket}/a.bin", tmp_path / "a.bin"
     storage.write_bytes(uri, DATA)
     etag = storage.stat(uri).etag
@@ -325,7 +325,7 @@ def test_a_local_file_is_copied(tmp_path):
         storage.fetch(str(tmp_path / "none"), tmp_path / "c")
 
 
-# ---------------------------------------------------------------------------------- what servers and stores say
+# ---------------------------------------------------------------------------------- errors of servers and stores
 
 
 ASK = {
@@ -340,7 +340,7 @@ ASK = {
     ("status", "error"),
     [(403, SourceError), (401, SourceError), (429, TransientError), (500, TransientError), (503, TransientError)],
 )
-def test_http_answers_are_told_apart(serve, tmp_path, ask, status, error):
+def test_http_answers_raise_the_error_of_their_kind(serve, tmp_path, ask, status, error):
     server = serve({"/a.bin": DATA}, status=status)
     with pytest.raises(error, match=rf"a\.bin: the server answers {status}"):
         ASK[ask](f"{server.url}/a.bin", tmp_path / "a.bin")
@@ -348,7 +348,7 @@ def test_http_answers_are_told_apart(serve, tmp_path, ask, status, error):
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_what_a_web_server_lacks_is_missing(serve, tmp_path, status):
+def test_a_file_that_a_web_server_lacks_is_missing(serve, tmp_path, status):
     server = serve({"/a.bin": DATA}, status=status)
     assert storage.stat(f"{server.url}/a.bin") is None
     for ask in ("read", "fetch"):
@@ -358,7 +358,7 @@ def test_what_a_web_server_lacks_is_missing(serve, tmp_path, status):
 
 @pytest.mark.parametrize("ask", ASK)
 def test_a_server_that_hangs_or_is_gone_is_transient(serve, tmp_path, monkeypatch, ask):
-    monkeypatch.setattr(storage, "TIMEOUT", (0.2, 0.2))
+    monkeypatch.setattr(storage.http, "TIMEOUT_S", (0.2, 0.2))
     server = serve({"/a.bin": DATA}, hang=0.6)
     with pytest.raises(TransientError, match=r"a\.bin"):
         ASK[ask](f"{server.url}/a.bin", tmp_path / "a.bin")
@@ -378,8 +378,36 @@ def test_http_is_read_only(serve):
     url = f"{serve({}).url}/a.bin"
     with pytest.raises(StorageError, match="cannot write over http"):
         storage.write_bytes(url, b"x")
+    with pytest.raises(StorageError, match="cannot delete over http"):
+        storage.delete(url)
     with pytest.raises(StorageError, match="no listing"):
         storage.listing(url)
+
+
+def test_an_unknown_scheme_is_a_clear_error(tmp_path):
+    for ask in ASK_S3.values():
+        with pytest.raises(ConfigError, match=r"gs://b/a\.bin: expected a path, s3://"):
+            ask("gs://b/a.bin", tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize("options", [{}, {"ranges": False}, {"etag": ""}], ids=["ranges", "no ranges", "no ETag"])
+def test_a_remote_file_is_read_once_in_ranges_to_check_it(serve, monkeypatch, options):
+    monkeypatch.setattr(storage, "RANGE_BYTES", 100_000)
+    server = serve({"/a.bin": DATA}, **options)
+    uri = f"{server.url}/a.bin"
+    version = storage.stat(uri)
+    storage.check_readable(uri, version)
+    assert len(gets(server)) == (6 if options.get("ranges", True) else 1)
+    server.files["/a.bin"] = DATA[:-1]
+    with pytest.raises(TransientError, match="expected 512000 bytes, got 511999"):
+        storage.check_readable(uri, version)
+
+
+def test_a_file_that_changed_is_an_error_of_the_source(bucket, serve):
+    storage.write_bytes(f"{bucket}/a.bin", DATA)
+    for uri in (f"{bucket}/a.bin", f"{serve({'/a.bin': DATA}).url}/a.bin"):
+        with pytest.raises(SourceError, match=r"a\.bin: changed while it was read"):
+            storage.check_readable(uri, storage.Stat(len(DATA), "another"))
 
 
 ASK_S3 = ASK | {
@@ -398,7 +426,9 @@ ASK_S3 = ASK | {
         (500, "InternalError", (TransientError,)),
     ],
 )
-def test_answers_of_an_object_store_are_told_apart(serve, aws, tmp_path, monkeypatch, ask, status, code, errors):
+def test_answers_of_an_object_store_raise_the_error_of_their_kind(
+    serve, aws, tmp_path, monkeypatch, ask, status, code, errors
+):
     monkeypatch.setattr("botocore.endpoint.time", SimpleNamespace(sleep=lambda s: None))  # between its own tries
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
     aws(serve({}, status=status, body=body).url)
@@ -418,7 +448,7 @@ def test_missing_credentials_are_a_clear_error(aws, s3_endpoint, monkeypatch, tm
         monkeypatch.delenv(name)
     boto3.DEFAULT_SESSION = None
     for ask in ("read", "write"):
-        with pytest.raises(ConfigError, match="no AWS credentials found; set AWS_PROFILE"):
+        with pytest.raises(ConfigError, match=r"expected AWS credentials, got none\. Set AWS_PROFILE"):
             ASK_S3[ask]("s3://b/a.bin", tmp_path / "a.bin")
 
 

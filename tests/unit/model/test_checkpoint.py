@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from kiln.io import storage
-from kiln.model import checkpoint as encoder_weights
 from kiln.model import weights
 from kiln.model.identity import PRECISIONS, weights_digest
+from scripts import encoder_weights
 from tests.conftest import ROOT, UNTRAINED
 
 
@@ -28,7 +28,7 @@ def test_a_verified_checkpoint_becomes_safetensors_with_its_digest(
     tmp_path, checkpoint_file, checkpoint_sha256, precision
 ):
     made = run(tmp_path, checkpoint_file, "--sha256", checkpoint_sha256.upper(), "--precision", precision)
-    about = weights.read_about(made)
+    about = weights.read_metadata(made)
     assert about["sha256"] == checkpoint_sha256
     assert (about["precision"], about["untrained"], about["checkpoint"]) == (precision, False, checkpoint_file.name)
     ours, theirs = (
@@ -88,7 +88,7 @@ def test_a_verified_file_that_is_no_checkpoint_is_an_error_and_makes_nothing(tmp
 def test_an_interrupted_download_goes_on_where_it_stopped(
     tmp_path, monkeypatch, checkpoint_file, checkpoint_sha256, serve, capsys
 ):
-    monkeypatch.setattr(storage, "CHUNK", 1 << 16)
+    monkeypatch.setattr(storage, "CHUNK_BYTES", 1 << 16)
     data = checkpoint_file.read_bytes()
     server = serve({"/v1.5/clay-v1.5.ckpt": data}, break_at=3_000_000)
     with pytest.raises(SystemExit) as e:
@@ -100,7 +100,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     server.break_at = None
     made = run(tmp_path, f"{server.url}/v1.5/clay-v1.5.ckpt", "--sha256", checkpoint_sha256)
     assert server.requests[-1] == ("GET", "/v1.5/clay-v1.5.ckpt", f"bytes={have}-")
-    assert weights.read_about(made)["sha256"] == checkpoint_sha256
+    assert weights.read_metadata(made)["sha256"] == checkpoint_sha256
 
 
 def test_a_finished_download_is_not_fetched_again(tmp_path, checkpoint_file, checkpoint_sha256, serve):
@@ -120,7 +120,7 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(
     told = ["--checkpoint", f"{bucket}/clay.ckpt", "--sha256", checkpoint_sha256, "--output", output]
     encoder_weights.main([*told, *scratch])
     with storage.local_copy(output) as path:
-        assert weights.read_about(path)["sha256"] == checkpoint_sha256
+        assert weights.read_metadata(path)["sha256"] == checkpoint_sha256
 
 
 # ----------------------------------------------------------------------------------------- untrained weights
@@ -129,7 +129,7 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_the_weights_put_there(
 def test_untrained_weights_say_so_and_are_identified_by_seed_and_geometry(tmp_path, caplog):
     made = run(tmp_path, "untrained", "--untrained", json.dumps(UNTRAINED))
     assert "UNTRAINED weights, for demonstrations" in caplog.text
-    about = weights.read_about(made)
+    about = weights.read_metadata(made)
     assert about["untrained"] is True
     assert about["sha256"] == weights_digest({"checkpoint": "untrained", "untrained": UNTRAINED})
     assert about["sha256"] != weights_digest({"checkpoint": "untrained", "untrained": UNTRAINED | {"seed": 4}})
@@ -157,7 +157,7 @@ def test_impossible_untrained_settings_are_an_error_of_one_line(tmp_path, capsys
 def test_help_does_not_import_torch():
     code = (
         "import sys, runpy; sys.argv = ['x', '--help']\n"
-        "try: runpy.run_module('kiln.model.checkpoint', run_name='__main__')\n"
+        "try: runpy.run_module('scripts.encoder_weights', run_name='__main__')\n"
         "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -170,7 +170,7 @@ def test_on_a_full_disk_it_ends_with_a_clear_error_and_no_file(tmp_path, checkpo
     code = (  # a limit on the size of files stands in for the disk
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "from kiln.model.checkpoint import main; main(sys.argv[1:])"
+        "from scripts.encoder_weights import main; main(sys.argv[1:])"
     )
     told = ["--checkpoint", checkpoint_file, "--sha256", checkpoint_sha256, "--output", output]
     done = subprocess.run(

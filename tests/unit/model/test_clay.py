@@ -110,13 +110,13 @@ def test_a_vector_depends_on_gsd_time_place_and_wavelengths(micro32):
 @pytest.mark.parametrize(
     ("shape", "waves", "meta", "says"),
     [
-        ((1, 4, 12, 16), 4, (1, 4), "multiple of the patch"),
-        ((1, 4, 16, 15), 4, (1, 4), "multiple of the patch"),
-        ((1, 4, 0, 16), 4, (1, 4), "multiple of the patch"),
-        ((1, 4, 16, 16), 3, (1, 4), "3 wavelengths"),
-        ((4, 16, 16), 4, (4, 4), r"want \[B, C, H, W\]"),
-        ((2, 4, 16, 16), 4, (1, 4), r"must be \[2, 4\]"),
-        ((1, 4, 16, 16), 4, (1, 2), r"must be \[1, 4\]"),
+        ((1, 4, 12, 16), 4, (1, 4), "expected H and W in multiples of 8"),
+        ((1, 4, 16, 15), 4, (1, 4), "expected H and W in multiples of 8"),
+        ((1, 4, 0, 16), 4, (1, 4), "expected H and W in multiples of 8"),
+        ((1, 4, 16, 16), 3, (1, 4), r"pixels: expected \[B, 3, H, W\]"),
+        ((4, 16, 16), 4, (4, 4), r"pixels: expected \[B, 4, H, W\]"),
+        ((2, 4, 16, 16), 4, (1, 4), r"time and latlon: expected \[2, 4\]"),
+        ((1, 4, 16, 16), 4, (1, 2), r"time and latlon: expected \[1, 4\]"),
     ],
 )
 def test_shapes_that_do_not_fit_are_value_errors(micro32, shape, waves, meta, says):
@@ -188,6 +188,6 @@ def test_the_full_size_layout_is_the_published_one():
 
 def test_the_encoder_can_be_copied_without_its_caches_growing_for_ever(micro32):
     encoder = copy.deepcopy(micro32)
-    for n in range(clay.CACHED + 5):
+    for n in range(clay.MAX_CACHED + 5):
         encode(encoder, torch.zeros(1, 4, 8, 8), gsd=1.0 + n, waves=[0.5 + n / 100, 0.6, 0.7, 0.8])
-    assert len(encoder._kernels) == len(encoder._positions) == clay.CACHED
+    assert len(encoder._kernels) == len(encoder._positions) == clay.MAX_CACHED

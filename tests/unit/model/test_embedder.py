@@ -12,8 +12,8 @@ import torch
 from kiln.archives.sensors import WORLDCOVER
 from kiln.formats import vectors
 from kiln.formats.sensor import Sensor
-from kiln.model import clay, embedder, weights
-from kiln.model.embedder import Embedder, Policy
+from kiln.model import batch, clay, weights
+from kiln.model.embedder import Embedder, EmbedPolicy
 from tests import ROOT
 from tests.support import golden
 from tests.support.chips import PLAIN, make_chip
@@ -31,7 +31,7 @@ def chips(count: int, seed: int = 4) -> list:
 def test_time_and_place_are_told_together_or_not_at_all(encoder, metadata, when):
     pixels = np.random.default_rng(2).normal(size=(2, 16, 16)).astype(np.float32)
     chip = make_chip(30, pixels=pixels, datetime=when)
-    ours = Embedder(encoder, PLAIN, Policy(metadata, 3.0), 2)([chip])["embeddings"]
+    ours = Embedder(encoder, PLAIN, EmbedPolicy(metadata, 3.0), 2)([chip])["embeddings"]
     known = metadata == "as_trained" and when is not None
     told = {"time": clay.encode_time(when) if known else [0.0] * 4}
     told["latlon"] = clay.encode_latlon(-149.5, 10.5) if known else [0.0] * 4
@@ -42,7 +42,7 @@ def test_time_and_place_are_told_together_or_not_at_all(encoder, metadata, when)
 
 def test_pixels_are_normalised_by_band_from_whole_numbers(encoder):
     pixels = np.random.default_rng(3).integers(0, 65535, (4, 8, 8)).astype(np.uint16)
-    ours = Embedder(encoder, WORLDCOVER, Policy("zeros"), 1)([make_chip(1, pixels=pixels)])["embeddings"]
+    ours = Embedder(encoder, WORLDCOVER, EmbedPolicy("zeros"), 1)([make_chip(1, pixels=pixels)])["embeddings"]
     mean, std = (np.array(v, np.float64).reshape(4, 1, 1) for v in ([1552, 1355, 1105, 2743], [1888, 1757, 1809, 1742]))
     x = torch.from_numpy(((pixels - mean) / std).astype(np.float32))[None]
     unknown = torch.zeros(1, 4)
@@ -59,12 +59,12 @@ def test_class_tokens_means_and_patches_are_those_of_the_reference(
 ):
     about, reference = golden.CASES[case], golden.figures(case)
     told = {name: iter(reference[name].tolist()) for name in ("time", "latlon")}
-    monkeypatch.setattr(embedder, "encode_time", lambda when: next(told["time"]))
-    monkeypatch.setattr(embedder, "encode_latlon", lambda lon, lat: next(told["latlon"]))
+    monkeypatch.setattr(batch, "encode_time", lambda when: next(told["time"]))
+    monkeypatch.setattr(batch, "encode_latlon", lambda lon, lat: next(told["latlon"]))
     bands, waves = tuple("abcdefghij"[: len(about["waves"])]), tuple(about["waves"])
     sensor = Sensor("golden", bands, (0.0,) * len(bands), (1.0,) * len(bands), waves, about["gsd"])
     chips = [make_chip(n, pixels=p) for n, p in enumerate(golden.pixels(case).numpy())]
-    policy = Policy("as_trained", about["gsd"], "float32", embedding, keep_patches)
+    policy = EmbedPolicy("as_trained", about["gsd"], "float32", embedding, keep_patches)
     ours = Embedder(weights.load_encoder(checkpoint_file), sensor, policy, len(chips))(chips)
     if keep_patches:
         patches = ours.pop("patches").reshape(len(chips), -1, 64)
@@ -84,7 +84,7 @@ def test_class_tokens_means_and_patches_are_those_of_the_reference(
 def test_what_is_kept_is_what_all_tokens_say(encoder, encoder_file, embedding, patches, device):
     some = chips(3)
     there = weights.load_encoder(encoder_file, device=device)
-    made = Embedder(there, WORLDCOVER, Policy("zeros", 10.0, "float32", embedding, patches), 4)(some)
+    made = Embedder(there, WORLDCOVER, EmbedPolicy("zeros", 10.0, "float32", embedding, patches), 4)(some)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (WORLDCOVER.mean, WORLDCOVER.std))
     x = torch.stack([torch.from_numpy(c.pixels.astype(np.float32)) for c in some])
     unknown = torch.zeros(3, 4)
@@ -101,7 +101,7 @@ def test_what_is_kept_is_what_all_tokens_say(encoder, encoder_file, embedding, p
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_under_way_do_not_disturb_one_another(encoder_file, device):
-    embed = Embedder(weights.load_encoder(encoder_file, device=device), WORLDCOVER, Policy("zeros"), 4)
+    embed = Embedder(weights.load_encoder(encoder_file, device=device), WORLDCOVER, EmbedPolicy("zeros"), 4)
     groups = [chips(4, seed) for seed in range(5)] + [chips(2, 9)]
     alone = [embed(group)["embeddings"] for group in groups]
     started, made = [], []
@@ -116,7 +116,7 @@ def test_batches_under_way_do_not_disturb_one_another(encoder_file, device):
 
 
 def test_a_batch_of_another_shape_or_type_finds_room(encoder):
-    embed = Embedder(encoder, WORLDCOVER, Policy("zeros"), 2)
+    embed = Embedder(encoder, WORLDCOVER, EmbedPolicy("zeros"), 2)
     small, large = chips(2), [make_chip(0, pixels=np.full((4, 24, 24), 700, np.uint16))]
     first = embed(small)["embeddings"]
     assert embed(large)["embeddings"].shape == (1, first.shape[1])

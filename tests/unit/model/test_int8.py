@@ -11,7 +11,7 @@ from kiln.archives.sensors import NAIP
 from kiln.errors import ConfigError, WeightsError
 from kiln.model import clay, int8
 from kiln.model import weights as encoders
-from kiln.model.embedder import Embedder, Policy
+from kiln.model.embedder import Embedder, EmbedPolicy
 from tests.support.chips import make_chip
 
 GEOMETRY = clay.Geometry(dim=256, depth=4, heads=4, dim_head=64, mlp=1024)
@@ -32,7 +32,7 @@ def layer(bias: bool, seed: int = 0) -> tuple[nn.Linear, int8.Int8Linear]:
     torch.manual_seed(seed)
     linear = nn.Linear(96, 40, bias=bias).requires_grad_(False)
     name = "transformer.layers.0.0.to_qkv"
-    state = {k.removeprefix(f"{name}."): v for k, v in int8.quantised({f"{name}.weight": linear.weight}).items()}
+    state = {k.removeprefix(f"{name}."): v for k, v in int8.quantise_tensors({f"{name}.weight": linear.weight}).items()}
     made = int8.Int8Linear(linear)
     made.load_state_dict(state | ({"bias": linear.bias} if bias else {}))
     return linear, made
@@ -57,7 +57,7 @@ def test_the_largest_sums_do_not_overflow() -> None:
     linear, _ = layer(False)
     linear.weight[:] = 1.0
     name = "transformer.layers.3.1.net.1"
-    tensors = int8.quantised({f"{name}.weight": linear.weight})
+    tensors = int8.quantise_tensors({f"{name}.weight": linear.weight})
     made = int8.Int8Linear(linear)
     made.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items()})
     for value in (1.0, -1.0):
@@ -91,7 +91,7 @@ def test_vectors_lie_near_those_of_float32_and_nearer_than_other_chips(
 ) -> None:
     pixels = np.random.default_rng(2).integers(1, 255, (4, 4, 64, 64)).astype(np.uint8)
     chips = [make_chip(n, pixels=p) for n, p in enumerate(pixels)]
-    policy = Policy("zeros", 1.0, embedding=keep)  # type: ignore[arg-type]
+    policy = EmbedPolicy("zeros", 1.0, embedding=keep)  # type: ignore[arg-type]
     exact, near = (Embedder(e, NAIP, policy, 4)(chips)["embeddings"] for e in (plain, rounded))
     exact, near = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (exact, near))
     cosines = exact @ near.T
@@ -103,7 +103,7 @@ def test_vectors_lie_near_those_of_float32_and_nearer_than_other_chips(
 def test_a_padded_batch_gives_equal_vectors(rounded: clay.ClayEncoder) -> None:
     pixels = np.random.default_rng(3).integers(1, 255, (4, 4, 32, 32)).astype(np.uint8)
     chips = [make_chip(n, pixels=p) for n, p in enumerate(pixels)]
-    embed = Embedder(rounded, NAIP, Policy("zeros", 1.0), 4)
+    embed = Embedder(rounded, NAIP, EmbedPolicy("zeros", 1.0), 4)
     assert np.array_equal(embed(chips)["embeddings"][:1], embed(chips[:1])["embeddings"])
 
 
@@ -116,16 +116,16 @@ def test_an_encoder_may_be_copied_after_its_first_batch_or_before(rounded: clay.
 
 
 def test_floats_cannot_be_had_from_whole_numbers(rounded: clay.ClayEncoder) -> None:
-    with pytest.raises(WeightsError, match=r"rounded to int8, of which no float32 comes: take the checkpoint"):
+    with pytest.raises(WeightsError, match=r"expected weights for float32, got int8 ones\. Load the checkpoint"):
         encoders.in_precision(rounded, "float32")
 
 
-def test_a_card_is_refused(plain: clay.ClayEncoder) -> None:
-    with pytest.raises(ConfigError, match="int8 is for CPUs, not --device cuda:0: take bfloat16"):
+def test_a_gpu_is_refused(plain: clay.ClayEncoder) -> None:
+    with pytest.raises(ConfigError, match=r"expected device cpu, got cuda:0\. int8 is for CPUs"):
         encoders.in_precision(plain, "int8", "cuda:0")
 
 
 def test_a_processor_without_such_products_is_refused(plain: clay.ClayEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])  # qnnpack, as ARM has it
-    with pytest.raises(ConfigError, match="int8 wants an x86 processor"):
+    with pytest.raises(ConfigError, match="int8: expected an x86 CPU"):
         encoders.in_precision(plain, "int8")

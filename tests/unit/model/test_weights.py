@@ -108,13 +108,17 @@ def test_a_misshapen_tensor_is_an_error_that_names_it(saved, name, shape):
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
-        ("cls_token", (1, 1, 60), r"norm\.weight has shape \(64,\), want \(60,\)"),
+        ("cls_token", (1, 1, 60), r"norm\.weight: expected shape \(60,\), got \(64,\)"),
         (
             "patch_embedding.weight_generator.weight_tokens",
             (128, 120),
-            r"bias_token has shape \(1, 128\), want \(1, 120\)",
+            r"bias_token: expected shape \(1, 120\), got \(1, 128\)",
         ),
-        ("transformer.layers.0.1.net.1.weight", (100, 64), r"net\.3\.weight has shape \(64, 128\), want \(64, 100\)"),
+        (
+            "transformer.layers.0.1.net.1.weight",
+            (100, 64),
+            r"net\.3\.weight: expected shape \(64, 100\), got \(64, 128\)",
+        ),
     ],
 )
 def test_a_tensor_that_sizes_are_read_from_contradicts_the_others(saved, name, shape, says):
@@ -131,7 +135,7 @@ def test_a_tensor_of_integers_is_an_error_that_names_it(saved):
 
 def test_heads_that_contradict_the_shapes_are_an_error(saved):
     path = saved(lambda c: c["hyper_parameters"].update(encoder_heads=5))
-    with pytest.raises(WeightsError, match="5 heads of 16 make 80 channels"):
+    with pytest.raises(WeightsError, match="expected 80 channels for 5 heads of 16, got 64"):
         weights.load_encoder(path)
 
 
@@ -139,7 +143,7 @@ def test_without_own_head_sizes_the_model_size_decides(saved):
     def change(c: dict[str, Any]) -> None:
         c["hyper_parameters"] = {"model_size": "large"}
 
-    with pytest.raises(WeightsError, match="16 heads of 64 make 1024 channels"):
+    with pytest.raises(WeightsError, match="expected 1024 channels for 16 heads of 64, got 64"):
         weights.load_encoder(saved(change))
 
 
@@ -147,7 +151,7 @@ def test_without_own_head_sizes_the_model_size_decides(saved):
 def test_a_truncated_checkpoint_is_an_error_that_names_the_file(tmp_path, checkpoint_file, share):
     whole = checkpoint_file.read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(WeightsError, match=r"cut\.ckpt: truncated"):
+    with pytest.raises(WeightsError, match=r"cut\.ckpt: expected a weights file, got a truncated or other one"):
         weights.load_encoder(tmp_path / "cut.ckpt")
 
 
@@ -159,7 +163,7 @@ def test_a_truncated_safetensors_file_is_an_error_that_names_the_file(tmp_path, 
     with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
         weights.load_encoder(cut)
     with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
-        weights.read_about(cut)
+        weights.read_metadata(cut)
 
 
 @pytest.mark.parametrize(
@@ -173,13 +177,13 @@ def test_a_file_of_something_else_is_an_error_that_names_the_file(tmp_path, cont
     with pytest.raises(WeightsError, match=r"other\.bin"):
         weights.load_encoder(path)
     with pytest.raises(WeightsError, match=r"other\.bin"):
-        weights.read_about(path)
+        weights.read_metadata(path)
 
 
 def test_a_missing_file_and_a_folder_are_errors_that_say_what_to_do(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path):
-        for read in (weights.load_encoder, weights.read_about):
-            with pytest.raises(WeightsError, match="no such weights file; make it with"):
+        for read in (weights.load_encoder, weights.read_metadata):
+            with pytest.raises(WeightsError, match=r"expected a weights file, got none\. Make it with"):
                 read(path)
 
 
@@ -199,7 +203,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
     torch.load(path, weights_only=False)
     assert trap.exists()  # it is live
     trap.unlink()
-    with pytest.raises(WeightsError, match="not a checkpoint of tensors alone"):
+    with pytest.raises(WeightsError, match="expected a checkpoint of tensors alone, got one with code"):
         weights.load_encoder(path)
     assert not trap.exists()
 
@@ -209,7 +213,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
     [
         ({"cls_token": torch.zeros(1, 1, 64)}, "without `state_dict`"),
         ([torch.zeros(3)], "without `state_dict`"),
-        ({"state_dict": {"cls_token": torch.zeros(1, 1, 64)}}, r"no tensor named model\.encoder\."),
+        ({"state_dict": {"cls_token": torch.zeros(1, 1, 64)}}, r"expected tensors named model\.encoder\."),
     ],
     ids=["plain state dict", "list", "no prefix"],
 )
@@ -226,8 +230,8 @@ def test_a_tensor_missing_from_safetensors_is_an_error_that_names_it(tmp_path, e
     save_file(tensors, tmp_path / "some.safetensors", metadata={"kiln": kiln})
     with pytest.raises(WeightsError, match=r"some\.safetensors: model\.encoder\.transformer\.norm\.bias is missing"):
         weights.load_encoder(tmp_path / "some.safetensors")
-    with pytest.raises(WeightsError, match="not made by `snakemake encoder_weights`"):
-        weights.read_about(tmp_path / "some.safetensors")
+    with pytest.raises(WeightsError, match="expected the metadata of Kiln, got another safetensors file"):
+        weights.read_metadata(tmp_path / "some.safetensors")
 
 
 # --------------------------------------------------------------------------------------- saving, drawing
@@ -243,7 +247,7 @@ def test_tokens_after_a_safetensors_round_trip_are_bit_equal(tmp_path, checkpoin
     pixels = golden.pixels("naip_256")[:, :, :64, :48]
     assert torch.equal(encode(again, pixels), encode(first, pixels))
     assert again.cls_token.dtype == weights.DTYPES[precision]
-    about = weights.read_about(path)
+    about = weights.read_metadata(path)
     assert (about["sha256"], about["precision"], about["geometry"]["dim"]) == ("ab", precision, 64)
 
 

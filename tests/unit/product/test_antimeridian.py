@@ -12,6 +12,7 @@ from affine import Affine
 
 from kiln.archives.sentinel2.scene import Grid
 from kiln.formats import embeddings_file
+from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Unit
 from tests.support import products
 from tests.support.chips import make_chip
@@ -34,13 +35,13 @@ def dateline(tmp_path_factory):
     footprints = grid.footprints()[0].reshape(-1)
     for name, part in (("a", footprints[:800]), ("b", footprints[800:])):
         chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]
-        entry = embeddings_file.Entry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
+        entry = LedgerEntry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
         with embeddings_file.ShardWriter(
             run / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], OVER)
         ) as out:
             rng = np.random.default_rng(len(out.schema))
             out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
-        embeddings_file.write_ledger(run / f"{name}.ledger.parquet", embeddings_file.ledger_table([entry]))
+        write_ledger(run / f"{name}.ledger.parquet", ledger_table([entry]))
     return run, merge_shards(["a", "b"], run, f"{run}/p", row_group=200), run / "p"
 
 
@@ -66,7 +67,7 @@ def test_rows_over_the_antimeridian_lie_among_their_neighbours(dateline):
     """
     box = pq.read_table(dateline[2] / "part-0000.parquet")["bbox"].combine_chunks()
     west, east = np.asarray(box.field("xmin")), np.asarray(box.field("xmax"))
-    side = np.sign(embeddings_file.centres(box)[0])  # hemisphere of each row's centre
+    side = np.sign(embeddings_file.box_centres(box)[0])  # hemisphere of each row's centre
     assert np.count_nonzero(np.diff(side)) == 1  # one after the other
     over = west > east
     assert {-1.0, 1.0} >= set(side[over])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file, plan_file
+from kiln.formats.ledger import LEDGER_SCHEMA, LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Dropped, Unit
 from kiln.product.deduplicate import ALL_REMOVED
 from scripts import merge as merge_script
@@ -37,7 +38,7 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
         chips, entries = [], []
         for scene, cells in scenes.items():
             uri = f"s3://naip-analytic/{scene}.tif"
-            entry = embeddings_file.Entry(Unit(f"naip:nd:2019:{scene}", len(cells) + (scene in dropped), uri, "e"))
+            entry = LedgerEntry(Unit(f"naip:nd:2019:{scene}", len(cells) + (scene in dropped), uri, "e"))
             if scene in dropped:
                 entry.drop(Dropped(entry.unit.unit_id, dropped[scene], 1, f"{scene} lost one"))
             for (zone, col, row), nodata in cells.items():
@@ -57,7 +58,7 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
             if chips:
                 rng = np.random.default_rng(len(chips))
                 out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
-        embeddings_file.write_ledger(folder / f"{name}.ledger.parquet", embeddings_file.ledger_table(entries))
+        write_ledger(folder / f"{name}.ledger.parquet", ledger_table(entries))
     return list(shards)
 
 
@@ -173,7 +174,7 @@ def test_rows_of_scenes_that_no_ledger_knows_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="units with the same one"):
         merged(tmp_path / "s", names, tmp_path / "p")
     ledger = tmp_path / "s" / "two.ledger.parquet"
-    embeddings_file.write_ledger(ledger, embeddings_file.LEDGER.empty_table())
+    write_ledger(ledger, LEDGER_SCHEMA.empty_table())
     with pytest.raises(SourceError, match=r"two\.parquet: expected rows of sources in the ledgers"):
         merged(tmp_path / "s", names, tmp_path / "p")
 

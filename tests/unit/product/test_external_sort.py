@@ -72,7 +72,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 # ---------------------------------------------------------------------------------------- types and kinds of vectors
 
 
-@pytest.mark.parametrize("storage", vectors.STORAGES)
+@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 @pytest.mark.parametrize("embedding", ["mean", "both"])
 def test_vectors_of_every_type_and_kind_come_through_with_their_scales(tmp_path, storage, embedding):
     kiln = about(storage=storage, embedding=embedding, dimensions=64, patches={"shape": [2, 2, 64]})

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, SourceError
-from kiln.formats import embeddings_file, plan_file
+from kiln.formats import plan_file
+from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, write_ledger
 from kiln.product.merge import MergeOptions
 from kiln.product.record import read_record
 from kiln.report.ledger_page import ledger_page
@@ -347,9 +348,9 @@ def test_the_merged_ledger_is_all_ledgers_in_plan_order(grid):
     run = Path(grid.plan).parent
     units = [u for line in plan_file.read_plan(grid.plan) for u in line.units]
     ledger = pq.read_table(f"{grid.uri}/ledger.parquet")
-    assert ledger.schema.equals(embeddings_file.LEDGER)
+    assert ledger.schema.equals(LEDGER_SCHEMA)
     assert ledger["unit_id"].to_pylist() == units
-    for count in embeddings_file.COUNTS:
+    for count in LEDGER_COUNTS:
         assert pc.sum(ledger[count]).as_py() == grid.record["counts"][count]
     assert grid.record["units"] == {"embedded": 40}
     assert run.is_dir()
@@ -460,7 +461,7 @@ def test_a_ledger_that_disagrees_with_the_rows_is_refused(broken):
     rows = pq.read_table(ledger).to_pylist()
     rows[0]["embedded"] -= 1
     rows[0]["skipped_nodata"] += 1
-    embeddings_file.write_ledger(ledger, pa.Table.from_pylist(rows, schema=embeddings_file.LEDGER))
+    write_ledger(ledger, pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA))
     with pytest.raises(SourceError, match="expected 479 rows by the ledgers, got 480"):
         merge_shards(names, folder, product)
 

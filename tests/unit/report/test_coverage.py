@@ -11,6 +11,7 @@ from PIL import Image
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.formats import embeddings_file
+from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, write_ledger
 from kiln.io import storage
 from kiln.product.record import LedgerFile, ProductFile, ProductRecord
 from kiln.report import coverage, ledger_page
@@ -255,8 +256,8 @@ def product_of(folder, *footprints):
     with embeddings_file.ShardWriter(folder / "part-0000.parquet", columns) as out:
         chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
         out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
-    embeddings_file.write_ledger(folder / "ledger.parquet", embeddings_file.LEDGER.empty_table())
-    counts = dict.fromkeys(embeddings_file.COUNTS, 0) | {"embedded": len(chips)}
+    write_ledger(folder / "ledger.parquet", LEDGER_SCHEMA.empty_table())
+    counts = dict.fromkeys(LEDGER_COUNTS, 0) | {"embedded": len(chips)}
     return ProductRecord(
         dataset="sentinel2", partition=folder.name, fingerprint="f1" * 32, weights_sha256="a5" * 32, untrained=False,
         shards="s", missing_shards=(), rows=len(chips), counts=counts, units={}, stac=(), tag="t",
@@ -313,7 +314,7 @@ def test_the_map_of_a_chip_over_the_antimeridian_is_no_map_of_the_world(tmp_path
 def test_longitudes_beyond_180_are_written_as_those_of_the_west():
     figure = Figure()
     axes = figure.add_subplot()
-    panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(embeddings_file.COUNTS, 0))
+    panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(LEDGER_COUNTS, 0))
     coverage.draw_panel(axes, panel, (178.0, 0.0, 182.0, 1.0))
     figure.canvas.draw()
     told = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}

@@ -31,6 +31,7 @@ from kiln.errors import StorageError
 from kiln.explorer import build
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.fingerprint import digest, fingerprint
+from kiln.formats.ledger import ledger_name
 from kiln.formats.records import Chip
 from kiln.io import storage
 from kiln.model import weights as encoders
@@ -76,7 +77,7 @@ def run(tmp_path, encoder_file):
     def do(units, line=0, *more, folder=tmp_path / "shards"):
         embed_naip.main(flags(units, line, folder, encoder_file, *more))
         (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
-        ledger = pq.read_table(embeddings_file.ledger_name(str(rows))).to_pylist()
+        ledger = pq.read_table(ledger_name(str(rows))).to_pylist()
         return pq.read_table(rows).to_pylist(), {e["unit_id"]: e for e in ledger}
 
     return do
@@ -200,15 +201,15 @@ def test_flush_adds_the_chips_at_the_right_and_bottom_and_another_fingerprint(tm
     same = {r["chip_id"]: r["embeddings"] for r in flush}
     assert all(same[r["chip_id"]] == pytest.approx(r["embeddings"], abs=1e-5) for r in dropped)
     (a,), (b,) = (list((tmp_path / f).glob("*[0-9a-f].parquet")) for f in ("drop", "align"))
-    assert embeddings_file.about_of(a)["fingerprint"] != embeddings_file.about_of(b)["fingerprint"]
+    assert embeddings_file.read_metadata(a)["fingerprint"] != embeddings_file.read_metadata(b)["fingerprint"]
 
 
 def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run, encoder_file):
     path = write_scene(tmp_path, ND[0], scene_pixels(16, 16))
     run(make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)[0])
     (made,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
-    about = embeddings_file.about_of(made)
-    assert about["weights_sha256"] == encoders.read_about(encoder_file)["sha256"]
+    about = embeddings_file.read_metadata(made)
+    assert about["weights_sha256"] == encoders.read_metadata(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
     assert (about["wavelengths"], about["gsd"], about["metadata"]) == (WAVES, 1.0, "as_trained")
     assert (about["dataset"], about["partition"], about["chip_size"]) == ("naip", "nd-2019", 16)
@@ -653,7 +654,7 @@ def test_the_common_lattice_is_said_in_the_file_and_in_another_fingerprint(tmp_p
         rows, ledger = run(units, 0, *more, folder=tmp_path / str(n))
         assert closes(ledger, rows)
         abouts.append(
-            embeddings_file.about_of(next(p for p in (tmp_path / str(n)).iterdir() if "ledger" not in p.name))
+            embeddings_file.read_metadata(next(p for p in (tmp_path / str(n)).iterdir() if "ledger" not in p.name))
         )
     assert [a["lattice"] for a in abouts] == [chip_layout(16, "utm", 1.0), chip_layout(16, "utm", 0.6), chip_layout(16)]
     assert len({a["fingerprint"] for a in abouts}) == 3
@@ -833,9 +834,7 @@ def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
     embed_naip.main(flags(units, 0, folder, encoder_file, *told))
     there = storage.listing(folder)
     shard = storage.join(folder, f"{lines[0]['shard']}.parquet")
-    assert list(there) == sorted(
-        [shard, embeddings_file.ledger_name(shard), shard.replace(".parquet", ".patches.parquet")]
-    )
+    assert list(there) == sorted([shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
     assert not storage.listing(parts), "the shard is whole"
     with storage.local_copy(shard) as path, storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as beside:
         rows, patches = pq.read_table(path), pq.read_table(beside)

@@ -21,6 +21,7 @@ from kiln.archives.sentinel2 import files as sentinel2_files
 from kiln.archives.sentinel2.layout import chip_layout
 from kiln.formats import embeddings_file, plan_file
 from kiln.formats.fingerprint import fingerprint
+from kiln.formats.ledger import ledger_name
 from kiln.io import gdal
 from kiln.model import checkpoint
 from kiln.model import weights as encoders
@@ -58,7 +59,7 @@ def run(tmp_path, encoder_file):
         units = make_plan(tmp_path / "plan.gz", *(m if isinstance(m, dict) else m.entry for m in made))
         embed_sentinel2.main(flags(units, folder, weights, *more, root=root))
         (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
-        ledger = pq.read_table(embeddings_file.ledger_name(str(rows))).to_pylist()
+        ledger = pq.read_table(ledger_name(str(rows))).to_pylist()
         return pq.read_table(rows).to_pylist(), {e["unit_id"].partition(":")[2]: e for e in ledger}
 
     return do
@@ -109,7 +110,7 @@ def class_token(encoder, pixels, when=None, place=None, gsd=10.0):
 def golden_weights(checkpoint_file, checkpoint_sha256, tmp_path_factory):
     """The encoder of the checkpoint whose tokens are known from the reference implementation, and its file."""
     path = tmp_path_factory.mktemp("golden") / "golden-float32.safetensors"
-    checkpoint.extract(checkpoint_file, checkpoint_sha256, "clay.ckpt", "float32", path)
+    checkpoint.extract_encoder(checkpoint_file, checkpoint_sha256, "clay.ckpt", "float32", path)
     return encoders.load_encoder(checkpoint_file), path
 
 
@@ -189,7 +190,7 @@ def test_the_limit_on_cloud_is_a_flag_and_part_of_the_fingerprint(
     about = about_of(tmp_path / "shards")
     limits = {"max_nodata": 0.1, "max_cloud": limit}
     assert about["limits"] == limits
-    told = {"weights": encoders.read_about(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
+    told = {"weights": encoders.read_metadata(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
     told |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": chip_layout(16)}
     archive = get_archive("sentinel2")
     recipes = {"clay": RECIPE, "sentinel2": archive.recipe}
@@ -198,7 +199,7 @@ def test_the_limit_on_cloud_is_a_flag_and_part_of_the_fingerprint(
 
 def about_of(folder):
     (made,) = (p for p in folder.iterdir() if "ledger" not in p.name)
-    return embeddings_file.about_of(made)
+    return embeddings_file.read_metadata(made)
 
 
 def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run):

@@ -122,7 +122,7 @@ def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file,
     embed_worldcover.main(flags("--index", 0, "--storage", "float16", units=units))
     path = tmp_path / "shards" / f"{lines[0]['shard']}.parquet"
     about = json.loads(pq.read_schema(path).metadata[b"kiln"])
-    assert about["weights_sha256"] == encoders.read_about(encoder_file)["sha256"]
+    assert about["weights_sha256"] == encoders.read_metadata(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
     assert (about["untrained"], about["storage"], about["precision"]) == (True, "float16", "float32")
     assert about["lattice"] == {"chip_size": 16, "pixels_per_degree": 48, "encode": "quarters"}
@@ -235,7 +235,7 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
         (["--index", "one"], 2, "invalid int value"),
         (["--shard", "x"], 2, "no shard 'x' among 2"),
         (["--index", "0", "--units", "/nowhere.jsonl"], 1, "/nowhere.jsonl: does not exist"),
-        (["--index", "0", "--weights", "/nowhere.safetensors"], 1, "no such weights file"),
+        (["--index", "0", "--weights", "/nowhere.safetensors"], 1, "expected a weights file, got none"),
         (["--index", "0", "--weights", __file__], 1, "not a whole safetensors file"),
         (["--index", "0", "--folder", f"{__file__}/x"], 1, "cannot be written"),
         (["--index", "0", "--device", "nonsense"], 2, "nonsense"),

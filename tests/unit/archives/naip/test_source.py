@@ -652,7 +652,7 @@ def test_a_throttling_server_is_a_passing_trouble(remote):
     remote.status = 503
     with pytest.raises(TransientError, match="503"):
         read(source)
-    with pytest.raises(TransientError, match="503; try again later"):
+    with pytest.raises(TransientError, match=r"503\. Try again later"):
         source.check()
 
 

@@ -12,7 +12,7 @@ from kiln.archives.registry import PICTURE_SIZE_PX as SIZE
 from kiln.archives.sentinel2 import picture
 from kiln.archives.sentinel2.picture import STRETCH, read_picture
 from kiln.archives.sentinel2.scene import Grid
-from kiln.formats.embeddings_file import boxes_of
+from kiln.formats.embeddings_file import bounding_boxes
 from tests.support.items import CORNER, plane, write_item
 
 
@@ -33,7 +33,7 @@ def test_a_chip_across_the_antimeridian_shows_its_own_pixels(tmp_path, epsg, wes
     assert over
     black, white, gamma = astuple(STRETCH)
     for r, c in over:
-        (box,) = boxes_of(footprints[r : r + 1, c])
+        (box,) = bounding_boxes(footprints[r : r + 1, c])
         assert box[0] > box[2]
         shown = read_picture(str(tmp_path / "T_B04.tif"), tuple(box.tolist()))
         want = ((scene[:1, c * 256 : c * 256 + 256] - black) / (white - black)) ** gamma * 255

@@ -830,7 +830,7 @@ def test_a_host_that_vanished_ends_the_job_so_that_it_is_tried_again(remote):
 
 @pytest.mark.parametrize("when", ["check", "read"])
 def test_a_store_that_hangs_ends_the_job_so_that_it_is_tried_again(remote, monkeypatch, when):
-    monkeypatch.setattr(storage, "TIMEOUT", (0.5, 0.5))
+    monkeypatch.setattr(storage.http, "TIMEOUT_S", (0.5, 0.5))
     source = far(remote)
     if when == "read":
         source.check()

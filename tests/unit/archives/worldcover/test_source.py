@@ -408,7 +408,7 @@ def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pi
         encoder.geometry.dim,
         path,
         {},
-        policy=embedder.Policy("zeros"),
+        policy=embedder.EmbedPolicy("zeros"),
         budget=pipeline.Budget(batch=16, read_threads=2),
         max_failed_fraction=1.0,
     )
@@ -481,7 +481,7 @@ def test_a_column_over_open_sea_is_an_empty_file_and_a_ledger_row_without_loadin
     def load() -> clay.ClayEncoder:
         raise AssertionError("weights were loaded")
 
-    options = {"policy": embedder.Policy("zeros"), "budget": pipeline.Budget(), "max_failed_fraction": 0.0}
+    options = {"policy": embedder.EmbedPolicy("zeros"), "budget": pipeline.Budget(), "max_failed_fraction": 0.0}
     outcome = pipeline.embed(source, load, 32, tmp_path / "o.parquet", {}, **options)
     made = pq.read_table(tmp_path / "o.parquet")
     assert len(made) == outcome.rows == 0
@@ -579,7 +579,7 @@ def test_a_throttled_tile_ends_the_job_but_a_vanished_one_only_fails(tmp_path, s
         source = make_source(server.url, lattice, columns)
         server.status = status
         if error:
-            with pytest.raises(TransientError, match=f"{status}; try again later"):
+            with pytest.raises(TransientError, match=f"{status}. Try again later"):
                 cut(source)
         else:
             assert {e.kind for e in cut(source) if isinstance(e, Dropped)} == {"failed"}

@@ -1,0 +1,116 @@
+"""The store of http:// and https:// files, which are only read."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+
+from kiln.errors import AccessError, SourceError, StorageError, TransientError
+from kiln.io.storage.store import TRANSIENT_STATUS, Stat
+
+TIMEOUT_S = (10, 60)  # to connect, and between two bytes
+CONNECTION_ERRORS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+
+
+class _Thread(threading.local):
+    """The connections of one thread."""
+
+    session: requests.Session | None = None
+
+
+_THREAD = _Thread()
+
+
+class HttpStore:
+    """Files of web servers."""
+
+    def stat(self, uri: str) -> Stat | None:
+        """Return size and ETag, as far as the server gives them, or None where there is no file."""
+        with http_errors(uri):
+            response = _session().head(uri, timeout=TIMEOUT_S, allow_redirects=True)
+            if response.status_code in (404, 410):
+                return None
+            raise_for_status(response)
+            return Stat(int(response.headers.get("Content-Length", -1)), _etag(response))
+
+    def listing(self, prefix: str) -> dict[str, Stat]:
+        """Raise StorageError: a web server lists no files."""
+        raise StorageError(f"{prefix}: expected a folder or s3://, got a web address. http has no listing.")
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Return a small file."""
+        with http_errors(uri):
+            response = _session().get(uri, timeout=TIMEOUT_S)
+            raise_for_status(response)
+            return response.content
+
+    def read_range(self, uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
+        """Return bytes `first` to `last` and True; or all bytes and False from a server without ranges."""
+        with http_errors(uri):
+            response = _session().get(uri, headers={"Range": f"bytes={first}-{last}"}, timeout=TIMEOUT_S)
+            raise_for_status(response)
+            if etag and _etag(response) not in ("", etag):
+                raise SourceError(f"{uri}: changed while it was read. Run again.")
+            return response.content, response.status_code == 206
+
+    def stream(self, uri: str, start: int, etag: str, chunk_bytes: int) -> tuple[int, Iterator[bytes]]:
+        """Return the offset where the answer begins, and its bytes in chunks."""
+        headers = {"Range": f"bytes={start}-", "If-Range": f'"{etag}"'} if start else {}
+        with http_errors(uri):
+            response = _session().get(uri, headers=headers, stream=True, timeout=TIMEOUT_S)
+            raise_for_status(response)
+
+        def chunks() -> Iterator[bytes]:
+            with http_errors(uri):
+                yield from response.iter_content(chunk_bytes)
+
+        return (start if response.status_code == 206 else 0), chunks()
+
+    def atomic(self, uri: str) -> AbstractContextManager[Path]:
+        """Raise StorageError: a web server is only read."""
+        raise StorageError(f"{uri}: expected a path or s3://, got a web address. Kiln cannot write over http.")
+
+    def delete(self, uri: str) -> None:
+        """Raise StorageError: a web server is only read."""
+        raise StorageError(f"{uri}: expected a path or s3://, got a web address. Kiln cannot delete over http.")
+
+
+@contextmanager
+def http_errors(uri: str) -> Iterator[None]:
+    """Raise TransientError for a broken connection and StorageError for an address that cannot be requested."""
+    try:
+        yield
+    except CONNECTION_ERRORS as e:
+        raise TransientError(f"{uri}: the connection broke or failed ({e}). Try again later.") from e
+    except OSError as e:
+        raise StorageError(f"{uri}: {e.strerror or e}") from e
+
+
+def raise_for_status(response: requests.Response) -> None:
+    """Raise TransientError, AccessError or SourceError by the response's status, unless it is a success."""
+    status = response.status_code
+    if status in TRANSIENT_STATUS:
+        raise TransientError(f"{response.url}: the server answers {status}. Try again later.")
+    if status in (401, 403):
+        raise AccessError(f"{response.url}: the server answers {status} {response.reason}. Check your access.")
+    if status >= 400:
+        raise SourceError(f"{response.url}: the server answers {status} {response.reason}")
+
+
+def _session() -> requests.Session:
+    """Return this thread's connections; they wait and retry a few times if a server asks to slow down."""
+    if _THREAD.session is None:
+        retry = Retry(total=None, connect=0, read=0, status=3, status_forcelist=(429, 503), backoff_factor=0.3,
+                      raise_on_status=False, retry_after_max=30)  # fmt: skip
+        _THREAD.session = requests.Session()
+        for scheme in ("http://", "https://"):
+            _THREAD.session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return _THREAD.session
+
+
+def _etag(response: requests.Response) -> str:
+    return response.headers.get("ETag", "").removeprefix("W/").strip('"')

@@ -1,0 +1,151 @@
+"""The store of S3 objects. Credentials, region and endpoint come from the usual AWS_* variables.
+
+A PUT, or a completed multipart upload, makes an object appear at once. boto3 is imported by the first request.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kiln.errors import AccessError, ConfigError, SourceError, StorageError, TransientError
+from kiln.io.buckets import known_bucket
+from kiln.io.storage.local import write_errors
+from kiln.io.storage.store import TRANSIENT_STATUS, Stat
+from kiln.io.storage.uri import join, split_s3
+
+TRANSIENT_CODES = {"SlowDown", "Throttling", "RequestTimeout", "InternalError", "ServiceUnavailable", "503", "500"}
+MAX_CONNECTIONS = 32  # of a client
+
+
+@cache
+def s3_client(bucket: str) -> Any:
+    """Return a boto3 client for a bucket; public buckets of archives are read without credentials."""
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    options: dict[str, Any] = {
+        "retries": {"mode": "standard", "max_attempts": 5},
+        "max_pool_connections": MAX_CONNECTIONS,
+    }
+    known = known_bucket(bucket)
+    if known and not known.requester_pays:
+        options["signature_version"] = UNSIGNED
+    return boto3.client("s3", config=Config(**options))
+
+
+class S3Store:
+    """Objects of S3, or of a store that speaks its protocol."""
+
+    def stat(self, uri: str) -> Stat | None:
+        """Return size and ETag of an object, or None where there is none."""
+        bucket, key = split_s3(uri)
+        with s3_errors(uri):
+            client = s3_client(bucket)
+            try:
+                head = client.head_object(Bucket=bucket, Key=key, **_payer(bucket))
+            except client.exceptions.ClientError as e:
+                if e.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return None
+                raise
+            return Stat(head["ContentLength"], head["ETag"].strip('"'))
+
+    def listing(self, prefix: str) -> dict[str, Stat]:
+        """Return every object below a prefix, with one request per thousand."""
+        bucket, key = split_s3(join(prefix, ""))
+        stats: dict[str, Stat] = {}
+        with s3_errors(prefix):
+            paginator = s3_client(bucket).get_paginator("list_objects_v2")
+            for page in paginator.paginate(Bucket=bucket, Prefix=key, **_payer(bucket)):
+                for entry in page.get("Contents", []):
+                    stats[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'))
+        return stats
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Return a small object."""
+        with s3_errors(uri):
+            data: bytes = _get(uri).read()
+        return data
+
+    def read_range(self, uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
+        """Return bytes `first` to `last` inclusive, and True."""
+        version = {"IfMatch": f'"{etag}"'} if etag else {}
+        with s3_errors(uri):
+            data: bytes = _get(uri, Range=f"bytes={first}-{last}", **version).read()
+        return data, True
+
+    def stream(self, uri: str, start: int, etag: str, chunk_bytes: int) -> tuple[int, Iterator[bytes]]:
+        """Return `start` and the bytes from there in chunks. Raises SourceError for another version."""
+        span = {"Range": f"bytes={start}-"} if start else {}
+        with s3_errors(uri):
+            body = _get(uri, IfMatch=f'"{etag}"', **span)
+
+        def chunks() -> Iterator[bytes]:
+            with s3_errors(uri):
+                yield from body.iter_chunks(chunk_bytes)
+
+        return start, chunks()
+
+    @contextmanager
+    def atomic(self, uri: str) -> Iterator[Path]:
+        """Yield a temporary local path; upload it at the end of the block."""
+        bucket, key = split_s3(uri)
+        with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
+            path = Path(folder) / Path(uri).name
+            with write_errors(path):
+                yield path
+            with s3_errors(uri):
+                from boto3.exceptions import S3UploadFailedError
+
+                try:
+                    s3_client(bucket).upload_file(str(path), bucket, key)
+                except S3UploadFailedError as e:
+                    raise e.__cause__ or e.__context__ or e from None  # the ClientError, which has a code
+
+    def delete(self, uri: str) -> None:
+        """Delete an object if there is one."""
+        bucket, key = split_s3(uri)
+        with s3_errors(uri):
+            s3_client(bucket).delete_object(Bucket=bucket, Key=key)
+
+
+@contextmanager
+def s3_errors(uri: str) -> Iterator[None]:
+    """Raise Kiln's errors for those of boto3, naming `uri`."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, NoCredentialsError
+
+    try:
+        yield
+    except ClientError as e:
+        code = e.response.get("Error", {}).get("Code", "")
+        status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in TRANSIENT_CODES or status in TRANSIENT_STATUS:
+            raise TransientError(f"{uri}: the store answers {code or status}. Try again later.") from e
+        if status == 412:
+            raise SourceError(f"{uri}: changed while it was read. Run again.") from e
+        if status == 404:
+            raise SourceError(f"{uri}: does not exist") from e
+        if status in (401, 403):
+            hint = "the bucket is requester-pays" if _payer(split_s3(uri)[0]) else "the bucket's policy decides"
+            raise AccessError(f"{uri}: access denied ({code}). Check the credentials; {hint}.") from e
+        raise StorageError(f"{uri}: {e}") from e
+    except NoCredentialsError as e:
+        raise ConfigError(f"{uri}: expected AWS credentials, got none. Set AWS_PROFILE or AWS_ACCESS_KEY_ID.") from e
+    except (ConnectionError, HTTPClientError) as e:
+        raise TransientError(f"{uri}: the connection broke or failed ({e}). Try again later.") from e
+    except OSError as e:
+        raise StorageError(f"{uri}: {e.strerror or e}") from e
+
+
+def _get(uri: str, **options: str) -> Any:
+    """Return the body of an object."""
+    bucket, key = split_s3(uri)
+    return s3_client(bucket).get_object(Bucket=bucket, Key=key, **options, **_payer(bucket))["Body"]
+
+
+def _payer(bucket: str) -> dict[str, str]:
+    known = known_bucket(bucket)
+    return {"RequestPayer": "requester"} if known and known.requester_pays else {}

@@ -1,0 +1,66 @@
+"""The protocol of a store: everything that Kiln needs from a place where files lie."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that may differ on the next try
+
+
+@dataclass(frozen=True)
+class Stat:
+    """The version of a file.
+
+    Attributes:
+        size: Bytes; -1 where a web server does not give a size.
+        etag: ETag without quotes; empty where the store has none, as on a disk.
+        modified: Nanoseconds of the last change of a local file, else 0. Not compared.
+    """
+
+    size: int
+    etag: str = ""
+    modified: int = field(default=0, compare=False)
+
+
+class Store(Protocol):
+    """A place where files lie, local or remote.
+
+    Every method raises SourceError (would fail again), AccessError (no permission), TransientError (may work on the
+    next try), StorageError (disk or bucket) or ConfigError (no credentials), and names the file.
+    """
+
+    def stat(self, uri: str) -> Stat | None:
+        """Return the file's version, or None where there is no file."""
+        ...
+
+    def listing(self, prefix: str) -> dict[str, Stat]:
+        """Return every file below a folder or prefix by its full name, in any order."""
+        ...
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Return a small file."""
+        ...
+
+    def read_range(self, uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
+        """Return bytes `first` to `last` inclusive, and True; or all bytes and False from a store without ranges.
+
+        Raises SourceError if the file's ETag is not `etag` any more; an empty `etag` is not compared.
+        """
+        ...
+
+    def stream(self, uri: str, start: int, etag: str, chunk_bytes: int) -> tuple[int, Iterator[bytes]]:
+        """Return the first byte's offset, and the bytes in chunks.
+
+        The offset is `start`, or 0 if the store has no ranges or the file's ETag is not `etag` any more.
+        """
+        ...
+
+    def atomic(self, uri: str) -> AbstractContextManager[Path]:
+        """Return a context with a local path; the file appears at `uri` when the block ends without an error."""
+        ...
+
+    def delete(self, uri: str) -> None:
+        """Delete a file if there is one."""
+        ...

@@ -1,0 +1,75 @@
+"""GDAL: transient errors, open rasters of threads, and the options of a bucket."""
+
+import threading
+
+import pytest
+
+from kiln.errors import TransientError
+from kiln.io import buckets, gdal
+
+
+def chained(*messages: str) -> Exception:
+    """Return an exception whose causes have the messages after the first."""
+    error = Exception(messages[0])
+    error.__cause__ = chained(*messages[1:]) if messages[1:] else None
+    return error
+
+
+def test_a_message_has_the_causes_once_each_and_is_cut():
+    assert gdal.gdal_message(chained("read failed", "block 3", "read failed")) == "read failed; block 3"
+    assert gdal.gdal_message(chained("x" * 500)) == "x" * gdal.MAX_MESSAGE_CHARS
+
+
+@pytest.mark.parametrize(
+    "cause", ["HTTP response code: 503", "CURL error: Could not resolve host: a", "Operation timed out after 60 s"]
+)
+def test_an_unreachable_or_overloaded_server_is_transient(cause):
+    with pytest.raises(TransientError, match="read failed"):
+        gdal.raise_if_transient(chained("read failed", cause))
+
+
+def test_a_damaged_file_is_not_transient():
+    gdal.raise_if_transient(chained("read failed", "TIFFReadEncodedTile() failed"))
+
+
+class Raster:
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_thread_has_at_most_max_open_rasters_of_its_own():
+    rasters = gdal.OpenRasters(2)
+    opened = {name: rasters.get(name, Raster) for name in "ab"}
+    assert rasters.get("a", Raster) is opened["a"]
+    rasters.get("c", Raster)
+    assert opened["a"].closed
+    assert not opened["b"].closed
+    other = []
+    thread = threading.Thread(target=lambda: other.append(rasters.get("b", Raster)))
+    thread.start()
+    thread.join()
+    assert other[0] is not opened["b"]
+
+
+def test_a_closed_raster_is_opened_again():
+    rasters = gdal.OpenRasters(2)
+    first = rasters.get("a", Raster)
+    rasters.close("a")
+    assert first.closed
+    assert rasters.get("a", Raster) is not first
+    rasters.close("none")
+
+
+@pytest.mark.parametrize(
+    ("payer", "option"), [(True, ("AWS_REQUEST_PAYER", "requester")), (False, ("AWS_NO_SIGN_REQUEST", "YES"))]
+)
+def test_an_archives_bucket_decides_how_requests_are_signed_and_paid(monkeypatch, aws, payer, option):
+    aws("http://127.0.0.1:9000")
+    monkeypatch.setitem(buckets._BUCKETS, "b", buckets.Bucket("b", "eu-central-1", requester_pays=payer))
+    options = gdal.environment("s3://b/a.tif").options
+    assert options[option[0]] == option[1]
+    assert options["AWS_REGION"] == "eu-central-1"
+    assert options["AWS_S3_ENDPOINT"] == "127.0.0.1:9000"
+    assert not {"AWS_REGION", option[0]} & gdal.environment("s3://private/a.tif").options.keys()
