@@ -47,6 +47,8 @@ class Archive:
             `<module>.plan` the function `plan_shards(config)`, `<module>.source` the function
             `open_source(shard, config)`, `<module>.picture` the function `read_picture(source, bbox)`, and
             `<module>.sample` the function `make_sample(out, seed)`. They are imported when they are first asked for.
+            An archive whose embeddings were published before may have `<module>.export`, with the function
+            `export_product(partition, parts, ledger, out, version)`.
         lattice: Returns the lattice of chips, as fingerprint and file metadata hold it, from the config section.
             Raises ConfigError for settings that contradict each other.
         provenance: What STAC says about the archive.

@@ -25,7 +25,7 @@ from kiln.formats.parquet import open_file
 from kiln.io import storage
 from kiln.product import external_sort, stac
 from kiln.product.deduplicate import deduplicate, subtract_removed
-from kiln.product.order import RowOrder, hilbert_order
+from kiln.product.order import ProductOrder, hilbert_order
 from kiln.product.record import LedgerFile, ProductFile, ProductRecord, write_record
 
 LEDGER = "ledger.parquet"
@@ -194,7 +194,7 @@ def merge_ledgers(uris: Sequence[str]) -> pa.Table:
 
 
 def write_parts(
-    shards: Sequence[Path], product: str, metadata: Mapping[str, Any], order: RowOrder, options: MergeOptions
+    shards: Sequence[Path], product: str, metadata: Mapping[str, Any], order: ProductOrder, options: MergeOptions
 ) -> list[stac.Part]:
     """Write the sorted parts below `product`, and return them; a product without rows has one empty part.
 

@@ -15,7 +15,7 @@ BATCH_ROWS = 100_000  # keyed at a time, which bounds the temporary arrays
 
 
 @dataclass(frozen=True)
-class RowOrder:
+class ProductOrder:
     """The destination of every row of a partition's shards.
 
     Attributes:
@@ -33,7 +33,7 @@ class RowOrder:
         return int((self.rank >= 0).sum())
 
 
-def hilbert_order(shards: Sequence[Path], keep: NDArray[np.bool_] | None = None) -> RowOrder:
+def hilbert_order(shards: Sequence[Path], keep: NDArray[np.bool_] | None = None) -> ProductOrder:
     """Rank every row along a Hilbert curve through the centres of the footprints' bounding boxes.
 
     The curve spans the centres of all kept rows. Rows with equal keys stay in the order of the shards. Only the `bbox`
@@ -57,7 +57,7 @@ def hilbert_order(shards: Sequence[Path], keep: NDArray[np.bool_] | None = None)
     rank = np.full(row_count, -1, np.int64)
     kept = np.flatnonzero(keep) if keep is not None else np.arange(row_count)
     rank[kept[np.argsort(hilbert_keys(centres[kept]), kind="stable")]] = np.arange(len(kept))
-    return RowOrder(rank, tuple(starts))
+    return ProductOrder(rank, tuple(starts))
 
 
 def hilbert_keys(points: NDArray[np.float64]) -> NDArray[np.uint32]:

@@ -1,4 +1,4 @@
-"""The commands that `kiln.report.status` prints, typed as they stand."""
+"""The commands that `kiln status` prints, typed as they stand."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ from tests.workflow.workflow import ROOT, Run, fresh, job_counts
 
 
 def status(run: Run, *arguments: str) -> str:
-    command = [sys.executable, "-m", "kiln.report.status", "results/tiny", "--configfile", "config.yaml", *arguments]
+    command = [sys.executable, "-m", "kiln.cli.status", "results/tiny", "--configfile", "config.yaml", *arguments]
     environment = run.environment(PYTHONPATH=str(ROOT))
     return subprocess.run(command, cwd=run.folder, env=environment, capture_output=True, text=True, check=True).stdout
 

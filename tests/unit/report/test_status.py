@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from kiln.archives.worldcover.lattice import Column
-from kiln.formats import plan_file
-from kiln.formats.ledger import ledger_name
+from kiln.cli import status
+from kiln.formats import embeddings_file, plan_file
 from kiln.io import storage, text_table
-from kiln.report import status
 from tests.support.products import write_shards
 
 FOLDER = "results/sample/worldcover-1a2b3c4d"
@@ -119,7 +118,7 @@ def test_config_and_cores_are_repeated(here, capsys):
 
 def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
     _, names, _ = made(here)
-    ledgers = [Path(ledger_name(shard(n))) for n in names]
+    ledgers = [Path(embeddings_file.ledger_name(shard(n))) for n in names]
     ledgers[0].unlink()
     whole = ledgers[1].read_bytes()
     ledgers[1].write_bytes(whole[: len(whole) // 2])
@@ -127,7 +126,7 @@ def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
     out = said(capsys, "results/sample")
     assert numbers(out, "2021") == ["3", "3", "0", "3", "0", "0", "0", "0"]
     assert f"  {names[0]}: the ledger is gone\n" in out
-    assert f"  {names[1]}: {ledgers[1]}: expected a Parquet file (" in out
+    assert f"  {names[1]}: {ledgers[1]}: not a whole Parquet file (" in out
     assert f"  {names[2]}: {ledgers[2]}: not a ledger (" in out
     assert files_of(next(x for x in out.splitlines() if "--force" in x))[1] == [shard(n) for n in names]
 
@@ -135,7 +134,7 @@ def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
 @pytest.mark.parametrize("damage", ["nulls", "types", "bytes"])
 def test_a_ledger_of_other_contents_is_told_not_a_traceback(here, capsys, damage):
     _, names, _ = made(here)
-    path = ledger_name(shard(names[0]))
+    path = embeddings_file.ledger_name(shard(names[0]))
     ledger = pq.read_table(path)
     at = ledger.column_names.index("failed")
     if damage == "nulls":
@@ -174,26 +173,27 @@ def test_two_named_plans_of_one_partition_are_refused(here, capsys):
     with pytest.raises(SystemExit) as e:
         status.main(["--plans", f"{FOLDER}/plan-2021.jsonl", f"{FOLDER}/plan-2021-b.jsonl"])
     assert e.value.code == 2
-    assert "both plans of 2021" in capsys.readouterr().err
+    assert "expected one plan of 2021, got plan-2021.jsonl and plan-2021-b.jsonl" in capsys.readouterr().err
 
 
 def many(top, partitions, shards=1):
     """A plan of many partitions, its names beside it, and every shard of it: copies of one with 40 chips."""
     _, names, folder = made(top, columns=GRID[:4], folder="results/model/worldcover-00000000")
     one = folder / f"{names[0]}.parquet"
+    naip = "results/sample/naip-1a2b3c4d"
     lines = [
-        {"dataset": "naip", "partition": p, "shard": f"{p}-{n}", "units": ["u"], "expected": 1, "bytes": 1}
+        plan_file.ShardPlan("naip", p, f"{p}-{n}", ("u",), 256, 1, 1, "s3://naip-analytic")
         for p in partitions
         for n in range(shards)
     ]
-    plan_file.write_plan(
-        lines, "results/sample/naip-1a2b3c4d/plan-ab12.jsonl.gz", "results/sample/naip-1a2b3c4d/plan-ab12.json"
-    )
+    plan_file.write_plan(lines, f"{naip}/plan-ab12.jsonl.gz", f"{naip}/plan-ab12.json")
     for line in lines:
-        target = shard(line["shard"], line["partition"], "results/sample/naip-1a2b3c4d")
+        target = shard(line.name, line.partition, naip)
         storage.write_bytes(target, b"rows")
-        storage.write_bytes(ledger_name(target), Path(ledger_name(str(one))).read_bytes())
-    return [x["shard"] for x in lines]
+        storage.write_bytes(
+            embeddings_file.ledger_name(target), Path(embeddings_file.ledger_name(str(one))).read_bytes()
+        )
+    return [line.name for line in lines]
 
 
 @pytest.mark.parametrize("names", [True, False], ids=["with names", "without names"])
@@ -235,7 +235,7 @@ def test_many_files_go_to_a_list_and_the_command_reads_it(here, capsys):
     wanted = sorted(shard(n, n[:7], folder) for n in lost)
     assert sorted(Path("a list-missing.txt").read_text().splitlines()) == wanted
     for n in shards:
-        Path(ledger_name(shard(n, n[:7], folder))).unlink()
+        Path(embeddings_file.ledger_name(shard(n, n[:7], folder))).unlink()
         storage.write_bytes(shard(n, n[:7], folder), b"rows")
     assert "--force -- $(cat redo-failed.txt)" in said(capsys, "results/sample")
     assert len(Path("redo-failed.txt").read_text().splitlines()) == 20
@@ -292,16 +292,16 @@ def test_a_run_elsewhere_is_redone_there(here, tmp_path_factory, capsys):
     assert f"  snakemake --cores all --directory '{place}' -- {shard(names[0])}\n" in out
 
 
-def test_parts_of_unfinished_shards_are_counted(here, capsys):
+def test_checkpoints_of_unfinished_shards_are_counted(here, capsys):
     made(here, 2020)
     made(here, 2021)
     for n in range(3):
-        storage.write_bytes(f"parts/sample/worldcover-1a2b3c4d/2021/unit-{n}.parquet", b"part")
+        storage.write_bytes(f"checkpoints/sample/worldcover-1a2b3c4d/2021/unit-{n}.parquet", b"part")
         storage.write_bytes(f"kept/worldcover-1a2b3c4d/2020/unit-{n}.parquet", b"part")
-    storage.write_bytes("parts/sample/worldcover-1a2b3c4d/2021/note.txt", b"")
-    storage.write_bytes("parts/sample/worldcover-ffffffff/2021/unit.parquet", b"part")
-    assert [p["parts"] for p in machine(capsys)["folders"][0]["partitions"]] == [0, 3]
-    out = said(capsys, "results/sample", "--parts", "kept/")
+    storage.write_bytes("checkpoints/sample/worldcover-1a2b3c4d/2021/note.txt", b"")
+    storage.write_bytes("checkpoints/sample/worldcover-ffffffff/2021/unit.parquet", b"part")
+    assert [p["checkpoints"] for p in machine(capsys)["folders"][0]["partitions"]] == [0, 3]
+    out = said(capsys, "results/sample", "--checkpoints", "kept/")
     assert (numbers(out, "2020")[-1], numbers(out, "2021")[-1]) == ("3", "0")
 
 
@@ -315,7 +315,7 @@ def test_json_has_what_the_table_has(here, capsys):
     assert (failure["shard"], failure["reason"]) == (names[1], "dark")
     assert partition == {
         "partition": "2021", "plan": "plan-2021.jsonl", "shards": 3, "done": 2, "missing": 1, "failing": 1,
-        "failed_units": 1, "embedded": 70, "of_chips": 80, "parts": 0, "missing_shards": [names[2]],
+        "failed_units": 1, "embedded": 70, "of_chips": 80, "checkpoints": 0, "missing_shards": [names[2]],
     }  # fmt: skip
     assert found["commands"] == [
         ["snakemake", "--cores", "all", "--", shard(names[2])],
@@ -328,13 +328,13 @@ def test_json_has_what_the_table_has(here, capsys):
     ("arguments", "why"),
     [
         (["results/none"], "no plan in it"),
-        (["results"], "not the folder of a run"),
-        ([FOLDER], "not the folder of a run"),
-        (["/"], "not the folder of a run"),
-        (["s3://bucket/sample"], "not the folder of a run"),
-        (["results/sample", "--plans", "x"], "either RUN or --plans"),
-        (["--plans", "plan-2021.jsonl"], "not the folder of a dataset"),
-        (["results/sample", "results/other", "--parts", "x"], "--parts is of one run"),
+        (["results"], "expected the folder of a run"),
+        ([FOLDER], "expected the folder of a run"),
+        (["/"], "expected the folder of a run"),
+        (["s3://bucket/sample"], "expected the folder of a run"),
+        (["results/sample", "--plans", "x"], "expected either RUN or --plans"),
+        (["--plans", "plan-2021.jsonl"], "expected the folder of a dataset"),
+        (["results/sample", "results/other", "--checkpoints", "x"], "--checkpoints: expected one RUN, got 2"),
         (["ftp://b/results/sample"], "no plan in it"),
     ],
 )
@@ -355,7 +355,7 @@ def test_no_run_at_all_is_said(here, capsys):
 
 def test_a_run_on_object_storage_is_as_on_a_disk(here, bucket, capsys, monkeypatch):
     _, names, _ = made(here, fail=lambda col: "dark" if col == 5 else "")
-    storage.write_bytes("parts/sample/worldcover-1a2b3c4d/2021/unit.parquet", b"part")
+    storage.write_bytes("checkpoints/sample/worldcover-1a2b3c4d/2021/unit.parquet", b"part")
     drop(names[2])
     to_s3(here, f"{bucket}/deep/er")
     local = said(capsys, "results/sample").splitlines()
@@ -375,7 +375,7 @@ def test_several_plans_on_object_storage_must_be_named(here, bucket, capsys):
     with pytest.raises(SystemExit) as e:
         status.main([f"{bucket}/results/sample"])
     assert e.value.code == 2
-    assert "say which one with --plans" in capsys.readouterr().err
+    assert "Name one with --plans" in capsys.readouterr().err
     out = said(capsys, "--plans", f"{bucket}/{FOLDER}/plan-2021-b.jsonl")
     assert numbers(out, "2021")[:3] == ["3", "3", "0"]
     assert out.endswith("Nothing to do: all 3 shards are done, none with failures.\n")
