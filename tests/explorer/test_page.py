@@ -536,6 +536,7 @@ def test_an_empty_database_says_so_and_is_shown_once_it_is_filled(browser, pictu
         page.page.wait_for_selector("body[data-map=drawn]")
         assert page.page.is_hidden("#empty")
         page.page.click("#example")
+        page.page.wait_for_selector("#grid [data-chip]")  # the example's facts arrive before the search starts
         assert len(page.ranked()) == 4
         page.shot("filled").accessible()
     finally:
