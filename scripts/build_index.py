@@ -17,7 +17,7 @@ from kiln.explorer.build.published_sets import read_sets
 
 def main(argv: list[str] | None = None) -> None:
     """Build or grow the explorer database."""
-    p = command_line.parser(__doc__, "scripts.build_index")
+    p = command_line.parser(__doc__, "python -m scripts.build_index")
     p.add_argument("--records", nargs="*", default=[], help="records of the products to search together")
     p.add_argument(
         "--products", nargs="*", help="their folders, path or s3://, if not the records' names without .json"

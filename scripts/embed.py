@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser, one subcommand per archive."""
-    parser = command_line.parser(__doc__, "scripts.embed")
+    parser = command_line.parser(__doc__, "python -m scripts.embed")
     subcommands = parser.add_subparsers(dest="archive_name", metavar="ARCHIVE", required=True)
     for archive in archives().values():
         sub = subcommands.add_parser(archive.name, help=archive.title, formatter_class=command_line.Formatter)

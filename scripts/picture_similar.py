@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: list[str] | None = None) -> None:
     """Draw the contact sheet; an empty one for a database without chips."""
-    p = command_line.parser(__doc__, "scripts.picture_similar")
+    p = command_line.parser(__doc__, "python -m scripts.picture_similar")
     p.add_argument("--db", required=True, help="path or s3:// of the explorer database")
     p.add_argument("-k", type=int, default=10, help="number of neighbours")
     p.add_argument("--pictures", default="{}", help="config file, or JSON of its `pictures`: image services")

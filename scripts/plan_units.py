@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser, one subcommand per archive."""
-    parser = command_line.parser(__doc__, "scripts.plan_units")
+    parser = command_line.parser(__doc__, "python -m scripts.plan_units")
     subcommands = parser.add_subparsers(dest="archive_name", metavar="ARCHIVE", required=True)
     for archive in archives().values():
         sub = subcommands.add_parser(archive.name, help=archive.title, formatter_class=command_line.Formatter)

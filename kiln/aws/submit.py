@@ -84,10 +84,10 @@ def read_definition(definition: str, gpus: int) -> JobDefinition:
         ConfigError: There is no such definition, it has no image or role, or its GPUs differ from `gpus`.
     """
     with aws_errors(definition):
-        found = client("batch").describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
-    if not found or found[0]["status"] != "ACTIVE":
+        definitions = client("batch").describe_job_definitions(jobDefinitions=[definition])["jobDefinitions"]
+    if not definitions or definitions[0]["status"] != "ACTIVE":
         raise ConfigError(f"{definition}: no such job definition. `kiln aws env` prints the stack's.")
-    container = found[0].get("containerProperties", {})
+    container = definitions[0].get("containerProperties", {})
     if not container.get("image") or container["image"].endswith(NO_IMAGE):
         raise ConfigError(f"{definition}: has no image yet. Run `make aws-image{' DEVICE=cuda' if gpus else ''}`.")
     if not container.get("jobRoleArn"):

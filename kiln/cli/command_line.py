@@ -115,7 +115,7 @@ def _end_with_driver() -> None:
 def _start_time(pid: str) -> str:
     """Return when a process started, field 22 of /proc/PID/stat; '' if it is gone.
 
-    The time tells a process from a later one with the same number.
+    A later process with the same number has another time.
     """
     try:
         with open(f"/proc/{pid}/stat") as f:  # noqa: PTH123 (called every second)

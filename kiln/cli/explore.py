@@ -1,6 +1,6 @@
 """The explorer: a map of the embeddings and search by likes and dislikes, in a browser.
 
-python -m kiln.cli.explore --db results/sample/explorer --pictures config/config.yaml
+kiln explore --db results/sample/explorer --pictures config/config.yaml
 """
 
 import argparse
@@ -113,7 +113,7 @@ def explore(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and run the server."""
-    p = command_line.parser(__doc__, "kiln.cli.explore")
+    p = command_line.parser(__doc__, "kiln explore")
     p.add_argument("--db", required=True, help="path or s3:// of the explorer database")
     p.add_argument("--pictures", default="{}", help="config file, or JSON of its `pictures`: the image services")
     p.add_argument("--host", default="127.0.0.1", help="address to listen at; any but this machine's own is logged")

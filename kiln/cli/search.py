@@ -46,7 +46,7 @@ def degrees(count: int) -> Callable[[str], tuple[float, ...]]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    p = command_line.parser(__doc__, "kiln.cli.search")
+    p = command_line.parser(__doc__, "kiln search")
     p.add_argument("--db", required=True, help="path or s3:// of the explorer database")
     query = p.add_argument_group("what the results should be like")
     first = query.add_mutually_exclusive_group()

@@ -39,15 +39,15 @@ def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def network(cloud: None) -> list[str]:
-    """The account's own VPC, as arguments of `kiln aws up`. moto cannot delete one that the stack made."""
+    """The account's own VPC, as arguments of `kiln aws up`. moto cannot delete one that the stack created."""
     ec2 = boto3.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]][:2]
     return ["--set", f"VpcId={vpc}", f"SubnetIds={','.join(subnets)}"]
 
 
-def said(main: Callable[[list[str]], None], *argv: str) -> str:
-    """What a script says when all goes well."""
+def output_of(main: Callable[[list[str]], None], *argv: str) -> str:
+    """Return what a command prints."""
     out, sys.stdout = sys.stdout, io.StringIO()
     try:
         main(list(argv))
@@ -56,8 +56,8 @@ def said(main: Callable[[list[str]], None], *argv: str) -> str:
         sys.stdout = out
 
 
-def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None], *argv: str) -> str:
-    """What it says when it refuses."""
+def error_of(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None], *argv: str) -> str:
+    """Return the error of a command that fails."""
     with pytest.raises(SystemExit) as e:
         main(list(argv))
     assert e.value.code in (1, 2)
@@ -71,34 +71,34 @@ def test_the_template_is_clean_wherever_an_archive_lies() -> None:
     assert len(stack.TEMPLATE.read_bytes()) < 51_200, "a larger template must be uploaded first"
 
 
-def test_the_stack_is_created_whole_and_tells_the_profile(cloud: None) -> None:
-    text = said(up.main, "--yes")
+def test_the_stack_is_created_with_the_outputs_that_the_profile_needs(cloud: None) -> None:
+    text = output_of(up.main, "--yes")
     resources = boto3.client("cloudformation").describe_stack_resources(StackName="kiln")["StackResources"]
-    made = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in resources}
-    assert set(made) == set(stack.template()["Resources"]), "moto made every resource of the template"
+    created = {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in resources}
+    assert set(created) == set(stack.template()["Resources"]), "moto created every resource of the template"
     assert {r["ResourceStatus"] for r in resources} == {"CREATE_COMPLETE"}
-    told = stack.outputs("kiln")
-    assert set(told) == set(stack.template()["Outputs"])
+    outputs = stack.outputs("kiln")
+    assert set(outputs) == set(stack.template()["Outputs"])
     assert text.rstrip().endswith("# no image yet: make aws-image")
     for line in (
         "export AWS_DEFAULT_REGION=us-east-1",
-        f"export SNAKEMAKE_AWS_BATCH_JOB_QUEUE={made['CpuQueue']}",
-        f"export SNAKEMAKE_AWS_BATCH_JOB_ROLE={told['JobRole']}",
-        f"export KILN_BUCKET={made['Data']}",
+        f"export SNAKEMAKE_AWS_BATCH_JOB_QUEUE={created['CpuQueue']}",
+        f"export SNAKEMAKE_AWS_BATCH_JOB_ROLE={outputs['JobRole']}",
+        f"export KILN_BUCKET={created['Data']}",
     ):
         assert line in text.splitlines()
-    assert told["JobRole"].endswith(f":role/{made['JobRole']}")
-    shell = subprocess.run(["bash", "-c", f"{said(env.main)}\nenv"], text=True, capture_output=True, check=True)
-    assert f"KILN_BUCKET={made['Data']}" in shell.stdout
+    assert outputs["JobRole"].endswith(f":role/{created['JobRole']}")
+    shell = subprocess.run(["bash", "-c", f"{output_of(env.main)}\nenv"], text=True, capture_output=True, check=True)
+    assert f"KILN_BUCKET={created['Data']}" in shell.stdout
 
 
 def test_queues_take_spot_first_and_keep_no_machine(cloud: None) -> None:
-    said(up.main, "--yes", "--set", "CpuSpotMax=32")
-    batch, told = boto3.client("batch"), stack.outputs("kiln")
+    output_of(up.main, "--yes", "--set", "CpuSpotMax=32")
+    batch, outputs = boto3.client("batch"), stack.outputs("kiln")
     machines = {m["computeEnvironmentArn"]: m for m in batch.describe_compute_environments()["computeEnvironments"]}
     types = {"CpuQueue": {"c6i", "m6a"}, "GpuQueue": {"g5", "g6"}}
     for name, some in types.items():
-        (queue,) = batch.describe_job_queues(jobQueues=[told[name]])["jobQueues"]
+        (queue,) = batch.describe_job_queues(jobQueues=[outputs[name]])["jobQueues"]
         order = sorted(queue["computeEnvironmentOrder"], key=lambda o: o["order"])
         resources = [machines[o["computeEnvironment"]]["computeResources"] for o in order]
         assert [r["type"] for r in resources] == ["SPOT", "EC2"]
@@ -115,14 +115,14 @@ def test_queues_take_spot_first_and_keep_no_machine(cloud: None) -> None:
 
 
 def test_array_jobs_are_retried_only_when_a_machine_was_taken_away(cloud: None) -> None:
-    said(up.main, "--yes")
-    told = stack.outputs("kiln")
+    output_of(up.main, "--yes")
+    outputs = stack.outputs("kiln")
     for name in ("CpuJob", "GpuJob"):
-        (job,) = boto3.client("batch").describe_job_definitions(jobDefinitions=[told[name]])["jobDefinitions"]
+        (job,) = boto3.client("batch").describe_job_definitions(jobDefinitions=[outputs[name]])["jobDefinitions"]
         rules = job["retryStrategy"]["evaluateOnExit"]
         assert job["retryStrategy"]["attempts"] == 5
         assert [(r.get("onStatusReason"), r.get("onReason"), r["action"].lower()) for r in rules] == RETRY
-        assert job["containerProperties"]["jobRoleArn"] == told["JobRole"]
+        assert job["containerProperties"]["jobRoleArn"] == outputs["JobRole"]
         gpus = [r["value"] for r in job["containerProperties"]["resourceRequirements"] if r["type"] == "GPU"]
         assert gpus == (["1"] if name == "GpuJob" else [])
 
@@ -140,33 +140,33 @@ def listed(value: str | list[str]) -> list[str]:
 
 
 def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None) -> None:
-    said(up.main, "--yes")
-    told = stack.outputs("kiln")
+    output_of(up.main, "--yes")
+    outputs = stack.outputs("kiln")
     role = stack.template()["Resources"]["JobRole"]["Properties"]
     assert role["ManagedPolicyArns"] == [{"Ref": "DataPolicy"}], "which moto does not attach"
     assert "Policies" not in role
-    allowed = [s for s in statements(told["DataPolicy"]) if s["Effect"] == "Allow"]
+    allowed = [s for s in statements(outputs["DataPolicy"]) if s["Effect"] == "Allow"]
     writing = {
         r for s in allowed for a in listed(s["Action"]) if "Put" in a or "Delete" in a for r in listed(s["Resource"])
     }
-    assert writing == {f"arn:aws:s3:::{told['Bucket']}/*"}
+    assert writing == {f"arn:aws:s3:::{outputs['Bucket']}/*"}
     reading = {r.split(":")[-1].split("/")[0] for s in allowed for r in listed(s["Resource"])}
-    assert reading == {"esa-worldcover-s2", "naip-analytic", "sentinel-cogs", told["Bucket"]}
+    assert reading == {"esa-worldcover-s2", "naip-analytic", "sentinel-cogs", outputs["Bucket"]}
     actions = [a for s in allowed for a in listed(s["Action"])]
     assert not any("*" in a or a in ("s3:CreateBucket", "s3:DeleteBucket", "s3:DeleteObjectVersion") for a in actions)
-    (denied,) = [s for s in statements(told["DataPolicy"]) if s["Effect"] == "Deny"]
+    (denied,) = [s for s in statements(outputs["DataPolicy"]) if s["Effect"] == "Deny"]
     assert set(denied["Action"]) == {"s3:CreateBucket", "s3:DeleteBucket"}
     assert denied["Resource"] == "*"
 
 
 def test_a_driver_may_pass_the_jobs_role_and_no_other(cloud: None) -> None:
-    said(up.main, "--yes")
-    told = stack.outputs("kiln")
-    by_name = {s["Sid"]: s for s in statements(told["DriverPolicy"])}
+    output_of(up.main, "--yes")
+    outputs = stack.outputs("kiln")
+    by_name = {s["Sid"]: s for s in statements(outputs["DriverPolicy"])}
     assert not any("*" in a for s in by_name.values() for a in listed(s["Action"]))
     assert [n for n, s in by_name.items() if s["Resource"] == "*"] == ["Watch"]
-    assert by_name["GiveJobsTheirRole"]["Resource"] == told["JobRole"]
-    assert by_name["Submit"]["Resource"][:2] == [told["CpuQueue"], told["GpuQueue"]]
+    assert by_name["GiveJobsTheirRole"]["Resource"] == outputs["JobRole"]
+    assert by_name["Submit"]["Resource"][:2] == [outputs["CpuQueue"], outputs["GpuQueue"]]
 
 
 def test_the_bucket_is_private_versioned_and_swept() -> None:
@@ -177,7 +177,7 @@ def test_the_bucket_is_private_versioned_and_swept() -> None:
     assert about["VersioningConfiguration"] == {"Status": "Enabled"}
     assert set(about["PublicAccessBlockConfiguration"].values()) == {True}
     rules = {r["Id"]: r for r in about["LifecycleConfiguration"]["Rules"]}
-    assert {r["Prefix"] for r in rules.values() if "ExpirationInDays" in r} == {"parts/", "arrays/"}
+    assert {r["Prefix"] for r in rules.values() if "ExpirationInDays" in r} == {"checkpoints/", "arrays/"}
     assert rules["uploads-never-finished"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
     assert rules["old-versions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": {"Ref": "OldVersionsDays"}}
 
@@ -190,75 +190,75 @@ def test_nothing_that_costs_while_it_idles() -> None:
 
 
 def test_the_same_command_again_changes_what_differs(cloud: None) -> None:
-    said(up.main, "--yes", "--set", "CpuSpotMax=32", "DiskGiB=300")
+    output_of(up.main, "--yes", "--set", "CpuSpotMax=32", "DiskGiB=300")
     bucket = stack.outputs("kiln")["Bucket"]
     stack.deploy("kiln", {"CpuImageTag": "1.0-abc"})
-    plan = said(up.main, "--yes", "--set", "GpuSpotMax=16")
+    plan = output_of(up.main, "--yes", "--set", "GpuSpotMax=16")
     assert "at most 32 vCPUs" in plan
     assert "at most 16 vCPUs" in plan
     assert "300 GiB" in plan
     assert stack.outputs("kiln")["Bucket"] == bucket
     assert plan.rstrip().endswith(f"export KILN_IMAGE={stack.outputs('kiln')['Registry']}:1.0-abc")
-    assert "KILN_IMAGE" not in said(env.main, "--gpu").replace("# no image yet: make aws-image DEVICE=cuda", "")
+    assert "KILN_IMAGE" not in output_of(env.main, "--gpu").replace("# no image yet: make aws-image DEVICE=cuda", "")
 
 
-def test_it_says_what_it_would_make_and_asks(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = said(up.main, "--dry-run")
+def test_it_prints_what_it_would_create_and_asks(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = output_of(up.main, "--dry-run")
     assert "Idle it costs only what is stored" in plan
     assert stack.find("kiln") is None
-    assert "--yes" in refused(capsys, up.main)
+    assert "--yes" in error_of(capsys, up.main)
     assert stack.find("kiln") is None
 
 
-def test_a_bucket_of_ones_own(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bucket_that_existed_before(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="mine")
-    said(up.main, "--yes", "--bucket", "mine", *network)
-    told = stack.outputs("kiln")
-    assert told["Bucket"] == "mine"
+    output_of(up.main, "--yes", "--bucket", "mine", *network)
+    outputs = stack.outputs("kiln")
+    assert outputs["Bucket"] == "mine"
     assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"]
-    assert "arn:aws:s3:::mine/*" in json.dumps(statements(told["DataPolicy"]))
-    assert "was yours before" in refused(capsys, down.main, "--yes", "--delete-data", "mine")
-    said(down.main, "--yes")
+    assert "arn:aws:s3:::mine/*" in json.dumps(statements(outputs["DataPolicy"]))
+    assert "was yours before" in error_of(capsys, down.main, "--yes", "--delete-data", "mine")
+    output_of(down.main, "--yes")
     assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"], "not ours to delete, though it is empty"
 
 
 def test_a_bucket_elsewhere_or_nowhere_is_refused(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
     place = {"LocationConstraint": "eu-central-1"}
     boto3.client("s3").create_bucket(Bucket="far", CreateBucketConfiguration=place)
-    assert "got one in eu-central-1" in refused(capsys, up.main, "--yes", "--bucket", "far")
-    assert "Expected a bucket that these" in refused(capsys, up.main, "--yes", "--bucket", "nowhere")
+    assert "got one in eu-central-1" in error_of(capsys, up.main, "--yes", "--bucket", "far")
+    assert "Expected a bucket that these" in error_of(capsys, up.main, "--yes", "--bucket", "nowhere")
     assert stack.find("kiln") is None
 
 
 def test_down_keeps_a_bucket_with_data(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    said(up.main, "--yes", *network)
+    output_of(up.main, "--yes", *network)
     bucket, s3 = stack.outputs("kiln")["Bucket"], boto3.client("s3")
     s3.put_object(Bucket=bucket, Key="results/conus/x.parquet", Body=b"1" * 1000)
-    assert "--yes" in refused(capsys, down.main)
-    assert "the stack's bucket, got another" in refused(capsys, down.main, "--yes", "--delete-data", "another")
-    text = said(down.main, "--yes")
+    assert "--yes" in error_of(capsys, down.main)
+    assert "the stack's bucket, got another" in error_of(capsys, down.main, "--yes", "--delete-data", "another")
+    text = output_of(down.main, "--yes")
     assert "1 files and old versions" in text
     assert f"make aws-up BUCKET={bucket}" in text
     assert stack.find("kiln") is None
     assert boto3.client("ecr").describe_repositories()["repositories"] == []
     assert s3.get_object(Bucket=bucket, Key="results/conus/x.parquet")["Body"].read() == b"1" * 1000
-    said(up.main, "--yes", "--bucket", bucket, *network)
+    output_of(up.main, "--yes", "--bucket", bucket, *network)
     assert stack.outputs("kiln")["Bucket"] == bucket, "taken again"
 
 
 def test_down_deletes_a_bucket_that_is_empty_or_named(cloud: None, network: list[str]) -> None:
     s3 = boto3.client("s3")
-    said(up.main, "--yes", *network)
-    assert "IS DELETED TOO" in said(down.main, "--yes")
+    output_of(up.main, "--yes", *network)
+    assert "IS DELETED TOO" in output_of(down.main, "--yes")
     assert s3.list_buckets()["Buckets"] == []
-    said(up.main, "--yes", *network)
+    output_of(up.main, "--yes", *network)
     bucket = stack.outputs("kiln")["Bucket"]
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     for body in (b"1", b"2"):
         s3.put_object(Bucket=bucket, Key="a", Body=body)
     s3.delete_object(Bucket=bucket, Key="a")
-    assert "3 files and old versions" in said(down.main, "--yes", "--delete-data", bucket)
+    assert "3 files and old versions" in output_of(down.main, "--yes", "--delete-data", bucket)
     assert s3.list_buckets()["Buckets"] == []
 
 
@@ -277,19 +277,19 @@ def slow_jobs(cloud: None, s3_endpoint: str) -> Iterator[None]:
 def test_down_leaves_a_stack_alone_whose_queue_holds_jobs(
     slow_jobs: None, network: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said(up.main, "--yes", *network)
-    told = stack.outputs("kiln")
-    boto3.client("batch").submit_job(jobName="first", jobQueue=told["CpuQueue"], jobDefinition=told["CpuJob"])
-    assert "have not ended" in refused(capsys, down.main, "--yes")
+    output_of(up.main, "--yes", *network)
+    outputs = stack.outputs("kiln")
+    boto3.client("batch").submit_job(jobName="first", jobQueue=outputs["CpuQueue"], jobDefinition=outputs["CpuJob"])
+    assert "have not ended" in error_of(capsys, down.main, "--yes")
     assert stack.find("kiln")
 
 
 def test_a_wrong_setting_is_refused_before_anything_is_made(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "got Vcpus." in refused(capsys, up.main, "--yes", "--set", "Vcpus=3")
-    assert "expected KEY=VALUE" in refused(capsys, up.main, "--yes", "--set", "CpuSpotMax")
-    assert "expected lower-case" in refused(capsys, up.main, "--yes", "--stack", "My_Stack")
-    assert "Run `make aws-up`" in refused(capsys, env.main)
-    assert "got none" in refused(capsys, down.main, "--yes")
+    assert "got Vcpus." in error_of(capsys, up.main, "--yes", "--set", "Vcpus=3")
+    assert "expected KEY=VALUE" in error_of(capsys, up.main, "--yes", "--set", "CpuSpotMax")
+    assert "expected lower-case" in error_of(capsys, up.main, "--yes", "--stack", "My_Stack")
+    assert "Run `make aws-up`" in error_of(capsys, env.main)
+    assert "got none" in error_of(capsys, down.main, "--yes")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_made(cloud: None, capsys:
         (("LimitExceededException", "too many roles"), AccountError, "too many roles"),
     ],
 )
-def test_what_aws_answers_in_words(answer: Any, error: type[Exception], words: str) -> None:
+def test_errors_of_aws_become_errors_of_kiln(answer: Any, error: type[Exception], words: str) -> None:
     if isinstance(answer, tuple):
         answer = ClientError({"Error": {"Code": answer[0], "Message": answer[1]}}, "CreateStack")
     with pytest.raises(error, match="stack kiln: ") as e, aws_errors("stack kiln"):
@@ -311,7 +311,7 @@ def test_what_aws_answers_in_words(answer: Any, error: type[Exception], words: s
     assert words in str(e.value)
 
 
-def test_a_stack_that_was_rolled_back_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_rolled_back_stack_has_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     """moto never rolls back, so AWS's answers are written out here."""
     events = [
         {"LogicalResourceId": "CpuSpot", "ResourceStatus": "CREATE_FAILED", "ResourceStatusReason": "cancelled"},
@@ -323,9 +323,9 @@ def test_a_stack_that_was_rolled_back_says_why(monkeypatch: pytest.MonkeyPatch) 
     about = {"StackName": "kiln", "CreationTime": datetime(2025, 1, 1)}
     for status in ("CREATE_IN_PROGRESS", "ROLLBACK_COMPLETE"):
         stubbed.add_response("describe_stacks", {"Stacks": [about | {"StackStatus": status}]})
-    whole = {"StackId": "s", "StackName": "kiln", "Timestamp": datetime(2025, 1, 1)}
+    event = {"StackId": "s", "StackName": "kiln", "Timestamp": datetime(2025, 1, 1)}
     stubbed.add_response(
-        "describe_stack_events", {"StackEvents": [whole | {"EventId": str(n)} | e for n, e in enumerate(events)]}
+        "describe_stack_events", {"StackEvents": [event | {"EventId": str(n)} | e for n, e in enumerate(events)]}
     )
     monkeypatch.setattr(stack, "client", lambda name: service)
     monkeypatch.setattr(stack, "POLL_S", 0.0)
@@ -361,11 +361,11 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return calls
 
 
-def test_an_image_is_built_pushed_and_told(cloud: None, docker: Path) -> None:
-    said(up.main, "--yes")
+def test_an_image_is_built_pushed_and_set_in_the_stack(cloud: None, docker: Path) -> None:
+    output_of(up.main, "--yes")
     registry = stack.outputs("kiln")["Registry"]
     commit = images.current_commit()
-    text = said(image.main, "--device", "cuda", "--build-arg", "BASE=debian:12")
+    text = output_of(image.main, "--device", "cuda", "--build-arg", "BASE=debian:12")
     name = f"{registry}:{__version__}-{commit[:12]}-cuda"
     login, password, build, push, logout = (docker.read_text().splitlines()[n] for n in (1, 2, 0, 3, 4))
     assert build == (
@@ -383,26 +383,26 @@ def test_an_image_is_built_pushed_and_told(cloud: None, docker: Path) -> None:
     assert stack.parameters(stack.find("kiln")).get("CpuImageTag", "none") == "none"
 
 
-def test_an_image_that_is_there_is_not_built_again(cloud: None, docker: Path) -> None:
-    said(up.main, "--yes")
+def test_an_image_in_the_registry_is_not_built_again(cloud: None, docker: Path) -> None:
+    output_of(up.main, "--yes")
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json"}
     manifest |= {"config": {"mediaType": "m", "size": 1, "digest": "sha256:1"}, "layers": []}
     tag = f"{__version__}-{images.current_commit()[:12]}-cpu"
     boto3.client("ecr").put_image(repositoryName="kiln", imageManifest=json.dumps(manifest), imageTag=tag)
-    assert "is in the registry already" in said(image.main)
+    assert "is in the registry already" in output_of(image.main)
     assert not docker.exists()
     assert stack.outputs("kiln")["CpuImage"].endswith(tag)
 
 
-def test_an_image_says_whose_it_is(
+def test_errors_of_an_image(
     cloud: None, docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "Run `make aws-up`" in refused(capsys, image.main)
-    said(up.main, "--yes")
+    assert "Run `make aws-up`" in error_of(capsys, image.main)
+    output_of(up.main, "--yes")
     monkeypatch.setenv("PUSH_FAILS", "3")
-    assert "docker push ended with 3" in refused(capsys, image.main)
+    assert "docker push ended with 3" in error_of(capsys, image.main)
     assert stack.outputs("kiln")["CpuImage"].endswith(":none"), "the stack names no image that was not pushed"
     with pytest.raises(ConfigError, match="expected builder on this machine"):
         images.find_engine("builder")
     (images.ROOT / "changed.py").write_text("1\n")
-    assert "Commit them." in refused(capsys, image.main)
+    assert "Commit them." in error_of(capsys, image.main)

@@ -30,8 +30,8 @@ def test_expected_errors_are_one_line_and_an_exit_code(capsys, error, code):
     with pytest.raises(SystemExit) as e:
         command_line.run(work)
     assert e.value.code == code
-    said = capsys.readouterr().err
-    assert said == (f"error: {error}\n" if code != 130 else "interrupted; nothing partial is left\n")
+    text = capsys.readouterr().err
+    assert text == (f"error: {error}\n" if code != 130 else "interrupted; nothing partial is left\n")
 
 
 def test_a_bug_is_not_hidden():
@@ -62,10 +62,10 @@ def test_a_script_ends_when_its_driver_was_killed():
     script = start(KILN_DRIVER_PID=str(driver.pid))
     assert script.poll() is None
     driver.kill()  # it stays a zombie until it is waited for: that counts as gone
-    said = script.communicate(timeout=10)[1]
+    text = script.communicate(timeout=60)[1]
     driver.wait()
     assert script.returncode == 143
-    assert "the workflow that started this script is gone" in said
+    assert "the workflow that started this script is gone" in text
 
 
 @pytest.mark.parametrize("pid", ["", "nonsense", "99999999"])
@@ -74,9 +74,9 @@ def test_without_a_driver_a_script_goes_on_until_sigterm(pid):
     with pytest.raises(subprocess.TimeoutExpired):
         script.wait(timeout=0.1)
     script.terminate()
-    said = script.communicate(timeout=10)[1]
+    text = script.communicate(timeout=60)[1]
     assert script.returncode == 143
-    assert said == "terminated; nothing partial is left\n"
+    assert text == "terminated; nothing partial is left\n"
 
 
 def test_a_place_west_of_greenwich_is_no_option():

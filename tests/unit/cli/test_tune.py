@@ -30,11 +30,11 @@ def test_int8_is_measured_and_not_recommended() -> None:
 
 
 def test_the_table_ends_with_lines_for_the_config() -> None:
-    said = tune.report(SPEEDS, "cpu", 2)
-    head, _, second, *_ = said.splitlines()
+    text = tune.report(SPEEDS, "cpu", 2)
+    head, _, second, *_ = text.splitlines()
     assert head.split() == ["precision", "batch", "chips/s", "Gflop/s", "matrices", "alone", "fraction"]
     assert second.split() == ["float32", "8", "0.6", "430", "500", "86%"]
-    assert yaml.safe_load(said.partition("For the config:")[2]) == {
+    assert yaml.safe_load(text.partition("For the config:")[2]) == {
         "model": {"precision": "float32"},
         "resources": {"batch_size": 8, "embed_threads": 2, "device": "cpu"},
         "plan": {"chips_per_second": 0.6},
@@ -53,18 +53,18 @@ def test_it_prints_a_table_or_figures(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "text"),
     [
         (["--batches", "none"], "--batches: expected whole numbers above 0, as 4,8, got none."),
         (["--precisions", "float32,int4"], "--precisions: expected float32 or bfloat16 or int8, got int4"),
         (["--chip-size", "30"], "--chip-size: expected a multiple of 8, got 30"),
     ],
 )
-def test_wrong_flags_are_errors(flags: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_wrong_flags_are_errors(flags: list[str], text: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         tune.main(flags)
     assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+    assert text in capsys.readouterr().err
 
 
 def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

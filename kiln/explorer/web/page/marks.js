@@ -1,4 +1,4 @@
-// Sets of marks as GeoJSON; `python -m kiln.cli.search --marks` reads the same files.
+// Sets of marks as GeoJSON; `kiln search --marks` reads the same files.
 import { DISLIKE, LIKE } from "./state.js";
 
 export const MAX_MARKS = 1000; // of each kind
