@@ -17,9 +17,9 @@ from typing import Any
 import uvicorn
 
 from kiln.cli import command_line
-from kiln.cli.search import read_services
 from kiln.errors import ConfigError
-from kiln.explorer.matrix import default_cache
+from kiln.explorer.contact_sheet import read_services
+from kiln.explorer.matrix_cache import default_cache
 from kiln.explorer.web.follower import POLL_S, Follower
 from kiln.explorer.web.picture_cache import MAX_BYTES, PictureCache
 from kiln.explorer.web.server import make_app

@@ -109,6 +109,8 @@ def read_colours(db: str, version: int) -> Colours | None:
     try:
         content = json.loads(storage.read_bytes(uri))
         arrays = next(iter(content.values()), None)
-        return arrays and Colours(**{name: np.asarray(values, np.float32) for name, values in arrays.items()})
+        if arrays is None:
+            return None
+        return Colours(**{name: np.asarray(values, np.float32) for name, values in arrays.items()})
     except (ValueError, TypeError, AttributeError) as e:
         raise SourceError(f"{uri}: expected the colours of a database, got {e}. Build the index again.") from e

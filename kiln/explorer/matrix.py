@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kiln.errors import ConfigError
 from kiln.explorer.chips import BoundingBox, ChipFacts, UnknownChipError, split_at_antimeridian
@@ -200,12 +200,12 @@ def raise_for_unknown(chip_ids: Sequence[str]) -> None:
         raise UnknownChipError(f"no chip {chip_ids[0][:120]!r}{more} in this database")
 
 
-def map_x(lon: NDArray[Any]) -> Floats:
+def map_x(lon: ArrayLike) -> Floats:
     """Return the fraction of a web mercator map's width that is west of longitudes."""
     return np.asarray((np.asarray(lon) + 180) / 360, np.float64)
 
 
-def map_y(lat: NDArray[Any]) -> Floats:
+def map_y(lat: ArrayLike) -> Floats:
     """Return the fraction of a web mercator map's height that is north of latitudes."""
     sine = np.sin(np.radians(np.clip(lat, -MAX_LATITUDE, MAX_LATITUDE)))
     return np.asarray(0.5 - np.arctanh(sine) / (2 * np.pi), np.float64)

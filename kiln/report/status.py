@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kiln.errors import ConfigError, SourceError
-from kiln.formats import embeddings_file, plan_file
+from kiln.formats import plan_file
+from kiln.formats.ledger import LEDGER_SCHEMA, ledger_name
+from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
 
 FOLDER = re.compile(r"[a-z0-9]+-[0-9a-f]{8}")  # of a dataset: its name and its fingerprint
@@ -189,7 +191,7 @@ def read_folder(
         file.removeprefix(f"{root}/").partition("/")[0] for file in list_files(root) if CHECKPOINT.search(file)
     ]
     ledger_of_shard = {
-        (partition, shard): embeddings_file.ledger_name(file)
+        (partition, shard): ledger_name(file)
         for partition, names in chosen.shards.items()
         for shard in names
         if (file := f"{folder.uri}/shards/{partition}/{shard}.parquet") in files
@@ -253,9 +255,9 @@ def read_ledger(ledger: str) -> LedgerSummary:
     """
     try:
         data = storage.read_bytes(ledger)
-        with embeddings_file.reading(ledger):
+        with parquet_errors(ledger):
             rows = pq.ParquetFile(pa.BufferReader(data)).read(LEDGER_COLUMNS)
-            rows = rows.cast(pa.schema([embeddings_file.LEDGER.field(name) for name in LEDGER_COLUMNS]))
+            rows = rows.cast(pa.schema([LEDGER_SCHEMA.field(name) for name in LEDGER_COLUMNS]))
     except SourceError as e:
         return LedgerSummary((Failure("", str(e)),))
     except (ValueError, pa.ArrowException) as e:  # other columns, of other types, or with nulls

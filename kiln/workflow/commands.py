@@ -43,8 +43,8 @@ def shell_line(command: Sequence[str], log: str = "2> {log:q}") -> str:
 def rule_flags(flags: Sequence[str]) -> str:
     """Return flags as a rule's parameter, in which Snakemake fills in the wildcards.
 
-    A rule in a loop needs this: Snakemake evaluates its shell line when the job runs, and its parameters when the rule is
-    defined.
+    A rule in a loop needs this: Snakemake evaluates its shell line when the job runs, and its parameters when the
+    rule is defined.
     """
     return " ".join(_quote(flag, WILDCARDS) for flag in flags)
 

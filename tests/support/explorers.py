@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from kiln.explorer import database
+from kiln.explorer.filters import EVERY_CHIP, ChipFilter
 
 KILN = {"model": "Clay v1.5", "weights_sha256": "a5" * 32, "embedding": "class", "untrained": False}
 
@@ -51,3 +52,19 @@ def write(db: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any] | None
     (db / "state").mkdir(exist_ok=True)
     (db / "state" / f"{table.version}.json").write_text(json.dumps({"rows": len(rows), "first": str(values[:1])}))
     return str(db)
+
+
+def similar(
+    db: database.ExplorerDatabase,
+    vector: Any,
+    k: int,
+    chip_filter: ChipFilter = EVERY_CHIP,
+    *,
+    exact: bool = False,
+) -> list[dict[str, Any]]:
+    """The k rows nearest to any vector, with `similarity`, as LanceDB gives them; ties by chip_id."""
+    columns = list(database.FACTS)
+    rows = database.nearest(db.table, vector, k, columns, where=chip_filter.sql(), exact=exact).to_pylist()
+    for row in rows:
+        row["similarity"] = 1 - row.pop("_distance")
+    return sorted(rows, key=lambda r: (-r["similarity"], r["chip_id"]))

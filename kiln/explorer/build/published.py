@@ -88,9 +88,9 @@ class PublishedFile:
 
     def read_ids(self) -> Iterator[pa.RecordBatch]:
         """Read the file's rows; all columns, since the vectors decide which rows there are."""
-        return self.read(None)
+        return self.read()
 
-    def read(self, embedding: str | None) -> Iterator[pa.RecordBatch]:
+    def read(self, embedding: str | None = None) -> Iterator[pa.RecordBatch]:
         """Read the file's rows with a product's columns, vectors in float16. Raise SourceError that names the file."""
         self.dropped.clear()
         with storage.local_copy(self.uri) as path:

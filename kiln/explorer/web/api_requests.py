@@ -8,16 +8,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from kiln.errors import ConfigError
-from kiln.explorer import filters, ranking
+from kiln.explorer.chips import BoundingBox
+from kiln.explorer.filters import ChipFilter, parse_box
+from kiln.explorer.search import Query
 from kiln.explorer.web.validation import validate
 
 MAX_BODY_BYTES = 2 << 20
+MAX_RESULTS = 500  # of a search from the page
 MAX_JSON_ERROR_CHARACTERS = 120
 B = TypeVar("B", bound=BaseModel)
 
 
 class SearchBody(BaseModel):
-    """The body of /api/search. `ranking.Query` checks the ranges of its values, and `filters.parse` the filters."""
+    """The body of /api/search. `Query` checks the ranges of its values, and `ChipFilter.from_json` the filters."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -28,15 +31,17 @@ class SearchBody(BaseModel):
     apart_km: float | None = None
     filters: Any = None
 
-    def query(self) -> ranking.Query:
+    def query(self) -> Query:
         """Return the search. Raises ConfigError for values out of range."""
-        return ranking.Query(
-            tuple(self.likes),
-            tuple(self.dislikes),
-            self.method,
-            self.k,
-            self.apart_km or 0.0,
-            filters.parse(self.filters or {}),
+        if not 1 <= self.k <= MAX_RESULTS:
+            raise ConfigError(f"search: expected 1 to {MAX_RESULTS} results, got {self.k}.")
+        return Query(
+            likes=tuple(self.likes),
+            dislikes=tuple(self.dislikes),
+            method=self.method,
+            k=self.k,
+            apart_km=self.apart_km or 0.0,
+            chip_filter=ChipFilter.from_json(self.filters or {}),
         )
 
 
@@ -47,14 +52,14 @@ class ExportBody(SearchBody):
     embeddings: bool = False
 
 
-def query_filter(parameters: dict[str, str]) -> filters.Where:
+def query_filter(parameters: dict[str, str]) -> ChipFilter:
     """Return the filter of a query string without its other parameters. Raises ConfigError for an invalid one."""
-    return filters.parse_query(parameters)
+    return ChipFilter.from_address(parameters)
 
 
-def parse_bbox(text: str) -> filters.Box:
+def parse_bbox(text: str) -> BoundingBox:
     """Return the bounding box of `west,south,east,north` in degrees. Raises ConfigError for an invalid one."""
-    return filters.parse_box(text.split(","))
+    return parse_box(text.split(","))
 
 
 def parse_point(text: str) -> tuple[float, float]:

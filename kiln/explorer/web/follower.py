@@ -8,8 +8,7 @@ import threading
 from pathlib import Path
 
 from kiln.errors import KilnError
-from kiln.explorer.database import TAG, Explorer
-from kiln.explorer.matrix import identity
+from kiln.explorer.database import TAG, ExplorerDatabase
 from kiln.explorer.web.version import Version
 
 POLL_S = 5.0
@@ -53,7 +52,7 @@ class Follower:
 
     def update(self) -> bool:
         """Open the next version if the tag has moved; return whether it has. Raises KilnError if it cannot open it."""
-        if identity(Explorer(self._uri)) == self.current.identity:
+        if ExplorerDatabase(self._uri).identity() == self.current.identity:
             return False
         self.current = Version(self._uri, self._cache)
         log.info("%s: the tag %s has moved to version %s", self._uri, TAG, self.current.name)

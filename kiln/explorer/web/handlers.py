@@ -12,10 +12,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from kiln.errors import ConfigError
-from kiln.explorer import ranking
-from kiln.explorer.matrix import UnknownChipError
+from kiln.explorer.chips import UnknownChipError
+from kiln.explorer.search import MAX_MARKS, METHODS
 from kiln.explorer.web import map_tiles, version
-from kiln.explorer.web.api_requests import ExportBody, SearchBody, parse_bbox, parse_point, query_filter, read_body
+from kiln.explorer.web.api_requests import (
+    MAX_RESULTS,
+    ExportBody,
+    SearchBody,
+    parse_bbox,
+    parse_point,
+    query_filter,
+    read_body,
+)
 from kiln.explorer.web.follower import Follower
 from kiln.explorer.web.guard import error_response
 from kiln.explorer.web.picture_cache import CachedPicture, PictureCache, header_text
@@ -54,9 +62,9 @@ class Handlers:
             {
                 "version": current.name,
                 **current.summary,
-                "methods": list(ranking.METHODS),
-                "max_results": ranking.MOST_RESULTS,
-                "max_marks": ranking.MOST_MARKS,
+                "methods": list(METHODS),
+                "max_results": MAX_RESULTS,
+                "max_marks": MAX_MARKS,
                 "max_outlines": version.MAX_OUTLINES,
                 "base_map": self._settings.base_map,
             }
@@ -121,10 +129,10 @@ class Handlers:
         current = self._follower.current
 
         def work() -> bytes:
-            ranked, rows = current.search(query)
+            result = current.search(query)
             ms = round((time.perf_counter() - started_at) * 1000, 1)
-            how = {"version": current.name, "method": query.method, "by": ranked.by, "note": ranked.note, "ms": ms}
-            return to_json({"results": rows, **how})
+            how = {"version": current.name, "method": query.method, "by": result.compared_by, "note": result.note}
+            return to_json({"results": [hit.to_json() for hit in result.hits], **how, "ms": ms})
 
         return Response(await self._in_thread("search", work), media_type="application/json")
 

@@ -58,7 +58,7 @@ def draw_tile(matrix: Matrix, layer: str, z: int, x: int, y: int, mask: Mask | N
     """
     check_tile(layer, z, x, y)
     scale = 2.0**z
-    chip_px = matrix.size * scale * SIZE  # width of a typical chip
+    chip_px = matrix.chip_side * scale * SIZE  # width of a typical chip
     as_boxes = chip_px >= 1 or len(matrix) <= FEW_CHIPS
     pad = (MIN_BOX_PX if as_boxes else 0) / SIZE / scale
     runs = matrix.touching(x / scale - pad, y / scale - pad, (x + 1) / scale + pad, (y + 1) / scale + pad)

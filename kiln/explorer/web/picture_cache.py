@@ -75,7 +75,7 @@ class PictureCache:
         """Return the picture of a chip, a grey square without one.
 
         Args:
-            facts: The chip's facts, as `results.facts` gives them.
+            facts: The chip's facts, as `ChipFacts.to_json` gives them.
         """
         dataset = facts["dataset"]
         service = self._services.get(dataset) or {}

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.explorer import ranking, results
-from kiln.explorer.database import Explorer
-from kiln.explorer.filters import Box, Where
-from kiln.explorer.matrix import BOX, NO_TIME, Matrix, UnknownChipError, identity, open_matrix
+from kiln.explorer import results
+from kiln.explorer.chips import BoundingBox, UnknownChipError, time_text
+from kiln.explorer.database import ExplorerDatabase
+from kiln.explorer.filters import ChipFilter
+from kiln.explorer.matrix import BOX, NO_TIME, Matrix, moment
+from kiln.explorer.matrix_cache import open_matrix
+from kiln.explorer.search import Query, SearchResult, search
 from kiln.explorer.web import map_tiles
 from kiln.explorer.web.lru_cache import LruCache
 
@@ -36,48 +39,47 @@ class Version:
             StorageError: The cache cannot be written.
             TransientError: The database does not answer.
         """
-        self.db = Explorer(uri)
-        self.identity = identity(self.db)
+        self.db = ExplorerDatabase(uri)
+        self.identity = self.db.identity()
         self.name = f"{self.db.table.version}-{self.identity[:8]}"
         self.matrix: Matrix = open_matrix(self.db, cache)
         self.summary = _summary(self.db, self.matrix)
         self._masks: LruCache[Mask | None] = LruCache(MAX_MASKS)
         self._tiles: LruCache[bytes] = LruCache(MAX_TILES)
 
-    def search(self, query: ranking.Query) -> tuple[ranking.Ranked, list[dict[str, Any]]]:
-        """Return the ranking and the facts of the ranked chips. Raises ConfigError or TransientError."""
-        ranked = ranking.search(self.db, self.matrix, query, self._mask(query.where))
-        return ranked, results.facts(self.matrix, ranked.rows, ranked.scores)
+    def search(self, query: Query) -> SearchResult:
+        """Return the answer to a query. Raises ConfigError or TransientError."""
+        return search(self.db, query, self.matrix, self._mask(query.chip_filter))
 
-    def export(self, query: ranking.Query, file_format: str, embeddings: bool) -> bytes:
+    def export(self, query: Query, file_format: str, embeddings: bool) -> bytes:
         """Return the results of a search as a file, GeoJSON or GeoParquet. Raises ConfigError or TransientError."""
-        ranked, rows = self.search(query)
-        vectors = self.matrix.vectors[ranked.rows] if embeddings else None
+        result = self.search(query)
+        vectors = result.vectors if embeddings else None
         if file_format == "geojson":
-            return to_json(results.as_geojson(rows, vectors))
+            return to_json(results.as_geojson(result.hits, vectors=vectors))
         with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
             path = Path(folder) / "similar.parquet"
-            results.as_geoparquet(rows, path, self.db.about, vectors)
+            results.write_geoparquet(path, result.hits, self.db.metadata, vectors)
             return path.read_bytes()
 
     def chip(self, chip_id: str) -> dict[str, Any]:
         """Return the facts of a chip. Raises UnknownChipError if the database does not have it."""
-        return results.facts(self.matrix, self.matrix.rows_of([chip_id]))[0]
+        return self.matrix.facts(self.matrix.rows_of([chip_id]))[0].to_json()
 
-    def chip_at(self, lon: float, lat: float, where: Where) -> dict[str, Any]:
+    def chip_at(self, lon: float, lat: float, where: ChipFilter) -> dict[str, Any]:
         """Return the facts of the chip that covers a point. Raises UnknownChipError if none does."""
         if not len(self.matrix):
             raise UnknownChipError("the database is empty: there is no chip")
-        return results.facts(self.matrix, [self.matrix.at(lon, lat, self._mask(where))])[0]
+        return self.matrix.facts([self.matrix.at(lon, lat, self._mask(where))])[0].to_json()
 
-    def outlines(self, bbox: Box, where: Where) -> dict[str, Any]:
+    def outlines(self, bbox: BoundingBox, where: ChipFilter) -> dict[str, Any]:
         """Return the outlines of the chips within a box as GeoJSON; `{"too_many": n}` above MAX_OUTLINES."""
         rows = np.empty(0, np.int64)
         if len(self.matrix):
             rows = self.matrix.in_view(bbox, self._mask(where))
         return {"too_many": len(rows)} if len(rows) > MAX_OUTLINES else results.outlines(self.matrix, rows)
 
-    def tile(self, layer: str, z: int, x: int, y: int, where: Where) -> bytes:
+    def tile(self, layer: str, z: int, x: int, y: int, where: ChipFilter) -> bytes:
         """Return a map tile as PNG. Raises ConfigError for a tile that is not on the map."""
 
         def draw() -> bytes:
@@ -87,9 +89,9 @@ class Version:
 
         return self._tiles.get((layer, z, x, y, where), draw)
 
-    def _mask(self, where: Where) -> Mask | None:
+    def _mask(self, where: ChipFilter) -> Mask | None:
         """Return which chips match a filter [n]; None: all. Raises ConfigError."""
-        return self._masks.get(where, lambda: self.matrix.mask(where))
+        return self._masks.get(where, lambda: where.mask(self.matrix))
 
 
 def to_json(value: Any) -> bytes:
@@ -97,24 +99,22 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _summary(db: Explorer, matrix: Matrix) -> dict[str, Any]:
+def _summary(db: ExplorerDatabase, matrix: Matrix) -> dict[str, Any]:
     """Return rows, dimensions, bounds and an example; for each dataset years, rows, bounds, dates and model."""
-    spaces = {dataset: space for space, datasets in matrix.spaces.items() for dataset in datasets}
     datasets = []
     for code, dataset in enumerate(matrix.datasets):
         rows = np.flatnonzero(matrix["dataset"] == code)
         times = matrix["time"][rows]
         times = times[times != NO_TIME]
-        metadata = db.about.get(dataset, {})
+        metadata = db.metadata.get(dataset, {})
         datasets.append(
             {
                 "name": dataset,
                 "years": [int(y) for y in np.unique(matrix["year"][rows]) if y],
                 "rows": len(rows),
                 "bounds": _bounds(matrix, rows),
-                "dates": [results.datetime_text(int(v)) for v in (times.min(), times.max())] if len(times) else None,
+                "dates": [time_text(moment(int(v))) for v in (times.min(), times.max())] if len(times) else None,
                 "model": metadata.get("model"),
-                "space": spaces[dataset],
                 "untrained": bool(metadata.get("untrained")),
             }
         )

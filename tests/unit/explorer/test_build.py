@@ -16,12 +16,13 @@ import shapely
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, KilnError, SourceError
-from kiln.explorer import build as index
-from kiln.explorer import colours, database, published
-from kiln.explorer.build import Select, build
-from kiln.explorer.database import Explorer
+from kiln.explorer import colours, database
+from kiln.explorer.build import Select, build, builder, published, published_sets, recall
+from kiln.explorer.database import ExplorerDatabase
 from kiln.io import storage
+from scripts import build_index
 from tests import ROOT
+from tests.support.explorers import similar
 from tests.support.products import DIM, WORLD, about, chip_at, drawn, make_product
 
 GRID = [Column(k, 0, 10) for k in range(10)]  # 100 chips
@@ -34,7 +35,7 @@ def build_of(db, *made, **select):
 
 def ready(db):
     """What a reader sees: {chip_id: vector}."""
-    rows = Explorer(str(db)).table.search().limit(1_000_000).to_arrow()
+    rows = ExplorerDatabase(str(db)).table.search().limit(1_000_000).to_arrow()
     ids = rows["chip_id"].to_pylist()
     assert len(ids) == len(set(ids))
     return dict(zip(ids, rows["vector"].to_pylist(), strict=True))
@@ -70,7 +71,7 @@ def seeded(seed):
 def test_the_table_holds_every_chip_with_its_facts_and_float16_vector(tmp_path, two):
     measured = build_of(tmp_path / "db", *two)
     assert measured["rows"] == 200
-    table = Explorer(str(tmp_path / "db")).table
+    table = ExplorerDatabase(str(tmp_path / "db")).table
     assert table.schema.field("vector").type == pa.list_(pa.float16(), DIM)
     assert table.schema.remove_metadata().equals(database.chips_schema(DIM, {}).remove_metadata())
     assert ready(tmp_path / "db") == wanted(*two)
@@ -90,7 +91,7 @@ def test_the_table_holds_every_chip_with_its_facts_and_float16_vector(tmp_path, 
 
 def test_the_tables_metadata_says_how_the_vectors_were_made(tmp_path, two):
     build_of(tmp_path / "db", *two)
-    (dataset, kiln), *rest = Explorer(str(tmp_path / "db")).about.items()
+    (dataset, kiln), *rest = ExplorerDatabase(str(tmp_path / "db")).metadata.items()
     assert (dataset, rest) == ("worldcover", [])
     assert kiln["fingerprint"] == about()["fingerprint"]
     assert kiln["weights_sha256"] == about()["weights_sha256"]
@@ -99,7 +100,7 @@ def test_the_tables_metadata_says_how_the_vectors_were_made(tmp_path, two):
 
 def test_filter_columns_have_indexes(tmp_path, two):
     build_of(tmp_path / "db", *two)
-    kinds = {i.columns[0]: i.index_type for i in Explorer(str(tmp_path / "db")).table.list_indices()}
+    kinds = {i.columns[0]: i.index_type for i in ExplorerDatabase(str(tmp_path / "db")).table.list_indices()}
     assert {k: v.upper() for k, v in kinds.items()} == {
         "cell": "BITMAP", "dataset": "BITMAP", "year": "BITMAP", "chip_id": "BTREE",
     }  # fmt: skip
@@ -107,7 +108,7 @@ def test_filter_columns_have_indexes(tmp_path, two):
 
 def test_the_main_writes_a_record_last(tmp_path, two):
     db, record = tmp_path / "db", tmp_path / "index.json"
-    index.main(["--records", *(m.record_file for m in two), "--db", str(db), "--record", str(record)])
+    build_index.main(["--records", *(m.record_file for m in two), "--db", str(db), "--record", str(record)])
     told = json.loads(record.read_text())
     assert (told["rows"], told["search"], told["recall_at_10"]) == (200, "exact", 1.0)
     assert [p["partition"] for p in told["products"]] == ["2020", "2021"]
@@ -142,11 +143,11 @@ def many(tmp_path_factory):
 
 
 def test_ivf_sq_is_built_above_the_threshold_and_its_recall_is_true(tmp_path, many, monkeypatch):
-    monkeypatch.setattr(index, "EXACT_BELOW", 2000)
+    monkeypatch.setattr(builder, "MIN_INDEXED_ROWS", 2000)
     measured = build_of(tmp_path / "db", many)
     assert (measured["rows"], measured["search"]) == (6000, "IVF_SQ")
     assert 0.95 <= measured["recall_at_10"] <= 1
-    db = Explorer(str(tmp_path / "db"))
+    db = ExplorerDatabase(str(tmp_path / "db"))
     kinds = {i.columns[0]: i.index_type for i in db.table.list_indices()}
     assert kinds["vector"].upper().replace("_", "") == "IVFSQ"
     rows = many.rows()
@@ -156,21 +157,21 @@ def test_ivf_sq_is_built_above_the_threshold_and_its_recall_is_true(tmp_path, ma
     found = 0
     for q in range(0, 6000, 200):  # against a search of our own
         best = set(ids[np.argsort(-(unit @ unit[q]), kind="stable")[:10]])
-        found += len(best & {r["chip_id"] for r in db.similar(unit[q], 10)})
+        found += len(best & {r["chip_id"] for r in similar(db, unit[q], 10)})
     assert found / 300 >= 0.95
 
 
 def test_search_is_exact_below_the_threshold(tmp_path, many):
     measured = build_of(tmp_path / "db", many)
     assert (measured["search"], measured["recall_at_10"]) == ("exact", 1.0)
-    assert not Explorer(str(tmp_path / "db")).indexed
+    assert not ExplorerDatabase(str(tmp_path / "db")).indexed
 
 
 def test_poor_recall_is_refused_and_readers_keep_the_old_version(tmp_path, two, many, monkeypatch):
     build_of(tmp_path / "db", two[0])
     before = ready(tmp_path / "db")
-    monkeypatch.setattr(index, "EXACT_BELOW", 2000)
-    monkeypatch.setattr(index, "LEAST_RECALL", 1.01)
+    monkeypatch.setattr(builder, "MIN_INDEXED_ROWS", 2000)
+    monkeypatch.setattr(builder, "MIN_RECALL", 1.01)
     with pytest.raises(SourceError, match="the old version stays tagged"):
         build_of(tmp_path / "db", many)
     assert ready(tmp_path / "db") == before
@@ -178,19 +179,19 @@ def test_poor_recall_is_refused_and_readers_keep_the_old_version(tmp_path, two, 
 
 @pytest.mark.parametrize(("measured", "good"), [(0.949, False), (0.95, True)])
 def test_a_recall_under_095_fails(tmp_path, two, monkeypatch, measured, good):
-    monkeypatch.setattr(index.recall, "measure", lambda chips: {"rows": 100, "recall_at_10": measured})
+    monkeypatch.setattr(builder, "measure_recall", lambda chips: {"rows": 100, "recall_at_10": measured})
     if good:
         assert build_of(tmp_path / "db", two[0])["recall_at_10"] == measured
     else:
         with pytest.raises(SourceError, match=r"recall@10 is 0\.949, under 0\.95"):
             build_of(tmp_path / "db", two[0])
         with pytest.raises(ConfigError, match="no finished explorer database"):
-            Explorer(str(tmp_path / "db"))
+            ExplorerDatabase(str(tmp_path / "db"))
 
 
 def test_recall_is_measured_for_chips_and_for_means_of_marks(monkeypatch):
     vectors = np.random.default_rng(0).standard_normal((100, 16)).astype(np.float32)
-    asked = index.recall.asked_for(vectors)
+    asked = recall.draw_queries(vectors)
     assert np.linalg.norm(asked, axis=1) == pytest.approx(np.ones(100), abs=1e-5)
     cosine = (asked * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)
     assert (cosine > 0.999).sum() in range(50, 75)  # chips, and single likes
@@ -198,7 +199,7 @@ def test_recall_is_measured_for_chips_and_for_means_of_marks(monkeypatch):
 
 
 def test_rows_added_later_are_found_through_the_index(tmp_path, many, monkeypatch):
-    monkeypatch.setattr(index, "EXACT_BELOW", 2000)
+    monkeypatch.setattr(builder, "MIN_INDEXED_ROWS", 2000)
     build_of(tmp_path / "db", many)
     rng = np.random.default_rng(9)
     more = make_product(
@@ -207,8 +208,8 @@ def test_rows_added_later_are_found_through_the_index(tmp_path, many, monkeypatc
     )  # fmt: skip
     measured = build_of(tmp_path / "db", many, more)
     assert (measured["rows"], measured["search"]) == (6200, "IVF_SQ")
-    db = Explorer(str(tmp_path / "db"))
-    hits = db.similar(np.full(64, 30.0), 10)
+    db = ExplorerDatabase(str(tmp_path / "db"))
+    hits = similar(db, np.full(64, 30.0), 10)
     assert {h["year"] for h in hits} == {2020}
     stats = db.table.index_stats(next(i.name for i in db.table.list_indices() if i.columns == ["vector"]))
     assert stats.num_unindexed_rows == 0
@@ -220,14 +221,14 @@ def test_rows_added_later_are_found_through_the_index(tmp_path, many, monkeypatc
 def test_a_second_run_changes_nothing(tmp_path, two):
     db = tmp_path / "db"
     first = build_of(db, *two)
-    version, before = Explorer(str(db)).table.version, files(db)
+    version, before = ExplorerDatabase(str(db)).table.version, files(db)
     assert build_of(db, *two[::-1]) == first  # in any order
-    assert Explorer(str(db)).table.version == version
+    assert ExplorerDatabase(str(db)).table.version == version
     assert files(db) == before
 
 
 def test_a_second_run_of_an_indexed_table_changes_nothing(tmp_path, many, monkeypatch):
-    monkeypatch.setattr(index, "EXACT_BELOW", 2000)
+    monkeypatch.setattr(builder, "MIN_INDEXED_ROWS", 2000)
     db = tmp_path / "db"
     first = build_of(db, many)
     before = files(db)
@@ -240,15 +241,15 @@ def test_a_new_product_is_added_to_what_is_there(tmp_path, two):
     assert build_of(tmp_path / "db", *two)["rows"] == 200
     assert ready(tmp_path / "db") == wanted(*two)
     chip = chip_at(WORLD, 2021, 7, 7)
-    hits = Explorer(str(tmp_path / "db")).similar(drawn([chip])[0], 1)
+    hits = similar(ExplorerDatabase(str(tmp_path / "db")), drawn([chip])[0], 1)
     assert hits[0]["chip_id"] == chip.chip_id
 
 
 def test_only_new_products_are_read_for_their_vectors(tmp_path, two, monkeypatch):
     build_of(tmp_path / "db", two[0])
     read = []
-    whole = index.batches
-    monkeypatch.setattr(index, "batches", lambda p, *a: read.append(p.record["partition"]) or whole(p, *a))
+    whole = builder.table_rows
+    monkeypatch.setattr(builder, "table_rows", lambda s, *a: read.append(s.partition) or whole(s, *a))
     build_of(tmp_path / "db", *two)
     assert read == ["2021"]
 
@@ -281,11 +282,11 @@ def test_many_vanished_rows_are_removed(tmp_path):
 
 def test_a_reader_keeps_the_version_it_opened(tmp_path, two):
     build_of(tmp_path / "db", two[0])
-    reader = Explorer(str(tmp_path / "db"))
+    reader = ExplorerDatabase(str(tmp_path / "db"))
     build_of(tmp_path / "db", *two)
     assert reader.table.count_rows() == 100
-    assert len(reader.similar(drawn([chip_at(WORLD, 2020, 1, 1)])[0], 150)) == 100
-    assert Explorer(str(tmp_path / "db")).table.count_rows() == 200
+    assert len(similar(reader, drawn([chip_at(WORLD, 2020, 1, 1)])[0], 150)) == 100
+    assert ExplorerDatabase(str(tmp_path / "db")).table.count_rows() == 200
 
 
 def test_other_weights_make_a_new_table(tmp_path, two):
@@ -293,7 +294,7 @@ def test_other_weights_make_a_new_table(tmp_path, two):
     other = make_product(tmp_path, 2021, columns=GRID[:3], kiln=OTHER, vectors=seeded(2))
     assert build_of(tmp_path / "db", other)["rows"] == 30
     assert ready(tmp_path / "db") == wanted(other)
-    assert Explorer(str(tmp_path / "db")).about["worldcover"]["weights_sha256"] == "b6" * 32
+    assert ExplorerDatabase(str(tmp_path / "db")).metadata["worldcover"]["weights_sha256"] == "b6" * 32
 
 
 def test_another_width_of_vectors_makes_a_new_table(tmp_path, two):
@@ -308,7 +309,7 @@ def test_two_weights_together_are_refused(tmp_path, two):
     with pytest.raises(ConfigError, match=r"two fingerprints|different weights"):
         build_of(tmp_path / "db", two[1], other)
     with pytest.raises(ConfigError, match=r"no explorer database|no finished"):
-        Explorer(str(tmp_path / "db"))
+        ExplorerDatabase(str(tmp_path / "db"))
 
 
 def test_products_of_two_datasets_with_different_weights_are_refused(tmp_path, two):
@@ -359,7 +360,7 @@ def test_a_selection_of_no_product_is_refused(tmp_path, two, select):
 
 
 def test_more_than_max_rows_is_refused_not_cut(tmp_path, two):
-    with pytest.raises(ConfigError, match=r"200 chips are more than index\.select\.max_rows 150"):
+    with pytest.raises(ConfigError, match=r"index\.select\.max_rows: expected at most 150 chips, got 200"):
         build_of(tmp_path / "db", *two, max_rows=150)
     assert build_of(tmp_path / "db", *two, max_rows=200)["rows"] == 200
 
@@ -368,7 +369,7 @@ def test_more_than_max_rows_of_a_selection_is_refused_and_the_old_version_stays(
     build_of(tmp_path / "db", two[0])
     side = 512 / 12000
     box = (-125.0, 50 - 10 * side, -125 + 4 * side, 50.0)
-    with pytest.raises(ConfigError, match=r"more than index\.select\.max_rows 60"):
+    with pytest.raises(ConfigError, match=r"max_rows: expected at most 60 chips"):
         build_of(tmp_path / "db", *two, bbox=box, max_rows=60)
     assert ready(tmp_path / "db") == wanted(two[0])
     assert build_of(tmp_path / "db", *two, bbox=box, max_rows=80)["rows"] == 80
@@ -376,7 +377,7 @@ def test_more_than_max_rows_of_a_selection_is_refused_and_the_old_version_stays(
 
 def test_growing_past_max_rows_is_refused_and_the_old_version_stays(tmp_path, two):
     build_of(tmp_path / "db", two[0], years=(2020, 2021), max_rows=150)
-    with pytest.raises(ConfigError, match="200 chips are more"):
+    with pytest.raises(ConfigError, match="max_rows: expected at most 150 chips, got 200"):
         build_of(tmp_path / "db", *two, years=(2020, 2021), max_rows=150)
     assert ready(tmp_path / "db") == wanted(two[0])
 
@@ -384,7 +385,7 @@ def test_growing_past_max_rows_is_refused_and_the_old_version_stays(tmp_path, tw
 def test_the_main_refuses_an_unknown_key_of_select(tmp_path, two, capsys):
     command = ["--records", two[0].record_file, "--db", str(tmp_path / "db"), "--record", str(tmp_path / "r.json")]
     with pytest.raises(SystemExit) as e:
-        index.main([*command, "--select", '{"box": [0, 1, 2, 3]}'])
+        build_index.main([*command, "--select", '{"box": [0, 1, 2, 3]}'])
     assert e.value.code == 2
     assert "unknown box" in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()
@@ -396,7 +397,7 @@ def test_the_main_refuses_an_unknown_key_of_select(tmp_path, two, capsys):
 def exit_of(capsys, db, *made):
     """Exit status and what a person reads of the script."""
     try:
-        index.main(["--records", *(m.record_file for m in made), "--db", str(db), "--record", f"{db}.json"])
+        build_index.main(["--records", *(m.record_file for m in made), "--db", str(db), "--record", f"{db}.json"])
     except SystemExit as e:
         return e.code, capsys.readouterr().err
     return 0, capsys.readouterr().err
@@ -421,7 +422,7 @@ def test_a_product_of_another_size_than_its_record_is_named(tmp_path, capsys):
     assert code == 1
     assert "Traceback" not in said
     assert str(path) in said
-    assert "merge the product again" in said
+    assert "Merge the product again" in said
 
 
 def test_a_missing_part_is_named(tmp_path, capsys):
@@ -471,11 +472,11 @@ def killed_at(name):
     def end(*args, **kwargs):
         raise Killed
 
-    patch.setattr(index, name, end)
+    patch.setattr(builder, name, end)
     return patch
 
 
-@pytest.mark.parametrize("where", ["_index", "_measure"])
+@pytest.mark.parametrize("where", ["create_indexes", "measure"])
 def test_a_killed_first_build_is_no_database_and_the_next_run_completes(tmp_path, two, where):
     db = tmp_path / "db"
     patch = killed_at(where)
@@ -483,12 +484,12 @@ def test_a_killed_first_build_is_no_database_and_the_next_run_completes(tmp_path
         build_of(db, *two)
     patch.undo()
     with pytest.raises(ConfigError, match="no finished explorer database"):
-        Explorer(str(db))
+        ExplorerDatabase(str(db))
     assert build_of(db, *two)["rows"] == 200
     assert ready(db) == wanted(*two)
 
 
-@pytest.mark.parametrize("where", ["_index", "_measure"])
+@pytest.mark.parametrize("where", ["create_indexes", "measure"])
 def test_a_killed_growth_leaves_readers_on_the_old_version_and_the_next_run_completes(tmp_path, two, where):
     db = tmp_path / "db"
     build_of(db, two[0])
@@ -505,7 +506,7 @@ def test_a_killed_growth_can_be_taken_back(tmp_path, two):
     """The next run asks for the old products again: nothing of the killed one shows."""
     db = tmp_path / "db"
     build_of(db, two[0])
-    patch = killed_at("_index")
+    patch = killed_at("create_indexes")
     with pytest.raises(Killed):
         build_of(db, *two)
     patch.undo()
@@ -518,14 +519,14 @@ def test_a_killed_build_with_other_weights_never_mixes_with_what_was_there(tmp_p
     db = tmp_path / "db"
     build_of(db, two[0])
     other = make_product(tmp_path, 2020, columns=GRID, kiln=OTHER, vectors=seeded(2))
-    patch = killed_at("_index")
+    patch = killed_at("create_indexes")
     with pytest.raises(Killed):
         build_of(db, other)
     patch.undo()
     assert ready(db) == wanted(two[0])
     build_of(db, *two)
     assert ready(db) == wanted(*two)
-    assert Explorer(str(db)).about["worldcover"]["weights_sha256"] == about()["weights_sha256"]
+    assert ExplorerDatabase(str(db)).metadata["worldcover"]["weights_sha256"] == about()["weights_sha256"]
 
 
 def test_a_killed_growth_with_changed_rows_never_mixes_with_what_was_there(tmp_path, two):
@@ -533,7 +534,7 @@ def test_a_killed_growth_with_changed_rows_never_mixes_with_what_was_there(tmp_p
     db = tmp_path / "db"
     build_of(db, two[0])
     changed = make_product(tmp_path, 2020, columns=GRID, vectors=seeded(3))
-    patch = killed_at("_index")
+    patch = killed_at("create_indexes")
     with pytest.raises(Killed):
         build_of(db, changed)
     patch.undo()
@@ -602,11 +603,11 @@ def test_a_run_killed_before_any_of_its_steps_is_mended_by_the_next(tmp_path, tw
 BOTH = """
 import sys, time
 from pathlib import Path
-from scripts import index
+from scripts import build_index
 Path(sys.argv[2]).touch()
 while not Path(sys.argv[1]).exists():
     time.sleep(0.005)
-index.main(sys.argv[3:])
+build_index.main(sys.argv[3:])
 """
 
 
@@ -662,14 +663,14 @@ def test_a_database_on_s3_is_built_grown_and_searched(bucket, tmp_path):
     two = make_product(tmp_path, 2021, columns=GRID, product=f"{bucket}/products/2021")
     db = f"{bucket}/explorer"
     with pytest.raises(ConfigError, match="no finished explorer database"):
-        Explorer(db)
+        ExplorerDatabase(db)
     assert build_of(db, one)["rows"] == 100
     assert build_of(db, one, two)["rows"] == 200
     before = storage.listing(db)
     assert build_of(db, one, two)["rows"] == 200
     assert storage.listing(db) == before
     chip = chip_at(WORLD, 2021, 7, 7)
-    hits = Explorer(db).similar(drawn([chip])[0], 3)
+    hits = similar(ExplorerDatabase(db), drawn([chip])[0], 3)
     assert hits[0]["chip_id"] == chip.chip_id
     assert len(ready(db)) == 200
 
@@ -705,18 +706,18 @@ def test_a_folder_that_a_killed_maker_left_without_a_version_is_built_anew(tmp_p
 
 def state_of(db):
     """What lies beside the tagged version."""
-    version = Explorer(str(db)).table.version
+    version = ExplorerDatabase(str(db)).table.version
     return json.loads((Path(db) / "state" / f"{version}.json").read_text()), version
 
 
 def test_time_and_recall_at_the_chosen_settings_are_recorded(tmp_path, two):
     db, record = tmp_path / "db", tmp_path / "index.json"
-    index.main(["--records", *(m.record_file for m in two), "--db", str(db), "--record", str(record)])
+    build_index.main(["--records", *(m.record_file for m in two), "--db", str(db), "--record", str(record)])
     measured = state_of(db)[0]["measured"]
     assert (measured["rows"], measured["recall_at_10"]) == (200, 1.0)
     assert 0 < measured["query_ms"] < 60_000
     told = json.loads(record.read_text())
-    assert told["settings"] == {"probes": database.probes(200), "refine": database.REFINE, "metric": "cosine"}
+    assert told["settings"] == {"probes": database.probes(200), "refine": database.REFINE_FACTOR, "metric": "cosine"}
     assert "query_ms" not in told, "equal runs write equal records"
 
 
@@ -724,23 +725,23 @@ def test_colours_are_fitted_once_for_a_version_and_again_for_the_next(tmp_path, 
     db = tmp_path / "db"
     build_of(db, two[0])
     first = state_of(db)[1]
-    kept = Path(colours.name(str(db), first)).read_bytes()
+    kept = Path(colours.colours_uri(str(db), first)).read_bytes()
     build_of(db, two[0])
-    assert Path(colours.name(str(db), first)).read_bytes() == kept
+    assert Path(colours.colours_uri(str(db), first)).read_bytes() == kept
     build_of(db, *two)
     second = state_of(db)[1]
     assert second != first
-    assert colours.read(str(db), second)
-    assert Path(colours.name(str(db), first)).read_bytes() == kept, "readers of the old version keep theirs"
+    assert colours.read_colours(str(db), second)
+    assert Path(colours.colours_uri(str(db), first)).read_bytes() == kept, "readers of the old version keep theirs"
 
 
 def test_a_database_of_before_there_were_colours_gets_them(tmp_path, two):
     db = tmp_path / "db"
     build_of(db, *two)
     version = state_of(db)[1]
-    Path(colours.name(str(db), version)).unlink()
+    Path(colours.colours_uri(str(db), version)).unlink()
     build_of(db, *two)
-    assert colours.read(str(db), version)
+    assert colours.read_colours(str(db), version)
     assert state_of(db)[1] == version
 
 
@@ -764,21 +765,25 @@ def publish(folder, tile, count, dim=DIM, seed=0):
 
 
 def published_of(folder, **changes):
-    return published.files_of(published.entries([ENTRY | {"files": str(folder)} | changes]))
+    return published.files_of(published_sets.read_sets([ENTRY | {"files": str(folder)} | changes]))
 
 
 def test_a_folder_of_published_files_becomes_an_explorer_in_one_command(tmp_path):
     wanted = publish(tmp_path / "synced", "36LXK", 12) | publish(tmp_path / "synced", "36LYK", 7)
     told = json.dumps([ENTRY | {"files": str(tmp_path / "synced")}])
     db = tmp_path / "db"
-    index.main(["--published", told, "--db", str(db), "--record", str(tmp_path / "r.json")])
+    build_index.main(["--published", told, "--db", str(db), "--record", str(tmp_path / "r.json")])
     assert ready(db) == wanted
-    reader = Explorer(str(db))
-    chip = reader.chip("tiles:36LXK-3")
-    assert (chip["dataset"], chip["year"], chip["cell"], chip["nodata_fraction"]) == ("tiles", 2024, "S11E030", None)
-    assert chip["source"].endswith("synced/36LXK_2024-01-01_2025-01-01.parquet")
-    assert reader.similar(chip["vector"], 1)[0]["chip_id"] == "tiles:36LXK-3"
-    assert {k: reader.about["tiles"][k] for k in ("model", "dimensions")} == {"model": "another model", "dimensions": 8}
+    reader = ExplorerDatabase(str(db))
+    (chip,), vectors = reader.chips(["tiles:36LXK-3"])
+    assert (chip.dataset, chip.year, chip.nodata_fraction) == ("tiles", 2024, None)
+    assert reader.column("cell").to_pylist()[0] == "S11E030"
+    assert chip.source.endswith("synced/36LXK_2024-01-01_2025-01-01.parquet")
+    assert similar(reader, vectors[0], 1)[0]["chip_id"] == "tiles:36LXK-3"
+    assert {k: reader.metadata["tiles"][k] for k in ("model", "dimensions")} == {
+        "model": "another model",
+        "dimensions": 8,
+    }
     assert len(json.loads((tmp_path / "r.json").read_text())["published"]) == 2
 
 
@@ -788,8 +793,8 @@ def test_published_files_grow_change_and_vanish(tmp_path, monkeypatch):
     build([], [], str(db), Select(), published_of(folder))
     second = publish(folder, "36LYK", 7)
     read = []
-    whole = index.batches
-    monkeypatch.setattr(index, "batches", lambda p, *a: read.append(p.place[:5]) or whole(p, *a))
+    whole = builder.table_rows
+    monkeypatch.setattr(builder, "table_rows", lambda s, *a: read.append(s.partition[:5]) or whole(s, *a))
     build([], [], str(db), Select(), published_of(folder))
     assert ready(db) == first | second
     assert read == ["36LYK"], "only what is new"
@@ -810,7 +815,7 @@ def test_select_and_max_rows_hold_for_published_files(tmp_path):
     assert build([], [], str(tmp_path / "a"), Select(bbox=(30, -11, 30.5, -10)), made)["rows"] == 5
     with pytest.raises(ConfigError, match="leaves no chip"):
         build([], [], str(tmp_path / "b"), Select(years=(2019,)), made)
-    with pytest.raises(ConfigError, match=r"12 chips are more than index\.select\.max_rows 11"):
+    with pytest.raises(ConfigError, match=r"max_rows: expected at most 11 chips, got 12"):
         build([], [], str(tmp_path / "c"), Select(max_rows=11), made)
 
 
@@ -849,13 +854,13 @@ def test_published_vectors_of_the_same_weights_are_searched_with_kilns_own(tmp_p
     publish(tmp_path / "synced", "36LXK", 5)
     same = {"model": "Clay v1.5", "weights": about()["weights_sha256"], "embedding": "class"}
     build([two[0].record_file], [two[0].uri], str(tmp_path / "db"), Select(), published_of(tmp_path / "synced", **same))
-    hits = Explorer(str(tmp_path / "db")).similar(np.ones(DIM), 105)
+    hits = similar(ExplorerDatabase(str(tmp_path / "db")), np.ones(DIM), 105)
     assert {h["dataset"] for h in hits} == {"worldcover", "tiles"}
     assert len(hits) == 105
 
 
-def test_a_table_of_several_models_is_searched_in_one_of_them_only(tmp_path, two):
-    """No build makes one; what somebody else made is not mixed either."""
+def test_a_table_of_several_models_is_refused(tmp_path, two):
+    """No build writes one; a table from elsewhere is not opened."""
     db = tmp_path / "db"
     build_of(db, two[0])
     table = lancedb.connect(str(db)).open_table("chips")
@@ -867,20 +872,13 @@ def test_a_table_of_several_models_is_searched_in_one_of_them_only(tmp_path, two
         "chips", mixed.replace_schema_metadata({"kiln": told})
     )
     other.tags.create("ready", other.version)
-    reader = Explorer(str(tmp_path / "mixed"))
-    with pytest.raises(ConfigError, match="several models"):
-        reader.similar(np.ones(DIM), 5)
-    narrowed = reader.comparable("tiles")
-    assert {h["dataset"] for h in reader.similar(np.ones(DIM), 100, narrowed)} == {"tiles"}
-    with pytest.raises(ConfigError, match="of another model than tiles"):
-        reader.comparable("tiles", database.Filters(datasets=("worldcover",)))
-    with pytest.raises(ConfigError, match="a vector of 3 numbers; this database's have 8"):
-        reader.similar(np.ones(3), 5)
+    with pytest.raises(ConfigError, match="expected vectors of one model, got 2"):
+        ExplorerDatabase(str(tmp_path / "mixed"))
 
 
 def test_nothing_to_index_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
-        index.main(["--db", str(tmp_path / "db"), "--record", str(tmp_path / "r.json")])
+        build_index.main(["--db", str(tmp_path / "db"), "--record", str(tmp_path / "r.json")])
     assert e.value.code == 2
     assert "nothing to index" in capsys.readouterr().err
 
@@ -911,12 +909,12 @@ def numbers(made, column="embeddings"):
 def test_int8_becomes_float16_and_one_kind_of_both_is_searched_with(tmp_path, both, kind, column):
     db, record = tmp_path / "db", tmp_path / "r.json"
     select = json.dumps({"embedding": kind})
-    index.main(["--records", both.record_file, "--db", str(db), "--record", str(record), "--select", select])
+    build_index.main(["--records", both.record_file, "--db", str(db), "--record", str(record), "--select", select])
     assert ready(db) == numbers(both, column)
-    assert Explorer(str(db)).about["worldcover"]["embedding"] == (kind or "class")
+    assert ExplorerDatabase(str(db)).metadata["worldcover"]["embedding"] == (kind or "class")
     assert json.loads(record.read_text())["embedding"] == {"worldcover": kind or "class"}
     chip_id, vector = next(iter(numbers(both, column).items()))
-    assert Explorer(str(db)).similar(vector, 1)[0]["chip_id"] == chip_id
+    assert similar(ExplorerDatabase(str(db)), vector, 1)[0]["chip_id"] == chip_id
 
 
 def test_vectors_of_int8_are_near_those_that_were_rounded(tmp_path, both):
@@ -940,7 +938,7 @@ def test_another_kind_is_a_new_table_and_never_beside_the_first(tmp_path, both):
 def test_a_kind_that_products_do_not_hold_is_refused(tmp_path, two, both):
     with pytest.raises(ConfigError, match=r"2020: its vectors are of kind class, not mean: change index\.select"):
         build_of(tmp_path / "db", two[0], embedding="mean")
-    with pytest.raises(ConfigError, match=r"index\.select\.embedding 'best': want class or mean"):
+    with pytest.raises(ConfigError, match=r"index\.select\.embedding: expected class or mean, got 'best'"):
         build_of(tmp_path / "db", both, embedding="best")
     assert not (tmp_path / "db").exists()
 

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError
-from kiln.explorer import build as index
 from kiln.explorer import database
-from kiln.explorer.build import Select, build
-from kiln.explorer.database import Explorer, Filters, cells, quote
-from tests.support.products import DIM, WORLD, chip_at, make_product
+from kiln.explorer.build import Select, build, builder
+from kiln.explorer.chips import check_bbox
+from kiln.explorer.database import ExplorerDatabase, cells
+from kiln.explorer.filters import ChipFilter, quote
+from tests.support.explorers import similar
+from tests.support.products import DIM, WORLD, chip_at, drawn, make_product
 
 SIDE = 512 / 12000
 YEARS = (2020, 2021)
@@ -29,7 +31,7 @@ def db(tmp_path_factory):
     run = tmp_path_factory.mktemp("explorer")
     made = [make_product(run, year, columns=COLUMNS) for year in YEARS]
     build([m.record_file for m in made], [m.uri for m in made], str(run / "db"), Select())
-    return Explorer(str(run / "db"))
+    return ExplorerDatabase(str(run / "db"))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_neighbours_and_their_order_are_those_of_numpy(db, rows, exact):
     rng = np.random.default_rng(0)
     for _ in range(10):
         vector = rng.standard_normal(DIM)
-        hits = db.similar(vector, 25, exact=exact)
+        hits = similar(db, vector, 25, exact=exact)
         ids, likes = brute(rows, vector, 25)
         assert [h["chip_id"] for h in hits] == ids
         assert [h["similarity"] for h in hits] == pytest.approx(likes, abs=1e-3)  # a query is compared as float16
@@ -64,19 +66,19 @@ def test_neighbours_and_their_order_are_those_of_numpy(db, rows, exact):
 
 def test_the_length_of_a_query_does_not_matter(db):
     vector = np.random.default_rng(1).standard_normal(DIM)
-    ids = [[h["chip_id"] for h in db.similar(vector * f, 10)] for f in (1, 100, 1e-3)]
+    ids = [[h["chip_id"] for h in similar(db, vector * f, 10)] for f in (1, 100, 1e-3)]
     assert ids[0] == ids[1] == ids[2]
 
 
 def test_a_hit_has_the_facts_and_no_vector(db):
-    (hit,) = db.similar(np.ones(DIM), 1)
+    (hit,) = similar(db, np.ones(DIM), 1)
     assert set(hit) == {*database.FACTS, "similarity"}
     assert isinstance(hit["datetime"], datetime)
     assert hit["datetime"].astimezone(UTC).month == 6
 
 
 def test_asking_for_more_than_there_is_gives_all(db):
-    assert len(db.similar(np.ones(DIM), 5000)) == 1800
+    assert len(similar(db, np.ones(DIM), 5000)) == 1800
 
 
 # -------------------------------------------------------------------------------------------------------- filters
@@ -85,33 +87,33 @@ def test_asking_for_more_than_there_is_gives_all(db):
 @pytest.mark.parametrize(
     ("filters", "keep"),
     [
-        (Filters(years=(2020,)), lambda r: r["year"] == 2020),
-        (Filters(years=(2020, 2021)), lambda r: True),
-        (Filters(years=(1999,)), lambda r: False),
-        (Filters(datasets=("worldcover",)), lambda r: True),
-        (Filters(datasets=("naip", "sentinel2")), lambda r: False),
+        (ChipFilter(years=(2020,)), lambda r: r["year"] == 2020),
+        (ChipFilter(years=(2020, 2021)), lambda r: True),
+        (ChipFilter(years=(1999,)), lambda r: False),
+        (ChipFilter(datasets=("worldcover",)), lambda r: True),
+        (ChipFilter(datasets=("naip", "sentinel2")), lambda r: False),
         (
-            Filters(bbox=(-124.9, 49.2, -124.2, 49.7)),
+            ChipFilter(bbox=(-124.9, 49.2, -124.2, 49.7)),
             lambda r: -124.9 <= r["lon"] <= -124.2 and 49.2 <= r["lat"] <= 49.7,
         ),
         (
-            Filters((2021,), ("worldcover",), (-124.5, 48.0, -100.0, 49.5)),
+            ChipFilter(("worldcover",), (2021,), bbox=(-124.5, 48.0, -100.0, 49.5)),
             lambda r: r["year"] == 2021 and r["lon"] >= -124.5 and r["lat"] <= 49.5,
         ),
-        (Filters(bbox=(-180.0, -90.0, 180.0, 90.0)), lambda r: True),  # too many cells to name
-        (Filters(bbox=(10.0, -20.0, 11.0, -19.0)), lambda r: False),
+        (ChipFilter(bbox=(-180.0, -90.0, 180.0, 90.0)), lambda r: True),  # too many cells to name
+        (ChipFilter(bbox=(10.0, -20.0, 11.0, -19.0)), lambda r: False),
     ],
 )
 def test_filters_leave_what_they_say(db, rows, filters, keep):
     vector = np.random.default_rng(2).standard_normal(DIM)
-    hits = db.similar(vector, 40, filters)
+    hits = similar(db, vector, 40, filters)
     assert [h["chip_id"] for h in hits] == brute(rows, vector, 40, keep)[0]
 
 
 @pytest.mark.parametrize("year", [123456, -40000])
 def test_a_year_beyond_the_column_finds_nothing_or_is_refused(db, year):
     try:
-        hits = db.similar(np.ones(DIM), 5, Filters(years=(year,)))
+        hits = similar(db, np.ones(DIM), 5, ChipFilter(years=(year,)))
     except ConfigError as e:
         assert str(year) in str(e)  # noqa: PT017
     else:
@@ -130,7 +132,7 @@ def test_a_bbox_takes_just_the_chips_with_their_centre_in_it(db, rows, data):
         return data.draw(st.tuples(pick, pick).filter(lambda e: e[0] != e[1]).map(sorted))
 
     (west, east), (south, north) = edges(lons, [-126.0, -125.0, -124.0, -123.0]), edges(lats, [48.0, 49.0, 50.0])
-    where = Filters(bbox=(west, south, east, north)).sql()
+    where = ChipFilter(bbox=(west, south, east, north)).sql()
     got = {r["chip_id"] for r in db.table.search().where(where).limit(5000).to_list()}
     assert got == {r["chip_id"] for r in facts if west <= r["lon"] <= east and south <= r["lat"] <= north}
 
@@ -142,11 +144,11 @@ def test_a_centre_on_a_whole_degree_is_found_from_every_side(tmp_path):
     lattice = Lattice(128, 1200)
     made = make_product(tmp_path, columns=[Column(37, 37, 1)], lattice=lattice)
     build([made.record_file], [made.uri], str(tmp_path / "db"), Select())
-    table = Explorer(str(tmp_path / "db")).table
+    table = ExplorerDatabase(str(tmp_path / "db")).table
     (row,) = table.search().to_list()
     assert (row["lon"], row["lat"]) == (-121.0, 46.0)
     for box in ((-121.5, 45.5, -120.5, 46.5), (-121.0, 46.0, -120.0, 47.0), (-122.0, 45.0, -121.0, 46.0)):
-        assert len(table.search().where(Filters(bbox=box).sql()).to_list()) == 1, box
+        assert len(table.search().where(ChipFilter(bbox=box).sql()).to_list()) == 1, box
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_a_centre_on_a_whole_degree_is_found_from_every_side(tmp_path):
 )
 def test_a_bbox_that_is_none_is_refused(bbox):
     with pytest.raises(ConfigError, match="west < east and south < north"):
-        Filters(bbox=bbox).sql()
+        check_bbox(bbox)
 
 
 HOSTILE = [
@@ -172,14 +174,14 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names_of_datasets_find_nothing_and_break_nothing(db, text):
-    assert db.similar(np.ones(DIM), 5, Filters(datasets=(text,))) == []
+    assert similar(db, np.ones(DIM), 5, ChipFilter(datasets=(text,))) == []
     assert db.table.count_rows() == 1800
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "", "worldcover:2021:512:x0660000:y0480000' OR 'a'='a"])
 def test_an_unknown_or_hostile_chip_id_is_said_to_be_unknown(db, text):
     with pytest.raises(ConfigError, match="no chip"):
-        db.chip(text)
+        db.chips([text])
 
 
 def test_quoting_doubles_quotes():
@@ -200,22 +202,25 @@ def test_cells_are_named_after_their_south_west_corner(lon, lat):
 
 def test_a_chip_is_found_by_its_id_with_its_vector(db):
     want = chip_at(WORLD, 2020, 12, 3)
-    row = db.chip(want.chip_id)
-    assert (row["lon"], row["lat"]) == pytest.approx(want.center)
-    assert len(row["vector"]) == DIM
+    other = chip_at(WORLD, 2021, 1, 2)
+    chips, vectors = db.chips([want.chip_id, other.chip_id])
+    assert [c.chip_id for c in chips] == [want.chip_id, other.chip_id]
+    assert (chips[0].lon, chips[0].lat) == pytest.approx(want.center)
+    assert vectors.shape == (2, DIM)
+    assert np.abs(vectors - drawn([want, other])).max() < 0.01
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0.5, 0.5), (0.01, 0.01), (0.99, 0.02)])
 def test_a_place_gives_the_newest_chip_that_covers_it(db, dx, dy):
     lon, lat = -125 + (7 + dx) * SIDE, 50 - (5 + dy) * SIDE
-    assert db.at(lon, lat)["chip_id"] == chip_at(WORLD, 2021, 7, 5).chip_id
-    assert db.at(lon, lat, Filters(years=(2020,)))["chip_id"] == chip_at(WORLD, 2020, 7, 5).chip_id
+    assert db.at(lon, lat).chip_id == chip_at(WORLD, 2021, 7, 5).chip_id
+    assert db.at(lon, lat, ChipFilter(years=(2020,))).chip_id == chip_at(WORLD, 2020, 7, 5).chip_id
 
 
 def test_on_an_edge_one_of_the_neighbours_is_given_and_always_the_same(db):
-    row = db.at(-125 + 3 * SIDE, 50 - 4.5 * SIDE)
-    assert row["chip_id"] in {chip_at(WORLD, 2021, c, 4).chip_id for c in (2, 3)}
-    assert row["chip_id"] == db.at(-125 + 3 * SIDE, 50 - 4.5 * SIDE)["chip_id"]
+    chip = db.at(-125 + 3 * SIDE, 50 - 4.5 * SIDE)
+    assert chip.chip_id in {chip_at(WORLD, 2021, c, 4).chip_id for c in (2, 3)}
+    assert chip.chip_id == db.at(-125 + 3 * SIDE, 50 - 4.5 * SIDE).chip_id
 
 
 def test_a_place_beside_names_the_nearest_chip_and_how_far_it_is(db):
@@ -243,25 +248,25 @@ def test_a_place_that_is_none_is_refused(db, lon, lat):
 
 def test_a_missing_database_is_said_and_not_made(tmp_path):
     with pytest.raises(ConfigError, match="no explorer database there; make it with `snakemake index`"):
-        Explorer(str(tmp_path / "none"))
+        ExplorerDatabase(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
 def test_an_empty_folder_is_no_database(tmp_path):
     with pytest.raises(ConfigError, match="no finished explorer database"):
-        Explorer(str(tmp_path))
+        ExplorerDatabase(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_half_built_database_is_not_opened(tmp_path):
     table = lancedb.connect(str(tmp_path)).create_table("chips", schema=database.chips_schema(DIM, {}))
     with pytest.raises(ConfigError, match="no finished explorer database"):
-        Explorer(str(tmp_path))
+        ExplorerDatabase(str(tmp_path))
     table.tags.create("state-0123", table.version)
     with pytest.raises(ConfigError, match="no finished explorer database"):
-        Explorer(str(tmp_path))
+        ExplorerDatabase(str(tmp_path))
     table.tags.create(database.TAG, table.version)
-    assert Explorer(str(tmp_path)).table.count_rows() == 0
+    assert ExplorerDatabase(str(tmp_path)).table.count_rows() == 0
 
 
 def test_a_database_that_lost_a_file_is_said(tmp_path):
@@ -270,7 +275,7 @@ def test_a_database_that_lost_a_file_is_said(tmp_path):
     for manifest in (tmp_path / "db/chips.lance/_versions").glob("*.manifest"):
         manifest.unlink()
     with pytest.raises(ConfigError, match="no finished explorer database"):
-        Explorer(str(tmp_path / "db"))
+        ExplorerDatabase(str(tmp_path / "db"))
 
 
 def test_untrained_is_told_from_the_metadata(tmp_path):
@@ -279,7 +284,7 @@ def test_untrained_is_told_from_the_metadata(tmp_path):
     for n, untrained in enumerate((False, True)):
         made = make_product(tmp_path / f"{n}", columns=COLUMNS[:2], kiln=about(untrained=untrained))
         build([made.record_file], [made.uri], str(tmp_path / f"db{n}"), Select())
-        assert Explorer(str(tmp_path / f"db{n}")).untrained is untrained
+        assert ExplorerDatabase(str(tmp_path / f"db{n}")).untrained is untrained
 
 
 def test_a_reader_never_sees_what_is_not_tagged(tmp_path, monkeypatch):
@@ -287,12 +292,12 @@ def test_a_reader_never_sees_what_is_not_tagged(tmp_path, monkeypatch):
     build([made.record_file], [made.uri], str(tmp_path / "db"), Select())
     seen = []
 
-    def look(table):
-        seen.append((table.count_rows(), Explorer(str(tmp_path / "db")).table.count_rows()))
-        return measure(table, "")
+    def look(table, target):
+        seen.append((table.count_rows(), ExplorerDatabase(str(tmp_path / "db")).table.count_rows()))
+        return measure(table, target)
 
-    measure = index._measure
-    monkeypatch.setattr(index, "_measure", lambda table, state: look(table))
+    measure = builder.measure
+    monkeypatch.setattr(builder, "measure", lambda table, target: look(table, target))
     more = make_product(tmp_path, 2020, columns=COLUMNS[:2])
     build([m.record_file for m in (made, more)], [m.uri for m in (made, more)], str(tmp_path / "db"), Select())
     assert seen == [(120, 60)]
@@ -319,11 +324,11 @@ def test_a_bbox_with_west_above_east_goes_over_the_antimeridian(tmp_path, bbox, 
     names, lon, lat = ["w", "m", "e", "far"], np.array([179.25, 179.875, -179.5, 0.0]), np.full(4, 0.5)
     rows = pa.table([names, lon, lat, cells(lon, lat)], schema=pa.schema(columns))
     chips = lancedb.connect(str(tmp_path)).create_table("chips", rows)
-    got = chips.search().where(f"{Filters(bbox=bbox).sql()} AND name != ''").to_list()
+    got = chips.search().where(f"{ChipFilter(bbox=bbox).sql()} AND name != ''").to_list()
     assert {r["name"] for r in got} == keep
 
 
 @pytest.mark.parametrize("bbox", [(60, 0, 40, 1), (-60, 0, -120, 1), (100, 0, -79, 1), (181, 0, -179, 1)])
 def test_a_bbox_over_more_than_half_the_world_has_its_sides_swapped(bbox):
     with pytest.raises(ConfigError, match="half the world wide at most"):
-        Filters(bbox=bbox).sql()
+        check_bbox(bbox)

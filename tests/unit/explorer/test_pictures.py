@@ -450,14 +450,16 @@ def test_where_both_fail_there_is_no_picture_but_both_reasons(strict, tmp_path):
 
 def test_a_sheet_is_made_of_what_there_is(strict, tile, tmp_path, caplog):
     """One chip from the service, one from its source, one from neither."""
-    from kiln.cli.search import contact_sheet
+    from kiln.explorer.chips import ChipFacts, Hit
+    from kiln.explorer.contact_sheet import draw_contact_sheet
 
     far = (-0.3, 43.1, -0.2, 43.2)
-    rows = [
-        row(t, box) | {"chip_id": f"c{n}", "lon": -0.5, "lat": 43.5, "year": 2021, "similarity": 1 - n / 10}
+    chips = [
+        ChipFacts(f"c{n}", row(t, box)["dataset"], 2021, None, "item", str(t), 0.0, None, -0.5, 43.5, box)
         for n, (t, box) in enumerate([(tile, BOX), (tile, far), (tmp_path / "gone.tif", far)])
     ]
-    origins = contact_sheet(rows[0], rows[1:], strictly(strict), untrained=False, path=tmp_path / "a.png")
+    hits = [Hit(chip, 1 - n / 10) for n, chip in enumerate(chips)][1:]
+    origins = draw_contact_sheet(chips[0], hits, strictly(strict), untrained=False, path=tmp_path / "a.png")
     assert origins == {"wms": 1, "source": 1, "none": 1}
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"

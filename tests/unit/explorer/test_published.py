@@ -15,7 +15,7 @@ import shapely
 from geoarrow.pyarrow import io as geoarrow_io
 
 from kiln.errors import ConfigError, SourceError
-from kiln.explorer import published
+from kiln.explorer.build import published, published_sets
 from kiln.formats import embeddings_file
 from kiln.io import storage
 
@@ -80,7 +80,7 @@ def major_tom(path, given, footprints):
 
 
 def files_of(name, files, model="m", **more):
-    return published.files_of(published.entries([{"name": name, "files": str(files), "model": model, **more}]))
+    return published.files_of(published_sets.read_sets([{"name": name, "files": str(files), "model": model, **more}]))
 
 
 def rows_of(*files):
@@ -95,7 +95,7 @@ def test_clays_worldcover_files_are_read(tmp_path, write):
     for column in (3, 12):
         write(tmp_path / "2020" / V002.format(column), vectors(5, column), boxes(5, -125 + column * 0.05))
     files = files_of("clay-wc", tmp_path, layout="clay-worldcover-v002")
-    assert [f.place for f in files] == [f"2020/worldcover_embeddings_2020_{c}_v002" for c in (12, 3)]
+    assert [f.partition for f in files] == [f"2020/worldcover_embeddings_2020_{c}_v002" for c in (12, 3)]
     rows = rows_of(*files)
     assert rows["chip_id"][0].as_py() == "clay-wc:2020/worldcover_embeddings_2020_12_v002:0"
     assert len(set(rows["chip_id"].to_pylist())) == 10
@@ -199,7 +199,7 @@ def test_metres_without_a_crs_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
     rows = pq.read_table(path)
     pq.write_table(rows.replace_schema_metadata({}), path)
-    with pytest.raises(SourceError, match=r"a\.parquet: its geometry is not in degrees"):
+    with pytest.raises(SourceError, match=r"a\.parquet: expected geometries in degrees"):
         rows_of(*files_of("x", tmp_path, layout="earth-index"))
 
 
@@ -217,7 +217,7 @@ def test_rows_without_a_vector_or_a_place_are_dropped_and_counted(tmp_path):
 
 
 def test_rows_are_numbered_by_their_place_in_the_file_whatever_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(published, "BATCH", 3)  # rows of a batch
+    monkeypatch.setattr(published, "BATCH_ROWS", 3)  # rows of a batch
     given = vectors(8)
     given[4] = np.nan
     tensor_gpq(tmp_path / V002.format(0), given, boxes(8))
@@ -231,12 +231,12 @@ def test_rows_are_numbered_by_their_place_in_the_file_whatever_is_dropped(tmp_pa
 def test_a_pattern_or_one_file_can_be_asked_for(tmp_path, monkeypatch):
     for name in ("a/1.parquet", "a/2.parquet", "b/1.parquet", "b/note.txt"):
         earth_index(tmp_path / name, vectors(2), [shapely.Point(1, 2)] * 2, [f"{name}-{k}" for k in range(2)])
-    assert [f.place for f in files_of("x", tmp_path, layout="earth-index")] == ["a/1", "a/2", "b/1"]
-    assert [f.place for f in files_of("x", f"{tmp_path}/*/1.parquet", layout="earth-index")] == ["a/1", "b/1"]
-    assert [f.place for f in files_of("x", f"{tmp_path}/b/1.parquet", layout="earth-index")] == ["1"]
+    assert [f.partition for f in files_of("x", tmp_path, layout="earth-index")] == ["a/1", "a/2", "b/1"]
+    assert [f.partition for f in files_of("x", f"{tmp_path}/*/1.parquet", layout="earth-index")] == ["a/1", "b/1"]
+    assert [f.partition for f in files_of("x", f"{tmp_path}/b/1.parquet", layout="earth-index")] == ["1"]
     monkeypatch.chdir(tmp_path / "a")
-    assert [f.place for f in files_of("x", "*.parquet", layout="earth-index")] == ["1", "2"]
-    assert [f.place for f in files_of("x", "../b", layout="earth-index")] == ["1"]
+    assert [f.partition for f in files_of("x", "*.parquet", layout="earth-index")] == ["1", "2"]
+    assert [f.partition for f in files_of("x", "../b", layout="earth-index")] == ["1"]
 
 
 def test_a_prefix_on_s3_is_read_like_a_folder(bucket, tmp_path):
@@ -245,7 +245,7 @@ def test_a_prefix_on_s3_is_read_like_a_folder(bucket, tmp_path):
         storage.write_bytes(f"{bucket}/ei/{name}.parquet", (tmp_path / f"{name}.parquet").read_bytes())
     files = files_of("x", f"{bucket}/ei", layout="earth-index")
     assert rows_of(*files)["chip_id"].to_pylist() == ["x:a1", "x:a2", "x:b1", "x:b2"]
-    assert [f.place for f in files_of("x", f"{bucket}/ei/b*", layout="earth-index")] == ["b"]
+    assert [f.partition for f in files_of("x", f"{bucket}/ei/b*", layout="earth-index")] == ["b"]
     assert all(f.version for f in files)
 
 
@@ -269,21 +269,21 @@ GOOD = {"name": "x", "files": "f", "model": "m", "layout": "clay-v1"}
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"name": "x"}, "want a list"),
-        ([GOOD, GOOD], "two entries called x"),
+        ({"name": "x"}, "expected a list"),
+        ([GOOD, GOOD], "expected different names, got x twice"),
         ([GOOD | {"model": ""}], "x: model is missing"),
-        ([GOOD | {"name": "naip"}], "Kiln's own"),
-        ([GOOD | {"name": "a:b"}], "a name is of"),
-        ([GOOD | {"layout": "clay-v9"}], "none of clay-worldcover-v002"),
-        ([GOOD | {"columns": {"vector": "v"}}], "want a layout"),
-        ([GOOD | {"layout": None}], "want a layout"),
-        ([GOOD | {"layout": None, "columns": {"vektor": "v"}}], "columns: want vector"),
+        ([GOOD | {"name": "naip"}], "that no archive of Kiln has"),
+        ([GOOD | {"name": "a:b"}], "expected a name of a-z"),
+        ([GOOD | {"layout": "clay-v9"}], "expected a layout of clay-worldcover-v002, .* got 'clay-v9'"),
+        ([GOOD | {"columns": {"vector": "v"}}], "expected either a layout of"),
+        ([GOOD | {"layout": None}], "expected either a layout of"),
+        ([GOOD | {"layout": None, "columns": {"vektor": "v"}}], "columns: expected vector"),
         ([GOOD | {"folder": "f"}], "unknown folder"),
     ],
 )
 def test_an_entry_that_is_none_is_named(told, said):
     with pytest.raises(ConfigError, match=said):
-        published.entries(told)
+        published_sets.read_sets(told)
 
 
 def test_a_place_without_files_is_said(tmp_path):
@@ -312,24 +312,24 @@ def test_a_truncated_file_is_named(tmp_path):
 def test_vectors_of_another_length_are_refused_in_a_file_and_between_files(tmp_path):
     earth_index(tmp_path / "a.parquet", vectors(2), [shapely.Point(1, 2)] * 2)
     earth_index(tmp_path / "b.parquet", vectors(2, dim=3), [shapely.Point(1, 2)] * 2)
-    with pytest.raises(SourceError, match=r"b\.parquet: vectors of 3 numbers, not 6"):
+    with pytest.raises(SourceError, match=r"b\.parquet: expected vectors of 6 numbers as in the first file, got 3"):
         rows_of(*files_of("x", tmp_path, layout="earth-index"))
     mixed = pa.array([[1.0, 2.0], [1.0, 2.0, 3.0]], pa.list_(pa.float32()))
     wkb = shapely.to_wkb([shapely.Point(1, 2)] * 2).tolist()
     pq.write_table(pa.table({"id": ["a", "b"], "embedding": mixed, "geometry": wkb}), Path(tmp_path) / "c.parquet")
-    with pytest.raises(SourceError, match="vectors of 2 and 3 numbers in one file"):
+    with pytest.raises(SourceError, match="expected vectors of one length, got 2 and 3"):
         files_of("x", tmp_path / "c.parquet", layout="earth-index")
 
 
 @pytest.mark.parametrize(
     ("column", "values", "said"),
     [
-        ("embedding", ["text", "text"], "no lists of numbers"),
-        ("embedding", [["a"], ["b"]], "not of numbers"),
-        ("geometry", ["POINT (1 2)", "POINT (1 2)"], "not WKB"),
-        ("geometry", [b"nonsense", b"nonsense"], "no WKB"),
-        ("timestamp", ["yesterday", "today"], "is no date"),
-        ("timestamp", [1, 2], "its times are int64"),
+        ("embedding", ["text", "text"], "expected vectors as lists of numbers, got string"),
+        ("embedding", [["a"], ["b"]], "expected vectors as lists of numbers, got lists of string"),
+        ("geometry", ["POINT (1 2)", "POINT (1 2)"], "expected WKB geometries, got string"),
+        ("geometry", [b"nonsense", b"nonsense"], "expected WKB geometries, got others"),
+        ("timestamp", ["yesterday", "today"], "expected a date, got 'yesterday'"),
+        ("timestamp", [1, 2], "expected times, got int64"),
         ("unique_id", ["a", None], "1 rows without unique_id"),
     ],
 )

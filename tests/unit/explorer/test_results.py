@@ -3,12 +3,14 @@
 import pytest
 
 from kiln.errors import ConfigError
+from kiln.explorer.chips import ChipFacts, Hit
 from kiln.explorer.results import as_geojson, read_marks
 
 
 def test_a_box_over_the_antimeridian_is_exported_in_two_parts():
-    row = {"chip_id": "a", "bbox": [179.9, 1.0, -179.9, 2.0]}
-    (feature,) = as_geojson([row])["features"]
+    chip = ChipFacts("a", "toy", 2021, None, "item", "a.tif", 0.0, None, 180.0, 1.5, (179.9, 1.0, -179.9, 2.0))
+    (feature,) = as_geojson([Hit(chip, 0.5)])["features"]
+    assert feature["properties"]["rank"] == 1
     assert feature["geometry"]["type"] == "MultiPolygon"
     assert [p[0][0][0] for p in feature["geometry"]["coordinates"]] == [179.9, -180.0]
 

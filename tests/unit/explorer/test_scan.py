@@ -38,7 +38,7 @@ MADE = {
     "very short": lambda rng: 1e-6 * rng.standard_normal((3000, DIM)),
     "long and short": lambda rng: 10.0 ** rng.uniform(-6, 4, (3000, 1)) * rng.uniform(-1, 1, (3000, DIM)),
     "one of them zero": lambda rng: np.r_[np.zeros((1, DIM)), rng.standard_normal((2999, DIM))],
-    "more than a block": lambda rng: rng.standard_normal((2 * scan.BLOCK + 5, 8)),
+    "more than a block": lambda rng: rng.standard_normal((2 * scan.BLOCK_ROWS + 5, 8)),
     "none": lambda rng: np.empty((0, DIM)),
 }
 
@@ -52,7 +52,7 @@ def test_rough_products_are_as_near_as_they_say(name, some, length):
     direction = rng.standard_normal(made.vectors.shape[1]).astype(np.float32)
     direction *= length / np.linalg.norm(direction)
     rows = np.sort(rng.choice(len(made.vectors), len(made.vectors) // 3, replace=False)) if some else None
-    products, error = scan.rough(made, direction, rows)
+    products, error = scan.approximate_products(made, direction, rows)
     true = (unit(made) @ direction.astype(np.float64))[slice(None) if rows is None else rows]
     assert products.shape == true.shape
     assert (np.abs(products - true) <= error).all()
@@ -67,4 +67,6 @@ def test_exact_products_are_those_of_float32(name):
     direction = rng.standard_normal(made.vectors.shape[1]).astype(np.float32)
     rows = rng.permutation(len(made.vectors))[:1500]
     true = (unit(made) @ direction.astype(np.float64))[rows]
-    assert scan.exact(made, direction, rows) == pytest.approx(true, abs=2e-6 * float(np.linalg.norm(direction)))
+    assert scan.exact_products(made, direction, rows) == pytest.approx(
+        true, abs=2e-6 * float(np.linalg.norm(direction))
+    )

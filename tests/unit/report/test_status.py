@@ -11,7 +11,8 @@ import pytest
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.cli import status
-from kiln.formats import embeddings_file, plan_file
+from kiln.formats import plan_file
+from kiln.formats.ledger import ledger_name
 from kiln.io import storage, text_table
 from tests.support.products import write_shards
 
@@ -118,7 +119,7 @@ def test_config_and_cores_are_repeated(here, capsys):
 
 def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
     _, names, _ = made(here)
-    ledgers = [Path(embeddings_file.ledger_name(shard(n))) for n in names]
+    ledgers = [Path(ledger_name(shard(n))) for n in names]
     ledgers[0].unlink()
     whole = ledgers[1].read_bytes()
     ledgers[1].write_bytes(whole[: len(whole) // 2])
@@ -134,7 +135,7 @@ def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
 @pytest.mark.parametrize("damage", ["nulls", "types", "bytes"])
 def test_a_ledger_of_other_contents_is_told_not_a_traceback(here, capsys, damage):
     _, names, _ = made(here)
-    path = embeddings_file.ledger_name(shard(names[0]))
+    path = ledger_name(shard(names[0]))
     ledger = pq.read_table(path)
     at = ledger.column_names.index("failed")
     if damage == "nulls":
@@ -190,9 +191,7 @@ def many(top, partitions, shards=1):
     for line in lines:
         target = shard(line.name, line.partition, naip)
         storage.write_bytes(target, b"rows")
-        storage.write_bytes(
-            embeddings_file.ledger_name(target), Path(embeddings_file.ledger_name(str(one))).read_bytes()
-        )
+        storage.write_bytes(ledger_name(target), Path(ledger_name(str(one))).read_bytes())
     return [line.name for line in lines]
 
 
@@ -235,7 +234,7 @@ def test_many_files_go_to_a_list_and_the_command_reads_it(here, capsys):
     wanted = sorted(shard(n, n[:7], folder) for n in lost)
     assert sorted(Path("a list-missing.txt").read_text().splitlines()) == wanted
     for n in shards:
-        Path(embeddings_file.ledger_name(shard(n, n[:7], folder))).unlink()
+        Path(ledger_name(shard(n, n[:7], folder))).unlink()
         storage.write_bytes(shard(n, n[:7], folder), b"rows")
     assert "--force -- $(cat redo-failed.txt)" in said(capsys, "results/sample")
     assert len(Path("redo-failed.txt").read_text().splitlines()) == 20

@@ -5,7 +5,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from kiln.explorer import database, ranking
+from kiln.explorer import database
+from kiln.explorer.web import version
 from tests.support import explorers
 
 
@@ -22,14 +23,14 @@ def test_the_next_version_is_followed_and_who_is_answered_keeps_theirs(tmp_path,
     made = other(explorers.write(db, rows[:5]))
     made.follower.start()
     first = made.get("/api/version").json()["version"]
-    arrived, release, search = threading.Event(), threading.Event(), ranking.search
+    arrived, release, search = threading.Event(), threading.Event(), version.search
 
     def held(*args):
         arrived.set()
         release.wait(10)
         return search(*args)
 
-    monkeypatch.setattr(ranking, "search", held)
+    monkeypatch.setattr(version, "search", held)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(made.post, "/api/search", {"likes": ["test:00000"], "k": 50})
         arrived.wait(10)

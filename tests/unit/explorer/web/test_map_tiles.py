@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from kiln.errors import ConfigError
-from kiln.explorer.database import Explorer
-from kiln.explorer.filters import parse
-from kiln.explorer.matrix import map_x, map_y, open_matrix
+from kiln.explorer.database import ExplorerDatabase
+from kiln.explorer.filters import ChipFilter
+from kiln.explorer.matrix import map_x, map_y
+from kiln.explorer.matrix_cache import open_matrix
 from kiln.explorer.web import map_tiles
 from kiln.explorer.web.map_tiles import SIZE, draw_tile
 from tests.support import explorers
@@ -31,7 +32,7 @@ def matrix(tmp_path_factory):
     rows = [
         explorers.chip(n, lon, lat, rng.standard_normal(4), year=2020 + n % 2) for n, (lon, lat) in enumerate(places)
     ]
-    return open_matrix(Explorer(explorers.write(folder / "db", rows)), folder / "cache")
+    return open_matrix(ExplorerDatabase(explorers.write(folder / "db", rows)), folder / "cache")
 
 
 def place(lon, lat, z):
@@ -106,9 +107,9 @@ def test_a_chip_over_the_antimeridian_is_at_both_edges(matrix):
 def test_filters_leave_chips_out(matrix):
     x, y, _, _ = place(10.4, 45.4, 10)
     every = pixels(draw_tile(matrix, "coverage", 10, x, y))[..., 3] > 0
-    some = pixels(draw_tile(matrix, "coverage", 10, x, y, matrix.mask(parse({"years": [2020]}))))[..., 3] > 0
+    some = pixels(draw_tile(matrix, "coverage", 10, x, y, ChipFilter(years=(2020,)).mask(matrix)))[..., 3] > 0
     assert 0.3 * every.sum() < some.sum() < 0.7 * every.sum()
-    none = draw_tile(matrix, "coverage", 10, x, y, matrix.mask(parse({"years": [1999]})))
+    none = draw_tile(matrix, "coverage", 10, x, y, ChipFilter(years=(1999,)).mask(matrix))
     assert not pixels(none)[..., 3].any()
 
 

@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 
 from kiln.explorer import pictures
-from kiln.explorer.results import facts
 from kiln.explorer.web import picture_cache
 from kiln.explorer.web.picture_cache import PictureCache
 from kiln.explorer.web.version import Version
@@ -59,7 +58,7 @@ def test_a_picture_of_no_chip_is_refused(web):
 def test_a_service_that_fails_is_told_and_one_that_hangs_rests(run, tmp_path, serve, monkeypatch):
     """A service that answers with an error, then one that lets us wait: the source's picture is shown."""
     version = Version(str(run / "db"), run / "cache")
-    row, next_row = facts(version.matrix, [0, 1])
+    row, next_row = (chip.to_json() for chip in version.matrix.facts([0, 1]))
     service = serve(status=500)
     wms = {"worldcover": {"wms": {"url": f"{service.url}/wms", "version": "1.3.0", "layers": "a"}}}
     cache = PictureCache(tmp_path / "pictures", wms)
@@ -84,7 +83,7 @@ def test_a_service_that_fails_is_told_and_one_that_hangs_rests(run, tmp_path, se
 def test_kept_pictures_stay_below_their_bound(run, tmp_path):
     version = Version(str(run / "db"), run / "cache")
     cache = PictureCache(tmp_path / "pictures", {}, max_bytes=300_000)
-    for row in facts(version.matrix, range(20)):
+    for row in (chip.to_json() for chip in version.matrix.facts(range(20))):
         assert cache.get(row).origin == "source"
     kept = sum(p.stat().st_size for p in (tmp_path / "pictures").iterdir())
     assert 0 < kept <= 300_000

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kiln.explorer import ranking
 from kiln.explorer.web import version
 from tests.support import explorers
 from tests.support.explorers_server import refused
@@ -172,7 +171,7 @@ def test_a_bug_is_a_plain_answer(web, monkeypatch):
     def broken(*args):
         raise KeyError("a secret detail")
 
-    monkeypatch.setattr(ranking, "search", broken)
+    monkeypatch.setattr(version, "search", broken)
     assert (
         refused(web.post("/api/search", {"likes": [CHIP.chip_id]}), 500) == "the server failed; its log has the reason"
     )
