@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kiln.cli import search
+from kiln.sample.worldcover import make_worldcover
 from tests.support.toy_archive import ARCHIVE
 from tests.support.toy_archive.config import Config
 from tests.support.toy_archive.sample import make_sample
@@ -19,7 +20,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("toy")
     make_sample(folder / "toy")
     base = {key: CONFIG[key] for key in ("run", "model", "pictures", "resources")}
-    made = Run(folder, base={**base, "datasets": ["toy"], "toy": SECTION})
+    world = {**CONFIG["worldcover"], "region": [-1, 43, 0, 44]}
+    make_worldcover(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
+    made = Run(folder, base={**base, "datasets": ["worldcover", "toy"], "worldcover": world, "toy": SECTION})
     made.variables = {"KILN_ARCHIVES": ARCHIVE.module}
     made.snakemake("--cores", "2")
     return made

@@ -19,7 +19,7 @@ def test_checkpoint_is_fetched_printed_pinned_and_traceable(
     server = serve({"/clay-v1.5.ckpt": data})
     model = {"checkpoint": f"{server.url}/clay-v1.5.ckpt"}
     run = fresh(tmp_path / "run", {"model": model})
-    assert "model.sha256 is missing" in run.snakemake("--cores", "1", check=False)
+    assert "model.sha256: expected the checkpoint's digest" in run.snakemake("--cores", "1", check=False)
     said = run.snakemake("--cores", "1", "encoder_weights")
     assert f"sha256: {sha256}" in said
     assert not list(run.folder.glob("results/models/*.safetensors")), "nothing is made of weights without a digest"
