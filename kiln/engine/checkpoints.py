@@ -38,7 +38,7 @@ class Checkpoints:
 
     Attributes:
         folder: Path or s3:// of their folder.
-        identity: Digest of the settings, weights and software that made the rows.
+        identity: Digest of the settings, weights and software that the rows depend on.
         with_patches: Whether each checkpoint with rows has a file of patch vectors.
     """
 

@@ -63,8 +63,8 @@ def embed_shard(
         source: The shard's chips.
         weights: Safetensors file of the encoder, as the rule `encoder_weights` writes it.
         output: Path or s3:// of the embeddings file (GeoParquet, a row for each chip).
-        ledger: Path or s3:// of the ledger (Parquet, a row for each unit), beside which patch vectors lie too.
-            None: beside `output`.
+        ledger: Path or s3:// of the ledger (Parquet, a row for each unit). Patch vectors go into the same folder.
+            None: the folder of `output`.
         options: The job's options; None: the defaults.
         checkpoints: Path or s3:// of a folder for finished units, from which a retry resumes. They are deleted when
             the shard is complete. None: no checkpoints.

@@ -75,7 +75,7 @@ def embed(
         dim: Dimensions of a vector.
         path: The embeddings file to write.
         metadata: The `kiln` metadata of the file; `sources` is added.
-        policy: What the encoder is given besides pixels, and which of its tokens are kept.
+        policy: What the encoder is given besides pixels, and which of its tokens are stored.
         budget: Memory and threads.
         max_failed_fraction: Largest fraction of failed units, 0 to 1. Partly failed units count by their fraction.
         checkpoints: Checkpoints of this and earlier tries.

@@ -24,7 +24,7 @@ class Unit:
         etag: ETag of its files, empty where the store has none.
         expected_known: Whether `expected` is exact.
         version: Identifies the state of the unit's files (sizes, ETags); known after `Source.check`. A source whose
-            chips come unit by unit sets it, and finished units of an unfinished shard are then kept as checkpoints.
+            chips come unit by unit sets it, and finished units of an unfinished shard then become checkpoints.
     """
 
     unit_id: str

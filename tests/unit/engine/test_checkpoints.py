@@ -679,8 +679,8 @@ def test_patches_of_parts_on_a_store_come_back(bucket, tmp_path, encoder, encode
     def embed_there(source, path):
         beside = path.with_suffix(".patches")
         pipeline.embed(
-            source, lambda: encoder, 32, path, WITH_PATCHES, policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True),
-            budget=Budget(3, 2, 1000), max_failed_fraction=1.0, patch_path=beside,
+            source, lambda: encoder, 32, path, WITH_PATCHES, budget=Budget(3, 2, 1000), max_failed_fraction=1.0,
+            policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True), patch_path=beside,
             checkpoints=Checkpoints.for_metadata(folder, WITH_PATCHES),
         )  # fmt: skip
         return path.read_bytes(), beside.read_bytes()
