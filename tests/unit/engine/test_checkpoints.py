@@ -440,7 +440,7 @@ def test_an_entry_comes_back_as_it_was(tmp_path):
         parts.write(rows, entry)
     parts = Checkpoints.for_metadata(str(tmp_path), ABOUT)
     ((unit_id, (again, same)),) = parts.read_finished([replace(unit, expected=99, etag="")], COLUMNS).items()
-    assert (unit_id, same, same.row()) == ("s:ä/ü:1", entry, entry.row())
+    assert (unit_id, same, same.as_row()) == ("s:ä/ü:1", entry, entry.as_row())
     assert again.equals(rows)
     assert again.schema.equals(rows.schema)
     other = embeddings_file.schema(4, "float32", list(COLUMNS)[-2:], {"sources": "others"})
@@ -679,8 +679,9 @@ def test_patches_of_parts_on_a_store_come_back(bucket, tmp_path, encoder, encode
     def embed_there(source, path):
         beside = path.with_suffix(".patches")
         pipeline.embed(
-            source, lambda: encoder, 32, path, WITH_PATCHES, budget=Budget(3, 2, 1000), max_failed_fraction=1.0,
-            policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True), patch_path=beside,
+            source, lambda: encoder, 32, path, WITH_PATCHES,
+            policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True),
+            budget=Budget(3, 2, 1000), max_failed_fraction=1.0, patch_path=beside,
             checkpoints=Checkpoints.for_metadata(folder, WITH_PATCHES),
         )  # fmt: skip
         return path.read_bytes(), beside.read_bytes()

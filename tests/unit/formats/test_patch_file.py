@@ -7,7 +7,7 @@ from kiln.formats import patch_file as patches
 
 
 def test_row_groups_of_patches_depend_on_the_rows_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(patches, "GROUP_BYTES", 3 * 16 * 2)
+    monkeypatch.setattr(patches, "ROW_GROUP_BYTES", 3 * 16 * 2)
     columns = patches.schema({"patches": {"shape": [2, 2, 4]}})
     block = np.arange(10 * 16, dtype=np.float16).reshape(10, 16)
     ids = [f"c{n}" for n in range(10)]
