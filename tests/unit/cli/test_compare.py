@@ -12,7 +12,6 @@ from kiln.formats.ledger import ledger_table, write_ledger
 from kiln.formats.parquet import open_file
 from kiln.io import storage
 from kiln.product.compare import compare_vectors, read_vectors, setting_differences
-from tests.bench.workload import make_naip, write_weights
 from tests.support.products import WORLD, YEAR, about, chip_at
 
 CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
@@ -73,6 +72,8 @@ def test_stored_whole_numbers_are_read_with_their_scale(tmp_path: Path, drawn: n
 
 
 def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.bench.workload import make_naip, write_weights
+
     load = make_naip(tmp_path / "archive", 1100)
     made = [
         load.embed(write_weights(tmp_path, "tiny", precision), tmp_path / precision, "--batch-size", "4")

@@ -40,7 +40,7 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
             uri = f"s3://naip-analytic/{scene}.tif"
             entry = LedgerEntry(Unit(f"naip:nd:2019:{scene}", len(cells) + (scene in dropped), uri, "e"))
             if scene in dropped:
-                entry.drop(Dropped(entry.unit.unit_id, dropped[scene], 1, f"{scene} lost one"))
+                entry.record_dropped(Dropped(entry.unit.unit_id, dropped[scene], 1, f"{scene} lost one"))
             for (zone, col, row), nodata in cells.items():
                 entry.embedded += 1
                 chips.append(

@@ -127,7 +127,7 @@ def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
     out = said(capsys, "results/sample")
     assert numbers(out, "2021") == ["3", "3", "0", "3", "0", "0", "0", "0"]
     assert f"  {names[0]}: the ledger is gone\n" in out
-    assert f"  {names[1]}: {ledgers[1]}: not a whole Parquet file (" in out
+    assert f"  {names[1]}: {ledgers[1]}: expected a Parquet file, got a damaged one (" in out
     assert f"  {names[2]}: {ledgers[2]}: not a ledger (" in out
     assert files_of(next(x for x in out.splitlines() if "--force" in x))[1] == [shard(n) for n in names]
 
