@@ -109,7 +109,7 @@ def test_files_that_cannot_be_compared_are_said(
     for other, code, text in (
         (written(tmp_path / "far.parquet", drawn[:5], first=35), 2, "no chip in common"),
         (written(tmp_path / "short.parquet", drawn[:, :8]), 2, "got 16 and 8 numbers"),
-        (ledger, 1, "a.ledger.parquet: not an embeddings file of Kiln"),
+        (ledger, 1, "a.ledger.parquet: expected an embeddings file of Kiln"),
         (rotten, 1, "rotten.parquet: expected a Parquet file"),
         (tmp_path / "gone.parquet", 1, "gone.parquet: does not exist"),
     ):
