@@ -12,7 +12,6 @@ from kiln.formats.ledger import ledger_table, write_ledger
 from kiln.formats.parquet import open_file
 from kiln.io import storage
 from kiln.product.compare import compare_vectors, read_vectors, setting_differences
-from tests.bench.workload import make_naip, write_weights
 from tests.support.products import WORLD, YEAR, about, chip_at
 
 CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
@@ -73,6 +72,8 @@ def test_stored_whole_numbers_are_read_with_their_scale(tmp_path: Path, drawn: n
 
 
 def test_what_int8_costs_a_shard_of_a_real_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.bench.workload import make_naip, write_weights
+
     load = make_naip(tmp_path / "archive", 1100)
     made = [
         load.embed(write_weights(tmp_path, "tiny", precision), tmp_path / precision, "--batch-size", "4")
@@ -108,7 +109,7 @@ def test_files_that_cannot_be_compared_are_said(
     for other, code, text in (
         (written(tmp_path / "far.parquet", drawn[:5], first=35), 2, "no chip in common"),
         (written(tmp_path / "short.parquet", drawn[:, :8]), 2, "got 16 and 8 numbers"),
-        (ledger, 1, "a.ledger.parquet: not an embeddings file of Kiln"),
+        (ledger, 1, "a.ledger.parquet: expected an embeddings file of Kiln"),
         (rotten, 1, "rotten.parquet: expected a Parquet file"),
         (tmp_path / "gone.parquet", 1, "gone.parquet: does not exist"),
     ):

@@ -417,7 +417,7 @@ def test_a_truncated_shard_is_named(broken, capsys, keep):
     code, said = run_merge(capsys, plan, folder, product)
     assert code == 1
     assert str(path) in said
-    assert "expected a Parquet file" in said
+    assert "expected a Parquet file, got a damaged one" in said
     assert not Path(f"{product}.json").exists()
 
 

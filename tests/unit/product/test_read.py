@@ -147,7 +147,7 @@ def test_what_is_no_product_is_refused(made, tmp_path, bucket):
 def test_damaged_and_missing_parts_are_named(made, tmp_path):
     part = tmp_path / "part-0000.parquet"
     part.write_bytes((Path(made.uri) / "part-0000.parquet").read_bytes()[:-100])
-    with pytest.raises(SourceError, match=r"part-0000\.parquet: expected a Parquet file"):
+    with pytest.raises(SourceError, match=r"part-0000\.parquet: expected a Parquet file, got a damaged one"):
         read_product(tmp_path)
     record = tmp_path.with_suffix(".json")
     record.write_bytes(Path(made.record_file).read_bytes())
