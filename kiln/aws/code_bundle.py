@@ -9,7 +9,8 @@ from kiln.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]  # the checkout
 PACKAGES = ("kiln", "scripts")
-PATTERNS = ("*.py", "config.schema.json")  # the explorer's page is left out: no job serves it
+PATTERNS = ("*.py", "*.json", "*.toml")
+PAGE = "kiln/explorer/web/page/"  # left out: no job serves the explorer
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every file, so that equal code gives equal bytes
 
 # Run as `python -c BOOTSTRAP URI SHA256 MODULE [ARGUMENT ...]` in an image that has Kiln's environment.
@@ -47,14 +48,15 @@ def build(root: Path = ROOT) -> tuple[bytes, str]:
             f"{root}: expected a checkout of Kiln, whose scripts the jobs run, got an installed package. Change to a "
             "checkout's folder, and run `python -m kiln ...` there."
         )
-    files = {p for package in PACKAGES for pattern in PATTERNS for p in (root / package).rglob(pattern)}
+    paths = {p for package in PACKAGES for pattern in PATTERNS for p in (root / package).rglob(pattern)}
+    files = {name: path for path in paths if not (name := path.relative_to(root).as_posix()).startswith(PAGE)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
+        for name in sorted(files):
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
-            archive.writestr(entry, path.read_bytes())
+            archive.writestr(entry, files[name].read_bytes())
     return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
 
 

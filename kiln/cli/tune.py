@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.io.text_table import aligned
-from kiln.model.identity import PRECISIONS
+from kiln.model.identity import PRECISIONS, Precision
 
 if TYPE_CHECKING:  # both import torch, which `kiln tune --help` need not wait for
     from kiln.model.identity import Precision
@@ -70,7 +70,7 @@ def parse_batches(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def parse_precisions(text: str) -> "list[Precision]":
+def parse_precisions(text: str) -> list[Precision]:
     """Return the precisions of `float32,bfloat16`. Raise ConfigError for another one."""
     precisions = text.split(",")
     if unknown := sorted(set(precisions) - set(PRECISIONS)):

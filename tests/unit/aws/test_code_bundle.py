@@ -31,13 +31,15 @@ def test_equal_code_is_an_equal_bundle(tmp_path: Path) -> None:
     assert len(first) < 2_000_000, "every job fetches it"
 
 
-def test_the_bundle_has_all_code_and_the_schemas_and_not_the_page() -> None:
+def test_the_bundle_has_all_code_and_data_but_not_the_page() -> None:
     names = set(zipfile.ZipFile(io.BytesIO(code_bundle.build()[0])).namelist())
     root = code_bundle.ROOT
-    code = {p.relative_to(root).as_posix() for package in ("kiln", "scripts") for p in (root / package).rglob("*.py")}
-    schemas = {p.relative_to(root).as_posix() for p in (root / "kiln").rglob("config.schema.json")}
-    assert names == code | schemas
-    assert {"kiln/__init__.py", "scripts/array_job.py"} <= names
+    paths = [p for package in ("kiln", "scripts") for p in (root / package).rglob("*") if p.is_file()]
+    files = {p.relative_to(root).as_posix() for p in paths if "__pycache__" not in p.parts}
+    page = {name for name in files if name.startswith("kiln/explorer/web/page/")}
+    assert page
+    assert names == files - page - {"kiln/aws/stack.yaml", "kiln/py.typed"}
+    assert {"kiln/__init__.py", "scripts/array_job.py", "kiln/workflow/config.schema.json"} <= names
 
 
 def test_an_installed_package_has_no_scripts(tmp_path: Path) -> None:
