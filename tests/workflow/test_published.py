@@ -7,7 +7,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from kiln.explorer.database import Explorer
+from kiln.explorer.database import ExplorerDatabase
 from tests.workflow.workflow import Run
 
 ENTRY = {"name": "tiles", "files": "synced", "layout": "earth-index", "model": "another model"}
@@ -30,11 +30,11 @@ def test_published_files_alone_make_an_explorer_which_grows_with_them(tmp_path: 
     run.snakemake("--cores", "1", "index")
     record = json.loads(run.one("results/tiny/index/*.json").read_text())
     assert (record["rows"], record["products"], len(record["published"])) == (20, [], 1)
-    assert Explorer(str(tmp_path / "results/tiny/explorer")).about["tiles"]["model"] == "another model"
+    assert ExplorerDatabase(str(tmp_path / "results/tiny/explorer")).metadata["tiles"]["model"] == "another model"
     write(tmp_path / "synced", "36LYK", 5)
     assert "Nothing to be done" in run.snakemake("-n", "index")
     run.snakemake("--cores", "1", "index", "-R", "build_index")
-    assert Explorer(str(tmp_path / "results/tiny/explorer")).table.count_rows() == 25
+    assert ExplorerDatabase(str(tmp_path / "results/tiny/explorer")).table.count_rows() == 25
 
 
 def test_everything_of_published_files_alone_is_the_database_and_a_picture(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 from kiln.archives.sentinel2 import layout
 from kiln.archives.sentinel2.layout import BUCKET, WEB
 from kiln.explorer import pictures
-from kiln.explorer.database import Explorer
+from kiln.explorer.database import ExplorerDatabase
 from kiln.formats.ledger import ledger_name
 from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.stable_shards import position
 from scripts import embed, plan_units
+from tests.support.explorers import similar
 from tests.support.items import FILES, NAME, Made, write_item
 from tests.support.stac_api import COLLECTION, StacApi
 from tests.unit.archives.sentinel2.test_inventory import key, keys_of, put, text
@@ -189,7 +190,7 @@ def test_a_picture_is_drawn_from_the_three_files_of_the_chips_own_scene(
     done: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(done.folder)
-    found = Explorer("results/tiny/explorer").table.search().where(f"item_id = '{FLAT}'").limit(1).to_list()
+    found = ExplorerDatabase("results/tiny/explorer").table.search().where(f"item_id = '{FLAT}'").limit(1).to_list()
     drawn = pictures.picture(found[0], {})
     assert drawn.origin == "source"
     expected = [(LEVELS[band] / 4000) ** 0.6 * 255 for band in ("red", "green", "blue")]
@@ -260,11 +261,11 @@ def test_the_real_scene_goes_from_each_plan_to_the_same_shard_and_beside_worldco
         for file in (shard, Path(ledger_name(str(shard)))):
             assert (folder / file.name).read_bytes() == file.read_bytes(), f"{way[0]}: {file.name}"
     assert record(run, "29R-2020-02")["units"] == {"embedded": 1}
-    explorer = Explorer(str(tmp_path / "results/tiny/explorer"))
+    explorer = ExplorerDatabase(str(tmp_path / "results/tiny/explorer"))
     rows = record(run, "29R-2020-02")["rows"]
     assert explorer.table.count_rows("dataset = 'sentinel2'") == rows > 10
     here = explorer.table.search().where("dataset = 'sentinel2'").limit(1).to_list()[0]
-    likes = explorer.similar(here["vector"], explorer.table.count_rows())
+    likes = similar(explorer, here["vector"], explorer.table.count_rows())
     assert {h["dataset"] for h in likes} == {"sentinel2", "worldcover"}
 
 

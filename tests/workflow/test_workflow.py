@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from kiln.explorer.database import Explorer
+from kiln.explorer.database import ExplorerDatabase
 from kiln.sample.worldcover import make_worldcover
 from tests.workflow.workflow import ROOT, Run, fresh, job_counts
 
@@ -132,7 +132,7 @@ def test_going_back_to_an_earlier_config_brings_its_database_back(finished: Run,
     assert run.jobs("index") == {"build_index": 1, "index": 1}
     run.snakemake("--cores", "2")
     assert json.loads(run.one("results/tiny/index/*.json").read_text()) == record
-    assert Explorer(str(run.folder / "results/tiny/explorer")).table.count_rows() == record["rows"]
+    assert ExplorerDatabase(str(run.folder / "results/tiny/explorer")).table.count_rows() == record["rows"]
 
 
 def test_int8_means_and_patches_go_the_whole_road(tmp_path: Path) -> None:
