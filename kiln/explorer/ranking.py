@@ -137,13 +137,13 @@ def best_spread(matrix: Matrix, direction: Direction, passes: Mask, k: int, apar
     return rows[chosen], scores[chosen]
 
 
-def _candidate_counts(k: int, most: int, *, all_at_once: bool) -> Iterator[int]:
+def _candidate_counts(k: int, maximum: int, *, all_at_once: bool) -> Iterator[int]:
     """Yield how many candidates to compare: k, or more and more of them."""
     count = k if all_at_once else 100 * k
-    while count < most and not all_at_once:
+    while count < maximum and not all_at_once:
         yield count
         count *= 20
-    yield min(count, most)
+    yield min(count, maximum)
 
 
 def top(matrix: Matrix, passes: Mask, direction: Direction, count: int) -> tuple[Rows, Scores]:

@@ -26,8 +26,9 @@ import pyarrow as pa
 import requests
 from playwright.sync_api import sync_playwright
 
-from kiln.explorer import build, colours, database, ranking
-from kiln.explorer.filters import Where
+from kiln.explorer import colours, database, ranking, search
+from kiln.explorer.build import builder
+from kiln.explorer.filters import EVERY_CHIP
 from kiln.explorer.matrix import Matrix
 from kiln.explorer.web.version import Version
 from kiln.io import storage
@@ -81,8 +82,8 @@ def make(db: str, rows: int, dim: int) -> None:
     schema = database.chips_schema(dim, about)
     reader = pa.RecordBatchReader.from_batches(schema, made(rows, dim, schema))
     chips = database.connect(db).create_table(database.TABLE, reader, schema=schema, mode="overwrite")
-    build._index(chips)
-    storage.write_bytes(colours.name(db, chips.version), colours.to_bytes(colours.fit_table(chips, about)))
+    builder.create_indexes(chips)
+    colours.write_colours(chips, db, chips.version)
     storage.write_bytes(storage.join(db, "state", f"{chips.version}.json"), b"{}\n")
     chips.tags.create(database.TAG, chips.version)
 
@@ -94,8 +95,8 @@ def recall(version: Version, count: int) -> float:
     for n in range(count):
         likes = rng.choice(len(matrix), 1 + n % 4, replace=False)
         dislikes = rng.choice(len(matrix), n % 3, replace=False)
-        direction = ranking.mean_direction(ranking.vectors(matrix, likes), ranking.vectors(matrix, dislikes))
-        rows, _ = ranking.by_index(version.db, matrix, direction, Where(), 10, 1.0)
+        direction = ranking.mean_direction(*(colours.unit(matrix.vectors[rows]) for rows in (likes, dislikes)))
+        rows = search.index_rows(version.db, matrix, direction, EVERY_CHIP, 10, len(matrix))
         true, _ = ranking.top(matrix, np.ones(len(matrix), bool), direction, 10)
         found += len(np.intersect1d(rows, true))
     return found / (10 * count)

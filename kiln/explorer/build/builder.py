@@ -49,7 +49,7 @@ from kiln.io import storage
 
 MIN_INDEXED_ROWS = 50_000  # fewer are searched exactly, faster than an index would pay for itself
 MIN_RECALL = 0.95
-OLD_VERSIONS = timedelta(days=7)  # kept for readers that have them open
+OLD_VERSIONS = timedelta(days=7)  # stay for readers that have them open
 DELETED_AT_ONCE = 500  # rows
 FILTER_INDEXES: dict[str, Bitmap | BTree] = {
     "cell": Bitmap(), "dataset": Bitmap(), "year": Bitmap(), "chip_id": BTree(),

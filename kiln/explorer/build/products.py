@@ -207,7 +207,7 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
     Raises:
         ConfigError: A file is not the record of a product.
     """
-    found = []
+    merged = []
     for record, uri in zip(records, products, strict=True):
         try:
             product = Product(json.loads(storage.read_bytes(record)), uri)
@@ -216,8 +216,8 @@ def read_products(records: Sequence[str], products: Sequence[str]) -> list[Produ
             raise ConfigError(
                 f"{record}: expected the record of a product, got another file ({e}). Merge again."
             ) from e
-        found.append(product)
-    return sorted(found, key=lambda p: p.key)
+        merged.append(product)
+    return sorted(merged, key=lambda p: p.key)
 
 
 def table_metadata(sources: Sequence[RowSource], embedding: str | None = None) -> tuple[dict[str, Any], int]:

@@ -28,7 +28,6 @@ from kiln.archives.worldcover import plan as plan_worldcover
 from kiln.cli import search
 from kiln.engine.read_ahead import read_ahead
 from kiln.errors import StorageError
-from kiln.explorer import build
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.fingerprint import digest, fingerprint
 from kiln.formats.ledger import ledger_name
@@ -38,7 +37,7 @@ from kiln.model import weights as encoders
 from kiln.model.embedder import Embedder
 from kiln.model.identity import RECIPE
 from kiln.product import deduplicate
-from scripts import embed_naip, embed_worldcover, merge
+from scripts import build_index, embed_naip, embed_worldcover, merge
 from tests.conftest import ROOT
 from tests.support.archives import random_pixels, write_tile
 from tests.support.products import merge_shards
@@ -800,7 +799,7 @@ def test_real_scenes_go_from_manifest_to_a_search_that_finds_them_beside_worldco
     merge.main([f"--plan={tmp_path}/wc.jsonl", f"--shards={tmp_path}/wc-shards", f"--product={tmp_path}/wc-2021"])
 
     db = ["--db", f"{tmp_path}/db"]
-    build.main(["--records", *records, f"{tmp_path}/wc-2021.json", *db, "--record", f"{tmp_path}/db.json"])
+    build_index.main(["--records", *records, f"{tmp_path}/wc-2021.json", *db, "--record", f"{tmp_path}/db.json"])
     query = "naip:nd:2019:m_4709963_se_14_1_20190904:1:1"
     found = geopandas.read_parquet(next((tmp_path / "nd-2019").glob("part-*.parquet"))).set_index("chip_id").loc[query]
     capsys.readouterr()

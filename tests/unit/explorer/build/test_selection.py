@@ -1,0 +1,138 @@
+"""Which rows a database takes, and products that are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from kiln.errors import ConfigError
+from scripts import build_index
+from tests.support.builds import GRID, build_of, ready, wanted
+from tests.support.products import WORLD, about, chip_at, drawn, make_product
+
+# --------------------------------------------------------------------------------------------- select and limits
+
+
+def test_select_takes_datasets_partitions_years_and_bbox(tmp_path, two):
+    assert build_of(tmp_path / "a", *two, partitions=("2020",))["rows"] == 100
+    assert set(ready(tmp_path / "a")) == set(wanted(two[0]))
+    assert build_of(tmp_path / "b", *two, years=(2021,))["rows"] == 100
+    assert set(ready(tmp_path / "b")) == set(wanted(two[1]))
+    side = 512 / 12000
+    box = (-125.0, 50 - 2 * side, -125 + 3 * side, 50.0)
+    assert build_of(tmp_path / "c", *two, bbox=box)["rows"] == 2 * 3 * 2
+    want = {chip_at(WORLD, y, c, r).chip_id for y in (2020, 2021) for c in range(3) for r in range(2)}
+    assert set(ready(tmp_path / "c")) == want
+    assert build_of(tmp_path / "d", *two, datasets=("worldcover",), years=(2020, 2021))["rows"] == 200
+
+
+def test_another_selection_makes_another_content(tmp_path, two):
+    build_of(tmp_path / "db", *two, years=(2021,))
+    assert build_of(tmp_path / "db", *two)["rows"] == 200
+    assert ready(tmp_path / "db") == wanted(*two)
+    assert build_of(tmp_path / "db", *two, years=(2020,))["rows"] == 100
+    assert ready(tmp_path / "db") == wanted(two[0])
+
+
+@pytest.mark.parametrize("select", [{"datasets": ("naip",)}, {"partitions": ("1999",)}])
+def test_a_selection_of_no_product_is_refused(tmp_path, two, select):
+    with pytest.raises(ConfigError, match="leaves no product"):
+        build_of(tmp_path / "db", *two, **select)
+
+
+def test_more_than_max_rows_is_refused_not_cut(tmp_path, two):
+    with pytest.raises(ConfigError, match=r"index\.select\.max_rows: expected at most 150 chips, got 200"):
+        build_of(tmp_path / "db", *two, max_rows=150)
+    assert build_of(tmp_path / "db", *two, max_rows=200)["rows"] == 200
+
+
+def test_more_than_max_rows_of_a_selection_is_refused_and_the_old_version_stays(tmp_path, two):
+    build_of(tmp_path / "db", two[0])
+    side = 512 / 12000
+    box = (-125.0, 50 - 10 * side, -125 + 4 * side, 50.0)
+    with pytest.raises(ConfigError, match=r"max_rows: expected at most 60 chips"):
+        build_of(tmp_path / "db", *two, bbox=box, max_rows=60)
+    assert ready(tmp_path / "db") == wanted(two[0])
+    assert build_of(tmp_path / "db", *two, bbox=box, max_rows=80)["rows"] == 80
+
+
+def test_growing_past_max_rows_is_refused_and_the_old_version_stays(tmp_path, two):
+    build_of(tmp_path / "db", two[0], years=(2020, 2021), max_rows=150)
+    with pytest.raises(ConfigError, match="max_rows: expected at most 150 chips, got 200"):
+        build_of(tmp_path / "db", *two, years=(2020, 2021), max_rows=150)
+    assert ready(tmp_path / "db") == wanted(two[0])
+
+
+def test_the_main_refuses_an_unknown_key_of_select(tmp_path, two, capsys):
+    command = ["--records", two[0].record_file, "--db", str(tmp_path / "db"), "--record", str(tmp_path / "r.json")]
+    with pytest.raises(SystemExit) as e:
+        build_index.main([*command, "--select", '{"box": [0, 1, 2, 3]}'])
+    assert e.value.code == 2
+    assert "unknown box" in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+
+
+# ----------------------------------------------------------------------------------------------- broken products
+
+
+def exit_of(capsys, db, *made):
+    """Exit status and what a person reads of the script."""
+    try:
+        build_index.main(["--records", *(m.record_file for m in made), "--db", str(db), "--record", f"{db}.json"])
+    except SystemExit as e:
+        return e.code, capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+def test_a_truncated_part_is_named(tmp_path, capsys):
+    made = make_product(tmp_path, columns=GRID)
+    path = Path(made.uri) / "part-0000.parquet"
+    path.write_bytes(path.read_bytes()[:-5])
+    code, said = exit_of(capsys, tmp_path / "db", made)
+    assert code == 1
+    assert "Traceback" not in said
+    assert str(path) in said
+
+
+def test_a_product_of_another_size_than_its_record_is_named(tmp_path, capsys):
+    made = make_product(tmp_path / "a", columns=GRID)
+    less = make_product(tmp_path / "b", columns=GRID[:5])
+    path = Path(made.uri) / "part-0000.parquet"
+    path.write_bytes((Path(less.uri) / "part-0000.parquet").read_bytes())
+    code, said = exit_of(capsys, tmp_path / "db", made)
+    assert code == 1
+    assert "Traceback" not in said
+    assert str(path) in said
+    assert "Merge the product again" in said
+
+
+def test_a_missing_part_is_named(tmp_path, capsys):
+    made = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
+    assert len(made.record["files"]) > 1
+    (Path(made.uri) / "part-0001.parquet").unlink()
+    code, said = exit_of(capsys, tmp_path / "db", made)
+    assert code == 1
+    assert "Traceback" not in said
+    assert "part-0001.parquet: does not exist" in said
+
+
+def test_a_vector_beyond_float16_is_named(tmp_path, capsys):
+    def huge(chips):
+        vectors = drawn(chips)
+        vectors[17] *= 1e7
+        return vectors
+
+    made = make_product(tmp_path, columns=GRID, vectors=huge)
+    code, said = exit_of(capsys, tmp_path / "db", made)
+    assert code == 1
+    assert "Traceback" not in said
+    assert chip_at(WORLD, 2021, 1, 7).chip_id in said
+    assert "float16" in said
+
+
+@pytest.mark.parametrize("text", ["{}", "nonsense", '{"dataset": "worldcover"}', "[]"])
+def test_a_record_that_is_none_is_named(tmp_path, capsys, two, text):
+    made = make_product(tmp_path, columns=GRID[:2])
+    Path(made.record_file).write_text(text)
+    code, said = exit_of(capsys, tmp_path / "db", made)
+    assert code == 2
+    assert made.record_file in said

@@ -1,0 +1,70 @@
+"""Types and kinds of vectors in products."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kiln.errors import ConfigError
+from kiln.explorer.build import Select, build
+from kiln.explorer.database import ExplorerDatabase
+from scripts import build_index
+from tests.support.builds import (
+    build_of,
+    numbers,
+    publish,
+    published_of,
+    ready,
+)
+from tests.support.explorers import similar
+from tests.support.products import WORLD, about, chip_at, drawn
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"), [(None, "embeddings"), ("class", "embeddings"), ("mean", "embeddings_mean")], ids=str
+)
+def test_int8_becomes_float16_and_one_kind_of_both_is_searched_with(tmp_path, both, kind, column):
+    db, record = tmp_path / "db", tmp_path / "r.json"
+    select = json.dumps({"embedding": kind})
+    build_index.main(["--records", both.record_file, "--db", str(db), "--record", str(record), "--select", select])
+    assert ready(db) == numbers(both, column)
+    assert ExplorerDatabase(str(db)).metadata["worldcover"]["embedding"] == (kind or "class")
+    assert json.loads(record.read_text())["embedding"] == {"worldcover": kind or "class"}
+    chip_id, vector = next(iter(numbers(both, column).items()))
+    assert similar(ExplorerDatabase(str(db)), vector, 1)[0]["chip_id"] == chip_id
+
+
+def test_vectors_of_int8_are_near_those_that_were_rounded(tmp_path, both):
+    build_of(tmp_path / "db", both)
+    for row in range(10):
+        chip = chip_at(WORLD, 2021, 4, row)
+        exact = drawn([chip])[0]
+        assert np.abs(ready(tmp_path / "db")[chip.chip_id] - exact).max() <= np.abs(exact).max() / 254 * 1.1
+
+
+def test_another_kind_is_a_new_table_and_never_beside_the_first(tmp_path, both):
+    db = tmp_path / "db"
+    first = build_of(db, both)
+    second = build_of(db, both, embedding="mean")
+    assert first["state"] != second["state"]
+    assert ready(db) == numbers(both, "embeddings_mean")
+    assert build_of(db, both)["state"] == first["state"]
+    assert ready(db) == numbers(both)
+
+
+def test_a_kind_that_products_do_not_hold_is_refused(tmp_path, two, both):
+    with pytest.raises(ConfigError, match=r"2020: its vectors are of kind class, not mean: change index\.select"):
+        build_of(tmp_path / "db", two[0], embedding="mean")
+    with pytest.raises(ConfigError, match=r"index\.select\.embedding: expected class or mean, got 'best'"):
+        build_of(tmp_path / "db", both, embedding="best")
+    assert not (tmp_path / "db").exists()
+
+
+def test_means_are_never_beside_class_tokens_of_the_same_weights(tmp_path, both):
+    publish(tmp_path / "synced", "36LXK", 5)
+    told = {"model": "Clay v1.5", "weights": about()["weights_sha256"], "embedding": "class"}
+    theirs = published_of(tmp_path / "synced", **told)
+    with pytest.raises(ConfigError, match=r"tiles: Clay v1\.5, class, 8 numbers; worldcover: Clay v1\.5, mean, 8"):
+        build([both.record_file], [both.uri], str(tmp_path / "db"), Select(embedding="mean"), theirs)
+    build([both.record_file], [both.uri], str(tmp_path / "db"), Select(), theirs)
+    assert len(ready(tmp_path / "db")) == 105
