@@ -90,7 +90,7 @@ def test_databases_that_cannot_be_opened_are_said(tmp_path, capsys):
     assert "no finished explorer database there" in said
     about = {"worldcover": explorers.KILN | {"dimensions": 1024}}
     other = explorers.write(tmp_path / "other", ROWS, about)
-    assert "a database of another model" in refused(capsys, "--db", other, *cache)[1]
+    assert "expected 1024 dimensions as the metadata of worldcover, got 4" in refused(capsys, "--db", other, *cache)[1]
 
 
 def test_an_s3_path_that_cannot_be_read_is_said(bucket, tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_a_database_on_s3_is_served(bucket, tmp_path):
 
 def test_settings_that_cannot_be_are_said(tmp_path, capsys):
     db = ("--db", explorers.write(tmp_path / "db", ROWS), "--cache", str(tmp_path / "cache"))
-    assert "--pictures is no JSON" in refused(capsys, *db, "--pictures", "{")[1]
+    assert "--pictures: expected JSON" in refused(capsys, *db, "--pictures", "{")[1]
     assert "--base-map: expected JSON" in refused(capsys, *db, "--base-map", "nowhere.json")[1]
     assert "expected {z}, {x} and {y}" in refused(capsys, *db, "--base-map", '{"url": "https://a.example/t.png"}')[1]
     assert "cannot listen at" in refused(capsys, *db, "--host", "no.such.host.invalid")[1]
