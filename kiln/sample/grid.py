@@ -13,7 +13,7 @@ MIN_POINTS_PER_WAVE = 8  # sparse points to the shortest wave
 UTM_STEP = 16  # pixels between points whose longitude and latitude are computed; the others are interpolated
 
 
-class Grid(NamedTuple):
+class PointGrid(NamedTuple):
     """Points to draw at: rows from north to south, columns from west to east.
 
     Attributes:
@@ -72,13 +72,13 @@ def interpolate(sparse: Array, rows: SparseAxis, columns: SparseAxis) -> Array:
     return sparse
 
 
-def sparse_step(grid: Grid, waves: float) -> int:
+def sparse_step(grid: PointGrid, waves: float) -> int:
     """Return the widest step that suffices to interpolate noise of so many waves per degree; 1: every pixel."""
     wavelength = min(grid.ppd) / waves
     return next((step for step in SPARSE_STEPS if grid.smooth and step * MIN_POINTS_PER_WAVE <= wavelength), 1)
 
 
-def sparse_grid(grid: Grid, step: int) -> tuple[Grid, SparseAxis, SparseAxis]:
+def sparse_grid(grid: PointGrid, step: int) -> tuple[PointGrid, SparseAxis, SparseAxis]:
     """Return every step-th point and the last of each row and column, with the axes to interpolate by."""
     rows, columns = sparse_axis(grid.y.shape[0], step), sparse_axis(grid.x.shape[1], step)
     x, y = grid.x.take(columns.indices, 1), grid.y.take(rows.indices, 0)
@@ -88,7 +88,7 @@ def sparse_grid(grid: Grid, step: int) -> tuple[Grid, SparseAxis, SparseAxis]:
     return grid._replace(x=x, y=y, ppd=ppd, grain=None, smooth=False), rows, columns
 
 
-def utm_grid(zone: int, west: float, north: float, size: float, shape: tuple[int, int], seed: int) -> Grid:
+def utm_grid(zone: int, west: float, north: float, size: float, shape: tuple[int, int], seed: int) -> PointGrid:
     """Return the bent grid of square UTM pixels.
 
     Args:
@@ -105,4 +105,4 @@ def utm_grid(zone: int, west: float, north: float, size: float, shape: tuple[int
     sparse = to_degrees.transform(*np.meshgrid(eastings, northings))
     x, y = (interpolate(part, rows, columns) for part in sparse)
     ppd = abs(1 / np.diff(y[:, 0]).mean()), abs(1 / np.diff(x[0]).mean())
-    return Grid(x, y, ppd, seed, smooth=True)
+    return PointGrid(x, y, ppd, seed, smooth=True)

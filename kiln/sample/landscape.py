@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.sample.grid import SPARSE_STEPS, Array, Grid, interpolate, sparse_grid, sparse_step
+from kiln.sample.grid import SPARSE_STEPS, Array, PointGrid, interpolate, sparse_grid, sparse_step
 from kiln.sample.noise import floor_int, fractal, mix, ramp, rand
 
 FIRST_YEAR = 2020  # in every other year, two fields in five have another crop than in this one
@@ -81,7 +81,7 @@ def _paint(image: Array, colour: str | Array, alpha: Array) -> None:
         layer += alpha * (tone - layer)
 
 
-def _ground(grid: Grid) -> _Ground:
+def _ground(grid: PointGrid) -> _Ground:
     """Shape the land: shore, relief and rivers."""
     step = sparse_step(grid, RIDGES * 16)  # the shortest wave of all
     if step > 1:  # all of it is interpolated: the slopes of interpolated values would have steps
@@ -113,7 +113,7 @@ def _ground(grid: Grid) -> _Ground:
     return _Ground(*(a.astype(np.float32) for a in (coast, height, shade, river, flow)))
 
 
-def _farmland(grid: Grid, seasons: Array) -> Array:
+def _farmland(grid: PointGrid, seasons: Array) -> Array:
     """Draw fields [4, seasons, h, w]: regions of one kind and direction, each with a brick lattice of plots."""
     seed = grid.seed * 1009
     bend_x, bend_y = (0.08 * fractal(grid, 4, salt, 4).astype(np.float64) for salt in (60, 70))
@@ -156,7 +156,7 @@ def _furrows(across: Array, plot: Array) -> Array:
     return stripes
 
 
-def _clothe(image: Array, grid: Grid, ground: _Ground) -> None:
+def _clothe(image: Array, grid: PointGrid, ground: _Ground) -> None:
     """Draw forest, alps, rock and snow by height, woods along rivers and heath along the shore."""
     height = ground.height + 0.06 * fractal(grid, 30, 150, 3)
     woods = ramp(fractal(grid, 9, 160, 6) + 1.6 * np.minimum(height, 0.5), 0.29, 0.34)
@@ -177,7 +177,7 @@ def _clothe(image: Array, grid: Grid, ground: _Ground) -> None:
     _paint(image, "ice", snow * ramp(ground.shade, 1.0, 0.7))
 
 
-def _settle(image: Array, grid: Grid, ground: _Ground) -> None:
+def _settle(image: Array, grid: PointGrid, ground: _Ground) -> None:
     """Draw roads on two bent grids, and at their crossings villages and towns with a lattice of streets."""
     seed = grid.seed * 1009
     bent_x, bent_y = (c + 0.09 * fractal(grid, 3, salt, 4) for c, salt in ((grid.x, 100), (grid.y, 110)))
@@ -219,7 +219,7 @@ def _build(image: Array, u: Array, v: Array, where: Array, town: Array) -> None:
         _paint(image, colour, 0.9 * ramp(inside, 0, 0.1) * where * kinds)
 
 
-def _flood(image: Array, grid: Grid, ground: _Ground) -> None:
+def _flood(image: Array, grid: PointGrid, ground: _Ground) -> None:
     """Draw lakes, rivers with gravel banks, beaches and the sea."""
     lakes = fractal(grid, 5, 200, 6) - 1.2 * np.maximum(ground.height - 0.25, 0)
     _paint(image, "lake", ramp(lakes, 0.50, 0.51))
@@ -236,7 +236,7 @@ def _flood(image: Array, grid: Grid, ground: _Ground) -> None:
     _paint(image, sea, ramp(ground.coast, 0.0004, -0.0004))
 
 
-def _draw_strip(grid: Grid, seasons: Array) -> tuple[Array, Array]:
+def _draw_strip(grid: PointGrid, seasons: Array) -> tuple[Array, Array]:
     """Draw a few rows: image [4, seasons, h, w] and coast [h, w]."""
     ground = _ground(grid)
     if ground.coast.max() < 2 * DEEP_SEA:  # too far out for anything else
@@ -250,7 +250,7 @@ def _draw_strip(grid: Grid, seasons: Array) -> tuple[Array, Array]:
     return image, ground.coast
 
 
-def draw(grid: Grid, years: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def draw(grid: PointGrid, years: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Draw the landscape at the points of a grid, in some years.
 
     Neighbouring straight grids fit to the last bit. On smooth grids, the same point of two grids may differ by the

@@ -6,7 +6,7 @@ The same arguments give the same bits on every machine.
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.sample.grid import Array, Grid, interpolate, sparse_grid, sparse_step
+from kiln.sample.grid import Array, PointGrid, interpolate, sparse_grid, sparse_step
 
 
 def mix(ix: Array, iy: Array, seed: int) -> NDArray[np.uint32]:
@@ -35,7 +35,7 @@ def ramp(value: Array, low: float | Array, high: float | Array) -> NDArray[np.fl
     return t * t * (3 - 2 * t)
 
 
-def fractal(grid: Grid, scale: float, salt: int, octaves: int, ridged: bool = False) -> Array:
+def fractal(grid: PointGrid, scale: float, salt: int, octaves: int, ridged: bool = False) -> Array:
     """Return a sum of octaves of noise.
 
     Args:
@@ -64,7 +64,7 @@ def fractal(grid: Grid, scale: float, salt: int, octaves: int, ridged: bool = Fa
     return total
 
 
-def _octave(grid: Grid, waves: float, seed: int) -> Array:
+def _octave(grid: PointGrid, waves: float, seed: int) -> Array:
     """Return noise of so many waves per degree, interpolated where the waves are long enough."""
     step = sparse_step(grid, waves)
     if step == 1:

@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 
 from kiln.sample.files import write_cog, write_text
-from kiln.sample.grid import Array, Grid, utm_grid
+from kiln.sample.grid import Array, PointGrid, utm_grid
 from kiln.sample.landscape import draw
 from kiln.sample.noise import fractal, ramp, rand
 
@@ -123,7 +123,7 @@ def _sky(size: int, seed: int) -> tuple[Array, Array]:
     """Return the density of clouds and the depth of their shadows to the north-west [size, size], both from 0 to 1."""
     distance = size // 40  # pixels from a cloud to its shadow
     x, y = (np.arange(-distance, size + distance) / size)[None], (np.arange(-distance, size + distance) / size)[:, None]
-    grid = Grid(x, y, (size, size), seed)
+    grid = PointGrid(x, y, (size, size), seed)
     clouds = ramp(fractal(grid, 5, 400, 6) + 0.5 * fractal(grid, 1.5, 410, 2), 0.42, 0.62)
     middle, behind = slice(distance, -distance), slice(2 * distance, None)
     return clouds[middle, middle], clouds[behind, behind]

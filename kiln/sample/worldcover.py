@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.sample.files import write_cog
-from kiln.sample.grid import Grid
+from kiln.sample.grid import PointGrid
 from kiln.sample.landscape import DEEP_SEA, draw
 from kiln.sample.noise import rand
 
@@ -51,7 +51,7 @@ def draw_tile_years(lon: float, lat: float, ppd: int, years: Sequence[int], seed
         raise ValueError(f"pixels per degree: expected {MIN_PPD} or more, got {ppd}, too few to draw a tile. Raise it.")
     span = np.arange(-MARGIN, ppd + MARGIN)
     columns, rows = (round(lon * ppd) + span)[None], (round((lat + 1) * ppd) - 1 - span)[:, None]
-    grid = Grid((columns + 0.5) / ppd, (rows + 0.5) / ppd, (ppd, ppd), seed)
+    grid = PointGrid((columns + 0.5) / ppd, (rows + 0.5) / ppd, (ppd, ppd), seed)
     images, coast = draw(grid, years)
     for image, year in zip(images, years, strict=True):
         image *= 0.95 + 0.10 * rand(columns, rows, seed * 1009 + year)

@@ -32,12 +32,12 @@ class ExplorerServer:
 
     def get(self, path: str, **options: Any) -> requests.Response:
         """The answer to GET."""
-        return requests.get(self.address + path, timeout=20, **options)
+        return requests.get(self.address + path, timeout=60, **options)
 
     def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
         """The answer to POST of JSON."""
         given = {"json": body} if body is not None else {}
-        return requests.post(self.address + path, timeout=20, **given, **options)
+        return requests.post(self.address + path, timeout=60, **given, **options)
 
     def stop(self) -> None:
         """End it."""

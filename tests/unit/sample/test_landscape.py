@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kiln.sample.grid import Grid, interpolate, sparse_axis
+from kiln.sample.grid import PointGrid, interpolate, sparse_axis
 from kiln.sample.landscape import draw
 
 PPD = 1000
@@ -13,7 +13,7 @@ def grids(size=200, seed=7):
     """The same points, west of a shore, as a straight grid and as full arrays."""
     x = (-96 + (np.arange(size) + 0.5) / PPD)[None]
     y = (43.9 - (np.arange(size) + 0.5) / PPD)[:, None]
-    straight = Grid(x, y, (PPD, PPD), seed)
+    straight = PointGrid(x, y, (PPD, PPD), seed)
     full = np.broadcast_to(x, (size, size)), np.broadcast_to(y, (size, size))
     return straight, straight._replace(x=full[0], y=full[1])
 
