@@ -360,7 +360,7 @@ def test_a_rotten_picture_is_recognised(strict, tile):
 
 
 def test_a_service_that_hangs_is_left(strict, tile, monkeypatch):
-    monkeypatch.setattr(pictures, "TIMEOUT", (0.3, 0.3))
+    monkeypatch.setattr(pictures, "TIMEOUT_S", (0.3, 0.3))
     strict.answer = lambda asked: time.sleep(8) or (200, "image/png", GOOD)
     start = time.monotonic()
     got = picture(row(tile), strictly(strict))
