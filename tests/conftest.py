@@ -1,13 +1,17 @@
 """Fixtures that more than one test module uses."""
 
 import hashlib
+import importlib
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
+import duckdb
 import pytest
 import torch
 
@@ -129,3 +133,21 @@ def bucket(s3_endpoint: str, aws: Callable[[str], None], request: pytest.Fixture
     name = "t-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     boto3.client("s3").create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def duckdb_home(tmp_path_factory):
+    """A home folder where DuckDB finds its spatial extension without the network."""
+    home = tmp_path_factory.mktemp("duckdb-home")
+    con = duckdb.connect(config={"extension_directory": str(home / ".duckdb" / "extensions")})
+    importlib.import_module("duckdb_extensions").import_extension("spatial", con=con)
+    con.close()
+    return home
+
+
+@pytest.fixture
+def gpio(duckdb_home):
+    """Runs geoparquet-io with these arguments; returns the finished process."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HOME": str(duckdb_home), "COLUMNS": "200"}
+    command = str(Path(sys.executable).parent / "gpio")
+    return lambda *args: subprocess.run([command, *args], capture_output=True, text=True, env=env, timeout=100)

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,6 @@ from scripts import embed, plan_units
 from tests.support.items import FILES, NAME, Made, write_item
 from tests.support.stac_api import COLLECTION, StacApi
 from tests.unit.archives.sentinel2.test_inventory import key, keys_of, put, text
-from tests.unit.product.test_merge import duckdb_home, gpio  # noqa: F401 (a fixture)
 from tests.unit.product.test_stac import assert_valid
 from tests.workflow.workflow import Run, fresh
 
@@ -170,9 +170,9 @@ def test_products_keep_the_columns_of_their_dataset_and_are_valid_stac(done: Run
     assert (first[:10], last[:10]) == ("2020-07-02", "2020-07-12")
 
 
-def test_gpio_finds_nothing_to_warn_of_in_a_product(done: Run, duckdb_home: Path) -> None:  # noqa: F811
+def test_gpio_finds_nothing_to_warn_of_in_a_product(done: Run, gpio: Callable[..., Any]) -> None:
     product = done.one("results/tiny/sentinel2-*/products/14T-2020-07/*/part-0000.parquet")
-    checked = gpio(duckdb_home, "check", "all", str(product))
+    checked = gpio("check", "all", str(product))
     said = checked.stdout + checked.stderr
     assert checked.returncode == 0, said
     assert "✓ 29 checks passed" in said, said

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from kiln.engine import job
 from kiln.engine.job import EmbedOptions, embed_shard
 from kiln.engine.metadata import given_gsd
 from kiln.errors import ConfigError, StorageError, TooManyFailuresError, WeightsError
-from kiln.formats import embeddings_file
 from kiln.formats.fingerprint import fingerprint
+from kiln.formats.ledger import write_ledger
 from kiln.formats.records import Dropped, Unit
 from kiln.io import storage
 from kiln.model import weights as encoders
@@ -116,7 +117,7 @@ def test_the_metadata_holds_what_the_source_the_weights_and_the_options_are(tmp_
     result = embed_shard(
         make_source(info=info), weights=encoder_file, output=str(tmp_path / "s.parquet"), options=EXACT
     )
-    header = encoders.read_about(encoder_file)
+    header = encoders.read_metadata(encoder_file)
     metadata = metadata_of(result.output)
     assert set(metadata.pop("software")) == {"kiln", "python", "torch", "numpy", "pyarrow", "rasterio", "gdal"}
     assert metadata == {
@@ -229,13 +230,12 @@ def test_a_shard_that_fails_leaves_no_file(tmp_path, encoder_file):
 
 def test_the_ledger_is_in_place_before_the_file(tmp_path, encoder_file, monkeypatch):
     output, placed = tmp_path / "s.parquet", []
-    write_ledger = embeddings_file.write_ledger
 
-    def write(path, ledger):
+    def write(path, table):
         placed.append(output.exists())
-        write_ledger(path, ledger)
+        write_ledger(path, table)
 
-    monkeypatch.setattr(embeddings_file, "write_ledger", write)
+    monkeypatch.setattr(job, "write_ledger", write)
     embed_shard(make_source(), weights=encoder_file, output=str(output))
     assert placed == [False]
     assert output.exists()
