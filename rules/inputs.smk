@@ -4,6 +4,8 @@
 def weights_of(name, wildcards):
     """The encoder. A checkpoint where shards may exist, or remade weights would cause them to be embedded again."""
     as_workflow_error(RUN.require_checkpoint_digest)
+    if DRIVER:
+        as_workflow_error(REGIONS.check, name)
     if RUN.dataset(name).may_have_shards:
         return checkpoints.encoder_weights.get().output[0]
     return RUN.weights

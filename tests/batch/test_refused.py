@@ -105,11 +105,13 @@ def test_an_archive_of_another_region(driver: Driver, tmp_path: Path):
     text = refused(driver)
     assert "the archive is in eu-central-1 and the jobs run in us-east-1" in text
     assert "run `snakemake plan`" in text
-    plan = sorted(re.findall(rf"s3://{BUCKET}/(\S+/plan-2021-\w+\.jsonl)", driver.run("-n", *NEAR)))[0]
+    plan = sorted(re.findall(rf"s3://{BUCKET}/(\S+/worldcover-\S+/plan-\w+\.jsonl\.gz)", driver.run("-n", *NEAR)))[0]
     shard = ShardPlan("worldcover", "2021", "s0", ("1",), 24, 9, 250_000_000_000, f"s3://{ARCHIVE}/rgbnir")
     lines = "".join(json.dumps(asdict(replace(shard, name=f"s{n}"))) + "\n" for n in range(2))
-    made = [plan]
+    names = plan.replace(".jsonl.gz", ".json")
+    made = [plan, names]
     driver.lab.client("s3").put_object(Bucket=BUCKET, Key=plan, Body=lines.encode())
+    driver.lab.client("s3").put_object(Bucket=BUCKET, Key=names, Body=json.dumps({"2021": ["s0", "s1"]}).encode())
     try:
         text = refused(driver)
         assert "2 shards read at most 500.0 GB, 10.00 at 0.02 a GB between regions" in text

@@ -1,10 +1,15 @@
 """What S3 is asked: by dry runs of thousands of shards, and by a run of jobs that have nothing to do."""
 
 import re
+import subprocess
+import sys
 import time
 
 import pytest
 
+from kiln.workflow import commands
+from kiln.workflow.config import load_config
+from kiln.workflow.run import Run as WorkflowRun
 from tests.batch.driver import Driver, objects
 from tests.batch.image import Image
 from tests.batch.lab import Lab, Requests
@@ -51,9 +56,20 @@ def told(what: str, shards: int, seconds: float, requests: Requests) -> float:
 
 @pytest.fixture(scope="module")
 def planned(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """A driver of two thousand shards, none of them there."""
+    """A driver of two thousand planned shards, none of them there."""
     archive(lab, EMPTY)
-    return Driver(lab, tmp_path_factory.mktemp("many") / "driver", "kiln", EMPTY, config(EMPTY, "many", SHARDS))
+    driver = Driver(lab, tmp_path_factory.mktemp("many") / "driver", "kiln", EMPTY, config(EMPTY, "many", SHARDS))
+    dataset = WorkflowRun(load_config([driver.folder / "config/config.yaml", driver.folder / "lab.yaml"])).dataset(
+        "worldcover"
+    )
+    files = {name: driver.folder / "planned" / name for name in (dataset.plan, dataset.names_file)}
+    plan, names = files.values()
+    command = [sys.executable, "-m", "scripts.plan_units", *commands.plan_flags(dataset)]
+    command += ["--output", str(plan), "--names", str(names)]
+    subprocess.run(command, cwd=driver.folder, env=driver.env(), check=True)
+    for key, path in files.items():
+        lab.client("s3").put_object(Bucket=EMPTY, Key=key, Body=path.read_bytes())
+    return driver
 
 
 def dry_run(driver: Driver, bucket: str) -> tuple[str, Requests, float]:
@@ -70,9 +86,11 @@ def test_dry_runs_ask_little_of_s3(planned: Driver):
     assert job_counts(text)["embed_worldcover"] == SHARDS
     assert told("dry run, all missing", SHARDS, seconds, requests) <= MISSING
     outputs = re.findall(rf"Missing output files: s3://{EMPTY}/(\S+)", text)
-    assert len(outputs) == SHARDS + 3, "and plan, weights and product"
+    assert len(outputs) == SHARDS + 2, "and weights and product"
     s3 = planned.lab.client("s3")
     s3.create_bucket(Bucket=FULL)
+    for key in objects(planned.lab, EMPTY, "results/"):
+        s3.copy_object(Bucket=FULL, Key=key, CopySource={"Bucket": EMPTY, "Key": key})
     for key in sorted(outputs, key=lambda k: "/products/" in k):  # the product is newer than its shards
         s3.put_object(Bucket=FULL, Key=key, Body=b"")
     text, requests, seconds = dry_run(planned, FULL)

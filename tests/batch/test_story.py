@@ -1,5 +1,6 @@
 """Three datasets from archives on S3 to a tagged table on S3, on a Batch whose jobs are containers."""
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -161,13 +162,14 @@ def test_nothing_is_left_to_do_and_asking_costs_little(story: Story):
 
 def by_hand(story: Story, folder: str, *more: str, **environment: str) -> str:
     """A shard made in a container that nobody but podman started; returns the folder of the run's own."""
-    plan = matching(story.mended.after, "/plan-2021-", ".jsonl")[0]
+    plan = matching(story.mended.after, "/worldcover-", "/plan-", ".jsonl.gz")[0]
     weights = matching(story.mended.after, "results/models/")[0]
     command = (
         f'python -c "from kiln.io import storage; import pathlib; '
         f"storage.fetch('s3://{RUN}/{weights}', pathlib.Path('weights.safetensors'))\" && "
-        f"python -m scripts.embed_worldcover --units s3://{RUN}/{plan} --weights weights.safetensors"
-        f" --folder s3://{RUN}/{folder} --storage float16 --max-nodata 0.05 --max-failed-fraction 0"
+        f"python -m scripts.embed worldcover --units s3://{RUN}/{plan} --weights weights.safetensors"
+        f" --folder s3://{RUN}/{folder} --vector-dtype float16 --max-nodata 0.05 --max-failed-fraction 0"
+        f" --pixels-per-degree 120"
         f" --batch-size 8 --threads 1 --read-threads 1 {' '.join(more)}"
     )
     given = [word for k, v in environment.items() for word in ("--env", f"{k}={v}")]
@@ -193,8 +195,8 @@ def body(story: Story, key: str) -> bytes:
 def test_the_same_shard_under_podman_alone(story: Story):
     """By the index that AWS gives the child of an array job, to the bytes that Snakemake's job made."""
     run = by_hand(story, "by-index", AWS_BATCH_JOB_ARRAY_INDEX="0")
-    plan = matching(story.mended.after, "/plan-2021-", ".jsonl")[0]
-    first = json.loads(body(story, plan).decode().splitlines()[0])["shard"]
+    plan = matching(story.mended.after, "/worldcover-", "/plan-", ".jsonl.gz")[0]
+    first = json.loads(gzip.decompress(body(story, plan)).decode().splitlines()[0])["name"]
     assert body(story, f"by-index/{first}.parquet") == body(story, f"{run}/shards/2021/{first}.parquet")
 
 
