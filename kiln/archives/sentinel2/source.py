@@ -1,88 +1,162 @@
-"""Sentinel-2 L2A: scenes of ten bands, known by their STAC items, cut into chips of 10 m pixels.
+"""The source of Sentinel-2 L2A: scenes of ten bands, listed by their STAC items, cut into chips of 10 m pixels.
 
-Bands of 20 m are brought to 10 m by repetition, as the model was trained. SCL, the scene classification, says what is
-nodata and cloud; it is read first, and of the bands only what chips need that pass it.
+Bands of 20 m are brought to 10 m by repetition, as the model was trained. SCL, the scene classification, decides about
+nodata and cloud. It is read first, and of the bands only the pixels of chips that pass it.
 """
 
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import shapely
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from kiln.archives.raster_reading import strip_rows
 from kiln.archives.sentinel2 import ARCHIVE
 from kiln.archives.sentinel2 import scene as rules
+from kiln.archives.sentinel2.assets import (
+    GRID_BAND,
+    MASK_BAND,
+    BandFiles,
+    Candidate,
+    InspectedItem,
+    MeasuredScene,
+    inspect,
+)
 from kiln.archives.sentinel2.config import Config
-from kiln.archives.sentinel2.files import FIRST, MASK, Files, look
 from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION, chip_layout
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
 
-VISIBLE = ("blue", "green", "red")
-FINE = (*VISIBLE, "nir")  # of 10 m; the other bands are of 20 m, as SCL is
-STRIP = 256  # least rows of a read, so that an untiled file is not read line by line
+VISIBLE_BANDS = ("blue", "green", "red")
+FINE_BANDS = (*VISIBLE_BANDS, "nir")  # of 10 m; the other bands are of 20 m, as SCL is
 
 
 @dataclass(frozen=True)
-class Ready:
-    """What is known of a scene before its bands are read: SCL [height, width], and what it says of every chip.
+class PreparedScene:
+    """The facts about a scene that precede the reading of its bands.
 
-    `verdict` [rows, cols]; footprints [rows, cols] and centres [rows, cols, 2] as `Grid.footprints` gives them.
+    Attributes:
+        scl: SCL [height, width].
+        verdict: Verdict of SCL on every chip, [rows, cols].
+        footprints: Footprints of the chips, [rows, cols].
+        centers: Their centres [rows, cols, 2], longitude and latitude.
+        ratios: Grid pixels that a pixel of each band spans; empty if no chip passes.
+        subtract: Whether the offset is subtracted.
+        notes: Notes for the ledger.
     """
 
-    scl: np.ndarray
-    verdict: np.ndarray
-    footprints: np.ndarray
-    centers: np.ndarray
+    scl: NDArray[np.uint8]
+    verdict: NDArray[np.uint8]
+    footprints: NDArray[np.object_]
+    centers: NDArray[np.float64]
+    ratios: Mapping[str, int]
     subtract: bool
     notes: tuple[str, ...]
 
 
-@dataclass(eq=False)
-class Scene:
-    """An item's files and, once somebody reads from it, what comes before its bands."""
+class OpenScene:
+    """A scene while it is read: its files, and its preparation by the first thread that needs it."""
 
-    files: Files
-    ready: Ready | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, scene: MeasuredScene, max_nodata: float, max_cloud: float, max_dark_fraction: float) -> None:
+        self.scene = scene
+        self.files = BandFiles(scene)
+        self._limits = (max_nodata, max_cloud)
+        self._max_dark_fraction = max_dark_fraction
+        self._lock = threading.Lock()
+        self._prepared: PreparedScene | SourceError | None = None
+
+    def prepare(self) -> PreparedScene:
+        """Return the scene's preparation. Raises SourceError if nothing can be embedded from it, TransientError."""
+        with self._lock:
+            if self._prepared is None:
+                try:
+                    self._prepared = self._prepare()
+                except SourceError as e:
+                    self._prepared = e
+            if isinstance(self._prepared, SourceError):
+                raise SourceError(str(self._prepared))
+            return self._prepared
+
+    def _prepare(self) -> PreparedScene:
+        """Read SCL; if a chip passes, open every band and decide about the offset."""
+        scene, files = self.scene, self.files
+        try:
+            footprints, centers = scene.grid.footprints()
+        except SourceError as e:
+            raise SourceError(f"{scene.uris[GRID_BAND]}: {e}") from e
+        scl = files.read(MASK_BAND)
+        verdict = rules.judge_chips(scl, scene.mask_ratio, scene.grid, *self._limits)
+        unknown = rules.count_unknown_classes(scl)
+        last_notes = (f"scl_impossible ({unknown} px)",) if unknown else ()
+        if not (verdict == rules.PASSES).any():
+            return PreparedScene(scl, verdict, footprints, centers, {}, False, (*last_notes, "bands_not_read"))
+        bands = ARCHIVE.sensor.bands
+        with ThreadPoolExecutor(len(bands)) as pool:  # opening takes two requests, one after the other
+            ratios = dict(zip(bands, pool.map(partial(files.open_band, grid=scene.grid), bands), strict=True))
+        subtract, notes = rules.offset_rule(scene.item)
+        if subtract:
+            step = rules.sample_step(scene.grid)
+            shape = tuple(-(-side // step) for side in (scene.grid.height, scene.grid.width))
+            visible = np.stack([files.read(band, out_shape=shape) for band in VISIBLE_BANDS])
+            subtract = rules.dark_fraction(visible, scl, scene.mask_ratio, step) <= self._max_dark_fraction
+            notes = (*notes, "offset_subtracted" if subtract else "offset_flag_contradicted")
+        return PreparedScene(scl, verdict, footprints, centers, ratios, subtract, (*notes, *last_notes))
+
+    def close(self) -> None:
+        """Free files and memory; no thread may read from the scene any more."""
+        self.files.close()
+        self._prepared = None
 
 
 class Strip(NamedTuple):
-    """Rows of one band, in grid pixels."""
+    """Rows [y0, y1) of one band, in grid pixels."""
 
     y0: int
     band: int
     y1: int
 
 
-class Key(NamedTuple):
-    """What a read is for: a strip of a scene, or what comes before its strips."""
+class StripKey(NamedTuple):
+    """The key of a strip's read."""
 
-    scene: Scene
-    strip: Strip | None = None
+    scene: OpenScene
+    strip: Strip
 
 
-class Piece(NamedTuple):
-    """A strip as it was read: pixels [rows, cols] of the band, from grid column `x0` on."""
+class StripPixels(NamedTuple):
+    """A strip as it was read: pixels [rows, cols] of its band, from grid column `x0` on."""
 
     x0: int
-    pixels: np.ndarray
+    pixels: NDArray[np.uint16]
 
 
 def open_source(shard: ShardPlan, config: Config) -> "Sentinel2Source":
-    """Return the source of a shard's items. Raises ConfigError for a plan that does not fit."""
+    """Return the source of a shard's items.
+
+    Args:
+        shard: A shard of the archive's plan.
+        config: The archive's section of the config.
+
+    Returns:
+        The source; nothing is read before its `check`.
+
+    Raises:
+        ConfigError: If the plan does not hold the addresses of the shard's items.
+    """
     items = shard.details.get("items")
     if not isinstance(items, dict) or set(items) != set(shard.units):
-        raise ConfigError(f"shard {shard.name}: expected the addresses of its items. Make the plan again.")
+        raise ConfigError(f"shard {shard.name}: expected the addresses of its items, got others. Make the plan again.")
     return Sentinel2Source(
-        [{"id": unit, "href": items[unit]} for unit in shard.units],
+        [Candidate(unit, str(items[unit])) for unit in shard.units],
         chip=shard.chip_size,
         max_nodata=config.max_nodata,
         max_cloud=config.max_cloud,
@@ -95,13 +169,10 @@ def open_source(shard: ShardPlan, config: Config) -> "Sentinel2Source":
 
 
 class Sentinel2Source:
-    """The items of one shard, each cut into whole chips from its top left.
+    """The items of one shard, each cut into complete chips from its top left.
 
-    `rewrite`: pairs of prefixes, old and new; of the hrefs of items and assets the first that fits is replaced (another
-    bucket, a mirror, a folder). `offset_max_dark_fraction`: the fraction of clear pixels below 1000 in blue, green and red alike above
-    which the offset is taken as gone whatever the item says; asked only where it would be subtracted, of samples as
-    coarse as the files' overviews are. In the rows, `source` is the red band, whose grid the chips have, `sources` are
-    the ten bands in the model's order, and `offset_applied` is whether Kiln subtracted 1000 from the files' numbers.
+    In the rows, `source` is the red band, whose grid the chips have, `sources` are the ten bands in the model's order,
+    and `offset_applied` is whether Kiln subtracted 1000 from the files' numbers.
     """
 
     columns = [  # noqa: RUF012 (never changed)
@@ -114,7 +185,7 @@ class Sentinel2Source:
 
     def __init__(
         self,
-        items: Sequence[Mapping[str, str]],
+        candidates: Sequence[Candidate],
         *,
         chip: int,
         max_nodata: float,
@@ -125,6 +196,24 @@ class Sentinel2Source:
         metadata: str = "as_trained",
         gsd: str = "as_trained",
     ) -> None:
+        """Describe the shard; nothing is read.
+
+        Args:
+            candidates: The items.
+            chip: Side of a chip in pixels of 10 m.
+            max_nodata: Maximum fraction of nodata in a chip.
+            max_cloud: Maximum fraction of cloud among a chip's valid pixels.
+            rewrite: Pairs of prefixes, old and new. In addresses of items and assets the first that fits is replaced.
+            offset_max_dark_fraction: Fraction of clear pixels below 1000 in blue, green and red alike above which the
+                offset counts as removed, whatever the item states. It is measured only where the offset would be
+                subtracted, in samples as coarse as the files' overviews.
+            partition: Merge partition.
+            metadata: Date and place that the model is given.
+            gsd: Pixel size that the model is given.
+
+        Raises:
+            ConfigError: If an item is in the shard twice, or a setting is out of range.
+        """
         self.info = SourceInfo(
             dataset=ARCHIVE.name,
             partition=partition,
@@ -140,224 +229,188 @@ class Sentinel2Source:
         self.chip, self.max_nodata, self.max_cloud = chip, max_nodata, max_cloud
         self.offset_max_dark_fraction = offset_max_dark_fraction
         self.rewrite = list(rewrite)
-        try:
-            self.scenes = [Scene(Files(i["id"], self._rewritten(i["href"]))) for i in items]
-        except (KeyError, TypeError, AttributeError) as e:
-            raise ConfigError(f"a unit of the plan is no item with id and href ({e}); make the plan again") from e
-        if len({s.files.item_id for s in self.scenes}) < len(self.scenes):
-            raise ConfigError("an item is in the shard twice; make the plan again")
+        if len({c.item_id for c in candidates}) < len(candidates):
+            raise ConfigError("shard: expected every item once, got one twice. Make the plan again.")
+        self._candidates = [Candidate(c.item_id, self._rewritten(c.href)) for c in candidates]
+        self._inspected: list[InspectedItem] = []  # of `check`
 
     def _rewritten(self, href: str) -> str:
-        """Where to read what lies at `href`."""
+        """Return the address to read instead of `href`."""
         return next((new + href.removeprefix(old) for old, new in self.rewrite if href.startswith(old)), href)
 
     def units(self) -> list[Unit]:
-        """One per item; how many chips it has is an estimate until its files were looked at."""
-        return [
-            Unit(f.unit_id, self._expected(f), f.uris.get(FIRST, f.href), f.etag, f.grid is not None, version=f.version)
-            for f in (s.files for s in self.scenes)
-        ]
-
-    def _expected(self, files: Files) -> int:
-        """Chips of an item: of its own grid, or of a full tile."""
-        return files.grid.rows * files.grid.cols if files.grid else (rules.FULL // self.chip) ** 2
+        """Return one unit per item; its number of chips is an estimate before `check`."""
+        return [entry.unit(self.chip) for entry in self._inspected or self._candidates]
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """URI of every asset that is there, with its size, and its ETag where the store has one."""
+        """Return the address of every asset that exists, with its size, and its ETag where the store has one."""
         return {
-            f.uris[b]: {"size": found.size, **({"etag": found.etag} if found.etag else {})}
-            for f in (s.files for s in self.scenes)
-            for b, found in f.stats.items()
+            uri: {"size": stat.size, **({"etag": stat.etag} if stat.etag else {})}
+            for entry in self._inspected
+            for uri, stat in entry.stats.items()
         }
 
     def check(self) -> None:
-        """Look at every item, asset and scene; what is missing or wrong fails later, item by item.
+        """Inspect every item and asset; missing or wrong ones fail later, item by item.
 
-        Raises ConfigError if whatever was asked for is refused, TransientError for a store that may answer later.
+        Raises:
+            ConfigError: If the store denies access to everything.
+            TransientError: If a store may answer later.
         """
-        look([s.files for s in self.scenes], self._rewritten, self.chip)
+        self._inspected = inspect(self._candidates, self._rewritten, self.chip)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def reads(self) -> Iterator[Read]:
-        """Of every item first SCL, then strips of the bands as chips need them, cut where blocks end.
+        """Yield the reads: of every item first SCL, then strips of the bands from the north, cut where blocks end.
 
-        Strips of the 20 m bands are taken to have SCL's blocks; where they have not, blocks may be decoded twice.
+        Strips of 20 m bands are cut at SCL's blocks; where a band has other blocks, some are decoded twice.
         """
-        for scene in self.scenes:
-            files = scene.files
-            known = files.grid is not None and not files.error
-            area = files.grid.height * files.grid.width if known else 0
-            yield Read(
-                area // files.ratios[MASK] ** 2 if known else 0,
-                lambda s=scene: self._prepared(s),
-                Key(scene),
-                files.unit_id,
-            )
-            for strip in self._strips(files) if known else ():
-                size = 2 * (strip.y1 - strip.y0) * files.grid.width // self._coarse(files, strip.band) ** 2
-                yield Read(size, lambda s=scene, t=strip: self._load(s, t), Key(scene, strip), files.unit_id)
+        for entry in self._inspected:
+            if isinstance(entry, MeasuredScene):
+                yield from self._scene_reads(entry)
+            else:
+                yield Read(0, entry.raise_error, None, entry.unit(self.chip).unit_id)
 
-    def _coarse(self, files: Files, band: int) -> int:
-        """Grid pixels that a pixel of a band should span."""
-        return 1 if self.info.sensor.bands[band] in FINE else files.ratios[MASK]
+    def _scene_reads(self, scene: MeasuredScene) -> Iterator[Read]:
+        grid = scene.grid
+        opened = OpenScene(scene, self.max_nodata, self.max_cloud, self.offset_max_dark_fraction)
+        scl_bytes = grid.height * grid.width // scene.mask_ratio**2
+        yield Read(scl_bytes, opened.prepare, opened, scene.unit_id)
+        for strip in self._strips(scene):
+            nbytes = 2 * (strip.y1 - strip.y0) * grid.width // self._likely_ratio(scene, strip.band) ** 2
+            yield Read(nbytes, partial(self._load, opened, strip), StripKey(opened, strip), scene.unit_id)
 
-    def _strips(self, files: Files) -> list[Strip]:
-        """Strips of whole blocks of all bands, as far down as chips go, northernmost first."""
-        bottom = files.grid.rows * self.chip
+    def _likely_ratio(self, scene: MeasuredScene, band: int) -> int:
+        """Return the grid pixels that a pixel of a band spans in the archive."""
+        return 1 if self.info.sensor.bands[band] in FINE_BANDS else scene.mask_ratio
+
+    def _strips(self, scene: MeasuredScene) -> list[Strip]:
+        """Return strips of complete blocks of all bands, down to the last row of chips, northernmost first."""
+        bottom = scene.grid.rows * self.chip
         strips = []
         for n, band in enumerate(self.info.sensor.bands):
-            block = files.blocks[FIRST if band in FINE else MASK]
-            height = block * max(1, STRIP // block) * self._coarse(files, n)
-            height += -height % rules.PATCH
+            block_rows = scene.block_rows[GRID_BAND if band in FINE_BANDS else MASK_BAND]
+            height = strip_rows(block_rows) * self._likely_ratio(scene, n)
+            height += -height % rules.PATCH_PX
             strips += [Strip(y, n, min(y + height, bottom)) for y in range(0, bottom, height)]
         return sorted(strips)
 
-    def _prepared(self, scene: Scene) -> Ready:
-        """SCL and what follows from it, by the first read that asks; SourceError if nothing can come of the scene."""
-        with scene.lock:
-            if scene.files.error:
-                raise SourceError(scene.files.error)
-            if scene.ready is None:
-                try:
-                    scene.ready = self._prepare(scene.files)
-                except SourceError as e:
-                    scene.files.error = str(e)
-                    raise
-            return scene.ready
-
-    def _prepare(self, files: Files) -> Ready:
-        """Read SCL, and if a chip passes it, see that every band fits and whether the offset is to be subtracted."""
-        try:
-            footprints = files.grid.footprints()
-        except SourceError as e:
-            raise SourceError(f"{files.uris[FIRST]}: {e}") from e
-        ratio = files.ratios[MASK]
-        scl = files.read(MASK)
-        verdict = rules.judge(scl, ratio, files.grid, self.max_nodata, self.max_cloud)
-        odd = (f"scl_impossible ({count} px)",) if (count := rules.impossible(scl)) else ()
-        if not (verdict == rules.PASSES).any():
-            return Ready(scl, verdict, *footprints, False, (*odd, "bands_not_read"))
-        with ThreadPoolExecutor(
-            len(self.info.sensor.bands)
-        ) as pool:  # a file asks its store twice, one after the other
-            list(pool.map(files.fit, self.info.sensor.bands))
-        subtract, notes = rules.offset_rule(files.item)
-        if subtract:
-            step = rules.step_of(files.grid)
-            shape = tuple(-(-side // step) for side in (files.grid.height, files.grid.width))
-            visible = np.stack([files.read(band, out_shape=shape) for band in VISIBLE])
-            subtract = rules.share_below(visible, scl, ratio, step) <= self.offset_max_dark_fraction
-            notes = (*notes, "offset_subtracted" if subtract else "offset_flag_contradicted")
-        return Ready(scl, verdict, *footprints, subtract, (*notes, *odd))
-
-    def _load(self, scene: Scene, strip: Strip) -> Piece | None:
-        """A strip's columns that chips need, without the offset; None if no chip that passes SCL reaches into it."""
-        ready = self._prepared(scene)
-        rows = ready.verdict[strip.y0 // self.chip : -(-strip.y1 // self.chip)]
+    def _load(self, scene: OpenScene, strip: Strip) -> StripPixels | None:
+        """Return the columns of a strip that chips need, without the offset; None if no chip that passes needs any."""
+        prepared = scene.prepare()
+        rows = prepared.verdict[strip.y0 // self.chip : -(-strip.y1 // self.chip)]
         cols = np.flatnonzero((rows == rules.PASSES).any(axis=0))
         if not cols.size:
             return None
         band = self.info.sensor.bands[strip.band]
-        ratio = scene.files.ratios[band]
+        ratio = prepared.ratios[band]
         x0, x1 = int(cols[0]) * self.chip, (int(cols[-1]) + 1) * self.chip
         window = Window(x0 // ratio, strip.y0 // ratio, (x1 - x0) // ratio, (strip.y1 - strip.y0) // ratio)
         pixels = scene.files.read(band, window=window)
-        return Piece(x0, rules.subtract(pixels) if ready.subtract else pixels)
+        return StripPixels(x0, rules.subtract(pixels) if prepared.subtract else pixels)
 
     # ------------------------------------------------------------------------------------------------------ cutting
 
     def chips(self, loaded: Iterator[Loaded]) -> Iterator[Chip | Dropped | Opened]:
-        """Chips, item by item, row by row."""
-        for _, group in itertools.groupby(loaded, key=lambda p: p.read.unit_id):
+        """Yield the chips, item by item, row by row."""
+        expected = {unit.unit_id: unit.expected for unit in self.units()}
+        for unit_id, group in itertools.groupby(loaded, key=lambda piece: piece.read.unit_id):
             pieces = iter(group)
             first = next(pieces)
-            scene: Scene = first.read.key.scene
             if first.error is None:
-                yield from self._cut(scene, first.value, pieces)
+                yield from self._cut(first.read.key, first.value, pieces)
             else:
-                yield Dropped(scene.files.unit_id, "failed", self._expected(scene.files), str(first.error))
-            for _ in pieces:  # what no chip needed: after these nobody reads from the scene
+                yield Dropped(unit_id, "failed", expected[unit_id], str(first.error))
+            for _ in pieces:  # strips that no chip needed; after these no thread reads from the scene
                 pass
-            scene.files.close()
-            scene.ready = None
+            if isinstance(first.read.key, OpenScene):
+                first.read.key.close()
 
-    def _cut(self, scene: Scene, ready: Ready, pieces: Iterator[Loaded]) -> Iterator[Chip | Dropped | Opened]:
-        grid, unit_id = scene.files.grid, scene.files.unit_id
-        yield Opened(unit_id, grid.rows * grid.cols, scene.files.etag, ready.notes)
-        if not ready.verdict.size:
+    def _cut(
+        self, opened: OpenScene, prepared: PreparedScene, pieces: Iterator[Loaded]
+    ) -> Iterator[Chip | Dropped | Opened]:
+        """Yield the chips of a scene, and its account."""
+        scene, verdict = opened.scene, prepared.verdict
+        grid, unit_id = scene.grid, scene.unit_id
+        yield Opened(unit_id, scene.expected, scene.etag, prepared.notes)
+        if not verdict.size:
             yield Dropped(unit_id, "nodata", 0, f"{grid.width} x {grid.height} px: smaller than a chip")
-        if count := int(np.count_nonzero(ready.verdict == rules.TOO_EMPTY)):
-            yield Dropped(unit_id, "nodata", count, rules.EMPTY)
-        if count := int(np.count_nonzero(ready.verdict == rules.TOO_CLOUDY)):
-            yield Dropped(unit_id, "cloud", count, rules.CLOUDY)
-        near: list[Loaded] = []  # strips that reach into the row at hand or below it
+        if count := int(np.count_nonzero(verdict == rules.TOO_EMPTY)):
+            yield Dropped(unit_id, "nodata", count, rules.REASON_EMPTY)
+        if count := int(np.count_nonzero(verdict == rules.TOO_CLOUDY)):
+            yield Dropped(unit_id, "cloud", count, rules.REASON_CLOUDY)
+        strips: list[Loaded] = []  # that reach into the current row or below it
         ahead = next(pieces, None)
         for row in range(grid.rows):
             bottom = (row + 1) * self.chip
             while ahead is not None and ahead.read.key.strip.y0 < bottom:
-                near.append(ahead)
+                strips.append(ahead)
                 ahead = next(pieces, None)
-            broken = next((str(p.error) for p in near if p.error is not None), "")
-            for col in np.flatnonzero(ready.verdict[row] == rules.PASSES).tolist():
-                if broken:
-                    yield Dropped(unit_id, "failed", 1, broken)
+            error = next((str(piece.error) for piece in strips if piece.error is not None), "")
+            for col in np.flatnonzero(verdict[row] == rules.PASSES).tolist():
+                if error:
+                    yield Dropped(unit_id, "failed", 1, error)
                 else:
-                    yield self._chip(scene.files, ready, self._pixels(scene.files, near, row, col), row, col)
-            near = [p for p in near if p.read.key.strip.y1 > bottom]
+                    pixels = self._pixels(prepared, strips, row, col)
+                    yield self._chip(scene, prepared, pixels, row, col)
+            strips = [piece for piece in strips if piece.read.key.strip.y1 > bottom]
 
-    def _pixels(self, files: Files, near: Sequence[Loaded], row: int, col: int) -> np.ndarray:
-        """Pixels [10, chip, chip] at a row and column of the grid, from strips; coarse bands by repetition."""
+    def _pixels(self, prepared: PreparedScene, strips: Sequence[Loaded], row: int, col: int) -> NDArray[np.uint16]:
+        """Return pixels [10, chip, chip] of a row and column of the grid; coarse bands by repetition."""
         y, x = row * self.chip, col * self.chip
         chip = np.empty((len(self.info.sensor.bands), self.chip, self.chip), np.uint16)
-        for loaded in near:
-            strip, piece = loaded.read.key.strip, loaded.value
-            ratio = files.ratios[self.info.sensor.bands[strip.band]]
+        for piece in strips:
+            strip: Strip = piece.read.key.strip
+            read: StripPixels = piece.value
+            ratio = prepared.ratios[self.info.sensor.bands[strip.band]]
             top, bottom = max(strip.y0, y), min(strip.y1, y + self.chip)
             rows = slice((top - strip.y0) // ratio, (bottom - strip.y0) // ratio)
-            cols = slice((x - piece.x0) // ratio, (x - piece.x0 + self.chip) // ratio)
-            rules.repeated(piece.pixels[rows, cols], ratio, chip[strip.band, top - y : bottom - y])
+            cols = slice((x - read.x0) // ratio, (x - read.x0 + self.chip) // ratio)
+            rules.repeat_pixels(read.pixels[rows, cols], ratio, chip[strip.band, top - y : bottom - y])
         return chip
 
-    def _chip(self, files: Files, ready: Ready, pixels: np.ndarray, row: int, col: int) -> Chip | Dropped:
-        """The chip at a row and column of the grid; Dropped if a limit is passed once zeros in all bands count too."""
-        grid, item, ratio = files.grid, files.item, files.ratios[MASK]
+    def _chip(
+        self, scene: MeasuredScene, prepared: PreparedScene, pixels: NDArray[np.uint16], row: int, col: int
+    ) -> Chip | Dropped:
+        """Return a chip, or Dropped if a limit is exceeded once pixels that are 0 in all bands count as nodata too."""
+        grid, item, ratio = scene.grid, scene.item, scene.mask_ratio
         y, x, side = row * self.chip // ratio, col * self.chip // ratio, self.chip // ratio
-        scl = ready.scl[y : y + side, x : x + side]
-        seen = rules.summed(pixels.any(axis=0), ratio)  # pixels with a number, of those that each of SCL's spans
-        count = int(seen[scl != rules.NODATA].sum())
+        scl = prepared.scl[y : y + side, x : x + side]
+        valid = rules.count_in_blocks((pixels != 0).any(axis=0), ratio)  # valid pixels in each pixel of SCL
+        count = int(valid[scl != rules.SCL_NODATA].sum())
         nodata = (self.chip**2 - count) / self.chip**2
         if count == 0 or nodata > self.max_nodata:
-            return Dropped(files.unit_id, "nodata", 1, rules.EMPTY)
-        cloud = int(seen[rules.cloudy(scl)].sum()) / count
+            return Dropped(scene.unit_id, "nodata", 1, rules.REASON_EMPTY)
+        cloud = int(valid[rules.cloud_mask(scl)].sum()) / count
         if cloud > self.max_cloud:
-            return Dropped(files.unit_id, "cloud", 1, rules.CLOUDY)
+            return Dropped(scene.unit_id, "cloud", 1, rules.REASON_CLOUDY)
         x0, y0 = grid.transform * (col * self.chip, row * self.chip)
-        footprint: shapely.Geometry = ready.footprints[row, col]
-        lon, lat = ready.centers[row, col].tolist()
+        footprint: shapely.Geometry = prepared.footprints[row, col]
+        lon, lat = prepared.centers[row, col].tolist()
         return Chip(
-            unit_id=files.unit_id,
-            chip_id=f"{files.unit_id}:{col}:{row}",
+            unit_id=scene.unit_id,
+            chip_id=f"{scene.unit_id}:{col}:{row}",
             pixels=pixels,
             footprint=footprint,
             center=(lon, lat),
             crs=grid.crs,
             x0=x0,
             y0=y0,
-            pixel_size=grid.pixel,
+            pixel_size=grid.pixel_size,
             col=col,
             row=row,
             datetime=item.datetime,
             item_id=item.item_id,
-            source=files.uris[FIRST],
-            sources=tuple(files.uris[b] for b in self.info.sensor.bands),
+            source=scene.uris[GRID_BAND],
+            sources=tuple(scene.uris[band] for band in self.info.sensor.bands),
             nodata_fraction=nodata,
             cloud_fraction=cloud,
             extra={
                 "platform": item.platform,
                 "mgrs_tile": item.tile,
                 "processing_baseline": item.baseline,
-                "offset_applied": ready.subtract,
+                "offset_applied": prepared.subtract,
                 "sun_elevation": item.sun_elevation,
             },
         )
