@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pyproj
 from affine import Affine
 from numpy.typing import NDArray
@@ -54,6 +55,12 @@ def check_square_pixels(uri: str, transform: Affine) -> None:
     t = transform
     if t.b or t.d or t.a <= 0 or abs(t.a + t.e) > 1e-6 * t.a:
         raise SourceError(f"{uri}: expected pixels that are square and north-up, got the transform {tuple(t)[:6]}.")
+
+
+def valid_pixels(pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the mask [rows, cols] of pixels [bands, rows, cols] that are not 0 in all bands."""
+    mask: NDArray[np.bool_] = np.logical_or.reduce(pixels, axis=0)  # twice as fast as a comparison with 0
+    return mask
 
 
 @cache

@@ -1,53 +1,42 @@
-"""Plan NAIP: which scenes of the bucket's manifest are done, in which shards.
+"""The plan of NAIP: the scenes of the bucket's manifest that are embedded, in shards of one state and year each.
 
-Reads the manifest as a stream (path, https:// or s3://, requester-pays; plain, gzip or zip), keeps the scenes that the
-filters take, of several releases of one scene the newest, and writes one line of JSON per shard, gzipped. A shard holds
-scenes of one state and year, and hardly changes when the manifest grows. Every line that is no scene is counted by
-kind; what looks like a scene and cannot be read is listed.
+The manifest is read as a stream. Of several releases of a scene the newest is planned. A shard hardly changes when the
+manifest grows. Every line that is no scene is counted by kind; every line that looks like a scene and is none is
+listed.
 """
 
-import gzip
-import io
 import logging
-import math
-import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
+from kiln.archives.key_list import PLAIN_NAME, open_lines, report_kinds, report_lines
 from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.config import Config
 from kiln.archives.naip.keys import SceneKey, parse_key
-from kiln.errors import ConfigError, SourceError
+from kiln.errors import ConfigError
+from kiln.formats.bounding_box import BoundingBox, check_bounding_box
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.stable_shards import stable_shards
-from kiln.io import storage
 
-LONGEST = 1024  # characters of a key; a longer line is none
-UNPACKING = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)  # what damaged archives raise
-SHOWN = 50  # kinds and unreadable keys that a report names
-WORD = re.compile(r"[\w.-]{1,80}", re.ASCII)
+MAX_KEY_CHARS = 1024
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Which scenes: every field that is set. `bbox` [west, south, east, north] meets the scene's quarter quadrangle."""
+class SceneFilter:
+    """A filter on scenes. Every field that is set must match; `bbox` must meet the scene's bounds."""
 
     states: frozenset[str] = frozenset()
     years: frozenset[int] = frozenset()
-    cm: frozenset[int] = frozenset()
-    bbox: tuple[float, float, float, float] | None = None
+    resolutions_cm: frozenset[int] = frozenset()
+    bbox: BoundingBox | None = None
 
-    def takes(self, scene: SceneKey) -> bool:
-        """Whether the filters take a scene."""
+    def matches(self, scene: SceneKey) -> bool:
+        """Return whether a scene passes."""
         if (self.states and scene.state not in self.states) or (self.years and scene.year not in self.years):
             return False
-        if self.cm and scene.cm not in self.cm:
+        if self.resolutions_cm and scene.cm not in self.resolutions_cm:
             return False
         if self.bbox is None:
             return True
@@ -56,12 +45,25 @@ class Keep:
 
 
 @dataclass
-class Account:
-    """What became of every line of the manifest."""
+class ManifestCounts:
+    """The counts of a manifest's lines.
+
+    Attributes:
+        lines: All of them.
+        scenes: Lines that are scenes.
+        selected: Scenes that are planned.
+        filtered: Scenes that do not pass the filter.
+        superseded: Scenes of which there is a newer release, or a copy in another folder.
+        duplicates: Scenes that are listed again.
+        undated: Planned scenes without a date.
+        next_year: Planned scenes that were acquired in the year after their path's.
+        others: Numbers of other lines, by kind.
+        unreadable: Keys that look like scenes and are none.
+    """
 
     lines: int = 0
     scenes: int = 0
-    kept: int = 0
+    selected: int = 0
     filtered: int = 0
     superseded: int = 0
     duplicates: int = 0
@@ -71,81 +73,95 @@ class Account:
     unreadable: list[str] = field(default_factory=list)
 
 
-@contextmanager
-def open_manifest(uri: str) -> Iterator[Iterable[str]]:
-    """The lines of a manifest. Raises ConfigError for one that is missing, truncated or no text."""
-    try:
-        with storage.local_copy(uri) as path, path.open("rb") as raw:
-            head = raw.read(4)
-            raw.seek(0)
-            if head.startswith(b"\x1f\x8b"):
-                stream: Any = gzip.open(raw)  # noqa: SIM115 (closed with the file below it)
-            elif head == b"PK\x03\x04":
-                archive = zipfile.ZipFile(raw)
-                files = [i for i in archive.infolist() if not i.is_dir()]
-                try:
-                    stream = archive.open(max(files, key=lambda i: i.file_size))
-                except (RuntimeError, NotImplementedError) as e:  # asks for a password; packed in an unknown way
-                    raise ConfigError(f"manifest {uri}: a zip that cannot be unpacked ({e}); unpack it first") from e
-            else:
-                stream = raw
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace")
-    except SourceError as e:
-        raise ConfigError(f"manifest {e}") from e
-    except UNPACKING as e:
-        raise ConfigError(f"manifest {uri}: truncated or damaged ({e}); fetch it again") from e
+PlannedScene = tuple[str, int, int]  # key, chips and bytes by estimate
 
 
-Scene = tuple[str, int, int]  # key, chips and bytes by estimate
+def plan_shards(config: Config) -> Iterator[ShardPlan]:
+    """Yield the shards of the scenes that the config selects.
+
+    Args:
+        config: The archive's section of the config.
+
+    Yields:
+        The shards, partition by partition.
+
+    Raises:
+        ConfigError: If the manifest cannot be read or holds no scene, or the filters leave none.
+        TransientError: If the manifest's store is busy.
+    """
+    bbox = check_bounding_box(config.bbox, may_cross_antimeridian=False) if config.bbox is not None else None
+    scene_filter = SceneFilter(frozenset(config.states), frozenset(config.years), frozenset(config.resolutions), bbox)
+    with open_lines(config.manifest, "manifest") as lines:
+        partitions, counts = read_scenes(lines, scene_filter, config.chip_size)
+    log.info("%s", report(counts))
+    where = f"manifest {config.manifest}"
+    if not counts.scenes:
+        raise ConfigError(f"{where}: expected keys of NAIP scenes, got none in {counts.lines:,} lines. Check the file.")
+    if not counts.selected:
+        raise ConfigError(
+            f"{where}: the filters leave none of {counts.scenes:,} scenes. Check states, years, resolutions and bbox."
+        )
+    yield from shard_plans(partitions, config.archive, config.scenes_per_shard, config.chip_size)
 
 
-def read_scenes(lines: Iterable[str], keep: Keep, chip: int) -> tuple[dict[str, list[Scene]], Account]:
-    """The scenes to do by partition, and the account of every line."""
-    account = Account()
-    newest: dict[str, dict[str, tuple[tuple[str, bool], Scene]]] = {}  # partition -> scene -> rank, what is planned
+def read_scenes(
+    lines: Iterable[str], scene_filter: SceneFilter, chip_size: int
+) -> tuple[dict[str, list[PlannedScene]], ManifestCounts]:
+    """Select the scenes of a manifest.
+
+    Args:
+        lines: The manifest's lines.
+        scene_filter: The filter on scenes.
+        chip_size: Side of a chip in pixels, for the estimates.
+
+    Returns:
+        The scenes by partition, and the counts of all lines.
+    """
+    counts = ManifestCounts()
+    newest: dict[str, dict[str, tuple[tuple[str, bool], PlannedScene]]] = {}  # partition -> scene -> rank, planned
     for line in lines:
-        account.lines += 1
+        counts.lines += 1
         key = line.strip()
-        scene = parse_key(key) if len(key) <= LONGEST else None
+        scene = parse_key(key) if len(key) <= MAX_KEY_CHARS else None
         if scene is None:
-            if "/rgbir_cog/" in key and key.endswith(".tif") and len(key) <= LONGEST:
-                account.unreadable.append(key)
+            if "/rgbir_cog/" in key and key.endswith(".tif") and len(key) <= MAX_KEY_CHARS:
+                counts.unreadable.append(key)
             else:
-                account.others[kind(key)] += 1
+                counts.others[kind_of_line(key)] += 1
             continue
-        account.scenes += 1
-        if not keep.takes(scene):
-            account.filtered += 1
+        counts.scenes += 1
+        if not scene_filter.matches(scene):
+            counts.filtered += 1
             continue
         siblings, name = newest.setdefault(scene.partition, {}), scene.scene
         known = siblings.get(name)
-        rank = (scene.released, scene.at_home)
+        rank = (scene.released, scene.is_in_own_block)
         if known is None or rank > known[0] or (rank == known[0] and key < known[1][0]):
-            siblings[name] = (rank, (key, *scene.estimate(chip)))
+            siblings[name] = (rank, (key, *scene.estimate(chip_size)))
         if known is not None:
-            account.duplicates += known[1][0] == key
-            account.superseded += known[1][0] != key
+            counts.duplicates += known[1][0] == key
+            counts.superseded += known[1][0] != key
             continue
-        account.kept += 1
-        account.undated += not scene.acquired
-        account.next_year += scene.acquired[:4] == str(scene.year + 1)
-    return {p: [planned for _, planned in scenes.values()] for p, scenes in newest.items()}, account
+        counts.selected += 1
+        counts.undated += not scene.acquired
+        counts.next_year += scene.acquired[:4] == str(scene.year + 1)
+    return {p: [planned for _, planned in scenes.values()] for p, scenes in newest.items()}, counts
 
 
-def kind(key: str) -> str:
-    """What a line is that is no scene: the folder of its kind and its extension."""
-    if len(key) > LONGEST:
+def kind_of_line(key: str) -> str:
+    """Return the kind of a line that is no scene: the folder of its product and its extension."""
+    if len(key) > MAX_KEY_CHARS:
         return "overlong line"
     parts = key.split("/")
     if not key:
         return "empty line"
-    if len(parts) < 4 or not WORD.fullmatch(parts[3]) or not WORD.fullmatch(parts[-1]):
+    if len(parts) < 4 or not PLAIN_NAME.fullmatch(parts[3]) or not PLAIN_NAME.fullmatch(parts[-1]):
         return "no key of the archive"
     return f"{parts[3]} .{key.rpartition('.')[2]}" if "." in parts[-1] else f"{parts[3]} without extension"
 
 
 def shard_plans(
-    partitions: dict[str, list[Scene]], archive: str, scenes_per_shard: int, chip_size: int
+    partitions: dict[str, list[PlannedScene]], archive: str, scenes_per_shard: int, chip_size: int
 ) -> Iterator[ShardPlan]:
     """Yield the shards, partition by partition; `expected` chips and `read_bytes` are estimates from the keys."""
     for partition in sorted(partitions):
@@ -163,46 +179,13 @@ def shard_plans(
             )
 
 
-def report(account: Account) -> str:
-    """The account as text."""
-    told = [
-        f"{account.lines:,} lines: {account.scenes:,} scenes, {account.kept:,} kept, {account.filtered:,} filtered out,"
-        f" {account.superseded:,} older releases, {account.duplicates:,} said twice",
-        f"of those kept {account.undated:,} have no date, {account.next_year:,} a date of the year after the path's",
+def report(counts: ManifestCounts) -> str:
+    """Return the counts as text."""
+    lines = [
+        f"{counts.lines:,} lines: {counts.scenes:,} scenes, {counts.selected:,} selected, {counts.filtered:,} filtered "
+        f"out, {counts.superseded:,} older releases, {counts.duplicates:,} duplicates",
+        f"of the selected, {counts.undated:,} have no date, {counts.next_year:,} a date of the year after the path's",
+        *report_kinds(counts.others),
+        *report_lines("not a scene", counts.unreadable),
     ]
-    told += [f"{n:,} x {what}" for what, n in sorted(account.others.items(), key=lambda o: (-o[1], o[0]))[:SHOWN]]
-    told += [f"cannot be read, though it looks like a scene: {key}" for key in account.unreadable[:SHOWN]]
-    if (more := len(account.unreadable) - SHOWN) > 0:
-        told.append(f"and {more:,} more that cannot be read")
-    return "\n".join(told)
-
-
-def plan_shards(config: Config) -> Iterator[ShardPlan]:
-    """Yield the shards of the scenes that the config asks for.
-
-    Args:
-        config: The archive's section of the config.
-
-    Raises:
-        ConfigError: If the manifest cannot be read or holds no scene, or the filters leave none.
-    """
-    keep = Keep(
-        frozenset(config.states), frozenset(config.years), frozenset(config.resolutions), _checked_bbox(config.bbox)
-    )
-    with open_manifest(config.manifest) as lines:
-        partitions, account = read_scenes(lines, keep, config.chip_size)
-    log.info("%s", report(account))
-    if not account.scenes:
-        raise ConfigError(f"manifest {config.manifest}: no scene in {account.lines} lines; is it NAIP's list of keys?")
-    if not account.kept:
-        raise ConfigError(f"the filters leave none of {account.scenes:,} scenes: look at states, years and bbox")
-    yield from shard_plans(partitions, config.archive, config.scenes_per_shard, config.chip_size)
-
-
-def _checked_bbox(bbox: list[float] | None) -> tuple[float, float, float, float] | None:
-    if bbox is None:
-        return None
-    west, south, east, north = bbox
-    if not all(map(math.isfinite, bbox)) or west >= east or south >= north:
-        raise ConfigError(f"bbox: expected west < east and south < north in degrees, got {bbox}. Correct it.")
-    return west, south, east, north
+    return "\n".join(lines)

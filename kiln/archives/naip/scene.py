@@ -1,32 +1,35 @@
-"""A NAIP scene but for its reading: what its header tells, where its chips lie, and their rows made from strips."""
+"""A NAIP scene without its reading: its header, the places of its chips, and their rows from strips of the file.
+
+`read_header` gives a `SceneHeader`. `cut_own_lattice` or `cut_on_grid` makes a `Scene` of it, which has chips.
+"""
 
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyproj
 import rasterio
 from affine import Affine
+from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 
 from kiln.archives import utm_grid
+from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.layout import Edge
+from kiln.archives.raster_reading import check_square_pixels, strip_rows, to_degrees
 from kiln.errors import SourceError
 from kiln.formats.records import Loaded
 from kiln.io import gdal
 
-BANDS = 4
-STRIP = 256  # least rows of a read, so that an untiled file is not read line by line
+BAND_COUNT = len(ARCHIVE.sensor.bands)
 
 
 class Place(NamedTuple):
-    """A chip: its first pixel in the scene's image, its place in the lattice, its corner in the CRS."""
+    """A chip: its first pixel in the scene's image, its place in the lattice, its corner in the image's CRS."""
 
     y: int
     x: int
@@ -42,146 +45,203 @@ class Strip(NamedTuple):
     first: int
     last: int
 
-    def nbytes(self, scene: "Scene") -> int:
-        """What its pixels take."""
-        return BANDS * (self.last - self.first) * scene.width
 
+class ChipRow(NamedTuple):
+    """A row of chips, its rows [first, last) of the file, and the first row that this or a later one needs."""
 
-def _all_of(first: int, last: int) -> tuple[int, int]:
-    return first, last
-
-
-def _as_read(first: int, last: int, read: utm_grid.Rows) -> np.ndarray:
-    return read(first, last)
+    places: list[Place]
+    first: int
+    last: int
+    first_needed: int
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What is known of a scene before its pixels are read: `height` and `width` of its file, `block` rows of a block.
+class SceneHeader:
+    """The header of a scene's file.
 
-    Chips lie at `places`, row by row from the north, in an image of the scene: the file's own pixels, or on a common
-    lattice whole cells of `grid`. `transform` and `crs` are the image's; `gsd` is of the file's pixels in its CRS. Rows
-    of the image are made by `image(first, last, read)` from the file's rows that `needs(first, last)` tells.
+    Attributes:
+        height: Rows.
+        width: Columns.
+        block_rows: Rows of a block.
+        transform: From pixels to the CRS.
+        crs: As EPSG code or WKT, in metres.
+        gsd: Side of a pixel in units of the CRS.
     """
 
     height: int
     width: int
-    block: int
+    block_rows: int
     transform: Affine
     crs: str
     gsd: float
-    chip: int = 0
-    places: Sequence[Place] = ()
-    grid: utm_grid.Grid | None = None
-    notes: tuple[str, ...] = ()
-    needs: Callable[[int, int], tuple[int, int]] = _all_of
-    image: Callable[[int, int, utm_grid.Rows], np.ndarray] = _as_read
 
-    @property
-    def pixel_size(self) -> float:
-        """Of the chips."""
-        return self.grid.gsd if self.grid else self.gsd
 
-    def rows(self) -> list[tuple[list[Place], int, int, int]]:
-        """Rows of chips: their places, rows [first, last) of the file they need, and the first one still needed."""
-        rows = [list(group) for _, group in itertools.groupby(self.places, key=lambda p: p.y)]
-        needs = [self.needs(r[0].y, r[0].y + self.chip) for r in rows]
-        still = list(itertools.accumulate((first for first, _ in reversed(needs)), min))[::-1]
-        return [(r, *need, low) for r, need, low in zip(rows, needs, still, strict=True)]
+@dataclass(frozen=True)
+class Scene:
+    """A scene cut into chips. They lie in an image: the file's own pixels, or complete cells of a common grid.
+
+    Attributes:
+        header: The header of its file.
+        chip: Side of a chip in pixels of the image.
+        places: The chips, row by row from the north.
+        transform: From pixels of the image to its CRS.
+        crs: The image's CRS.
+        pixel_size: Side of a pixel of the image in units of its CRS.
+        grid_name: Name of the common grid; None: the scene has its own lattice.
+        notes: Notes for the ledger.
+        needs: Returns the rows [first, last) of the file that rows [first, last) of the image need.
+        image: Returns rows [first, last) of the image, given a function that returns rows of the file.
+    """
+
+    header: SceneHeader
+    chip: int
+    places: Sequence[Place]
+    transform: Affine
+    crs: str
+    pixel_size: float
+    grid_name: str | None
+    notes: tuple[str, ...]
+    needs: utm_grid.Needs
+    image: utm_grid.Image
+
+    def chip_rows(self) -> list[ChipRow]:
+        """Return the rows of chips, from the north."""
+        rows = [list(group) for _, group in itertools.groupby(self.places, key=lambda place: place.y)]
+        needs = [self.needs(row[0].y, row[0].y + self.chip) for row in rows]
+        first_needed = list(itertools.accumulate((first for first, _ in reversed(needs)), min))[::-1]
+        return [ChipRow(row, *need, low) for row, need, low in zip(rows, needs, first_needed, strict=True)]
 
     def strips(self) -> list[Strip]:
-        """Strips of whole blocks that hold all rows that chips need."""
-        needs = [(first, last) for _, first, last, _ in self.rows() if first < last]
+        """Return strips of complete blocks that hold all rows that chips need."""
+        needs = [(row.first, row.last) for row in self.chip_rows() if row.first < row.last]
         if not needs:
             return []
-        top, bottom = min(n[0] for n in needs), max(n[1] for n in needs)
-        height = self.block * max(1, STRIP // self.block)
+        top, bottom = min(first for first, _ in needs), max(last for _, last in needs)
+        height = strip_rows(self.header.block_rows)
         top -= top % height
         return [Strip(y, min(y + height, bottom)) for y in range(top, bottom, height)]
 
+    def strip_bytes(self, strip: Strip) -> int:
+        """Return the memory of a strip's pixels."""
+        return BAND_COUNT * (strip.last - strip.first) * self.header.width
 
-def opened(uri: str, file: rasterio.DatasetReader) -> Scene:
-    """Size and place of an open file. Raises SourceError unless it is four bands of uint8 on a north-up grid."""
-    if file.count != BANDS:
-        raise SourceError(f"{uri}: {file.count} bands, want the {BANDS} of R G B NIR")
+
+def read_header(uri: str, file: rasterio.DatasetReader) -> SceneHeader:
+    """Return the header of an open file. Raises SourceError unless it is four bands of uint8 on a north-up grid."""
+    if file.count != BAND_COUNT:
+        raise SourceError(f"{uri}: expected the {BAND_COUNT} bands R G B NIR, got {file.count} bands.")
     if set(file.dtypes) != {"uint8"}:
-        raise SourceError(f"{uri}: pixels are {'/'.join(sorted(set(file.dtypes)))}, want uint8")
+        raise SourceError(f"{uri}: expected pixels of uint8, got {'/'.join(sorted(set(file.dtypes)))}.")
     if file.crs is None or file.transform.is_identity:
-        raise SourceError(f"{uri}: no CRS or no transform: its place is unknown")
+        raise SourceError(f"{uri}: expected a projection, got no CRS or no transform: its place is unknown.")
     if file.crs.is_geographic:
-        raise SourceError(f"{uri}: in degrees ({file.crs}), want a projected CRS in metres")
-    t = file.transform
-    if t.b or t.d or t.a <= 0 or abs(t.a + t.e) > 1e-6 * t.a:
-        raise SourceError(f"{uri}: pixels are not square and north-up: {tuple(t)[:6]}")
+        raise SourceError(f"{uri}: expected a projected CRS in metres, got {file.crs} in degrees.")
+    check_square_pixels(uri, file.transform)
     epsg = file.crs.to_epsg()
     crs = f"EPSG:{epsg}" if epsg else file.crs.to_wkt()
-    ends = np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)])
+    corners = np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)])
     try:
-        here = degrees(ends, t, crs)
+        degrees = pixels_to_degrees(corners, file.transform, crs)
     except ProjError as e:
-        raise SourceError(f"{uri}: its CRS is of no use: {e}") from e
-    if not np.isfinite(here).all():
-        raise SourceError(f"{uri}: its corners lie nowhere on the Earth in {crs[:60]}")
-    return Scene(file.height, file.width, file.block_shapes[0][0], t, crs, math.sqrt(abs(t.determinant)))
+        raise SourceError(f"{uri}: expected a CRS on the Earth, got one that PROJ cannot use: {e}") from e
+    if not np.isfinite(degrees).all():
+        raise SourceError(f"{uri}: expected corners on the Earth, got none in {crs[:60]}.")
+    gsd = math.sqrt(abs(file.transform.determinant))
+    return SceneHeader(file.height, file.width, int(file.block_shapes[0][0]), file.transform, crs, gsd)
 
 
-def own_lattice(scene: Scene, chip: int, edge: Edge) -> Scene:
-    """The scene with the chips that begin at its top left."""
+def cut_own_lattice(header: SceneHeader, chip: int, edge: Edge) -> Scene:
+    """Cut a scene into chips from its top left.
+
+    Args:
+        header: The scene's header.
+        chip: Side of a chip in pixels.
+        edge: `drop` leaves out less than a chip at the right and bottom; `align` adds chips that end with the scene.
+
+    Returns:
+        The scene.
+    """
 
     def starts(length: int) -> list[int]:
-        """First pixels of the chips along a side of `length` pixels."""
+        """Return the first pixels of the chips along a side."""
         firsts = list(range(0, length - chip + 1, chip))
         if edge == "align" and firsts and firsts[-1] + chip < length:
             firsts.append(length - chip)
         return firsts
 
     places = [
-        Place(y, x, -(-x // chip), -(-y // chip), *(scene.transform * (x, y)))
-        for y, x in itertools.product(starts(scene.height), starts(scene.width))
+        Place(y, x, -(-x // chip), -(-y // chip), *(header.transform * (x, y)))
+        for y, x in itertools.product(starts(header.height), starts(header.width))
     ]
-    return replace(scene, chip=chip, places=places)
-
-
-def on_grid(uri: str, scene: Scene, chip: int, gsd: float, zone: int) -> Scene:
-    """The scene with every cell that it touches of the grid of its CRS's zone; of `zone` where that is not UTM.
-
-    Raises SourceError if no grid holds it.
-    """
-    told = utm_grid.zone_of(scene.crs)
-    if (told or zone) not in utm_grid.ZONES:
-        raise SourceError(f"{uri}: in UTM zone {told or zone}; NAD83 has {utm_grid.ZONES[0]} to {utm_grid.ZONES[-1]}")
-    grid = utm_grid.Grid(told or zone, chip, gsd)
-    try:
-        on = utm_grid.align(scene.height, scene.width, scene.transform, scene.crs, grid)
-    except RasterioError as e:
-        gdal.raise_if_transient(e)
-        raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({gdal.gdal_message(e)})") from e
-    except SourceError as e:
-        raise SourceError(f"{uri}: {e}") from e
-    # corners are not by the transform: they are equal in every scene, to the last bit
-    places = [Place(*cell, grid.x0(cell.col), grid.y0(cell.row)) for cell in on.cells]
-    notes = [f"in UTM zone {told}, where the key says {zone}"] if told not in (None, zone) else []
-    notes += [on.how] if on.how else []
-    return replace(
-        scene,
+    return Scene(
+        header=header,
         chip=chip,
         places=places,
-        transform=on.transform,
-        crs=grid.crs,
-        grid=grid,
-        notes=tuple(notes),
-        needs=on.needs,
-        image=on.image,
+        transform=header.transform,
+        crs=header.crs,
+        pixel_size=header.gsd,
+        grid_name=None,
+        notes=(),
+        needs=lambda first, last: (first, last),
+        image=lambda first, last, read: read(first, last),
     )
 
 
-class Near(NamedTuple):
-    """Strips that follow one another without a gap."""
+def cut_on_grid(uri: str, header: SceneHeader, chip: int, gsd: float, key_zone: int) -> Scene:
+    """Cut a scene into the cells that it touches of its UTM zone's grid.
+
+    Args:
+        uri: The scene's address, for errors.
+        header: The scene's header.
+        chip: Side of a chip in pixels of the grid.
+        gsd: Metres of the grid's pixels.
+        key_zone: The zone of the scene's key, for a scene whose CRS is not UTM.
+
+    Returns:
+        The scene.
+
+    Raises:
+        SourceError: If the scene is in no zone of the grid, or cannot be brought there.
+    """
+    crs_zone = utm_grid.zone_of(header.crs)
+    zone = crs_zone or key_zone
+    if zone not in utm_grid.ZONES:
+        raise SourceError(
+            f"{uri}: expected a UTM zone of NAD83, {utm_grid.ZONES[0]} to {utm_grid.ZONES[-1]}, got zone {zone}."
+        )
+    grid = utm_grid.Grid(zone, chip, gsd)
+    try:
+        aligned = utm_grid.align(header.height, header.width, header.transform, header.crs, grid)
+    except RasterioError as e:
+        gdal.raise_if_transient(e)
+        raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({gdal.gdal_message(e)}).") from e
+    except SourceError as e:
+        raise SourceError(f"{uri}: {e}") from e
+    # corners come from the grid, not from the transform, so that they are equal in every scene to the last bit
+    places = [Place(*cell, grid.x0(cell.col), grid.y0(cell.row)) for cell in aligned.cells]
+    notes = [f"in UTM zone {crs_zone}, where the key says {key_zone}"] if crs_zone not in (None, key_zone) else []
+    notes += [aligned.resampling] if aligned.resampling else []
+    return Scene(
+        header=header,
+        chip=chip,
+        places=places,
+        transform=aligned.transform,
+        crs=grid.crs,
+        pixel_size=grid.gsd,
+        grid_name=grid.name,
+        notes=tuple(notes),
+        needs=aligned.needs,
+        image=aligned.image,
+    )
+
+
+class StripWindow(NamedTuple):
+    """Consecutive strips without a gap."""
 
     strips: list[Loaded]
 
-    def read(self, first: int, last: int) -> np.ndarray:
-        """Rows [first, last) of the file. Raises SourceError if one of their strips could not be read."""
+    def read(self, first: int, last: int) -> NDArray[Any]:
+        """Return rows [first, last) of the file. Raises SourceError if one of their strips could not be read."""
         parts = []
         for piece in self.strips:
             strip: Strip = piece.read.key
@@ -193,33 +253,29 @@ class Near(NamedTuple):
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-class Strips:
-    """The strips of a scene as they come, let go as soon as no row of chips needs them any more."""
+class StripQueue:
+    """The strips of a scene as they are read; those that no further row of chips needs are freed."""
 
     def __init__(self, pieces: Iterator[Loaded]) -> None:
         self._pieces = pieces
-        self._near: deque[Loaded] = deque()
+        self._strips: deque[Loaded] = deque()
 
-    def between(self, last: int, low: int) -> Near:
-        """Those that hold rows [low, last) of the file; rows before `low` are asked for no more."""
-        while self._near and self._near[0].read.key.last <= low:
-            self._near.popleft()
-        while not self._near or self._near[-1].read.key.last < last:
+    def window(self, first_needed: int, last: int) -> StripWindow:
+        """Return the strips that hold rows [first_needed, last) of the file; earlier rows are not needed any more."""
+        while self._strips and self._strips[0].read.key.last <= first_needed:
+            self._strips.popleft()
+        while not self._strips or self._strips[-1].read.key.last < last:
             piece = next(self._pieces, None)
             if piece is None:
                 break
-            if piece.read.key.last > low:
-                self._near.append(piece)
-        return Near(list(self._near))
+            if piece.read.key.last > first_needed:
+                self._strips.append(piece)
+        return StripWindow(list(self._strips))
 
 
-def degrees(pixels: np.ndarray, transform: Affine, crs: str) -> np.ndarray:
-    """Pixel coordinates [..., 2] (x, y) of an image as longitudes and latitudes [..., 2]."""
+def pixels_to_degrees(pixels: NDArray[Any], transform: Affine, crs: str) -> NDArray[np.float64]:
+    """Return longitudes and latitudes [..., 2] of pixel coordinates [..., 2] (x, y) of an image."""
     flat = pixels.reshape(-1, 2)
     east, north = transform.c + flat[:, 0] * transform.a, transform.f + flat[:, 1] * transform.e
-    return np.stack(_to_degrees(crs).transform(east, north), axis=1).reshape(pixels.shape)
-
-
-@cache
-def _to_degrees(crs: str) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    degrees: NDArray[np.float64] = np.stack(to_degrees(crs).transform(east, north), axis=1)
+    return degrees.reshape(pixels.shape)

@@ -1,16 +1,17 @@
-"""NAIP: scenes of four uint8 bands R G B NIR in UTM, known by the keys of their bucket, cut into chips."""
+"""The source of NAIP: scenes of four uint8 bands R G B NIR in UTM, cut into chips."""
 
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import rasterio
 import shapely
+from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -18,21 +19,42 @@ from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.config import Config
 from kiln.archives.naip.keys import SceneKey, parse_key
 from kiln.archives.naip.layout import Edge, Lattice, chip_layout
-from kiln.archives.naip.scene import Place, Scene, Strip, Strips, degrees, on_grid, opened, own_lattice
+from kiln.archives.naip.scene import (
+    Place,
+    Scene,
+    Strip,
+    StripQueue,
+    cut_on_grid,
+    cut_own_lattice,
+    pixels_to_degrees,
+    read_header,
+)
+from kiln.archives.raster_reading import read_with_retry, valid_pixels
 from kiln.errors import AccessError, ConfigError, SourceError, TransientError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
 from kiln.io import gdal, storage
 
-STATS = 16  # scenes asked for at a time
-OPEN_SCENES = 2  # that a reading thread keeps open: one ends where the next begins
-MAKERS = 2  # threads that make rows of chips from strips, which on the common lattice takes a while
-DISAGREE = 0.2  # share by which a file's resolution may differ from its key's before it is noted
+REQUEST_THREADS = 16
+OPEN_SCENES = 2  # of a reading thread: one ends where the next begins
+RESAMPLE_THREADS = 2  # make rows of chips from strips, which on the common lattice takes time
+GSD_TOLERANCE = 0.2  # relative difference of a file's resolution and its key's that gets no note
 CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))  # of a chip, in chips from its first pixel: NW, SW, SE, NE
 
 
 def open_source(shard: ShardPlan, config: Config) -> "NaipSource":
-    """Return the source of a shard's scenes. Raises ConfigError for a plan or config that does not fit."""
+    """Return the source of a shard's scenes.
+
+    Args:
+        shard: A shard of the archive's plan.
+        config: The archive's section of the config.
+
+    Returns:
+        The source; nothing is read before its `check`.
+
+    Raises:
+        ConfigError: If a unit of the plan is no key of a scene, or settings contradict each other.
+    """
     return NaipSource(
         shard.units,
         archive=shard.archive,
@@ -50,9 +72,6 @@ def open_source(shard: ShardPlan, config: Config) -> "NaipSource":
 class NaipSource:
     """The scenes of one shard, each cut into chips.
 
-    `lattice`: `scene` cuts from each scene's top left; `edge` `drop` leaves out what is less than a chip at the right
-    and bottom, `flush` adds a last column and row that end with the scene. `utm` cuts every cell that a scene touches
-    of its zone's grid of `lattice_gsd` metres (`utm_grid`), resampled where its pixels do not fall on that.
     Nodata is 0 in all four bands: band 4 is near infrared, also where it is tagged alpha.
     """
 
@@ -75,6 +94,25 @@ class NaipSource:
         metadata: str = "as_trained",
         gsd: str = "as_trained",
     ) -> None:
+        """Describe the shard; nothing is read.
+
+        Args:
+            keys: Keys of the scenes.
+            archive: Root of the keys.
+            chip: Side of a chip in pixels.
+            max_nodata: Maximum fraction of nodata in a chip.
+            edge: `drop` leaves out less than a chip at the right and bottom of a scene, `align` adds chips that end
+                with the scene; for the lattice `scene` only.
+            lattice: `scene` cuts from each scene's top left; `utm` cuts every cell that a scene touches of its zone's
+                grid, resampled where its pixels do not fall on it.
+            lattice_gsd: Metres of the grid's pixels.
+            partition: Merge partition.
+            metadata: Date and place that the model is given.
+            gsd: Pixel size that the model is given.
+
+        Raises:
+            ConfigError: If a key is no scene's, or settings contradict each other.
+        """
         self.chip, self.edge, self.max_nodata, self.archive = chip, edge, max_nodata, archive
         self.lattice_gsd = lattice_gsd if lattice == "utm" else None
         self.info = SourceInfo(
@@ -93,141 +131,140 @@ class NaipSource:
         for key in keys:
             scene = parse_key(key)
             if scene is None:
-                raise ConfigError(f"{key!r} is no key of a NAIP scene; make the plan again")
+                raise ConfigError(f"shard: expected keys of NAIP scenes, got {key!r}. Make the plan again.")
             self.scenes.append(scene)
-        self._handles = gdal.OpenRasters(OPEN_SCENES)
-        self._check_whole = cache(storage.check_readable)
-        self._found: dict[str, storage.Stat] = {}
+        self._rasters = gdal.OpenRasters(OPEN_SCENES)
+        self._check_readable = cache(storage.check_readable)
+        self._stats: dict[str, storage.Stat] = {}
         self._refused: dict[str, AccessError] = {}
 
     def uri(self, scene: SceneKey) -> str:
-        """Where a scene lies."""
+        """Return a scene's address."""
         return storage.join(self.archive, scene.key)
 
     def units(self) -> list[Unit]:
-        """One per scene, its chips estimated until it is opened."""
+        """Return one unit per scene; its number of chips is an estimate until it is opened."""
         return [
             Unit(s.unit_id, s.estimate(self.chip)[0], self.uri(s), self._etag(s), False, self._version(s))
             for s in self.scenes
         ]
 
     def _version(self, scene: SceneKey) -> str:
-        """Place, size and ETag (local files: when they were written); empty if the store tells too little."""
-        found, uri = self._found.get(scene.key), self.uri(scene)
-        if not found or found.size <= 0 or (storage.is_remote(uri) and not found.etag):
+        """Return address, size and ETag (local files: time of writing); empty if the store gives none of these."""
+        stat, uri = self._stats.get(scene.key), self.uri(scene)
+        if not stat or stat.size <= 0 or (storage.is_remote(uri) and not stat.etag):
             return ""
-        return f"{uri} {found.size} {found.etag or found.modified}"
+        return f"{uri} {stat.size} {stat.etag or stat.modified}"
 
     def _etag(self, scene: SceneKey) -> str:
-        found = self._found.get(scene.key)
-        return found.etag if found else ""
+        stat = self._stats.get(scene.key)
+        return stat.etag if stat else ""
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """URI of every scene that is there, with its size, and its ETag where the store has one."""
+        """Return the address of every scene that exists, with its size, and its ETag where the store has one."""
         return {
-            self.uri(s): {"size": f.size, **({"etag": f.etag} if f.etag else {})}
-            for s in self.scenes
-            if (f := self._found.get(s.key))
+            self.uri(scene): {"size": stat.size, **({"etag": stat.etag} if stat.etag else {})}
+            for scene in self.scenes
+            if (stat := self._stats.get(scene.key))
         }
 
     def check(self) -> None:
-        """Ask for every scene's size and ETag; scenes that are gone fail later, one by one.
+        """Request every scene's size and ETag; missing scenes fail later, one by one.
 
-        Raises ConfigError if all are refused, as a bucket does whose readers pay, to one who does not.
+        Raises:
+            ConfigError: If the store denies access to all of them.
+            TransientError: If it may answer later.
         """
 
-        def ask(scene: SceneKey) -> storage.Stat | AccessError | None:
+        def request(scene: SceneKey) -> storage.Stat | AccessError | None:
             try:
                 return storage.stat(self.uri(scene))
             except AccessError as e:
                 return e
 
-        with ThreadPoolExecutor(STATS) as pool:
-            for scene, found in zip(self.scenes, pool.map(ask, self.scenes), strict=True):
-                if isinstance(found, AccessError):
-                    self._refused[scene.key] = found
-                elif found:
-                    self._found[scene.key] = found
-        if self._refused and not self._found:
+        with ThreadPoolExecutor(REQUEST_THREADS) as pool:
+            for scene, answer in zip(self.scenes, pool.map(request, self.scenes), strict=True):
+                if isinstance(answer, AccessError):
+                    self._refused[scene.key] = answer
+                elif answer:
+                    self._stats[scene.key] = answer
+        if self._refused and not self._stats:
             e = next(iter(self._refused.values()))
-            raise ConfigError(f"{e}. If the bucket is requester-pays: AWS credentials are needed, and pay") from e
+            message = str(e).rstrip(".")
+            raise ConfigError(f"{message}. Set AWS credentials: readers of a requester-pays bucket pay.") from e
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def reads(self) -> Iterator[Read]:
-        """Of every scene first its header, then strips of whole blocks as far down as chips go."""
+        """Yield the reads: of every scene first its header, then strips of complete blocks down to the last chips."""
         for key in self.scenes:
-            yield Read(
-                0,
-                lambda k=key: self._open(k),
-                key,
-                key.unit_id,
-                lambda scene, k=key: [
-                    Read(s.nbytes(scene), lambda k=k, s=s: self._load(k, s), s, k.unit_id) for s in scene.strips()
-                ],
-            )
+            yield Read(0, partial(self._open, key), key, key.unit_id, partial(self._strip_reads, key))
+
+    def _strip_reads(self, key: SceneKey, scene: Scene) -> list[Read]:
+        return [
+            Read(scene.strip_bytes(strip), partial(self._load, key, strip), strip, key.unit_id)
+            for strip in scene.strips()
+        ]
 
     def _open(self, key: SceneKey) -> Scene:
-        """What the scene's header tells, its chips on whichever lattice. Raises SourceError if it is of no use."""
+        """Return a scene, cut into chips. Raises SourceError if nothing can be embedded from it."""
         uri = self.uri(key)
-        found = self._found.get(key.key)
+        stat = self._stats.get(key.key)
         if key.key in self._refused:
             raise self._refused[key.key]
-        if found is None:
+        if stat is None:
             raise SourceError(f"{uri}: does not exist")
-        if found.size == 0:
+        if stat.size == 0:
             raise SourceError(f"{uri}: empty, 0 bytes")
         with gdal.environment(uri):
-            scene = opened(uri, self._handle(key))
+            header = read_header(uri, self._file(key))
         if self.lattice_gsd:
-            return on_grid(uri, scene, self.chip, self.lattice_gsd, key.zone)
-        return own_lattice(scene, self.chip, self.edge)
+            return cut_on_grid(uri, header, self.chip, self.lattice_gsd, key.zone)
+        return cut_own_lattice(header, self.chip, self.edge)
 
-    def _load(self, key: SceneKey, strip: Strip) -> np.ndarray:
-        """Pixels [4, rows, width] of a strip; one more try after a remote failure, since GDAL hides its kind."""
+    def _load(self, key: SceneKey, strip: Strip) -> NDArray[np.uint8]:
+        """Return pixels [4, rows, width] of a strip."""
         uri = self.uri(key)
-        with gdal.environment(uri):
-            for last in (not storage.is_remote(uri), True):
-                file = self._handle(key)
-                try:
-                    return file.read(window=Window(0, strip.first, file.width, strip.last - strip.first))
-                except RasterioError as e:
-                    self._handles.close(uri)
-                    if last:
-                        raise self._why(key, e) from e
-        raise AssertionError
 
-    def _handle(self, key: SceneKey) -> rasterio.DatasetReader:
-        """The thread's own handle of a scene."""
+        def read() -> NDArray[np.uint8]:
+            file = self._file(key)
+            pixels: NDArray[np.uint8] = file.read(window=Window(0, strip.first, file.width, strip.last - strip.first))
+            return pixels
+
+        with gdal.environment(uri):
+            return read_with_retry(uri, read, partial(self._rasters.close, uri), partial(self._error_of, key))
+
+    def _file(self, key: SceneKey) -> rasterio.DatasetReader:
+        """Return the thread's own open file of a scene."""
         uri = self.uri(key)
         try:
-            return self._handles.get(uri, lambda: rasterio.open(uri))
+            return self._rasters.get(uri, lambda: rasterio.open(uri))
         except RasterioError as e:
-            raise self._why(key, e) from e
+            raise self._error_of(key, e) from e
 
-    def _why(self, key: SceneKey, e: RasterioError) -> SourceError:
-        """The error to raise for what GDAL said; TransientError, raised here, for what another try may mend."""
+    def _error_of(self, key: SceneKey, error: RasterioError) -> SourceError:
+        """Return the error for a failure of GDAL. Raises TransientError for one that a retry may avoid."""
         uri = self.uri(key)
         if storage.stat(uri) is None:
             return SourceError(f"{uri}: was removed while it was read")
-        self._same(key)
+        self._raise_if_replaced(key)
         if storage.is_remote(uri):
-            self._check_whole(uri, self._found[key.key])
-        gdal.raise_if_transient(e)
-        return SourceError(f"{uri}: not a readable GeoTIFF ({gdal.gdal_message(e)})")
+            self._check_readable(uri, self._stats[key.key])
+        gdal.raise_if_transient(error)
+        return SourceError(f"{uri}: not a readable GeoTIFF ({gdal.gdal_message(error)})")
 
-    def _same(self, key: SceneKey) -> None:
-        """Raise TransientError if it is not the scene that was looked at: another try will be of one version alone."""
-        uri, found = self.uri(key), self._found[key.key]
-        now = storage.stat(uri)
-        if now is None or (now.size, now.etag, now.modified) != (found.size, found.etag, found.modified):
-            raise TransientError(f"{uri}: was replaced while it was read; try again")
+    def _raise_if_replaced(self, key: SceneKey) -> None:
+        """Raise TransientError if the file is not the one of `check`: the retry reads one version alone."""
+        uri, known = self.uri(key), self._stats[key.key]
+        stat = storage.stat(uri)
+        if stat is None or (stat.size, stat.etag, stat.modified) != (known.size, known.etag, known.modified):
+            raise TransientError(f"{uri}: was replaced while it was read. Try again.")
 
     # ------------------------------------------------------------------------------------------------------ cutting
 
     def chips(self, loaded: Iterator[Loaded]) -> Iterator[Chip | Dropped | Opened]:
-        """Chips, scene by scene, row by row."""
-        with ThreadPoolExecutor(MAKERS, thread_name_prefix="rows") as pool:
+        """Yield the chips, scene by scene, row by row."""
+        with ThreadPoolExecutor(RESAMPLE_THREADS, thread_name_prefix="rows") as pool:
             for first in loaded:
                 key: SceneKey = first.read.key
                 if first.error is not None:
@@ -238,44 +275,46 @@ class NaipSource:
     def _cut(
         self, key: SceneKey, scene: Scene, loaded: Iterator[Loaded], pool: ThreadPoolExecutor
     ) -> Iterator[Chip | Dropped | Opened]:
-        notes = []
-        if abs(scene.gsd / (told := key.cm / 100) - 1) > DISAGREE:
-            notes.append(f"pixels of {scene.gsd:g} m, where the key says {told:g} m")
+        """Yield the chips of a scene, and its account."""
+        header, notes = scene.header, []
+        if abs(header.gsd / (key_gsd := key.cm / 100) - 1) > GSD_TOLERANCE:
+            notes.append(f"pixels of {header.gsd:g} m, where the key says {key_gsd:g} m")
         if key.when is None:
             notes.append("no date in the name")
         yield Opened(key.unit_id, len(scene.places), self._etag(key), (*notes, *scene.notes))
         if not scene.places:
-            yield Dropped(key.unit_id, "nodata", 0, f"{scene.width} x {scene.height} px: smaller than a chip")
-        under_way: deque[tuple[list[Place], Future[np.ndarray]]] = deque()
-        ahead = MAKERS if scene.grid else 0  # rows of the scene's own pixels are there at once
-        for places, row in self._rows(key, scene, loaded):
-            under_way.append((places, pool.submit(row)))
-            if len(under_way) > ahead:
-                yield from self._row(key, scene, *under_way.popleft())
-        while under_way:
-            yield from self._row(key, scene, *under_way.popleft())
+            yield Dropped(key.unit_id, "nodata", 0, f"{header.width} x {header.height} px: smaller than a chip")
+        pending: deque[tuple[list[Place], Future[NDArray[Any]]]] = deque()
+        max_pending = RESAMPLE_THREADS if scene.grid_name else 0  # rows of the scene's own pixels take no time
+        for places, make_row in self._rows(key, scene, loaded):
+            pending.append((places, pool.submit(make_row)))
+            if len(pending) > max_pending:
+                yield from self._row_chips(key, scene, *pending.popleft())
+        while pending:
+            yield from self._row_chips(key, scene, *pending.popleft())
 
     def _rows(
         self, key: SceneKey, scene: Scene, loaded: Iterator[Loaded]
-    ) -> Iterator[tuple[list[Place], Callable[[], np.ndarray]]]:
-        """Rows of chips from the north, as soon as their strips are there, and what makes the pixels of each.
+    ) -> Iterator[tuple[list[Place], Callable[[], NDArray[Any]]]]:
+        """Yield rows of chips from the north, as soon as their strips are read, each with a function for its pixels.
 
-        Before the last one the scene is asked for again: what is of two versions never makes a whole scene.
+        Before the last row the scene is requested again, so that no scene is completed from two versions of its file.
         """
-        pieces = itertools.islice(loaded, len(scene.strips()))  # and not one more, for which to wait
-        strips, rows = Strips(pieces), scene.rows()
-        for places, _, last, low in rows:
-            near = strips.between(last, low)
-            if places is rows[-1][0]:
-                for _ in pieces:  # so that all is read
+        pieces = itertools.islice(loaded, len(scene.strips()))  # and no further one, which would have to be read
+        strips, rows = StripQueue(pieces), scene.chip_rows()
+        for row in rows:
+            window = strips.window(row.first_needed, row.last)
+            if row is rows[-1]:
+                for _ in pieces:  # so that all strips are read
                     pass
-                self._same(key)
-            yield places, lambda y=places[0].y, near=near: scene.image(y, y + self.chip, near.read)
+                self._raise_if_replaced(key)
+            y = row.places[0].y
+            yield row.places, partial(scene.image, y, y + self.chip, window.read)
 
-    def _row(
-        self, key: SceneKey, scene: Scene, places: list[Place], row: Future[np.ndarray]
+    def _row_chips(
+        self, key: SceneKey, scene: Scene, places: list[Place], row: Future[NDArray[Any]]
     ) -> Iterator[Chip | Dropped]:
-        """The chips of one row of a scene."""
+        """Yield the chips of one row of a scene."""
         try:
             pixels = row.result()
         except SourceError as e:
@@ -283,24 +322,24 @@ class NaipSource:
             return
         except RasterioError as e:
             gdal.raise_if_transient(e)
-            why = f"{self.uri(key)}: cannot be brought to {scene.crs} ({gdal.gdal_message(e)})"
-            yield Dropped(key.unit_id, "failed", len(places), why)
+            reason = f"{self.uri(key)}: cannot be brought to {scene.crs} ({gdal.gdal_message(e)})"
+            yield Dropped(key.unit_id, "failed", len(places), reason)
             return
-        valid = pixels.any(axis=0)
+        valid = valid_pixels(pixels)
         corners = np.array([(p.x, p.y) for p in places])[:, None] + self.chip * np.array(CORNERS)
-        rings, centers = (degrees(p, scene.transform, scene.crs) for p in (corners, corners.mean(axis=1)))
+        rings, centers = (pixels_to_degrees(p, scene.transform, scene.crs) for p in (corners, corners.mean(axis=1)))
         footprints = shapely.polygons(rings)
         for n, place in enumerate(places):
-            here = slice(place.x, place.x + self.chip)
-            count = int(np.count_nonzero(valid[:, here]))
+            cols = slice(place.x, place.x + self.chip)
+            count = int(np.count_nonzero(valid[:, cols]))
             nodata = (self.chip**2 - count) / self.chip**2
             if count == 0 or nodata > self.max_nodata:
                 yield Dropped(key.unit_id, "nodata", 1, "more nodata than max_nodata")
                 continue
             yield Chip(
                 unit_id=key.unit_id,
-                chip_id=self._chip_id(key, scene, place),
-                pixels=pixels[:, :, here],
+                chip_id=_chip_id(key, scene, place),
+                pixels=pixels[:, :, cols],
                 footprint=footprints[n],
                 center=(float(centers[n, 0]), float(centers[n, 1])),
                 crs=scene.crs,
@@ -317,9 +356,9 @@ class NaipSource:
                 extra={"state": key.state, "year": key.year},
             )
 
-    @staticmethod
-    def _chip_id(key: SceneKey, scene: Scene, place: Place) -> str:
-        """`naip:nd:2019:m_4709963_se_14_1_20190904:0:7`; on the common lattice the cell first."""
-        if scene.grid is None:
-            return f"{key.unit_id}:{place.col}:{place.row}"
-        return f"naip:{scene.grid.name}:{place.col}:{place.row}:{key.unit_id.removeprefix('naip:')}"
+
+def _chip_id(key: SceneKey, scene: Scene, place: Place) -> str:
+    """Return `naip:nd:2019:m_4709963_se_14_1_20190904:0:7`; on the common lattice the cell comes first."""
+    if scene.grid_name is None:
+        return f"{key.unit_id}:{place.col}:{place.row}"
+    return f"naip:{scene.grid_name}:{place.col}:{place.row}:{key.unit_id.removeprefix('naip:')}"

@@ -271,7 +271,7 @@ class BandFiles:
     def __init__(self, entry: AvailableItem | MeasuredScene) -> None:
         self.item_id = entry.item.item_id
         self._uris, self._found = entry.uris, entry.found
-        self._check_readable = cache(storage.check_whole)
+        self._check_readable = cache(storage.check_readable)
         self._files: dict[str, rasterio.DatasetReader] = {}
         self._locks = {band: threading.Lock() for band in entry.uris}
 
@@ -339,4 +339,5 @@ class BandFiles:
             return SourceError(f"{uri}: {band} was {'replaced' if stat else 'removed'} while it was read.")
         if storage.is_remote(uri):
             self._check_readable(uri, stat)
-        return SourceError(f"{uri}: {band} is {problem} ({gdal.reason(error)}).")
+        gdal.raise_if_transient(error)
+        return SourceError(f"{uri}: {band} is {problem} ({gdal.gdal_message(error)}).")

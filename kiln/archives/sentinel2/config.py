@@ -14,9 +14,8 @@ class Config(ArchiveConfig):
 
     items: Name | None = Field(
         None,
-        description="first of three sources of items: a list of keys and URLs of STAC items, one a line, plain "
-        "or gzip; "
-        "path, https:// or s3://",
+        description="first of three sources of items: a list of keys and URLs of STAC items, one a line, plain or gzip; path, "
+        "https:// or s3://",
     )
     search: Annotated[str, Field(pattern="^https?://")] | None = Field(
         None,
@@ -60,8 +59,7 @@ class Config(ArchiveConfig):
     )
     max_cloud_cover: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None,
-        description="maximum cloud cover of an item in percent, as the item states it; items from a list or "
-        "inventory are "
+        description="maximum cloud cover of an item in percent, as the item states it; items from a list or inventory are "
         "read for it",
     )
     items_per_shard: int = Field(
@@ -78,8 +76,7 @@ class Config(ArchiveConfig):
         0.5,
         ge=0,
         le=1,
-        description="fraction of a chip's valid pixels that may be cloud or shadow (SCL 1, 3, 8, 9, 10); other "
-        "chips are "
+        description="fraction of a chip's valid pixels that may be cloud or shadow (SCL 1, 3, 8, 9, 10); other chips are "
         "skipped and counted apart",
         json_schema_extra=VALUE,
     )
@@ -87,8 +84,7 @@ class Config(ArchiveConfig):
         0.005,
         ge=0,
         le=1,
-        description="fraction of clear pixels below 1000 above which the offset of baseline 04.00 counts as "
-        "removed already, "
+        description="fraction of clear pixels below 1000 above which the offset of baseline 04.00 counts as removed already, "
         "whatever the item states",
         json_schema_extra=VALUE,
     )

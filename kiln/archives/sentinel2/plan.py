@@ -137,10 +137,10 @@ def _checked_tile(text: str) -> str:
 
 
 def _checked_dates(text: str) -> str:
-    """Return `FROM/TO` with days or `..`, or one day. Raises ConfigError for another text."""
+    """Return `FROM/TO`, each a day or `..`. Raises ConfigError for another text."""
     ends = text.split("/")
     days = [end for end in ends if end != ".."]
-    if len(ends) > 2 or not days or not all(map(DAY.fullmatch, days)) or days != sorted(days):
+    if len(ends) != 2 or not days or not all(map(DAY.fullmatch, days)) or days != sorted(days):
         raise ConfigError(
             f"dates: expected 2020-01-01/2020-12-31, in order, or .. for an open end, got {text!r}. Correct it."
         )
@@ -151,5 +151,5 @@ def _day_numbers(dates: str | None) -> tuple[int, int] | None:
     """Return first and last day as numbers, 20200219."""
     if dates is None:
         return None
-    first, last = (dates.split("/") * 2)[:2]
+    first, last = dates.split("/")
     return (0 if first == ".." else int(first.replace("-", "")), 10**8 if last == ".." else int(last.replace("-", "")))

@@ -144,7 +144,7 @@ def read_ratio(uri: str, file: rasterio.DatasetReader, band: str, grid: Grid, re
             f"{uri}: {band}: expected {grid.crs} as {reference[0]} ({reference[1]}), got {str(file.crs)[:60]}."
         )
     t, at = file.transform, grid.transform
-    ratio = int(round(t.a / at.a))
+    ratio: int = round(t.a / at.a)
     fits = ratio >= 1 and (-(-grid.height // ratio), -(-grid.width // ratio)) == file.shape
     differences = (t.c - at.c, t.f - at.f, t.a - ratio * at.a, t.e - ratio * at.e, t.b, t.d)
     if not fits or PATCH_PX % ratio or max(map(abs, differences)) > 0.01 * at.a:  # of a pixel
@@ -276,7 +276,7 @@ def dark_fraction(visible: NDArray[np.uint16], scl: NDArray[np.uint8], ratio: in
         np.minimum((np.arange(n) * step + step // 2) // ratio, m - 1)
         for n, m in zip(visible.shape[1:], scl.shape, strict=True)
     )
-    clear = _class_table(SCL_CLEAR)[scl[np.ix_(rows, cols)]] & (visible != 0).all(axis=0)
+    clear = _class_table(SCL_CLEAR)[scl[np.ix_(rows, cols)]] & np.logical_and.reduce(visible, axis=0)
     count = np.count_nonzero(clear)
     return float(np.count_nonzero(clear & (visible < OFFSET).all(axis=0)) / count) if count else 0.0
 

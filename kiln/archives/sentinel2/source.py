@@ -18,7 +18,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from kiln.archives.raster_reading import strip_rows
+from kiln.archives.raster_reading import strip_rows, valid_pixels
 from kiln.archives.sentinel2 import ARCHIVE
 from kiln.archives.sentinel2 import scene as rules
 from kiln.archives.sentinel2.assets import (
@@ -377,7 +377,7 @@ class Sentinel2Source:
         grid, item, ratio = scene.grid, scene.item, scene.mask_ratio
         y, x, side = row * self.chip // ratio, col * self.chip // ratio, self.chip // ratio
         scl = prepared.scl[y : y + side, x : x + side]
-        valid = rules.count_in_blocks((pixels != 0).any(axis=0), ratio)  # valid pixels in each pixel of SCL
+        valid = rules.count_in_blocks(valid_pixels(pixels), ratio)  # valid pixels in each pixel of SCL
         count = int(valid[scl != rules.SCL_NODATA].sum())
         nodata = (self.chip**2 - count) / self.chip**2
         if count == 0 or nodata > self.max_nodata:

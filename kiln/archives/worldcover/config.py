@@ -14,18 +14,16 @@ class Config(ArchiveConfig):
         "s3://esa-worldcover-s2/rgbnir",
         min_length=1,
         description="root that holds the years' folders: a folder, https:// or s3://. The real one is "
-        "`s3://esa-worldcover-s2/rgbnir`, read without credentials. Not part of the fingerprint, since a "
-        "mirror has the "
-        "same pixels: take another `run` for other pixels",
+        "`s3://esa-worldcover-s2/rgbnir`, read without credentials. Not part of the fingerprint, since a mirror "
+        "has the same pixels: take another `run` for other pixels",
     )
     years: list[Annotated[int, Field(ge=2020, le=2021)]] = Field(
         [2020, 2021], min_length=1, description="composites to embed, of 2020 and 2021", json_schema_extra=UNIQUE
     )
     region: Literal["conus"] | Bbox = Field(
         "conus",
-        description="`conus`: the published 1359 columns of 609 rows; or `[west, south, east, north]` in "
-        "degrees: every "
-        "chip of the lattice that it touches. west > east crosses the antimeridian",
+        description="`conus`: the published 1359 columns of 609 rows; or `[west, south, east, north]` in degrees: every chip "
+        "of the lattice that it touches. west > east crosses the antimeridian",
     )
     pixels_per_degree: int = Field(
         12000,
@@ -43,8 +41,7 @@ class Config(ArchiveConfig):
     )
     encode: Literal["whole", "quarters"] = Field(
         "whole",
-        description="`whole`: a chip is a row. `quarters`: a chip is four rows, closer to the 256 px of the "
-        "training and "
+        description="`whole`: a chip is a row. `quarters`: a chip is four rows, closer to the 256 px of the training and "
         "cheaper by area; ids end in `:q0` to `:q3`",
         json_schema_extra=VALUE,
     )

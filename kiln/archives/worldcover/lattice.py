@@ -1,4 +1,4 @@
-"""The world lattice of chips, its columns and its shards: integers only, so that every machine agrees.
+"""The world lattice of chips, its columns and its shards: integers only, so that all machines agree.
 
 One lattice per chip size passes through (-125, 50), where the published WorldCover run began: column k starts
 `chip * k` pixels east of -125, row r `chip * r` pixels south of 50. Pixel offsets count from (-180, 90).
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kiln.errors import ConfigError
+from kiln.formats.bounding_box import BoundingBox, check_bounding_box
 from kiln.formats.fingerprint import digest
 
-ORIGIN = (-125, 50)  # longitude, latitude the lattice passes through
-NATIVE = 12000  # pixels per degree of the real archive; chip ids count in its pixels
-SOUTH, NORTH = -60, 84  # latitudes the archive spans
-CONUS = (-125, 24, -67, 50)  # west, south, east, north of the published run
+ORIGIN = (-125, 50)  # longitude and latitude that the lattice passes through
+NATIVE_PPD = 12000  # pixels per degree of the real archive; chip ids count in its pixels
+SOUTH, NORTH = -60, 84  # latitudes of the archive
+CONUS = BoundingBox(-125, 24, -67, 50)  # of the published run
 
 
 @dataclass(frozen=True)
@@ -21,38 +22,40 @@ class Lattice:
     """Square chips of `chip` pixels at `ppd` pixels per degree."""
 
     chip: int
-    ppd: int = NATIVE
+    ppd: int = NATIVE_PPD
 
     def __post_init__(self) -> None:
         if self.chip < 1 or self.ppd < 1:
-            raise ConfigError(f"chips of {self.chip} px at {self.ppd} px per degree: both must be 1 or more")
-        if NATIVE % self.ppd:
-            raise ConfigError(f"pixels_per_degree {self.ppd} does not divide {NATIVE}: chip ids would not be whole")
+            raise ConfigError(
+                f"chip_size and pixels_per_degree: expected 1 or more, got {self.chip} and {self.ppd}. Correct them."
+            )
+        if NATIVE_PPD % self.ppd:
+            raise ConfigError(f"pixels_per_degree: expected a divisor of {NATIVE_PPD}, got {self.ppd}. Correct it.")
 
     @property
     def origin(self) -> tuple[int, int]:
-        """Pixel offsets of the lattice's origin from (-180, 90)."""
+        """The pixel offsets of the lattice's origin from (-180, 90)."""
         return (ORIGIN[0] + 180) * self.ppd, (90 - ORIGIN[1]) * self.ppd
 
     def x(self, col: int) -> int:
-        """First pixel of column `col`."""
+        """Return the first pixel of a column."""
         return self.origin[0] + col * self.chip
 
     def y(self, row: int) -> int:
-        """First pixel of row `row`."""
+        """Return the first pixel of a row."""
         return self.origin[1] + row * self.chip
 
     def lon(self, x: int) -> float:
-        """Longitude in degrees of pixel edge x: one rounding, so that neighbours share their edge to the bit."""
+        """Return the longitude of pixel edge x, rounded once, so that neighbours have the same edge to the bit."""
         return (x - 180 * self.ppd) / self.ppd
 
     def lat(self, y: int) -> float:
-        """Latitude in degrees of pixel edge y."""
+        """Return the latitude of pixel edge y in degrees."""
         return (90 * self.ppd - y) / self.ppd
 
     def native(self, pixels: int) -> int:
-        """Pixels of this lattice as pixels of the 1/12000 degree grid."""
-        return pixels * (NATIVE // self.ppd)
+        """Return pixels of this lattice as pixels of the 1/12000 degree grid."""
+        return pixels * (NATIVE_PPD // self.ppd)
 
 
 @dataclass(frozen=True, order=True)
@@ -65,40 +68,41 @@ class Column:
 
 
 def region_columns(lattice: Lattice, region: str | Sequence[float]) -> list[Column]:
-    """The columns of a region, west to east.
+    """Return the columns of a region, west to east.
 
-    `conus` is the published run's 1359 columns of 609 rows (whole chips inside its box). A bounding box [west,
-    south, east, north] in degrees takes every lattice chip that intersects it; west > east crosses the
-    antimeridian, which no chip does. Raises ConfigError for a region that is empty or not on the Earth.
+    Args:
+        lattice: The lattice.
+        region: `conus`, the published run's 1359 columns of 609 rows (complete chips inside its box), or a bounding box
+            [west, south, east, north] in degrees, with every chip that intersects it; no chip crosses the antimeridian.
+
+    Returns:
+        The columns.
+
+    Raises:
+        ConfigError: If the region holds no chip, or is not on the Earth.
     """
     if region == "conus":
-        west, south, east, north = CONUS
-        rows = (north - south) * lattice.ppd // lattice.chip
+        rows = int(CONUS.north - CONUS.south) * lattice.ppd // lattice.chip
         if not rows:
-            raise ConfigError(f"region conus holds no whole chip of {lattice.chip} px")
-        return [Column(k, 0, rows) for k in range((east - west) * lattice.ppd // lattice.chip)]
-    if isinstance(region, str) or len(region) != 4:
-        raise ConfigError(f"region {region!r}: write 'conus' or [west, south, east, north] in degrees")
-    west, south, east, north = (float(v) for v in region)
-    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= 90 and -90 <= north <= 90):
-        raise ConfigError(f"region {list(region)}: longitudes are -180 to 180, latitudes -90 to 90")
-    south, north = max(south, SOUTH), min(north, NORTH)
-    if south >= north or west == east:
-        raise ConfigError(
-            f"region {list(region)} is empty: [west, south, east, north], within latitudes {SOUTH} to {NORTH}"
-        )
+            raise ConfigError(f"region: expected a chip size that fits into conus, got {lattice.chip} px. Correct it.")
+        return [Column(k, 0, rows) for k in range(int(CONUS.east - CONUS.west) * lattice.ppd // lattice.chip)]
+    if isinstance(region, str):
+        raise ConfigError(f"region: expected conus or [west, south, east, north], got {region!r}. Correct it.")
+    box = check_bounding_box(region, "region")
+    south, north = max(box.south, SOUTH), min(box.north, NORTH)
+    if south >= north:
+        raise ConfigError(f"region: expected latitudes within {SOUTH} to {NORTH}, got {list(region)}. Correct it.")
     x0, y0 = lattice.origin
     chip, world = lattice.chip, 360 * lattice.ppd
     first_row = _floor((90 - north) * lattice.ppd - y0, chip)
     last_row = _ceil((90 - south) * lattice.ppd - y0, chip)
-    spans = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
     columns = []
-    for left, right in spans:
-        first = max(_floor((left + 180) * lattice.ppd - x0, chip), -(x0 // chip))
-        last = min(_ceil((right + 180) * lattice.ppd - x0, chip), (world - x0) // chip)
+    for part in box.parts():
+        first = max(_floor((part.west + 180) * lattice.ppd - x0, chip), -(x0 // chip))
+        last = min(_ceil((part.east + 180) * lattice.ppd - x0, chip), (world - x0) // chip)
         columns += [Column(k, first_row, last_row - first_row) for k in range(first, last)]
     if not columns:
-        raise ConfigError(f"region {list(region)} holds no whole chip of {chip} px")
+        raise ConfigError(f"region: expected at least one chip of {chip} px in it, got {list(region)}. Enlarge it.")
     return sorted(set(columns))
 
 
@@ -112,7 +116,7 @@ def _ceil(pixels: float, chip: int) -> int:
 
 @dataclass(frozen=True)
 class Shard:
-    """The units one job does; `name` ends in a digest of their ids, so a changed list is another file."""
+    """The columns of one job; `name` ends in a digest of their ids, so that a changed list is another file."""
 
     name: str
     year: int
@@ -120,24 +124,24 @@ class Shard:
 
 
 def unit_id(lattice: Lattice, year: int, column: Column) -> str:
-    """`worldcover:2021:512:x0660000:y0480000:r609`: year, chip, north-west corner on the 1/12000 grid, chips."""
+    """Return `worldcover:2021:512:x0660000:y0480000:r609`: year, chip, north-west corner on the 1/12000 grid, rows."""
     x, y = lattice.native(lattice.x(column.col)), lattice.native(lattice.y(column.row))
     return f"worldcover:{year}:{lattice.chip}:x{x:07d}:y{y:07d}:r{column.rows}"
 
 
 def chip_id(lattice: Lattice, year: int, x: int, y: int) -> str:
-    """`worldcover:2021:512:x0660000:y0480000` of the chip whose first pixel is (x, y) of this lattice."""
+    """Return `worldcover:2021:512:x0660000:y0480000` for the chip whose first pixel is (x, y) of this lattice."""
     return f"worldcover:{year}:{lattice.chip}:x{lattice.native(x):07d}:y{lattice.native(y):07d}"
 
 
 def shards(lattice: Lattice, year: int, columns: Sequence[Column], per_shard: int) -> list[Shard]:
-    """Neighbouring columns, cut where the column number divides by `per_shard`: a wider region changes its edges."""
+    """Return shards of neighbouring columns, cut at multiples of `per_shard`: a wider region changes edges only."""
     groups: dict[int, list[Column]] = {}
     for column in columns:
         groups.setdefault(column.col // per_shard, []).append(column)
-    made = []
+    result = []
     for group in groups.values():
         ids = [unit_id(lattice, year, c) for c in group]
         x = lattice.native(lattice.x(group[0].col))
-        made.append(Shard(f"x{x:07d}-{len(group):03d}-{digest(ids)[:8]}", year, tuple(group)))
-    return made
+        result.append(Shard(f"x{x:07d}-{len(group):03d}-{digest(ids)[:8]}", year, tuple(group)))
+    return result

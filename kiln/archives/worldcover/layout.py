@@ -1,4 +1,4 @@
-"""How WorldCover's chips are laid out, as file metadata and fingerprint hold it. Every dry run imports this module."""
+"""The layout of WorldCover's chips, as file metadata and fingerprint hold it. Every dry run imports this module."""
 
 from collections.abc import Mapping
 from typing import Any

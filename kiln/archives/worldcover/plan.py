@@ -1,6 +1,7 @@
-"""Plan WorldCover: the columns of each shard, and the tiles that exist.
+"""The plan of WorldCover: the columns of each shard, and the tiles that exist.
 
-The archive is listed once per year (over http, each tile is asked for once). The plan depends on region and archive alone.
+The archive is listed once per year (over http, each tile is requested once). The plan depends on region and archive
+alone.
 """
 
 import logging
@@ -9,24 +10,25 @@ from collections.abc import Iterator
 from kiln.archives.worldcover import ARCHIVE
 from kiln.archives.worldcover.config import Config
 from kiln.archives.worldcover.lattice import Lattice, Shard, region_columns, shards, unit_id
-from kiln.archives.worldcover.source import Tile, find_tiles, touched_tiles
+from kiln.archives.worldcover.tiles import Tile, find_tiles, touched_tiles
 from kiln.formats.plan_file import ShardPlan
 
 log = logging.getLogger(__name__)
 
 
 def plan_shards(config: Config) -> Iterator[ShardPlan]:
-    """Yield the shards of the columns that the config asks for, year by year, west to east.
-
-    `expected` counts the rows that there can be, nodata included; `read_bytes` is what is read of the tiles, by the
-    fraction of their width. `details` holds `year`, `columns` ([col, row, rows] of the lattice) and `tiles` ([name, uri,
-    size in bytes, etag]).
+    """Yield the shards of the region's columns.
 
     Args:
         config: The archive's section of the config.
 
+    Yields:
+        The shards, year by year, west to east. `expected` counts the rows that there can be, nodata included;
+        `read_bytes` is the fraction of the tiles' widths that is read. `details` holds `year`, `columns` ([col, row,
+        rows] of the lattice) and `tiles` ([name, uri, size in bytes, etag]).
+
     Raises:
-        ConfigError: For an empty region, or a year or archive that does not exist.
+        ConfigError: If the region is empty, or a year or archive does not exist.
     """
     lattice = Lattice(config.chip_size, config.pixels_per_degree)
     columns = region_columns(lattice, config.region)

@@ -1,16 +1,11 @@
-"""ESA WorldCover's Sentinel-2 composites: tiles of one degree, stitched to columns of the world lattice.
-
-Archive layout: `{root}/{year}/{N37}/ESA_WorldCover_10m_{version}_{N37W122}_S2RGBNIR.tif`, named after the tile's
-south-west corner; uint16 R G B NIR, EPSG:4326, nodata 0. A tile that does not exist is open sea: nodata.
-"""
+"""The source of ESA WorldCover's composites: tiles of one degree, stitched to columns of the world lattice."""
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,88 +13,26 @@ import numpy as np
 import pyarrow as pa
 import rasterio
 import shapely
+from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from kiln.archives.raster_reading import MIN_STRIP_ROWS, read_with_retry, strip_rows, valid_pixels
 from kiln.archives.worldcover import ARCHIVE
 from kiln.archives.worldcover.config import Config
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, unit_id
 from kiln.archives.worldcover.layout import chip_lattice
+from kiln.archives.worldcover.tiles import Tile, tile_name, touched_tiles
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.fingerprint import digest
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
 from kiln.io import gdal, storage
 
-VERSIONS = {2020: "2020_v100", 2021: "2021_v200"}
-BANDS = 4
-STRIP = 256  # least rows of a read, so that an untiled file is not read line by line
-OPEN_TILES = 4  # datasets a reading thread keeps open
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A tile that exists, as the plan recorded it."""
-
-    name: str
-    uri: str
-    size: int
-    etag: str = ""
-
-    @property
-    def corner(self) -> tuple[int, int]:
-        """West and north edges, degrees."""
-        west, south = tile_corner(self.name)
-        return west, south + 1
-
-
-def tile_name(west: int, south: int) -> str:
-    """`N37W122` of a south-west corner in degrees."""
-    return f"{'NS'[south < 0]}{abs(south):02d}{'EW'[west < 0]}{abs(west):03d}"
-
-
-def tile_corner(name: str) -> tuple[int, int]:
-    """South-west corner (west, south) in degrees of a tile's name."""
-    south, west = int(name[1:3]), int(name[4:7])
-    return (-west if name[3] == "W" else west), (-south if name[0] == "S" else south)
-
-
-def tile_uri(root: str, year: int, name: str) -> str:
-    """Where the archive keeps a tile. Raises ConfigError for a year that it lacks."""
-    if year not in VERSIONS:
-        raise ConfigError(f"worldcover has no composite of {year}: the archive holds {', '.join(map(str, VERSIONS))}")
-    return storage.join(root, str(year), name[:3], f"ESA_WorldCover_10m_{VERSIONS[year]}_{name}_S2RGBNIR.tif")
-
-
-def touched_tiles(lattice: Lattice, columns: Sequence[Column]) -> list[str]:
-    """Names of the tiles that the columns' chips touch, north-west first, whether they exist or not."""
-    degrees: set[tuple[int, int]] = set()
-    for c in columns:
-        x, y = lattice.x(c.col), lattice.y(c.row)
-        wests = range(x // lattice.ppd, (x + lattice.chip - 1) // lattice.ppd + 1)
-        norths = range(y // lattice.ppd, (y + c.rows * lattice.chip - 1) // lattice.ppd + 1)
-        degrees.update(itertools.product(norths, wests))
-    return [tile_name(w - 180, 89 - n) for n, w in sorted(degrees)]
-
-
-def find_tiles(root: str, year: int, names: Sequence[str]) -> list[Tile]:
-    """Those of the named tiles that exist: one listing of a bucket or folder, one question each over http.
-
-    Raises ConfigError for a year that the archive lacks, or a root where it is not.
-    """
-    uris = {tile_uri(root, year, n): n for n in names}
-    folder = storage.join(root, str(year))
-    if storage.is_http(root):
-        with ThreadPoolExecutor(16) as pool:
-            found = dict(zip(uris, pool.map(storage.stat, uris), strict=True))
-    else:
-        try:
-            found = storage.listing(folder)
-        except SourceError as e:
-            raise ConfigError(f"no WorldCover archive for {year}: {e}") from e
-        if not found:
-            raise ConfigError(f"{folder}: nothing there; is `archive` the folder that holds the years?")
-    return [Tile(n, u, s.size, s.etag) for u, n in uris.items() if (s := found.get(u))]
+BAND_COUNT = len(ARCHIVE.sensor.bands)
+OPEN_TILES = 4  # of a reading thread
+MAX_OFFSET_PX = 0.01  # of a tile from the lattice, at its corner or over its degree
+METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
 
 
 @dataclass(frozen=True)
@@ -113,11 +46,19 @@ class Strip:
     x1: int
 
 
-METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
-
-
 def open_source(shard: ShardPlan, config: Config) -> "WorldCoverSource":
-    """Return the source of a shard's columns. Raises ConfigError for a plan that does not fit the config."""
+    """Return the source of a shard's columns.
+
+    Args:
+        shard: A shard of the archive's plan.
+        config: The archive's section of the config.
+
+    Returns:
+        The source; nothing is read before its `check`.
+
+    Raises:
+        ConfigError: If the plan is not one of columns and tiles, or settings contradict each other.
+    """
     try:
         columns = [Column(*values) for values in shard.details["columns"]]
         tiles = [Tile(*values) for values in shard.details["tiles"]]
@@ -155,6 +96,22 @@ class WorldCoverSource:
         metadata: str = "zeros",
         gsd: str = "as_trained",
     ) -> None:
+        """Describe the shard; nothing is read.
+
+        Args:
+            lattice: The lattice of chips.
+            year: Year of the composite.
+            columns: Columns of equal rows.
+            tiles: The tiles that exist.
+            root: Root of the archive.
+            max_nodata: Maximum fraction of nodata in a row's pixels.
+            encode: `whole`: a chip is one row of the file. `quarters`: it is four.
+            metadata: Date and place that the model is given.
+            gsd: Pixel size that the model is given.
+
+        Raises:
+            ConfigError: If the columns have different rows, or chips are not multiples of the model's patch.
+        """
         layout = {"chip_size": lattice.chip, "pixels_per_degree": lattice.ppd, "encode": encode}
         self.info = SourceInfo(
             dataset=ARCHIVE.name,
@@ -170,60 +127,62 @@ class WorldCoverSource:
         )
         rows = {(c.row, c.rows) for c in columns}
         if len(rows) != 1:
-            raise ConfigError("a shard's columns must share their rows")
+            raise ConfigError(f"shard: expected columns of the same rows, got {len(rows)} kinds. Make the plan again.")
         self.lattice, self.year, self.encode, self.max_nodata = lattice, year, encode, max_nodata
-        self.units_of = sorted(columns)
-        self.row0, self.rows = rows.pop()
+        self.columns_of_shard = sorted(columns)
+        self.first_row, self.rows = rows.pop()
         self.tiles = {t.name: t for t in tiles}
         self.root = root
-        self._why_nodata = {
-            c: "more nodata than max_nodata" if self._tiles_of(c) else "no tile: open sea" for c in self.units_of
+        self._nodata_reasons = {
+            c: "more nodata than max_nodata" if self._tiles_of(c) else "no tile: open sea"
+            for c in self.columns_of_shard
         }
-        self.span = (lattice.x(self.units_of[0].col), lattice.x(self.units_of[-1].col) + lattice.chip)
-        self._handles = gdal.OpenRasters(OPEN_TILES)
-        self._check_whole = cache(storage.check_readable)
+        first, last = self.columns_of_shard[0], self.columns_of_shard[-1]
+        self.x_range = (lattice.x(first.col), lattice.x(last.col) + lattice.chip)
+        self._rasters = gdal.OpenRasters(OPEN_TILES)
+        self._check_readable = cache(storage.check_readable)
 
     @property
-    def per_chip(self) -> int:
-        """Rows a chip gives: one, or four quarters."""
+    def rows_per_chip(self) -> int:
+        """Rows of the file that a chip gives: one, or four quarters."""
         return 4 if self.encode == "quarters" else 1
 
     def units(self) -> list[Unit]:
-        """One per column; its ETag is the digest of those of its tiles."""
-        made = []
-        for c in self.units_of:
+        """Return one unit per column; its ETag is the digest of its tiles' ETags."""
+        units = []
+        folder = storage.join(self.root, str(self.year))
+        for c in self.columns_of_shard:
             tiles = self._tiles_of(c)
             etag = digest([[t.name, t.size, t.etag] for t in tiles])[:16] if tiles else ""
-            source = storage.join(self.root, str(self.year))
-            made.append(Unit(unit_id(self.lattice, self.year, c), c.rows * self.per_chip, source, etag))
-        return made
+            units.append(Unit(unit_id(self.lattice, self.year, c), c.rows * self.rows_per_chip, folder, etag))
+        return units
 
     def _tiles_of(self, column: Column) -> list[Tile]:
         return [self.tiles[n] for n in touched_tiles(self.lattice, [column]) if n in self.tiles]
 
     def provenance(self) -> dict[str, dict[str, Any]]:
-        """URI of every tile with its size, and its ETag where the store has one."""
+        """Return the address of every tile with its size, and its ETag where the store has one."""
         return {t.uri: {"size": t.size, **({"etag": t.etag} if t.etag else {})} for t in self.tiles.values()}
 
     def check(self) -> None:
-        """Open tiles until one fits: if none does, and their size is why, `pixels_per_degree` is wrong."""
-        wrong = ""
+        """Open tiles until one fits. Raises ConfigError if none does and `pixels_per_degree` is the reason."""
+        error = ""
         for tile in self.tiles.values():
             try:
                 with gdal.environment(self.root):
                     self._open(tile)
                 return
             except SourceError as e:
-                wrong = wrong or (str(e) if "pixels per degree" in str(e) else "")
-        if wrong:
-            raise ConfigError(wrong)
+                error = error or (str(e) if "pixels_per_degree" in str(e) else "")
+        if error:
+            raise ConfigError(error)
 
     # ------------------------------------------------------------------------------------------- reading
 
     def reads(self) -> Iterator[Read]:
-        """Strips, north to south and west to east, cut where the tiles' blocks end: no block is read twice."""
-        ppd, (x0, x1) = self.lattice.ppd, self.span
-        y0, y1 = self.lattice.y(self.row0), self.lattice.y(self.row0 + self.rows)
+        """Yield the reads: strips, north to south and west to east, cut where blocks end: none is read twice."""
+        ppd, (x0, x1) = self.lattice.ppd, self.x_range
+        y0, y1 = self.lattice.y(self.first_row), self.lattice.y(self.first_row + self.rows)
         height = self._strip_height()
         for north in range(y0 // ppd, (y1 - 1) // ppd + 1):
             wests = range(x0 // ppd, (x1 - 1) // ppd + 1)
@@ -235,149 +194,167 @@ class WorldCoverSource:
             for a, b in itertools.pairwise(cuts):
                 for w, tile in tiles:
                     strip = Strip(tile, a, b, max(x0, w * ppd), min(x1, (w + 1) * ppd))
-                    nbytes = BANDS * 2 * (b - a) * (strip.x1 - strip.x0)
-                    yield Read(nbytes, lambda s=strip: self._load(s), strip)
+                    nbytes = BAND_COUNT * 2 * (b - a) * (strip.x1 - strip.x0)
+                    yield Read(nbytes, partial(self._load, strip), strip)
 
     def _strip_height(self) -> int:
-        """Rows of a read: the block height of the first tile that opens, or a multiple that is not tiny."""
+        """Return the rows of a read, from the blocks of the first tile that opens."""
         for tile in self.tiles.values():
             try:
                 with gdal.environment(self.root):
-                    block = self._open(tile).block_shapes[0][0]
+                    return strip_rows(int(self._open(tile).block_shapes[0][0]))
             except SourceError:
                 continue
-            return block * max(1, STRIP // block)
-        return STRIP
+        return MIN_STRIP_ROWS
 
-    def _load(self, strip: Strip) -> np.ndarray:
-        """Pixels [4, rows, cols] of a strip; one more try after a remote failure, since GDAL hides its kind."""
-        left, north = strip.tile.corner
-        ppd = self.lattice.ppd
+    def _load(self, strip: Strip) -> NDArray[np.uint16]:
+        """Return pixels [4, rows, cols] of a strip."""
+        tile, ppd = strip.tile, self.lattice.ppd
+        left, north = tile.corner
         window = Window(
             strip.x0 - (left + 180) * ppd, strip.y0 - (90 - north) * ppd, strip.x1 - strip.x0, strip.y1 - strip.y0
         )
-        for last in (False, True):
-            with gdal.environment(self.root):
-                dataset = self._open(strip.tile)
-                try:
-                    return dataset.read(window=window)
-                except RasterioError as e:
-                    self._handles.close(strip.tile.uri)
-                    if last or not storage.is_remote(strip.tile.uri):
-                        self._same(strip.tile)
-                        if storage.is_remote(strip.tile.uri):
-                            self._check_whole(strip.tile.uri, storage.Stat(strip.tile.size, strip.tile.etag))
-                        gdal.raise_if_transient(e)
-                        raise SourceError(f"{strip.tile.uri}: unreadable ({gdal.gdal_message(e)})") from e
-        raise AssertionError
+        with gdal.environment(self.root):
+            return read_with_retry(
+                tile.uri,
+                lambda: self._open(tile).read(window=window),
+                partial(self._rasters.close, tile.uri),
+                partial(self._error_of, tile),
+            )
+
+    def _error_of(self, tile: Tile, error: RasterioError) -> SourceError:
+        """Return the error for a failed read. Raises SourceError if the tile changed, TransientError."""
+        self._raise_if_changed(tile)
+        if storage.is_remote(tile.uri):
+            self._check_readable(tile.uri, storage.Stat(tile.size, tile.etag))
+        gdal.raise_if_transient(error)
+        return SourceError(f"{tile.uri}: unreadable ({gdal.gdal_message(error)})")
 
     def _open(self, tile: Tile) -> rasterio.DatasetReader:
-        """The thread's own handle of a tile, checked when first opened."""
+        """Return the thread's own open file of a tile, checked when it is opened."""
 
-        def opened() -> rasterio.DatasetReader:
-            self._same(tile)
+        def open_tile() -> rasterio.DatasetReader:
+            self._raise_if_changed(tile)
             try:
                 file = rasterio.open(tile.uri)
             except RasterioError as e:
-                self._same(tile)
+                self._raise_if_changed(tile)
                 gdal.raise_if_transient(e)
                 raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({gdal.gdal_message(e)})") from e
             try:
-                self._fits(tile, file)
+                self._check_tile(tile, file)
             except SourceError:
                 file.close()
                 raise
             return file
 
-        return self._handles.get(tile.uri, opened)
+        return self._rasters.get(tile.uri, open_tile)
 
-    def _same(self, tile: Tile) -> None:
-        """Raise unless the tile is there, reachable and the one that was planned."""
-        now = storage.stat(tile.uri)
-        if now is None:
-            raise SourceError(f"{tile.uri}: gone since the plan was made; delete the plan to look again")
-        if (now.size, now.etag) != (tile.size, tile.etag):
-            raise SourceError(f"{tile.uri}: changed since the plan was made; delete the plan to look again")
-        if now.size == 0:
+    def _raise_if_changed(self, tile: Tile) -> None:
+        """Raise SourceError unless the tile exists and is the one that was planned; TransientError."""
+        stat = storage.stat(tile.uri)
+        if stat is None:
+            raise SourceError(
+                f"{tile.uri}: removed since the plan was made. Delete the plan to list the archive again."
+            )
+        if (stat.size, stat.etag) != (tile.size, tile.etag):
+            raise SourceError(
+                f"{tile.uri}: changed since the plan was made. Delete the plan to list the archive again."
+            )
+        if stat.size == 0:
             raise SourceError(f"{tile.uri}: empty, 0 bytes")
 
-    def _fits(self, tile: Tile, dataset: rasterio.DatasetReader) -> None:
-        """Raise SourceError unless the file is the tile that its name says."""
+    def _check_tile(self, tile: Tile, file: rasterio.DatasetReader) -> None:
+        """Raise SourceError unless the file is the tile of its name."""
         ppd, (west, north) = self.lattice.ppd, tile.corner
-        if dataset.count != BANDS:
-            raise SourceError(f"{tile.uri}: {dataset.count} bands, want the {BANDS} of R G B NIR")
-        if set(dataset.dtypes) != {"uint16"}:
-            raise SourceError(f"{tile.uri}: pixels are {'/'.join(sorted(set(dataset.dtypes)))}, want uint16")
-        if dataset.crs is None or dataset.crs.to_epsg() != 4326:
-            raise SourceError(f"{tile.uri}: CRS is {dataset.crs}, want EPSG:4326")
-        if dataset.shape != (ppd, ppd):
+        if file.count != BAND_COUNT:
+            raise SourceError(f"{tile.uri}: expected the {BAND_COUNT} bands R G B NIR, got {file.count} bands.")
+        if set(file.dtypes) != {"uint16"}:
+            raise SourceError(f"{tile.uri}: expected pixels of uint16, got {'/'.join(sorted(set(file.dtypes)))}.")
+        if file.crs is None or file.crs.to_epsg() != 4326:
+            raise SourceError(f"{tile.uri}: expected the CRS EPSG:4326, got {file.crs}.")
+        if file.shape != (ppd, ppd):
             raise SourceError(
-                f"{tile.uri}: {dataset.width} x {dataset.height} px, want {ppd} x {ppd}; "
-                f"pixels per degree is set to {ppd}"
+                f"{tile.uri}: expected {ppd} x {ppd} px, got {file.width} x {file.height}. "
+                f"Check pixels_per_degree, which is {ppd}."
             )
-        t = dataset.transform
-        off = max(abs(t.c - west), abs(t.f - north), abs(t.a * ppd - 1), abs(t.e * ppd + 1), abs(t.b), abs(t.d)) * ppd
-        if off > 0.01:  # of a pixel, at its corner or over its degree
+        t = file.transform
+        offset_px = ppd * max(
+            abs(t.c - west), abs(t.f - north), abs(t.a * ppd - 1), abs(t.e * ppd + 1), abs(t.b), abs(t.d)
+        )
+        if offset_px > MAX_OFFSET_PX:
             raise SourceError(
-                f"{tile.uri}: off the 1/{ppd} degree lattice by up to {off:.2f} px (corner at {t.c:.6f}, {t.f:.6f})"
+                f"{tile.uri}: expected a tile on the 1/{ppd} degree lattice, got one that is off by up to "
+                f"{offset_px:.2f} px (corner at {t.c:.6f}, {t.f:.6f})."
             )
 
     # ---------------------------------------------------------------------------------------- stitching
 
     def chips(self, loaded: Iterator[Loaded]) -> Iterator[Chip | Dropped]:
-        """Chips, row by row southwards and west to east within a row."""
-        chip, (x0, x1) = self.lattice.chip, self.span
-        near: deque[Loaded] = deque()  # strips that reach into the row at hand or below it
+        """Yield the chips, row by row southwards and west to east within a row."""
+        chip, (x0, x1) = self.lattice.chip, self.x_range
+        strips: deque[Loaded] = deque()  # that reach into the current row or below it
         ahead = next(loaded, None)
-        for row in range(self.row0, self.row0 + self.rows):
+        for row in range(self.first_row, self.first_row + self.rows):
             top, bottom = self.lattice.y(row), self.lattice.y(row + 1)
             while ahead is not None and ahead.read.key.y0 < bottom:
-                near.append(ahead)
+                strips.append(ahead)
                 ahead = next(loaded, None)
-            canvas = np.zeros((BANDS, chip, x1 - x0), np.uint16) if near else None
-            broken: list[tuple[Strip, str]] = []
-            for piece in near:
-                s: Strip = piece.read.key
-                if piece.error is not None:
-                    broken.append((s, str(piece.error)))
-                    continue
-                a, b = max(s.y0, top), min(s.y1, bottom)
-                canvas[:, a - top : b - top, s.x0 - x0 : s.x1 - x0] = piece.value[:, a - s.y0 : b - s.y0]
-            near = deque(p for p in near if p.read.key.y1 > bottom)
-            yield from self._cut(row, canvas, broken)
+            if strips:
+                canvas = np.zeros((BAND_COUNT, chip, x1 - x0), np.uint16)
+                yield from self._cut(row, canvas, self._stitch(canvas, strips, top, bottom))
+            else:
+                for column in self.columns_of_shard:
+                    reason = self._nodata_reasons[column]
+                    yield Dropped(unit_id(self.lattice, self.year, column), "nodata", self.rows_per_chip, reason)
+            strips = deque(piece for piece in strips if piece.read.key.y1 > bottom)
         if ahead is not None:
             raise AssertionError("strips left over")
 
-    def _cut(self, row: int, canvas: np.ndarray | None, broken: list[tuple[Strip, str]]) -> Iterator[Chip | Dropped]:
-        """The chips of one lattice row from its canvas [4, chip, width]."""
-        valid = None if canvas is None else canvas.any(axis=0)  # nodata is 0 in all four bands
+    def _stitch(
+        self, canvas: NDArray[np.uint16], strips: Iterable[Loaded], top: int, bottom: int
+    ) -> list[tuple[Strip, str]]:
+        """Fill the canvas of rows [top, bottom) from strips. Return the strips that failed, with their errors."""
+        failed: list[tuple[Strip, str]] = []
+        x0 = self.x_range[0]
+        for piece in strips:
+            s: Strip = piece.read.key
+            if piece.error is not None:
+                failed.append((s, str(piece.error)))
+                continue
+            a, b = max(s.y0, top), min(s.y1, bottom)
+            canvas[:, a - top : b - top, s.x0 - x0 : s.x1 - x0] = piece.value[:, a - s.y0 : b - s.y0]
+        return failed
+
+    def _cut(self, row: int, canvas: NDArray[np.uint16], failed: list[tuple[Strip, str]]) -> Iterator[Chip | Dropped]:
+        """Yield the chips of one lattice row from its canvas [4, chip, width]."""
+        valid = valid_pixels(canvas)
         side = self.lattice.chip // (2 if self.encode == "quarters" else 1)
-        x0, top = self.span[0], self.lattice.y(row)
-        for column in self.units_of:
+        x0, top = self.x_range[0], self.lattice.y(row)
+        for column in self.columns_of_shard:
             unit = unit_id(self.lattice, self.year, column)
             west = self.lattice.x(column.col)
-            if valid is None:
-                yield Dropped(unit, "nodata", self.per_chip, self._why_nodata[column])
-                continue
             for q, (dy, dx) in enumerate(itertools.product(range(0, self.lattice.chip, side), repeat=2)):
                 x, y = west + dx, top + dy
-                why = next((m for s, m in broken if s.x0 < x + side and s.x1 > x and s.y0 < y + side and s.y1 > y), "")
-                if why:
-                    yield Dropped(unit, "failed", 1, why)
+                error = next(
+                    (e for s, e in failed if s.x0 < x + side and s.x1 > x and s.y0 < y + side and s.y1 > y), ""
+                )
+                if error:
+                    yield Dropped(unit, "failed", 1, error)
                     continue
-                here = (slice(y - top, y - top + side), slice(x - x0, x - x0 + side))
-                count = int(np.count_nonzero(valid[here]))
+                window = (slice(y - top, y - top + side), slice(x - x0, x - x0 + side))
+                count = int(np.count_nonzero(valid[window]))
                 nodata = (side**2 - count) / side**2
                 if count == 0 or nodata > self.max_nodata:
-                    yield Dropped(unit, "nodata", 1, self._why_nodata[column])
+                    yield Dropped(unit, "nodata", 1, self._nodata_reasons[column])
                     continue
-                tiles = self._contributors(x, y, side, valid[here])
+                tiles = self._contributors(x, y, side, valid[window])
                 name = chip_id(self.lattice, self.year, west, top)
                 lon, lat = self.lattice.lon, self.lattice.lat
                 yield Chip(
                     unit_id=unit,
                     chip_id=f"{name}:q{q}" if self.encode == "quarters" else name,
-                    pixels=canvas[(slice(None), *here)],
+                    pixels=canvas[(slice(None), *window)],
                     footprint=shapely.box(lon(x), lat(y + side), lon(x + side), lat(y)),
                     center=((lon(x) + lon(x + side)) / 2, (lat(y) + lat(y + side)) / 2),
                     crs="EPSG:4326",
@@ -394,14 +371,14 @@ class WorldCoverSource:
                     extra={"year": self.year},
                 )
 
-    def _contributors(self, x: int, y: int, side: int, valid: np.ndarray) -> list[Tile]:
-        """Tiles that gave valid pixels to a chip, the one that gave most first (ties: the north-western)."""
+    def _contributors(self, x: int, y: int, side: int, valid: NDArray[np.bool_]) -> list[Tile]:
+        """Return the tiles that gave valid pixels to a chip, the one that gave most first (ties: the north-western)."""
         ppd = self.lattice.ppd
-        shares = []
+        counts = []
         for north in range(y // ppd, (y + side - 1) // ppd + 1):
             for west in range(x // ppd, (x + side - 1) // ppd + 1):
                 rows = slice(max(0, north * ppd - y), min(side, (north + 1) * ppd - y))
                 cols = slice(max(0, west * ppd - x), min(side, (west + 1) * ppd - x))
                 if count := int(np.count_nonzero(valid[rows, cols])):
-                    shares.append((count, self.tiles[tile_name(west - 180, 89 - north)]))
-        return [tile for _, tile in sorted(shares, key=lambda s: -s[0])]
+                    counts.append((count, self.tiles[tile_name(west - 180, 89 - north)]))
+        return [tile for _, tile in sorted(counts, key=lambda entry: -entry[0])]

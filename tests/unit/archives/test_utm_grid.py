@@ -17,7 +17,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import from_bounds
 
 from kiln.archives import utm_grid
-from kiln.archives.naip.layout import RESAMPLING, chip_layout
+from kiln.archives.naip.layout import RESAMPLING, chip_lattice, chip_layout
 from kiln.errors import ConfigError, SourceError
 from tests.conftest import ROOT
 
@@ -107,8 +107,8 @@ def test_the_cells_of_a_scene_are_those_its_extent_touches_wherever_it_begins(we
         (c, r)
         for c in range(first[0], last[0])
         for r in range(first[1], last[1])
-        if min(high[0], (c + 1) * side) - max(low[0], c * side) > utm_grid.NEAR * gsd
-        and min(high[1], (r + 1) * side) - max(low[1], r * side) > utm_grid.NEAR * gsd
+        if min(high[0], (c + 1) * side) - max(low[0], c * side) > utm_grid.POSITION_TOLERANCE_PX * gsd
+        and min(high[1], (r + 1) * side) - max(low[1], r * side) > utm_grid.POSITION_TOLERANCE_PX * gsd
     }
     assert places(aligned) == right
     for cell in aligned.cells:
@@ -125,7 +125,7 @@ def test_the_cells_of_a_scene_are_those_its_extent_touches_wherever_it_begins(we
 def test_pixels_on_the_grid_are_copied_and_the_rest_of_their_cells_is_nodata(west, north, off):
     pixels = drawn()
     aligned = align(pixels, at(west + off, north - off), HERE, GRID)
-    assert aligned.how == ""
+    assert aligned.resampling == ""
     assert np.array_equal(seen(aligned, west, north, west + 56, north - 40), pixels)
     assert np.count_nonzero(aligned.pixels) == pixels.size
     assert len(aligned.cells) * CHIP**2 == aligned.pixels[0].size
@@ -153,7 +153,7 @@ def test_pixels_of_half_a_metre_become_the_mean_of_their_four():
     pixels = drawn(80, 96)
     aligned = align(pixels, at(5, -3, 0.5), HERE, GRID)
     mean = pixels.reshape(4, 40, 2, 48, 2).mean(axis=(2, 4))
-    assert aligned.how == "resampled from 0.5 m (average)"
+    assert aligned.resampling == "resampled from 0.5 m (average)"
     assert np.array_equal(seen(aligned, 5, -3, 53, -43), np.rint(mean).astype(np.uint8))
     assert np.count_nonzero(aligned.pixels) == mean.size
 
@@ -171,7 +171,7 @@ def test_pixels_half_a_pixel_off_become_the_mean_of_their_neighbours():
     aligned = align(pixels, at(0.5, -0.5), HERE, GRID)
     wide = pixels.astype(float)
     mean = (wide[:, :-1, :-1] + wide[:, 1:, :-1] + wide[:, :-1, 1:] + wide[:, 1:, 1:]) / 4
-    assert aligned.how == "resampled from 1 m (bilinear)"
+    assert aligned.resampling == "resampled from 1 m (bilinear)"
     assert np.array_equal(seen(aligned, 1, -1, 40, -40), np.rint(mean).astype(np.uint8))
 
 
@@ -245,7 +245,7 @@ def test_rows_made_apart_are_those_of_the_whole_image(monkeypatch, crs, size):
     whole = align(pixels, *place).pixels
     assert whole.any()
     apart = [align(pixels, *place, rows=CHIP).pixels]
-    monkeypatch.setattr(utm_grid, "STRIPE", 40_000)
+    monkeypatch.setattr(utm_grid, "STRIPE_BYTES", 40_000)
     apart += [align(pixels, *place).pixels, align(pixels, *place, rows=CHIP).pixels]
     for other in apart:
         off = np.abs(other.astype(int) - whole)
@@ -261,7 +261,7 @@ def test_rows_made_apart_are_those_of_the_whole_image(monkeypatch, crs, size):
 def test_wgs84_of_the_same_zone_is_the_same_ground():
     pixels = drawn()
     aligned = align(pixels, at(5, -3), "EPSG:32614", GRID)
-    assert aligned.how == "resampled from 1 m in EPSG:32614 (bilinear)"
+    assert aligned.resampling == "resampled from 1 m in EPSG:32614 (bilinear)"
     assert np.array_equal(seen(aligned, 5, -3, 61, -43), pixels)
     assert places(aligned) == places(align(pixels, at(5, -3), HERE, GRID))
 
@@ -283,8 +283,8 @@ def test_a_scene_in_another_crs_is_warped_to_where_it_lies(crs, size):
     transform = from_origin(east, north, size / metre, size / metre)
     pixels = np.rint(slope(transform, crs, height, width)).astype(np.uint8)
     aligned = align(pixels, transform, crs, GRID)
-    assert f"from {size:g} m in {crs if crs.startswith('EPSG') else ''}" in aligned.how
-    assert ("average" in aligned.how) == (size < 1)
+    assert f"from {size:g} m in {crs if crs.startswith('EPSG') else ''}" in aligned.resampling
+    assert ("average" in aligned.resampling) == (size < 1)
     right = slope(aligned.transform, HERE, *aligned.pixels.shape[1:])
     valid = aligned.pixels.any(axis=0)
     assert np.abs(aligned.pixels[:, valid] - right[:, valid]).max() < 0.8  # 0.5 by rounding, then 0.1 a metre
@@ -302,7 +302,7 @@ def test_a_scene_in_another_crs_is_warped_to_where_it_lies(crs, size):
 
 def test_a_scene_far_from_its_zone_is_refused():
     for place in (from_origin(12_000_000, 3_000_000, 1, 1), from_origin(-9_000_000, 3_000_000, 1, 1)):
-        with pytest.raises(SourceError, match="nowhere near UTM zone 14"):
+        with pytest.raises(SourceError, match="expected a scene near UTM zone 14"):
             align(drawn(), place, "EPSG:3857", GRID)
 
 
@@ -323,19 +323,30 @@ def test_the_layout_of_the_common_lattice_says_its_anchor_and_resampling():
 @pytest.mark.parametrize(
     ("told", "says"),
     [
-        ((256, "utm", 1.0, "align"), "edge align goes with lattice scene"),
-        ((256, "utm", 0.0), "lattice_gsd 0.0"),
-        ((256, "utm", -1.0), "lattice_gsd -1.0"),
-        ((256, "utm", float("nan")), "lattice_gsd nan"),
+        ((256, "utm", 1.0, "align"), "edge: expected drop with lattice utm"),
+        ((256, "utm", 0.0), "got 0.0"),
+        ((256, "utm", -1.0), "got -1.0"),
+        ((256, "utm", float("nan")), "got nan"),
         ((250, "utm"), "multiple of the model's patch"),
         ((0, "scene"), "multiple of the model's patch"),
-        ((256, "mgrs"), "want scene or utm"),
-        ((256, "scene", 1.0, "wrap"), "want drop or align"),
+        ((256, "mgrs"), "expected scene or utm"),
+        ((256, "scene", 1.0, "wrap"), "expected drop or align"),
     ],
 )
 def test_a_layout_that_cannot_be_is_a_wrong_setting(told, says):
     with pytest.raises(ConfigError, match=says):
         chip_layout(*told)
+
+
+@pytest.mark.parametrize(("lattice", "is_error"), [("utm", False), ("scene", True)])
+def test_deduplicate_needs_the_lattice_that_scenes_share(lattice, is_error):
+    section = {"chip_size": 256, "lattice": lattice, "lattice_gsd": 1.0, "edge": "drop", "deduplicate": True}
+    if not is_error:
+        assert chip_lattice(section) == chip_layout(256, "utm")
+        return
+    with pytest.raises(ConfigError, match=r"naip.deduplicate: expected lattice utm.*got scene"):
+        chip_lattice(section)
+    assert chip_lattice(section | {"deduplicate": False}) == chip_layout(256)
 
 
 def test_the_layout_is_light_to_import():

@@ -3,11 +3,7 @@
 import gzip
 import io
 import itertools
-import json
-import os
 import random
-import subprocess
-import sys
 import zipfile
 from collections import Counter, defaultdict
 
@@ -18,10 +14,12 @@ from hypothesis import strategies as st
 
 from kiln.archives.naip import plan
 from kiln.archives.naip.keys import parse_key
-from kiln.archives.naip.plan import Keep, read_scenes
+from kiln.archives.naip.plan import SceneFilter, read_scenes, shard_plans
+from kiln.errors import ConfigError, TransientError
+from kiln.formats.bounding_box import BoundingBox
 from kiln.formats.stable_shards import stable_shards
 from kiln.io import storage
-from tests.conftest import ROOT
+from tests.support import plans
 
 QUARTERS = ("ne", "nw", "se", "sw")  # as the alphabet has them
 STEM = "nd/2018/60cm/rgbir_cog/48097/m_4809732_nw_14_060_20180901"
@@ -57,51 +55,38 @@ def put(tmp_path, data, name="manifest.txt"):
     return str(path)
 
 
-def planned(manifest, output, *flags):
-    """The bytes that the script writes."""
-    plan.main(["--manifest", str(manifest), "--output", str(output), *flags])
-    return storage.read_bytes(str(output))
-
-
-def shards_of(data):
-    return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+def planned(manifest, output, **settings):
+    """The bytes of a plan."""
+    return plans.write("naip", output, manifest=str(manifest), **settings)
 
 
 def names_of(shards):
-    return {(s["partition"], s["shard"]) for s in shards}
+    return {(s.partition, s.name) for s in shards}
 
 
-def units_of(data):
-    return [u for s in shards_of(data) for u in s["units"]]
-
-
-def refused(manifest, tmp_path, capsys, *flags, code=2):
-    """The last line of what the script says when it gives up, having written nothing."""
-    with pytest.raises(SystemExit) as end:
-        plan.main(["--manifest", str(manifest), "--output", str(tmp_path / "out" / "plan.gz"), *flags])
-    assert end.value.code == code
+def refused(manifest, tmp_path, error=ConfigError, **settings):
+    """The message of an error that leaves no plan."""
+    with pytest.raises(error) as e:
+        planned(manifest, tmp_path / "out" / "plan.gz", **settings)
     assert not list(tmp_path.glob("out/*"))
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("error: ")
-    assert not any("Traceback" in line for line in said)
-    return said[-1]
+    return str(e.value)
 
 
-def balanced(account):
-    assert account.lines == account.scenes + sum(account.others.values()) + len(account.unreadable)
-    assert account.scenes == account.kept + account.filtered + account.superseded + account.duplicates
-    return account
+def balanced(counts):
+    assert counts.lines == counts.scenes + sum(counts.others.values()) + len(counts.unreadable)
+    assert counts.scenes == counts.selected + counts.filtered + counts.superseded + counts.duplicates
+    return counts
 
 
 def kept_of(lines, keep=None):
-    """The keys to do, in order of the alphabet, and the account, which adds up."""
-    partitions, account = read_scenes(lines, keep or Keep(), 256)
+    """The keys to do, in order of the alphabet, and the counts, which adds up."""
+    partitions, counts = read_scenes(lines, keep or SceneFilter(), 256)
     keys = sorted(key for found in partitions.values() for key, _, _ in found)
-    assert account.kept == len(keys)
-    return keys, balanced(account)
+    assert counts.selected == len(keys)
+    return keys, balanced(counts)
 
 
-# ------------------------------------------------------------------------------------------- the account
+# ------------------------------------------------------------------------------------------- the counts
 
 
 def test_lines_that_are_no_scenes_are_counted_by_kind():
@@ -116,9 +101,9 @@ def test_lines_that_are_no_scenes_are_counted_by_kind():
         scene(0),
         "x" * 1025,
     ]
-    keys, account = kept_of(lines)
+    keys, counts = kept_of(lines)
     assert keys == [scene(0)]
-    assert account.others == {
+    assert counts.others == {
         "no key of the archive": 2,
         "fgdc .txt": 1,
         "rgbir .mrf": 1,
@@ -138,10 +123,10 @@ def test_what_looks_like_a_scene_and_cannot_be_read_is_listed_with_its_whole_key
         f"s3://naip-analytic/{STEM}.tif",
         "nd/2018/60cm/rgbir_cog/48097/mosaic.tif",
     ]
-    keys, account = kept_of([*bad, scene(0)])
+    keys, counts = kept_of([*bad, scene(0)])
     assert keys == [scene(0)]
-    assert account.unreadable == bad
-    assert all(key in plan.report(account) for key in bad)
+    assert counts.unreadable == bad
+    assert all(key in plan.report(counts) for key in bad)
 
 
 def test_the_report_tells_every_figure_of_the_account(caplog, tmp_path):
@@ -149,14 +134,12 @@ def test_the_report_tells_every_figure_of_the_account(caplog, tmp_path):
     lines += ["nd/2014/100cm/rgbir_cog/46100/m_4610064_se_14_1.tif", "nd/2014/100cm/rgbir_cog/46100/x.tif"]
     lines += ["nd/2014/100cm/rgbir_cog/46100/m_4610064_sw_14_1_20150102.tif"]
     caplog.set_level("INFO")
-    planned(put(tmp_path, text(lines)), tmp_path / "plan.gz", "--states", "nd", "--scenes-per-shard", "3")
+    planned(put(tmp_path, text(lines)), tmp_path / "plan.gz", states=["nd"], scenes_per_shard=3)
     said = " ".join(caplog.messages)
-    assert "10 lines: 8 scenes, 5 kept, 1 filtered out, 1 older releases, 1 said twice" in said
-    assert "of those kept 1 have no date, 1 a date of the year after the path's" in said
+    assert "10 lines: 8 scenes, 5 selected, 1 filtered out, 1 older releases, 1 duplicates" in said
+    assert "of the selected, 1 have no date, 1 a date of the year after the path's" in said
     assert "1 x no key of the archive" in said
-    assert "looks like a scene: nd/2014/100cm/rgbir_cog/46100/x.tif" in said
-    assert "5 scenes in " in said
-    assert "of 2 states and years" in said
+    assert "not a scene: nd/2014/100cm/rgbir_cog/46100/x.tif" in said
 
 
 MANIFEST = st.lists(
@@ -169,26 +152,31 @@ MANIFEST = st.lists(
 
 
 @settings(deadline=None)
-@given(MANIFEST, st.sampled_from([Keep(), Keep(years=frozenset({2018})), Keep(bbox=(-100.2, 46.5, -100.0, 46.8))]))
+@given(
+    MANIFEST,
+    st.sampled_from(
+        [SceneFilter(), SceneFilter(years=frozenset({2018})), SceneFilter(bbox=BoundingBox(-100.2, 46.5, -100.0, 46.8))]
+    ),
+)
 def test_the_account_of_any_manifest_adds_up_and_every_scene_is_kept_once(lines, keep):
-    keys, account = kept_of(lines, keep)
-    assert account.lines == len(lines)
+    keys, counts = kept_of(lines, keep)
+    assert counts.lines == len(lines)
     assert len(set(keys)) == len(keys)
     assert set(keys) <= set(lines)
-    assert {parse_key(k).scene for k in keys} == {s.scene for s in map(parse_key, lines) if s and keep.takes(s)}
+    assert {parse_key(k).scene for k in keys} == {s.scene for s in map(parse_key, lines) if s and keep.matches(s)}
 
 
 def test_keys_said_twice_are_counted_and_kept_once():
-    keys, account = kept_of([scene(0), scene(1), scene(0), scene(0)])
+    keys, counts = kept_of([scene(0), scene(1), scene(0), scene(0)])
     assert keys == [scene(0), scene(1)]
-    assert (account.duplicates, account.superseded) == (2, 0)
+    assert (counts.duplicates, counts.superseded) == (2, 0)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["", "_20190211", "_20200101"])))
 def test_the_newest_release_of_a_scene_wins_whatever_the_order(order):
-    keys, account = kept_of([f"{STEM}{released}.tif" for released in order])
+    keys, counts = kept_of([f"{STEM}{released}.tif" for released in order])
     assert keys == [f"{STEM}_20200101.tif"]
-    assert (account.superseded, account.duplicates) == (2, 0)
+    assert (counts.superseded, counts.duplicates) == (2, 0)
 
 
 def test_the_same_name_in_two_states_or_two_years_is_kept_in_both():
@@ -209,9 +197,9 @@ def test_scenes_without_a_date_and_with_one_of_the_next_year_are_kept_and_counte
     undated = ["id/2015/100cm/rgbir_cog/48117/m_4811716_se_11_1.tif"]
     undated += ["id/2015/100cm/rgbir_cog/44112/4411233_nw_12_1.tif"]
     later = "tx/2016/100cm/rgbir_cog/26098/m_2609819_nw_14_1_20170104.tif"
-    keys, account = kept_of([*undated, later, scene(0)])
+    keys, counts = kept_of([*undated, later, scene(0)])
     assert keys == sorted([*undated, later, scene(0)])
-    assert (account.undated, account.next_year) == (2, 1)
+    assert (counts.undated, counts.next_year) == (2, 1)
 
 
 # --------------------------------------------------------------------------------------------- the filters
@@ -225,20 +213,20 @@ MIXED = [
 
 
 @pytest.mark.parametrize(
-    ("flags", "takes"),
+    ("settings", "matches"),
     [
-        (["--states", "sd"], lambda k: k.startswith("sd/")),
-        (["--states", "sd", "nd"], lambda k: True),
-        (["--years", "2014"], lambda k: "/2014/" in k),
-        (["--years", "2016", "2018"], lambda k: "/2014/" not in k),
-        (["--resolutions", "60"], lambda k: "/60cm/" in k),
-        (["--states", "nd", "--years", "2014", "2016"], lambda k: k.startswith("nd/2014/")),
-        (["--states", "sd", "--resolutions", "100"], lambda k: k.startswith("sd/2014/")),
+        ({"states": ["sd"]}, lambda k: k.startswith("sd/")),
+        ({"states": ["sd", "nd"]}, lambda k: True),
+        ({"years": [2014]}, lambda k: "/2014/" in k),
+        ({"years": [2016, 2018]}, lambda k: "/2014/" not in k),
+        ({"resolutions": [60]}, lambda k: "/60cm/" in k),
+        ({"states": ["nd"], "years": [2014, 2016]}, lambda k: k.startswith("nd/2014/")),
+        ({"states": ["sd"], "resolutions": [100]}, lambda k: k.startswith("sd/2014/")),
     ],
 )
-def test_states_years_and_resolutions_keep_the_scenes_that_all_of_them_name(tmp_path, flags, takes):
-    data = planned(put(tmp_path, text(MIXED)), tmp_path / "plan.gz", *flags)
-    assert sorted(units_of(data)) == sorted(k for k in MIXED if takes(k))
+def test_states_years_and_resolutions_select_the_scenes_that_match_all_of_them(tmp_path, settings, matches):
+    data = planned(put(tmp_path, text(MIXED)), tmp_path / "plan.gz", **settings)
+    assert sorted(plans.units(data)) == sorted(k for k in MIXED if matches(k))
 
 
 def distances(key, box):
@@ -255,7 +243,7 @@ def distances(key, box):
 @given(st.floats(-104, -98), st.floats(44, 48), st.floats(1e-6, 2), st.floats(1e-6, 2))
 def test_a_bounding_box_takes_the_scenes_whose_quarter_quadrangle_it_meets_or_passes_within_300_m(w, s, wide, high):
     box = (w, s, w + wide, s + high)
-    keys = set(kept_of(DEGREES, Keep(bbox=box))[0])
+    keys = set(kept_of(DEGREES, SceneFilter(bbox=box))[0])
     for key in DEGREES:
         away = max(distances(key, box))
         if not 299 < away < 301:
@@ -276,22 +264,18 @@ def test_a_box_beside_a_scene_takes_it_up_to_300_metres_away_on_every_side(metre
         (west, south - 1, east, south - up),
         (west, north + up, east, north + 1),
     ):
-        assert Keep(bbox=box).takes(parse_key(key)) is taken
+        assert SceneFilter(bbox=box).matches(parse_key(key)) is taken
 
 
-def test_a_bounding_box_is_given_as_four_numbers(tmp_path):
+def test_a_bounding_box_selects_scenes(tmp_path):
     manifest = put(tmp_path, text(MIXED))
-    assert units_of(planned(manifest, tmp_path / "plan.gz", "--bbox=-100.99,46.99,-100.98,46.995")) == sorted(
-        k for k in MIXED if "01_nw" in k
-    )
+    data = planned(manifest, tmp_path / "plan.gz", bbox=[-100.99, 46.99, -100.98, 46.995])
+    assert plans.units(data) == sorted(k for k in MIXED if "01_nw" in k)
 
 
-@pytest.mark.parametrize("box", ["1,2,3", "a,b,c,d", "", "3,2,1,4", "1,4,3,2", "1,2,1,4", "1,2,3,4,5", "nan,1,2,3"])
-def test_a_bounding_box_that_is_none_is_refused_with_what_is_wanted(tmp_path, capsys, box):
-    with pytest.raises(SystemExit) as end:
-        plan.main(["--manifest", "x", "--output", str(tmp_path / "plan.gz"), f"--bbox={box}"])
-    assert end.value.code == 2
-    assert "--bbox" in capsys.readouterr().err
+@pytest.mark.parametrize("box", [(3, 2, 1, 4), (1, 4, 3, 2), (1, 2, 1, 4), (float("nan"), 1, 2, 3), (0, 0, 200, 1)])
+def test_a_bounding_box_that_is_none_is_refused(tmp_path, box):
+    assert "bbox: expected [west, south, east, north]" in refused("x", tmp_path, bbox=list(box))
 
 
 # ------------------------------------------------------------------------------------------------ the plan
@@ -299,40 +283,42 @@ def test_a_bounding_box_that_is_none_is_refused_with_what_is_wanted(tmp_path, ca
 
 def test_a_shard_says_what_its_job_needs(tmp_path):
     keys = scenes(3)
-    flags = ("--archive", "/data/naip", "--chip-size", "512")
-    (shard,) = shards_of(planned(put(tmp_path, text(keys)), tmp_path / "plan.gz", *flags))
-    assert shard.pop("shard").startswith("0.0-003-")
+    settings = {"archive": "/data/naip", "chip_size": 512}
+    (shard,) = plans.lines(planned(put(tmp_path, text(keys)), tmp_path / "plan.gz", **settings))
+    assert shard.pop("name").startswith("0.0-003-")
     estimates = [parse_key(k).estimate(512) for k in keys]
     assert shard == {
         "dataset": "naip",
         "partition": "nd-2014",
         "archive": "/data/naip",
         "units": sorted(keys),
+        "chip_size": 512,
         "expected": sum(chips for chips, _ in estimates),
-        "bytes": sum(size for _, size in estimates),
+        "read_bytes": sum(size for _, size in estimates),
+        "details": {},
     }
 
 
 def test_the_archive_is_the_bucket_if_no_other_is_given(tmp_path):
-    (shard,) = shards_of(planned(put(tmp_path, text([scene(0)])), tmp_path / "plan.gz"))
+    (shard,) = plans.lines(planned(put(tmp_path, text([scene(0)])), tmp_path / "plan.gz"))
     assert shard["archive"] == "s3://naip-analytic"
 
 
 def test_every_shard_holds_scenes_of_one_state_and_year_and_no_more_than_twice_what_was_asked(tmp_path):
     keys = [*scenes(300), *scenes(250, year=2016), *scenes(300, state="sd")]
-    shards = shards_of(planned(put(tmp_path, text(keys)), tmp_path / "plan.gz", "--scenes-per-shard", "20"))
+    shards = plans.lines(planned(put(tmp_path, text(keys)), tmp_path / "plan.gz", scenes_per_shard=20))
     assert sorted(u for s in shards for u in s["units"]) == sorted(keys)
     for shard in shards:
         assert {"-".join(u.split("/")[:2]) for u in shard["units"]} == {shard["partition"]}
         assert 1 <= len(shard["units"]) <= 40
-    assert len(names_of(shards)) == len(shards)
+    assert len({(s["partition"], s["name"]) for s in shards}) == len(shards)
     assert 14 < len(keys) / len(shards) < 28
 
 
 def test_the_plan_is_the_same_bytes_from_plain_gzip_zip_http_and_s3_and_twice(tmp_path, serve, bucket):
     data = text(MIXED)
-    plain = planned(put(tmp_path, data), tmp_path / "one.gz", "--scenes-per-shard", "10")
-    assert len(units_of(plain)) == len(MIXED)
+    plain = planned(put(tmp_path, data), tmp_path / "one.gz", scenes_per_shard=10)
+    assert len(plans.units(plain)) == len(MIXED)
     assert plain[3:8] == bytes(5), "gzip's header has neither a name nor a time"
     web = serve({"/m/manifest.txt.zip": zipped(data), "/manifest.txt": data})
     storage.write_bytes(f"{bucket}/in/manifest.txt.gz", gzip.compress(data))
@@ -347,12 +333,12 @@ def test_the_plan_is_the_same_bytes_from_plain_gzip_zip_http_and_s3_and_twice(tm
         f"{bucket}/in/manifest.txt.gz",
     ]
     for n, source in enumerate(sources):
-        assert planned(source, tmp_path / f"again{n}.gz", "--scenes-per-shard", "10") == plain, source
-    assert planned(sources[-1], f"{bucket}/out/plan.gz", "--scenes-per-shard", "10") == plain
+        assert planned(source, tmp_path / f"again{n}.gz", scenes_per_shard=10) == plain, source
+    assert planned(sources[-1], f"{bucket}/out/plan.gz", scenes_per_shard=10) == plain
 
 
 def test_the_plan_is_the_same_bytes_from_lines_in_another_order_or_said_twice_or_with_crlf(tmp_path):
-    plain = planned(put(tmp_path, text(MIXED)), tmp_path / "plan.gz", "--scenes-per-shard", "10")
+    plain = planned(put(tmp_path, text(MIXED)), tmp_path / "plan.gz", scenes_per_shard=10)
     shuffled = random.Random(1).sample(MIXED, len(MIXED))
     for data in (
         text(shuffled),
@@ -360,29 +346,20 @@ def test_the_plan_is_the_same_bytes_from_lines_in_another_order_or_said_twice_or
         text(MIXED).replace(b"\n", b"\r\n"),
         text(MIXED).rstrip(b"\n"),
     ):
-        assert planned(put(tmp_path, data), tmp_path / "other.gz", "--scenes-per-shard", "10") == plain
+        assert planned(put(tmp_path, data), tmp_path / "other.gz", scenes_per_shard=10) == plain
 
 
 def test_a_byte_order_mark_before_the_first_key_loses_no_scene(tmp_path):
     data = b"\xef\xbb\xbf" + text(MIXED)
-    assert sorted(units_of(planned(put(tmp_path, data), tmp_path / "plan.gz"))) == sorted(MIXED)
+    assert sorted(plans.units(planned(put(tmp_path, data), tmp_path / "plan.gz"))) == sorted(MIXED)
 
 
-def test_the_plan_is_the_same_bytes_in_another_process_with_another_hash_seed(tmp_path):
-    manifest = put(tmp_path, text(MIXED))
-    here = planned(manifest, tmp_path / "here.gz", "--scenes-per-shard", "10")
-    command = [sys.executable, "-m", "kiln.archives.naip.plan", "--manifest", manifest, "--scenes-per-shard", "10"]
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    subprocess.run([*command, "--output", str(tmp_path / "there.gz")], cwd=ROOT, env=environment, check=True)
-    assert (tmp_path / "there.gz").read_bytes() == here
-
-
-def test_a_plan_is_replaced_by_the_next_one_and_left_alone_by_one_that_fails(tmp_path, capsys):
+def test_a_plan_is_replaced_by_the_next_one_and_left_alone_by_one_that_fails(tmp_path):
     out = tmp_path / "plan.gz"
     first = planned(put(tmp_path, text(MIXED)), out)
     assert planned(put(tmp_path, text(MIXED[:9])), out) != first
     before = out.read_bytes()
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError):
         planned(put(tmp_path, gzip.compress(text(MIXED))[:-50]), out)
     assert out.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.txt", "plan.gz"]
@@ -391,51 +368,51 @@ def test_a_plan_is_replaced_by_the_next_one_and_left_alone_by_one_that_fails(tmp
 # ---------------------------------------------------------------------------------------------- bad input
 
 
-def test_an_empty_manifest_is_said_to_hold_no_scene(tmp_path, capsys):
-    assert "no scene in 0 lines" in refused(put(tmp_path, b""), tmp_path, capsys)
-    assert "no scene in 0 lines" in refused(put(tmp_path, gzip.compress(b"")), tmp_path, capsys)
+def test_an_empty_manifest_is_said_to_hold_no_scene(tmp_path):
+    assert "got none in 0 lines" in refused(put(tmp_path, b""), tmp_path)
+    assert "got none in 0 lines" in refused(put(tmp_path, gzip.compress(b"")), tmp_path)
 
 
-def test_a_manifest_of_many_lines_without_a_scene_is_told_with_how_many(tmp_path, capsys):
+def test_a_manifest_of_many_lines_without_a_scene_is_told_with_how_many(tmp_path):
     lines = [k.replace("rgbir_cog", "rgb") for k in scenes(3000)]
-    said = refused(put(tmp_path, text(lines)), tmp_path, capsys)
-    assert "manifest.txt: no scene in 3000 lines; is it NAIP's list of keys?" in said
+    said = refused(put(tmp_path, text(lines)), tmp_path)
+    assert "manifest.txt: expected keys of NAIP scenes, got none in 3,000 lines. Check the file." in said
 
 
 @pytest.mark.parametrize("page", [b"<html>\n<body>Sign in</body>\n</html>\n", b"{}", b"\n" * 50])
-def test_a_page_of_a_proxy_in_place_of_the_manifest_is_said_to_hold_no_scene(tmp_path, capsys, page):
-    assert "no scene in " in refused(put(tmp_path, page), tmp_path, capsys)
+def test_a_page_of_a_proxy_in_place_of_the_manifest_is_said_to_hold_no_scene(tmp_path, page):
+    assert "expected keys of NAIP scenes, got none" in refused(put(tmp_path, page), tmp_path)
 
 
-def test_random_bytes_are_said_to_hold_no_scene_without_being_poured_onto_the_terminal(tmp_path, capsys, caplog):
+def test_random_bytes_are_said_to_hold_no_scene_without_being_poured_onto_the_terminal(tmp_path, caplog):
     caplog.set_level("INFO")
     manifest = put(tmp_path, b"\x00" + np.random.default_rng(0).bytes(1 << 20))
-    assert "no scene in " in refused(manifest, tmp_path, capsys)
+    assert "expected keys of NAIP scenes, got none" in refused(manifest, tmp_path)
     assert len(caplog.text) < 10_000
 
 
 @pytest.mark.parametrize("left", [5, 200, -9, -4, -1])
-def test_a_truncated_gzip_is_said_to_be_truncated(tmp_path, capsys, left):
+def test_a_truncated_gzip_is_said_to_be_truncated(tmp_path, left):
     manifest = put(tmp_path, gzip.compress(text(MIXED))[:left], "m.gz")
-    assert "m.gz: truncated or damaged" in refused(manifest, tmp_path, capsys)
+    assert "m.gz: truncated or damaged" in refused(manifest, tmp_path)
 
 
-def test_a_gzip_with_a_flipped_bit_or_rubbish_behind_it_is_said_to_be_damaged(tmp_path, capsys):
+def test_a_gzip_with_a_flipped_bit_or_rubbish_behind_it_is_said_to_be_damaged(tmp_path):
     data = bytearray(gzip.compress(text(MIXED)))
     rubbish = put(tmp_path, bytes(data) + b"rubbish", "m.gz")
-    assert "m.gz: truncated or damaged" in refused(rubbish, tmp_path, capsys)
+    assert "m.gz: truncated or damaged" in refused(rubbish, tmp_path)
     data[len(data) // 2] ^= 0x10
-    assert "m.gz: truncated or damaged" in refused(put(tmp_path, bytes(data), "m.gz"), tmp_path, capsys)
+    assert "m.gz: truncated or damaged" in refused(put(tmp_path, bytes(data), "m.gz"), tmp_path)
 
 
-def test_a_truncated_or_damaged_zip_is_said_to_be_so(tmp_path, capsys):
+def test_a_truncated_or_damaged_zip_is_said_to_be_so(tmp_path):
     data = bytearray(zipped(text(MIXED)))
-    assert "m.zip: truncated or damaged" in refused(put(tmp_path, bytes(data[:-60]), "m.zip"), tmp_path, capsys)
+    assert "m.zip: truncated or damaged" in refused(put(tmp_path, bytes(data[:-60]), "m.zip"), tmp_path)
     data[200] ^= 0x10
-    assert "m.zip: truncated or damaged" in refused(put(tmp_path, bytes(data), "m.zip"), tmp_path, capsys)
+    assert "m.zip: truncated or damaged" in refused(put(tmp_path, bytes(data), "m.zip"), tmp_path)
 
 
-def test_a_zip_that_needs_a_password_or_an_unknown_method_is_refused_in_words(tmp_path, capsys):
+def test_a_zip_that_needs_a_password_or_an_unknown_method_is_refused_in_words(tmp_path):
     data = zipped(text(MIXED))
     central = data.index(b"PK\x01\x02")
     secret, method = bytearray(data), bytearray(data)
@@ -443,13 +420,13 @@ def test_a_zip_that_needs_a_password_or_an_unknown_method_is_refused_in_words(tm
     secret[central + 8] |= 1
     method[8] = method[central + 10] = 99
     for bad in (secret, method):
-        assert "m.zip" in refused(put(tmp_path, bytes(bad), "m.zip"), tmp_path, capsys)
+        assert "m.zip" in refused(put(tmp_path, bytes(bad), "m.zip"), tmp_path)
 
 
-def test_a_zip_of_nothing_is_said_to_hold_no_scene(tmp_path, capsys):
+def test_a_zip_of_nothing_is_said_to_hold_no_scene(tmp_path):
     out = io.BytesIO()
     zipfile.ZipFile(out, "w").close()
-    assert "m.zip" in refused(put(tmp_path, out.getvalue(), "m.zip"), tmp_path, capsys)
+    assert "m.zip" in refused(put(tmp_path, out.getvalue(), "m.zip"), tmp_path)
 
 
 def test_the_manifest_is_found_in_a_zip_that_begins_with_its_folder(tmp_path):
@@ -457,46 +434,38 @@ def test_the_manifest_is_found_in_a_zip_that_begins_with_its_folder(tmp_path):
     with zipfile.ZipFile(out, "w") as z:
         z.writestr("naip/", "")
         z.writestr("naip/manifest.txt", text(MIXED))
-    assert sorted(units_of(planned(put(tmp_path, out.getvalue(), "m.zip"), tmp_path / "plan.gz"))) == sorted(MIXED)
+    assert sorted(plans.units(planned(put(tmp_path, out.getvalue(), "m.zip"), tmp_path / "plan.gz"))) == sorted(MIXED)
 
 
 def test_a_line_of_10_mb_and_bytes_that_are_no_text_lose_no_scene(tmp_path):
     keys = scenes(20)
     rubbish = b"nd/2014/" + b"a" * 10_000_000 + b".tif\n"
     data = text(keys[:9]) + rubbish + b"\xff\xfe\x00\x80\n" + text(keys[9:])
-    assert units_of(planned(put(tmp_path, data), tmp_path / "plan.gz")) == sorted(keys)
+    assert plans.units(planned(put(tmp_path, data), tmp_path / "plan.gz")) == sorted(keys)
 
 
-def test_filters_that_leave_nothing_are_said_to(tmp_path, capsys):
+def test_filters_that_leave_nothing_are_said_to(tmp_path):
     manifest = put(tmp_path, text(MIXED))
-    for flags in (["--states", "tx"], ["--years", "1999"], ["--resolutions", "30"], ["--bbox=0,0,1,1"]):
-        assert "the filters leave none of 160 scenes" in refused(manifest, tmp_path, capsys, *flags)
+    for keys in ({"states": ["tx"]}, {"years": [2001]}, {"resolutions": [30]}, {"bbox": [0, 0, 1, 1]}):
+        assert "the filters leave none of 160 scenes" in refused(manifest, tmp_path, **keys)
 
 
-def test_a_missing_manifest_is_said_to_be_missing(tmp_path, capsys, serve, bucket):
+def test_a_missing_manifest_is_said_to_be_missing(tmp_path, serve, bucket):
     web = serve({})
     for manifest in (str(tmp_path / "none.txt"), f"{web.url}/none.txt", f"{bucket}/none.txt"):
-        assert f"{manifest}: does not exist" in refused(manifest, tmp_path, capsys)
+        assert f"{manifest}: does not exist" in refused(manifest, tmp_path)
 
 
-def test_a_store_of_another_kind_is_refused_in_words(tmp_path, capsys):
-    refused("gs://somewhere/manifest.txt", tmp_path, capsys)
+def test_a_store_of_another_kind_is_refused_in_words(tmp_path):
+    refused("gs://somewhere/manifest.txt", tmp_path)
 
 
-def test_a_server_that_refuses_is_a_wrong_setting_and_one_that_is_busy_or_breaks_off_is_not(tmp_path, capsys, serve):
+def test_a_server_that_refuses_is_a_wrong_setting_and_one_that_is_busy_or_breaks_off_is_not(tmp_path, serve):
     files = {"/manifest.txt": text(MIXED)}
     refusing, busy, breaking = serve(files, status=403), serve(files, status=503), serve(files, break_at=300)
-    assert "403" in refused(f"{refusing.url}/manifest.txt", tmp_path, capsys)
-    assert "503" in refused(f"{busy.url}/manifest.txt", tmp_path, capsys, code=1)
-    refused(f"{breaking.url}/manifest.txt", tmp_path, capsys, code=1)
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [("--scenes-per-shard", "0"), ("--scenes-per-shard", "-5"), ("--chip-size", "0"), ("--chip-size", "-256")],
-)
-def test_sizes_that_are_not_positive_are_refused(tmp_path, capsys, flag, value):
-    assert value in refused(put(tmp_path, text(MIXED)), tmp_path, capsys, flag, value)
+    assert "403" in refused(f"{refusing.url}/manifest.txt", tmp_path)
+    assert "503" in refused(f"{busy.url}/manifest.txt", tmp_path, TransientError)
+    refused(f"{breaking.url}/manifest.txt", tmp_path, TransientError)
 
 
 # ------------------------------------------------------------------------------------------- real manifests
@@ -507,13 +476,13 @@ def test_the_manifest_of_the_real_scenes_is_accounted_for(shared, tmp_path):
         pytest.skip("needs the folder of real pixels")
     manifest = shared / "archive" / "naip-analytic" / "manifest.txt"
     lines = manifest.read_text().split()
-    keys, account = kept_of(lines)
-    assert (account.lines, account.scenes, account.kept) == (69, 64, 64)
-    assert account.others == {"fgdc .txt": 2, "rgbir .mrf": 1, "no key of the archive": 2}
-    assert account.unreadable == []
-    assert (account.undated, account.next_year) == (1, 0)
+    keys, counts = kept_of(lines)
+    assert (counts.lines, counts.scenes, counts.selected) == (69, 64, 64)
+    assert counts.others == {"fgdc .txt": 2, "rgbir .mrf": 1, "no key of the archive": 2}
+    assert counts.unreadable == []
+    assert (counts.undated, counts.next_year) == (1, 0)
     assert keys == sorted(k for k in lines if "/rgbir_cog/" in k)
-    shards = shards_of(planned(manifest, tmp_path / "plan.gz"))
+    shards = plans.lines(planned(manifest, tmp_path / "plan.gz"))
     assert sorted(u for s in shards for u in s["units"]) == keys
     assert len(shards) == len({"/".join(k.split("/")[:2]) for k in keys}) == 62
 
@@ -529,28 +498,28 @@ def real_keys(shared):
 
 @pytest.fixture(scope="module")
 def real(real_keys):
-    """Partitions, account and shards of all of them."""
-    partitions, account = read_scenes(real_keys, Keep(), 256)
-    return partitions, account, list(plan.plan(partitions, "s3://naip-analytic", 100))
+    """Partitions, counts and shards of all of them."""
+    partitions, counts = read_scenes(real_keys, SceneFilter(), 256)
+    return partitions, counts, list(shard_plans(partitions, "s3://naip-analytic", 100, 256))
 
 
 def test_every_one_of_the_740_327_real_keys_is_a_scene_and_accounted_for(real):
-    partitions, account, _ = real
-    balanced(account)
-    assert (account.lines, account.scenes, account.filtered, account.unreadable) == (740_327, 740_327, 0, [])
-    assert account.kept >= 740_326, "il/2012 holds one scene in two blocks"
-    assert (account.undated, account.next_year) == (19_664, 2_876)
+    partitions, counts, _ = real
+    balanced(counts)
+    assert (counts.lines, counts.scenes, counts.filtered, counts.unreadable) == (740_327, 740_327, 0, [])
+    assert counts.selected >= 740_326, "il/2012 holds one scene in two blocks"
+    assert (counts.undated, counts.next_year) == (19_664, 2_876)
     assert len(partitions) == 168
 
 
 def test_every_real_key_is_in_one_shard_of_its_state_and_year(real, real_keys):
-    _, account, shards = real
-    units = [u for s in shards for u in s["units"]]
-    assert len(units) == len(set(units)) == account.kept
+    _, counts, shards = real
+    units = [u for s in shards for u in s.units]
+    assert len(units) == len(set(units)) == counts.selected
     assert set(units) <= set(real_keys)
     for s in shards:
-        state, year = s["partition"].split("-")
-        assert all(u.startswith(f"{state}/{year}/") for u in s["units"])
+        state, year = s.partition.split("-")
+        assert all(u.startswith(f"{state}/{year}/") for u in s.units)
 
 
 def test_no_two_real_scenes_of_the_plan_have_the_same_id(real):
@@ -560,29 +529,29 @@ def test_no_two_real_scenes_of_the_plan_have_the_same_id(real):
 
 def test_real_shards_have_about_100_scenes_never_more_than_200_and_unique_names(real):
     shards = real[2]
-    sizes = [len(s["units"]) for s in shards]
+    sizes = [len(s.units) for s in shards]
     assert max(sizes) <= 200
     assert 90 < sum(sizes) / len(sizes) < 110
     assert len(names_of(shards)) == len(shards)
     by_partition = defaultdict(list)
     for s in shards:
-        by_partition[s["partition"]].append(len(s["units"]))
+        by_partition[s.partition].append(len(s.units))
     assert all(50 < sum(n) / len(n) < 150 for n in by_partition.values() if len(n) > 1)
 
 
 def test_estimates_of_real_shards_are_some_hundred_chips_and_megabytes_a_scene(real):
     for s in real[2]:
-        assert 400 < s["expected"] / len(s["units"]) < 4000
-        assert 100e6 < s["bytes"] / len(s["units"]) < 1e9
+        assert 400 < s.expected / len(s.units) < 4000
+        assert 100e6 < s.read_bytes / len(s.units) < 1e9
 
 
 def test_a_thousand_keys_of_a_new_state_and_year_change_no_real_shard(real_keys, real):
     few = [k for k in real_keys if k.startswith(("ct/", "vt/", "ri/"))]
-    before = [s for s in real[2] if s["partition"][:2] in ("ct", "vt", "ri")]
+    before = [s for s in real[2] if s.partition[:2] in ("ct", "vt", "ri")]
     new = scenes(1000, state="ri", year=2031)
-    after = list(plan.plan(read_scenes(few + new, Keep(), 256)[0], "s3://naip-analytic", 100))
-    assert [s for s in after if s["partition"] != "ri-2031"] == before
-    assert sum(len(s["units"]) for s in after if s["partition"] == "ri-2031") == 1000
+    after = list(shard_plans(read_scenes(few + new, SceneFilter(), 256)[0], "s3://naip-analytic", 100, 256))
+    assert [s for s in after if s.partition != "ri-2031"] == before
+    assert sum(len(s.units) for s in after if s.partition == "ri-2031") == 1000
 
 
 @pytest.mark.parametrize("nominal", [7, 100])
@@ -598,13 +567,13 @@ def test_one_real_key_added_or_removed_changes_at_most_two_shards(real, nominal)
 
 def test_a_newer_release_of_one_real_scene_changes_the_shards_of_that_state_and_year_alone(real_keys, real):
     dated = [k for k in real_keys if k.startswith(("vt/2016", "ri/"))]
-    before = {(s["partition"], s["shard"]) for s in real[2] if s["partition"].startswith(("vt-2016", "ri-"))}
+    before = {(s.partition, s.name) for s in real[2] if s.partition.startswith(("vt-2016", "ri-"))}
     key = next(k for k in dated if k.startswith("vt/2016") and not parse_key(k).released)
     newer = key.replace(".tif", "_20300101.tif")
-    partitions, account = read_scenes([*dated, newer], Keep(), 256)
-    after = list(plan.plan(partitions, "s3://naip-analytic", 100))
-    assert account.superseded == 1
-    assert newer in {u for s in after for u in s["units"]}
+    partitions, counts = read_scenes([*dated, newer], SceneFilter(), 256)
+    after = list(shard_plans(partitions, "s3://naip-analytic", 100, 256))
+    assert counts.superseded == 1
+    assert newer in {u for s in after for u in s.units}
     changed = before ^ names_of(after)
     assert {p for p, _ in changed} == {"vt-2016"}
     assert 2 <= len(before - names_of(after)) + len(names_of(after) - before) <= 8

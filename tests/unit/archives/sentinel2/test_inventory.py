@@ -20,7 +20,8 @@ from pyproj import Transformer
 from shapely.geometry import shape
 
 from kiln.archives.sentinel2 import inventory
-from kiln.archives.sentinel2.inventory import Keep, footprint, locate, parse_name, read_inventory, read_manifest
+from kiln.archives.sentinel2.inventory import read_inventory, read_manifest
+from kiln.archives.sentinel2.item_name import ItemFilter, footprint, locate, parse_name
 from kiln.errors import ConfigError, TransientError
 from kiln.io import storage
 from tests.conftest import ROOT
@@ -78,8 +79,8 @@ def read(uri, keep=None, root=None, workers=None):
     """All parts together: the ids by folder, and the sum of the rest."""
     kept, others, rest = {}, Counter(), Counter()
     unreadable = []
-    for found in read_inventory(read_manifest(uri, root), keep or Keep(), workers):
-        for (partition, folder), ids in found.kept.items():
+    for found in read_inventory(read_manifest(uri, root), keep or ItemFilter(), workers):
+        for (partition, folder), ids in found.ids.items():
             assert {parse_name(i).partition for i in ids} == {partition}
             kept.setdefault(folder, []).extend(ids)
         others.update(found.others)
@@ -177,8 +178,8 @@ def test_real_items_lie_where_their_names_say(shared):
 )
 def test_places_lie_in_their_tiles(tile, lon, lat):
     point = shapely.Point(lon, lat).buffer(0.001)
-    assert Keep(region=point).takes(parse_name(item_id(1, tile)))
-    assert not Keep(region=shapely.Point(lon + 5, lat).buffer(0.001)).takes(parse_name(item_id(1, tile)))
+    assert ItemFilter(region=point).matches(parse_name(item_id(1, tile)))
+    assert not ItemFilter(region=shapely.Point(lon + 5, lat).buffer(0.001)).matches(parse_name(item_id(1, tile)))
 
 
 @settings(deadline=None, max_examples=100)
@@ -199,28 +200,28 @@ def test_any_point_lies_in_the_tile_that_the_grid_gives_it(zone, lat, east_of_ce
 def test_a_box_across_the_antimeridian_takes_tiles_on_both_sides():
     across = shapely.union_all([shapely.box(179.5, -19, 180, -16), shapely.box(-180, -19, -179.5, -16)])
     for tile, taken in {"60KYF": True, "01KAB": True, "60KXF": False, "01KCB": False, "31NAA": False}.items():
-        assert Keep(region=across).takes(parse_name(item_id(1, tile))) is taken, tile
+        assert ItemFilter(region=across).matches(parse_name(item_id(1, tile))) is taken, tile
 
 
 @pytest.mark.parametrize(
     ("keep", "taken"),
     [
-        (Keep(years=frozenset({2020})), True),
-        (Keep(years=frozenset({2019, 2021})), False),
-        (Keep(months=frozenset({2})), True),
-        (Keep(months=frozenset({1, 3})), False),
-        (Keep(tiles=("29RKH",)), True),
-        (Keep(tiles=("30", "29R")), True),
-        (Keep(tiles=("29S", "29RKJ")), False),
-        (Keep(days=(20200202, 20200202)), True),
-        (Keep(days=(20200203, 20201231)), False),
-        (Keep(region=shapely.box(-11.5, 24.5, -11.4, 24.6)), True),
-        (Keep(region=shapely.box(-10.8, 24.5, -10.7, 24.6)), False),
-        (Keep(years=frozenset({2020}), tiles=("30",)), False),
+        (ItemFilter(years=frozenset({2020})), True),
+        (ItemFilter(years=frozenset({2019, 2021})), False),
+        (ItemFilter(months=frozenset({2})), True),
+        (ItemFilter(months=frozenset({1, 3})), False),
+        (ItemFilter(tiles=("29RKH",)), True),
+        (ItemFilter(tiles=("30", "29R")), True),
+        (ItemFilter(tiles=("29S", "29RKJ")), False),
+        (ItemFilter(days=(20200202, 20200202)), True),
+        (ItemFilter(days=(20200203, 20201231)), False),
+        (ItemFilter(region=shapely.box(-11.5, 24.5, -11.4, 24.6)), True),
+        (ItemFilter(region=shapely.box(-10.8, 24.5, -10.7, 24.6)), False),
+        (ItemFilter(years=frozenset({2020}), tiles=("30",)), False),
     ],
 )
 def test_an_item_is_taken_if_every_filter_takes_it(keep, taken):
-    assert keep.takes(parse_name("S2A_29RKH_20200202_0_L2A")) is taken
+    assert keep.matches(parse_name("S2A_29RKH_20200202_0_L2A")) is taken
 
 
 # ---------------------------------------------------------------------------------------------------- the parts
@@ -272,7 +273,7 @@ def test_url_encoded_slashes_are_slashes(tmp_path):
 @pytest.mark.parametrize("block", [64, 200, 1000, 1 << 22])
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_blocks_of_any_size_and_any_end_of_line_lose_no_line(tmp_path, monkeypatch, block, end):
-    monkeypatch.setattr(inventory, "BLOCK", block)
+    monkeypatch.setattr(inventory, "BLOCK_BYTES", block)
     ids = [item_id(n, month=m) for m in (1, 11) for n in range(20)]
     data = text(k for i in ids for k in keys_of(i))
     data = data.rstrip(b"\n") if not end else data.replace(b"\n", end.encode())
@@ -291,7 +292,7 @@ def test_a_gzip_of_two_members_is_one_part(tmp_path):
 
 def test_filters_are_counted(tmp_path):
     ids = [item_id(n, tile, month=m) for tile in ("29RKH", "30RTN") for m in (1, 2) for n in range(4)]
-    kept, _, _, rest = read(put(tmp_path, text(map(key, ids))), Keep(months=frozenset({2}), tiles=("30",)))
+    kept, _, _, rest = read(put(tmp_path, text(map(key, ids))), ItemFilter(months=frozenset({2}), tiles=("30",)))
     assert kept == {FOLDER: [i for i in ids if "30RTN_202002" in i]}
     assert (rest["items"], rest["filtered"]) == (16, 12)
 
@@ -318,7 +319,7 @@ def test_parts_read_by_processes_give_the_same_as_here(tmp_path):
     keys = [k for i in ids for k in keys_of(i)] + [f"{FOLDER}2019/x.tif"] * 7
     rng.shuffle(keys)
     uri = put(tmp_path, *(text(keys[n::5]) for n in range(5)))
-    keep = Keep(months=frozenset({1, 2}), region=shapely.box(-12, 24, -11, 25))
+    keep = ItemFilter(months=frozenset({1, 2}), region=shapely.box(-12, 24, -11, 25))
     here, there = read(uri, keep), read(uri, keep, workers=2)
     assert here == there
     assert len(here[0][FOLDER]) == 56
@@ -350,7 +351,7 @@ def test_a_root_is_the_folder_of_the_whole_keys(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest({"p.csv.gz": data})))
     uri = str(tmp_path / "manifest.json")
     assert read(uri, root=str(tmp_path / "mirror"))[0] == {FOLDER: [item_id(1)]}
-    with pytest.raises(ConfigError, match=r"its part p\.csv\.gz is in none of .*--inventory-root"):
+    with pytest.raises(ConfigError, match=r"expected its part p\.csv\.gz in one of .*Set inventory_root"):
         read(uri)
 
 
@@ -375,16 +376,16 @@ def test_an_inventory_on_s3_has_its_parts_in_the_destination_bucket(bucket):
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        (b"<html></html>", "not JSON"),
-        (b"\xff\xfe", "not JSON"),
-        (b"[]", "no manifest"),
-        (b"{}", "no manifest of an S3 inventory .KeyError: 'fileFormat'"),
-        (b'{"files": 1, "fileFormat": "CSV", "fileSchema": "Key"}', "no manifest"),
+        (b"<html></html>", "got no JSON"),
+        (b"\xff\xfe", "got no JSON"),
+        (b"[]", "expected a manifest"),
+        (b"{}", "expected a manifest of an S3 inventory, got other JSON .KeyError: 'fileFormat'"),
+        (b'{"files": 1, "fileFormat": "CSV", "fileSchema": "Key"}', "expected a manifest"),
         (json.dumps({**manifest({}), "files": [{"key": "a", "size": 1}]}).encode(), "MD5checksum"),
-        (json.dumps(manifest({})).encode(), "it has no parts"),
-        (json.dumps(manifest({"a": b""}, fileFormat="ORC")).encode(), "ORC with columns .* want CSV"),
+        (json.dumps(manifest({})).encode(), "expected parts, got none"),
+        (json.dumps(manifest({"a": b""}, fileFormat="ORC")).encode(), "expected CSV with a column Key, got ORC"),
         (json.dumps(manifest({"a": b""}, fileFormat="Parquet")).encode(), "Parquet"),
-        (json.dumps(manifest({"a": b""}, schema="Bucket, Size")).encode(), "want CSV with a column Key"),
+        (json.dumps(manifest({"a": b""}, schema="Bucket, Size")).encode(), "expected CSV with a column Key"),
     ],
 )
 def test_what_is_no_manifest_of_a_csv_inventory_is_refused_in_words(tmp_path, said, why):
@@ -415,7 +416,7 @@ def test_a_part_of_another_digest_is_named_before_a_line_of_it_is_believed(tmp_p
     data = path.read_bytes()
     changed = {"truncated": data[:-9], "another": gzip.compress(text([key(item_id(9))])), "empty": b""}[harm]
     path.write_bytes(changed)
-    with pytest.raises(ConfigError, match=r"part2\.csv\.gz: its MD5 is \w{32}, the manifest says \w{32}"):
+    with pytest.raises(ConfigError, match=r"part2\.csv\.gz: expected the MD5 \w{32} of the manifest, got \w{32}"):
         read(uri, workers=workers)
 
 
@@ -441,7 +442,7 @@ def test_a_line_that_is_not_csv_of_the_schema_is_shown_with_its_number(tmp_path,
     if not line:
         assert read(uri)[3]["lines"] == 10
         return
-    with pytest.raises(ConfigError, match=r"part0\.csv\.gz, line 6: not CSV of the schema"):
+    with pytest.raises(ConfigError, match=r"part0\.csv\.gz, line 6: expected CSV of the schema"):
         read(uri)
 
 
@@ -452,8 +453,8 @@ def test_a_part_whose_server_breaks_off_is_fetched_on_and_then_given_up(tmp_path
     whole = read_manifest(f"{web.url}/m/manifest.json")
     web.break_at = len(data) // 2
     with pytest.raises(TransientError):
-        list(read_inventory(whole, Keep()))
-    assert [r[:2] for r in web.requests].count(("GET", "/m/p.csv.gz")) == inventory.TRIES
+        list(read_inventory(whole, ItemFilter()))
+    assert [r[:2] for r in web.requests].count(("GET", "/m/p.csv.gz")) == inventory.MAX_FETCHES
 
 
 def children(pid):
@@ -466,12 +467,12 @@ def test_processes_that_read_end_with_the_one_that_plans(tmp_path, serve, how):
     parts = {f"{n}.csv.gz": data for n in range(4)}
     said = manifest(parts)
     for file in said["files"]:
-        file["size"] = inventory.SMALL
+        file["size"] = inventory.MIN_PARALLEL_BYTES
     files = {f"/m/{name}": data for name in parts}
     web = serve({"/m/manifest.json": json.dumps(said).encode(), **files})
     web.held = set(files)
     flags = ["--inventory", f"{web.url}/m/manifest.json", "--output", str(tmp_path / "plan.gz")]
-    process = subprocess.Popen([sys.executable, "-m", "kiln.archives.sentinel2.plan", *flags], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "scripts.plan_units", "sentinel2", *flags], cwd=ROOT)
     assert web.arrived.wait(30)
     below = children(process.pid)
     assert len(below) >= 2

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kiln.archives.sentinel2.item import Item, newest, read_item
+from kiln.archives.sentinel2.item import Item, read_item
+from kiln.archives.sentinel2.versions import newest
 from kiln.errors import SourceError
 from tests import ROOT
 from tests.support.items import FILES, NAME, item_of
@@ -120,13 +121,13 @@ def test_a_collection_1_name_tells_tile_and_platform_too():
         (b'{"type": "Feature"', "not JSON"),
         (b"<!DOCTYPE html><html>Sign in</html>", "a web page or XML"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page or XML"),
-        (b"[]", "not a STAC item (list)"),
-        (b'{"type": "FeatureCollection", "features": []}', "not a STAC item (FeatureCollection)"),
-        (b'{"message": "not found"}', "not a STAC item (no type)"),
-        (b'{"type": "Feature", "properties": {}, "assets": {}}', "it has no id"),
-        (b'{"type": "Feature", "id": "a", "assets": {}}', "it has no properties"),
-        (b'{"type": "Feature", "id": "a", "properties": {}, "assets": []}', "it has no assets"),
-        (json.dumps(spelled("v1", datetime=None)).encode(), "has no datetime"),
+        (b"[]", "not a Feature (list)"),
+        (b'{"type": "FeatureCollection", "features": []}', "not a Feature (FeatureCollection)"),
+        (b'{"message": "not found"}', "not a Feature (no type)"),
+        (b'{"type": "Feature", "properties": {}, "assets": {}}', "a Feature without id"),
+        (b'{"type": "Feature", "id": "a", "assets": {}}', "a Feature without properties"),
+        (b'{"type": "Feature", "id": "a", "properties": {}, "assets": []}', "a Feature without assets"),
+        (json.dumps(spelled("v1", datetime=None)).encode(), "expected a datetime"),
         (json.dumps(spelled("v1", datetime="yesterday")).encode(), "'yesterday'"),
         (json.dumps(spelled("v1", datetime=20200219)).encode(), "20200219"),
     ],
@@ -142,7 +143,7 @@ def test_what_is_no_item_is_refused_and_says_why(data, says):
 def test_an_item_that_does_not_say_where_or_who_is_refused(gone, says):
     item = spelled("v1", **{"platform": None, "grid:code": None, "mgrs:utm_zone": None})
     item["id"] = "S2A_scene" if gone == "grid" else "a_29RKH_b"
-    with pytest.raises(SourceError, match=f"does not say its {says}"):
+    with pytest.raises(SourceError, match=f"expected an? {says}"):
         read_item(item, WHERE)
 
 

@@ -13,24 +13,27 @@ import shapely
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from kiln.archives.sentinel2 import files as sentinel2_files
+from kiln.archives import raster_reading
+from kiln.archives.sentinel2 import assets
 from kiln.archives.sentinel2 import source as sentinel2
-from kiln.archives.sentinel2.files import Files
+from kiln.archives.sentinel2.assets import BandFiles, Candidate
+from kiln.archives.sentinel2.config import Config
 from kiln.archives.sentinel2.item import read_item
 from kiln.archives.sentinel2.scene import (
     OFFSET,
     Grid,
+    count_in_blocks,
     cut_at_antimeridian,
+    dark_fraction,
     offset_rule,
-    repeated,
-    share_below,
-    step_of,
+    repeat_pixels,
+    sample_step,
     subtract,
-    summed,
 )
 from kiln.archives.sentinel2.source import Sentinel2Source
 from kiln.engine.read_ahead import read_ahead
 from kiln.errors import ConfigError, SourceError, TransientError
+from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Opened
 from kiln.io import gdal, storage
 from tests.support.items import BUCKET, CORNER, FILES, Made, plane, write_item, write_raster
@@ -43,7 +46,9 @@ LATE = {"s2:processing_baseline": "04.00"}
 def make(root, *made, chip=CHIP, max_nodata=0.05, max_cloud=0.5, **more):
     more = {"rewrite": [(BUCKET, str(root))]} | more
     entries = [m.entry if isinstance(m, Made) else m for m in made]
-    return Sentinel2Source(entries, chip=chip, max_nodata=max_nodata, max_cloud=max_cloud, **more)
+    return Sentinel2Source(
+        [Candidate(e["id"], e["href"]) for e in entries], chip=chip, max_nodata=max_nodata, max_cloud=max_cloud, **more
+    )
 
 
 def events(source, threads=2):
@@ -102,23 +107,23 @@ def test_chips_are_ten_bands_at_10_m_from_the_top_left_coarse_ones_by_repetition
 @pytest.mark.parametrize("block", [None, 16, 32, 64])
 @pytest.mark.parametrize("strip", [1, 40, 256])
 def test_strips_give_what_a_whole_read_gives_and_no_block_is_read_twice(tmp_path, monkeypatch, block, strip):
-    monkeypatch.setattr(sentinel2, "STRIP", strip)
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", strip)
     tiles = {"tiled": True, "blockxsize": block, "blockysize": block} if block else {"blockysize": 15}
     made = write_item(tmp_path, side=176, **tiles)
-    asked, read = [], Files.read
+    asked, read = [], BandFiles.read
 
     def noted(self, band, **how):
         asked.append((band, how.get("window")))
         return read(self, band, **how)
 
-    monkeypatch.setattr(Files, "read", noted)
+    monkeypatch.setattr(BandFiles, "read", noted)
     chips = cut(make(tmp_path, made))
     assert len(chips) == 121
     assert all(np.array_equal(c.pixels, at(c, made.bands)) for c in chips)
     assert Counter(band for band, _ in asked)["scl"] == 1
     for band in FILES:
         windows = sorted((w.row_off, w.row_off + w.height) for b, w in asked if b == band)
-        rows = len(made.bands[0]) // (1 if band in sentinel2.FINE else 2)
+        rows = len(made.bands[0]) // (1 if band in sentinel2.FINE_BANDS else 2)
         assert (windows[0][0], windows[-1][1]) == (0, rows)
         assert all(a[1] == b[0] for a, b in itertools.pairwise(windows))
         if block:
@@ -127,7 +132,7 @@ def test_strips_give_what_a_whole_read_gives_and_no_block_is_read_twice(tmp_path
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_the_number_of_reading_threads_changes_nothing(tmp_path, monkeypatch, threads):
-    monkeypatch.setattr(sentinel2, "STRIP", 16)
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     made = [write_item(tmp_path, seed=1, blockysize=16), write_item(tmp_path, OTHER, seed=2, blockysize=8)]
     found = [e for e in events(make(tmp_path, *made), threads) if isinstance(e, Chip)]
     assert len({c.chip_id for c in found}) == len(found) == 32
@@ -140,7 +145,7 @@ def test_footprints_and_centres_follow_the_red_bands_own_transform(tmp_path, eps
     corner = (399_960.0, 5_300_040.0)
     made = write_item(tmp_path, corner=corner, epsg=epsg)
     for band, name in (FILES | {"scl": "SCL"}).items():
-        side = 32 if band == "scl" or band not in sentinel2.FINE else 64
+        side = 32 if band == "scl" or band not in sentinel2.FINE_BANDS else 64
         pixels = np.full((side, side), 5, np.uint8) if band == "scl" else plane(side, 1)
         write_raster(made.folder / f"{name}.tif", pixels, size, corner, epsg)
     chips = cut(make(tmp_path, made))
@@ -176,7 +181,7 @@ def test_a_full_tile_has_42_by_42_chips_and_none_lies_where_another_does(tmp_pat
 def test_a_full_tile_of_nodata_is_opened_as_1764_chips(tmp_path):
     made = write_item(tmp_path)
     for band, name in (FILES | {"scl": "SCL"}).items():
-        side = 10_980 if band in sentinel2.FINE else 5490
+        side = 10_980 if band in sentinel2.FINE_BANDS else 5490
         told = {"width": side, "height": side, "dtype": "uint8" if band == "scl" else "uint16", "sparse_ok": True}
         told |= {"driver": "GTiff", "count": 1, "crs": "EPSG:32629", "compress": "deflate", "tiled": True}
         size = 109_800 / side
@@ -362,18 +367,18 @@ def test_a_scene_that_cannot_pass_is_empty_and_no_band_is_read(tmp_path, monkeyp
 
 
 def test_of_a_swath_edge_only_the_rows_and_columns_of_its_chips_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(sentinel2, "STRIP", 16)
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     scl = mask(fill=0)
     scl[8:24, 16:24] = 4
     scl[16:24, 24:] = 4
     made = write_item(tmp_path, scl=scl, blockysize=16)
-    asked, read = [], Files.read
+    asked, read = [], BandFiles.read
 
     def noted(self, band, **how):
         asked.append((band, how.get("window")))
         return read(self, band, **how)
 
-    monkeypatch.setattr(Files, "read", noted)
+    monkeypatch.setattr(BandFiles, "read", noted)
     chips = cut(make(tmp_path, made))
     assert [(c.col, c.row) for c in chips] == [(2, 1), (2, 2), (3, 2)]
     assert all(np.array_equal(c.pixels, at(c, made.bands)) for c in chips)
@@ -464,7 +469,7 @@ def test_what_raster_bands_say_decides_nothing(tmp_path, said, offset, subtracte
 
 def test_an_item_that_tells_neither_baseline_nor_flag_fails(tmp_path):
     made = write_item(tmp_path, properties={FLAG: False, "s2:processing_baseline": None, "s2:product_uri": None})
-    assert "no processing baseline" in only_reason(make(tmp_path, made))
+    assert "expected a processing baseline" in only_reason(make(tmp_path, made))
 
 
 @pytest.mark.parametrize(
@@ -494,33 +499,33 @@ def test_the_share_of_dark_clear_pixels_decides_at_its_limit(tmp_path, dark, sub
     made = write_item(tmp_path, bands=pixels, low=1001, properties=LATE)
     (extra,) = {c.extra["offset_applied"] for c in cut(make(tmp_path, made))}
     assert extra == subtracted
-    (extra,) = {c.extra["offset_applied"] for c in cut(make(tmp_path, made, contradicted=0.006))}
+    (extra,) = {c.extra["offset_applied"] for c in cut(make(tmp_path, made, offset_max_dark_fraction=0.006))}
     assert extra
 
 
 @pytest.mark.parametrize("cls", range(12))
 def test_only_clear_classes_are_asked_about_the_offset(cls):
     dark = np.full((3, 8, 8), 500, np.uint16)
-    assert share_below(dark, np.full((4, 4), cls, np.uint8), 2, 1) == (cls in (2, 4, 5, 6, 7))
+    assert dark_fraction(dark, np.full((4, 4), cls, np.uint8), 2, 1) == (cls in (2, 4, 5, 6, 7))
 
 
 def test_a_pixel_is_dark_only_if_all_three_visible_bands_are_and_nodata_counts_for_nothing():
     visible = np.full((3, 2, 2), 500, np.uint16)
     visible[0, 0, 0] = 1500
     visible[:, 1, 1] = 0
-    assert share_below(visible, np.full((1, 1), 4, np.uint8), 2, 1) == 2 / 3
-    assert share_below(np.zeros((3, 2, 2), np.uint16), np.full((1, 1), 4, np.uint8), 2, 1) == 0
+    assert dark_fraction(visible, np.full((1, 1), 4, np.uint8), 2, 1) == 2 / 3
+    assert dark_fraction(np.zeros((3, 2, 2), np.uint16), np.full((1, 1), 4, np.uint8), 2, 1) == 0
 
 
 def test_a_sample_is_compared_with_the_class_at_its_place():
     scl = np.full((5490, 5490), 9, np.uint8)
     scl[:, :2745] = 4
     grid = Grid(10_980, 10_980, from_origin(*CORNER, 10, 10), "EPSG:32629", 256)
-    step = step_of(grid)
+    step = sample_step(grid)
     visible = np.full((3, 687, 687), 2000, np.uint16)
     visible[:, :, 344:] = 500
     assert (step, -(-10_980 // step)) == (16, 687)
-    assert share_below(visible, scl, 2, step) == 0
+    assert dark_fraction(visible, scl, 2, step) == 0
 
 
 def test_what_is_subtracted_from_stays_valid_and_nodata_stays_nodata():
@@ -530,11 +535,11 @@ def test_what_is_subtracted_from_stays_valid_and_nodata_stays_nodata():
 
 
 def test_the_offset_makes_no_valid_pixel_nodata(tmp_path):
-    pixels = {b: plane(32 if b not in sentinel2.FINE else 64, n, 1001, 1200) for n, b in enumerate(FILES)}
+    pixels = {b: plane(32 if b not in sentinel2.FINE_BANDS else 64, n, 1001, 1200) for n, b in enumerate(FILES)}
     for p in pixels.values():
         p[:2, : len(p) // 8] = 700  # would be below 0
     made = write_item(tmp_path, bands=pixels, properties=LATE)
-    source = make(tmp_path, made, contradicted=1.0)
+    source = make(tmp_path, made, offset_max_dark_fraction=1.0)
     chips = cut(source)
     assert notes(source)[-1] == "offset_subtracted"
     assert all(np.array_equal(c.pixels, np.maximum(at(c, made.bands), 1001) - 1000) for c in chips)
@@ -590,16 +595,20 @@ def test_a_file_that_is_no_raster_fails_the_item_and_is_named(tmp_path, name, da
 @pytest.mark.parametrize(
     ("name", "told", "says"),
     [
-        ("B05", {"pixels": plane(4, 1)}, "rededge1 is 4 x 4 px of 160 m from (199980, 2.80002e+06), which does"),
-        ("B05", {"pixels": plane(31, 1)}, "rededge1 is 31 x 31 px"),
-        ("B11", {"epsg": 32630}, "swir16 lies in EPSG:32630, but red in EPSG:32629"),
-        ("B02", {"corner": (CORNER[0] + 10, CORNER[1])}, "blue is 64 x 64 px of 10 m from (199990"),
-        ("SCL", {"corner": (CORNER[0], CORNER[1] - 20)}, "scl is 32 x 32 px"),
-        ("B12", {"pixels": plane(32, 1).astype(np.float32)}, "swir22 is 1 x float32, want one band of uint16"),
-        ("SCL", {"pixels": plane(32, 1)}, "scl is 1 x uint16, want one band of uint8"),
-        ("B04", {"pixels": plane(32, 1)}, "does not fit"),
-        ("B04", {"epsg": 4326}, "its CRS is EPSG:4326, want a UTM zone"),
-        ("B04", {"transform": from_origin(*CORNER, 10, 11)}, "not square and north-up"),
+        ("B05", {"pixels": plane(4, 1)}, "got 4 x 4 px of 160 m from (199980, 2.80002e+06)"),
+        (
+            "B05",
+            {"pixels": plane(31, 1)},
+            "rededge1 does not cover red: expected 64 x 64 px of 10 m from (199980, 2.80002e+06), got 31 x 31 px",
+        ),
+        ("B11", {"epsg": 32630}, "swir16: expected EPSG:32629 as red"),
+        ("B02", {"corner": (CORNER[0] + 10, CORNER[1])}, "got 64 x 64 px of 10 m from (199990"),
+        ("SCL", {"corner": (CORNER[0], CORNER[1] - 20)}, "got 32 x 32 px"),
+        ("B12", {"pixels": plane(32, 1).astype(np.float32)}, "swir22: expected one band of uint16, got 1 x float32"),
+        ("SCL", {"pixels": plane(32, 1)}, "scl: expected one band of uint8, got 1 x uint16"),
+        ("B04", {"pixels": plane(32, 1)}, "does not cover"),
+        ("B04", {"epsg": 4326}, "expected the CRS of a UTM zone, got EPSG:4326"),
+        ("B04", {"transform": from_origin(*CORNER, 10, 11)}, "square and north-up"),
         ("B04", {"transform": rasterio.Affine.identity()}, "its place is unknown"),
     ],
 )
@@ -623,8 +632,8 @@ def test_a_band_of_40_m_is_brought_to_10_m_too(tmp_path):
     ("text", "says"),
     [
         ("<html>", "a web page"),
-        ("{}", "not a STAC item"),
-        ('{"type": "FeatureCollection"}', "not a STAC item"),
+        ("{}", "expected a STAC item"),
+        ('{"type": "FeatureCollection"}', "not a Feature (FeatureCollection)"),
         ("", "not JSON"),
         (None, "does not exist"),
     ],
@@ -642,7 +651,7 @@ def test_what_is_no_item_fails_with_an_estimate_of_its_chips(tmp_path, text, say
 def test_an_item_of_another_name_than_the_plans_fails(tmp_path):
     made = write_item(tmp_path)
     made.write(made.json() | {"id": "S2A_29RKH_20200219_1_L2A"})
-    assert "is item S2A_29RKH_20200219_1_L2A, but the plan says" in only_reason(make(tmp_path, made))
+    assert "of the plan, got S2A_29RKH_20200219_1_L2A" in only_reason(make(tmp_path, made))
 
 
 def test_a_projection_is_taken_from_the_item_only_if_the_file_has_none(tmp_path):
@@ -651,7 +660,7 @@ def test_a_projection_is_taken_from_the_item_only_if_the_file_has_none(tmp_path)
     made.change(**{"proj:epsg": 32630})
     assert {c.crs for c in cut(make(tmp_path, made))} == {"EPSG:32630"}
     made.change(**{"proj:epsg": None})
-    assert "neither the file nor its item tells a projection" in only_reason(make(tmp_path, made))
+    assert "expected a projection in the file or its item" in only_reason(make(tmp_path, made))
     made = write_item(tmp_path)
     made.change(**{"proj:epsg": None})
     assert {c.crs for c in cut(make(tmp_path, made))} == {"EPSG:32629"}
@@ -660,7 +669,7 @@ def test_a_projection_is_taken_from_the_item_only_if_the_file_has_none(tmp_path)
 
 
 def test_half_of_a_file_loses_the_chips_of_what_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(sentinel2, "STRIP", 16)
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     made = write_item(tmp_path, blockysize=16)
     path = made.folder / "B08.tif"
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
@@ -681,20 +690,21 @@ def test_a_bad_item_does_not_touch_its_neighbours(tmp_path):
     assert kinds == [("Opened", 0), ("Chip", 0), ("Dropped", 1), ("Dropped", 2), ("Opened", 3), ("Chip", 3)]
 
 
-@pytest.mark.parametrize("units", [["S2A_29RKH"], [{"id": "a"}], [None]])
-def test_units_that_are_no_items_are_a_wrong_plan(units):
-    with pytest.raises(ConfigError, match="make the plan again"):
-        make("/nowhere", *units)
+@pytest.mark.parametrize("items", [None, {}, {"other": "x"}, ["a"]])
+def test_a_plan_without_the_addresses_of_its_items_is_refused(items):
+    shard = ShardPlan("sentinel2", "p", "s", ("a",), 16, 0, 0, "", {} if items is None else {"items": items})
+    with pytest.raises(ConfigError, match=r"shard s: expected the addresses of its items.*Make the plan again"):
+        sentinel2.open_source(shard, Config())
 
 
 def test_an_item_twice_in_a_shard_is_a_wrong_plan():
-    with pytest.raises(ConfigError, match="twice"):
+    with pytest.raises(ConfigError, match="got one twice"):
         make("/nowhere", *[{"id": "a", "href": "b"}] * 2)
 
 
-@pytest.mark.parametrize("wrong", [{"chip": 255}, {"chip": 0}, {"contradicted": 1.1}])
+@pytest.mark.parametrize("wrong", [{"chip": 255}, {"chip": 0}, {"offset_max_dark_fraction": 1.1}])
 def test_settings_that_cannot_be_are_refused(wrong):
-    with pytest.raises(ConfigError, match=r"chip size|contradicted"):
+    with pytest.raises(ConfigError, match=r"chip_size|offset_max_dark_fraction"):
         make("/nowhere", **wrong)
 
 
@@ -703,11 +713,11 @@ def test_coarse_pixels_are_repeated_and_fine_ones_counted(ratio):
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 9000, (12, 20)).astype(np.uint16)
     fine = np.empty((12 * ratio, 20 * ratio), np.uint16)
-    repeated(coarse, ratio, fine)
+    repeat_pixels(coarse, ratio, fine)
     assert np.array_equal(fine, coarse.repeat(ratio, 0).repeat(ratio, 1))
     mask = rng.random(fine.shape) < 0.3
     want = mask.reshape(12, ratio, 20, ratio).sum(axis=(1, 3))
-    assert np.array_equal(summed(mask, ratio), want)
+    assert np.array_equal(count_in_blocks(mask, ratio), want)
 
 
 # ------------------------------------------------------------------------------------------------------ remote files
@@ -717,7 +727,7 @@ def test_coarse_pixels_are_repeated_and_fine_ones_counted(ratio):
 def remote(tmp_path, serve, monkeypatch):
     """Two items on a web server, and on disk; GDAL gives up early and forgets what other tests asked for."""
     quick = {"GDAL_HTTP_MAX_RETRY": "0", "GDAL_HTTP_LOW_SPEED_TIME": "1", "GDAL_HTTP_TIMEOUT": "2"}
-    monkeypatch.setattr(sentinel2_files, "ASKED", 3)  # the server takes few connections at a time
+    monkeypatch.setattr(assets, "REQUEST_THREADS", 3)  # the server takes few connections at a time
     monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | quick | {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"})
     made = [write_item(tmp_path, seed=1), write_item(tmp_path, OTHER, seed=2)]
     files = {f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -842,7 +852,7 @@ def test_a_store_that_hangs_ends_the_job_so_that_it_is_tried_again(remote, monke
 @pytest.mark.parametrize("status", [403, 401])
 def test_a_store_that_refuses_everything_ends_the_job_before_the_weights_load(remote, status):
     remote.status = status
-    with pytest.raises(ConfigError, match=f"{status}.*credentials are needed, or a mirror"):
+    with pytest.raises(ConfigError, match=f"{status}.*set credentials, or read from a mirror"):
         far(remote).check()
 
 
@@ -916,6 +926,6 @@ def test_every_read_says_which_unit_it_is_for_and_how_much_it_holds(tmp_path):
     assert [r.unit_id for r in reads] == [made[0].unit_id] * 11 + [made[1].unit_id]
     for read in reads[:-1]:
         value = read.load()
-        assert read.nbytes == (value.scl if read.key.strip is None else value.pixels).nbytes
+        assert read.nbytes == (value.scl if isinstance(value, sentinel2.PreparedScene) else value.pixels).nbytes
     with pytest.raises(SourceError, match="does not exist"):
         reads[-1].load()

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from shapely.geometry import mapping
 
 from kiln.archives.sentinel2 import stac_search
-from kiln.archives.sentinel2.stac_search import box, questions, read_area, search
+from kiln.archives.sentinel2.stac_search import read_area, region_of, search, split_region
 from kiln.errors import ConfigError, SourceError, TransientError
+from kiln.formats.bounding_box import BoundingBox
 from tests.support.stac_api import COLLECTION, StacApi
 
 
@@ -40,7 +41,7 @@ def ids(found):
 
 
 def asked(api, **options):
-    return ids(search(api.url, COLLECTION, **{"page_size": 10, "backoff": 0.01, **options}))
+    return ids(search(api.url, COLLECTION, **{"page_size": 10, "backoff_s": 0.01, **options}))
 
 
 EVERYTHING = ids(item(n) for n in range(25))
@@ -64,7 +65,7 @@ def test_fewer_items_than_the_server_tells_of_are_an_error(api, context):
     api.context = context
     assert asked(api) == EVERYTHING
     api.matched = 1
-    with pytest.raises(TransientError, match="tells of 26 items and gave 25"):
+    with pytest.raises(TransientError, match="expected 26 items, got 25"):
         asked(api)
 
 
@@ -80,13 +81,13 @@ def test_an_empty_page_that_has_a_next_one_does_not_end_the_search(api):
     api.trouble = {2: ["empty"]}
     assert len(asked(api)) == 30, "the pages behind it come"
     api.matched, api.trouble = 0, {2: ["empty"]}
-    with pytest.raises(TransientError, match="tells of 40 items and gave 30"):
+    with pytest.raises(TransientError, match="expected 40 items, got 30"):
         asked(api)
 
 
 def test_a_page_that_repeats_what_came_before_is_an_error_and_not_an_endless_search(api):
     api.matched, api.trouble = None, {2: ["again"]}
-    with pytest.raises(TransientError, match="page 2 of the answer repeats"):
+    with pytest.raises(TransientError, match="page 2: expected further items"):
         asked(api)
 
 
@@ -106,7 +107,7 @@ def test_rate_limiting_is_waited_for_as_long_as_the_server_says(api, monkeypatch
     assert [s for s in slept if s >= 1] == [7, 7]
     api.wait, api.trouble = "86400", {2: [429]}
     asked(api)
-    assert max(slept) == stac_search.LONGEST_WAIT
+    assert max(slept) == stac_search.MAX_WAIT_S
 
 
 def test_a_real_second_of_rate_limiting_is_survived(api):
@@ -120,7 +121,7 @@ def test_a_page_that_fails_for_good_is_an_error_and_no_shorter_list(api, status,
     api.trouble = {page: [status] * 99}
     with pytest.raises(TransientError, match=f"answers {status}"):
         asked(api)
-    assert len(api.searches) == page + stac_search.RETRIES, "each try once, and no more of them"
+    assert len(api.searches) == page + stac_search.MAX_RETRIES, "each try once, and no more of them"
 
 
 def test_a_connection_that_breaks_in_the_middle_of_a_page_is_asked_again_and_then_given_up(api):
@@ -141,16 +142,16 @@ def test_what_the_api_refuses_is_a_wrong_setting_and_its_reason_is_told(api, sta
 
 def test_a_page_that_is_html_or_no_page_is_an_error(api):
     api.trouble = {2: ["html"]}
-    with pytest.raises(ConfigError, match="something else than JSON"):
+    with pytest.raises(ConfigError, match="an answer that is not JSON"):
         asked(api)
     api.trouble = {2: ["odd"]}
-    with pytest.raises(TransientError, match=r"not a page of items: .*timed out"):
+    with pytest.raises(TransientError, match=r"expected a page of items, got .*timed out"):
         asked(api)
 
 
 def test_an_item_without_an_id_is_an_error(api):
     api.items = [item(0), {**item(1), "id": None}]
-    with pytest.raises(SourceError, match="page 1 of the answer has an item without an id"):
+    with pytest.raises(SourceError, match="page 1: expected items with an id"):
         asked(api)
 
 
@@ -163,14 +164,14 @@ def test_what_is_no_landing_page_of_an_api_is_refused_in_words(serve, page):
 
 def test_a_catalogue_without_search_is_refused_in_words(api):
     api.conforms = ["core"]
-    with pytest.raises(ConfigError, match="cannot be searched"):
+    with pytest.raises(ConfigError, match="expected a STAC API with item search"):
         asked(api)
 
 
 def test_a_server_that_is_gone_is_told(api, monkeypatch):
-    monkeypatch.setattr(stac_search, "RETRIES", 1)
-    with pytest.raises(TransientError, match="the API is gone"):
-        list(search("http://127.0.0.1:9", COLLECTION, dates="2020-01-01", backoff=0.01))
+    monkeypatch.setattr(stac_search, "MAX_RETRIES", 1)
+    with pytest.raises(TransientError, match="the API cannot be reached"):
+        list(search("http://127.0.0.1:9", COLLECTION, dates="2020-01-01", backoff_s=0.01))
 
 
 def test_dates_and_clouds_and_the_area_are_asked_for(api):
@@ -178,9 +179,11 @@ def test_dates_and_clouds_and_the_area_are_asked_for(api):
     assert asked(api, dates="2020-01-03/2020-01-05") == ids(api.items[2:5])
     assert asked(api, dates="2020-01-03/..") == ids(api.items[2:])
     assert asked(api, max_cloud=35.5) == ids(api.items[:4])
-    assert asked(api, region=box(2.5, 0.2, 3.5, 0.4)) == ids(api.items[2:4])
+    assert asked(api, region=region_of(BoundingBox(2.5, 0.2, 3.5, 0.4))) == ids(api.items[2:4])
     assert api.searches[-1]["intersects"]["type"] == "Polygon"
-    assert asked(api, region=box(2.5, 0.2, 3.5, 0.4), dates="2020-01-03", max_cloud=100) == ids(api.items[2:3])
+    assert asked(api, region=region_of(BoundingBox(2.5, 0.2, 3.5, 0.4)), dates="2020-01-03", max_cloud=100) == ids(
+        api.items[2:3]
+    )
 
 
 def test_clouds_are_not_asked_for_where_the_api_does_not_know_how(api):
@@ -234,13 +237,13 @@ def test_a_polygon_that_crosses_itself_is_mended(tmp_path):
     ("said", "why"),
     [
         ("<html>", "not JSON"),
-        ("[]", "no GeoJSON"),
-        ("{}", "no GeoJSON"),
-        ({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}, "no GeoJSON"),
-        ({"type": "Star", "coordinates": []}, "no GeoJSON"),
-        (collection(), "no geometry"),
-        (collection(None), "no geometry"),
-        (mapping(shapely.box(500000, 5200000, 600000, 5300000)), "want degrees"),
+        ("[]", "expected GeoJSON"),
+        ("{}", "expected GeoJSON"),
+        ({"type": "Polygon", "coordinates": [[[0, 0], [1]]]}, "expected GeoJSON"),
+        ({"type": "Star", "coordinates": []}, "expected GeoJSON"),
+        (collection(), "expected a geometry"),
+        (collection(None), "expected a geometry"),
+        (mapping(shapely.box(500000, 5200000, 600000, 5300000)), "expected degrees"),
         (mapping(shapely.box(170, 0, 190, 10)), "cut at the antimeridian"),
     ],
 )
@@ -255,24 +258,24 @@ def test_an_area_that_is_missing_is_refused_in_words(tmp_path):
 
 
 def test_a_box_across_the_antimeridian_is_cut_there():
-    assert box(170, -20, -175, -10).bounds == (-180, -20, 180, -10)
-    assert box(170, -20, -175, -10).area == pytest.approx(150)
-    assert box(-5, 0, 5, 1).bounds == (-5, 0, 5, 1)
+    assert region_of(BoundingBox(170, -20, -175, -10)).bounds == (-180, -20, 180, -10)
+    assert region_of(BoundingBox(170, -20, -175, -10)).area == pytest.approx(150)
+    assert region_of(BoundingBox(-5, 0, 5, 1)).bounds == (-5, 0, 5, 1)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.floats(-170, 170), st.floats(-80, 80), st.floats(0.01, 20)), min_size=1, max_size=40))
 def test_the_questions_of_a_region_are_the_region_and_none_is_long(places):
     region = shapely.union_all([shapely.box(x, y, x + s, y + s / 2) for x, y, s in places])
-    parts = list(questions(region, 20))
+    parts = list(split_region(region, 20))
     assert shapely.union_all(parts).symmetric_difference(region).area == pytest.approx(0, abs=1e-9)
     largest = max(shapely.get_num_coordinates(g) for g in getattr(region, "geoms", [region]))
     assert all(shapely.get_num_coordinates(p) <= max(20, largest) for p in parts)
-    assert list(questions(region, 20)) == parts
+    assert list(split_region(region, 20)) == parts
 
 
 def test_an_area_of_many_parts_is_asked_for_in_several_searches(api, monkeypatch):
-    monkeypatch.setattr(questions, "__defaults__", (12,))
+    monkeypatch.setattr(split_region, "__defaults__", (12,))
     region = shapely.union_all([shapely.box(x, 0.1, x + 0.5, 0.2) for x in range(-1, 7)])
     found = asked(api, region=region, page_size=100)
     assert len(api.searches) == 4

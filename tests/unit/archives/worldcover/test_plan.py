@@ -1,14 +1,11 @@
 """The plan: what it says of shards and tiles, and what it refuses."""
 
-import json
-import subprocess
-import sys
-
 import boto3
 import pytest
+from pydantic import ValidationError
 
-from kiln.archives.worldcover import plan
-from tests.conftest import ROOT
+from kiln.errors import ConfigError
+from tests.support import plans
 from tests.support.archives import random_pixels, tile_path, write_tile
 
 
@@ -20,58 +17,61 @@ def archive(tmp_path_factory):
     return root
 
 
-def flags(root, output, **changes):
-    told = {
-        "archive": root,
-        "year": 2021,
-        "region": "10.2,45.1,12.7,45.9",
-        "chip-size": 16,
-        "pixels-per-degree": 48,
-        "columns-per-shard": 3,
-        "output": output,
-    } | {k.replace("_", "-"): v for k, v in changes.items()}
-    return [f"--{k}={v}" for k, v in told.items()]
+def settings(root, **changes):
+    return {
+        "archive": str(root),
+        "years": [2021],
+        "region": [10.2, 45.1, 12.7, 45.9],
+        "chip_size": 16,
+        "pixels_per_degree": 48,
+        "columns_per_shard": 3,
+    } | changes
 
 
-def test_a_plan_has_a_line_per_shard_with_all_that_a_job_needs(archive, tmp_path):
-    plan.main(flags(archive, tmp_path / "plan.jsonl"))
-    lines = [json.loads(x) for x in (tmp_path / "plan.jsonl").read_text().splitlines()]
-    columns = [c for x in lines for c in x["columns"]]
+def shards_of(root, **changes):
+    return plans.plan_shards("worldcover", **settings(root, **changes))
+
+
+def test_a_plan_has_a_shard_with_all_that_a_job_needs(archive, tmp_path):
+    shards = shards_of(archive)
+    columns = [c for s in shards for c in s.details["columns"]]
     assert [c[0] for c in columns] == list(range(405, 414))  # 45 columns of 1/3 degree a 15 degrees: 405 is at 10 east
-    assert [len(x["units"]) for x in lines] == [3, 3, 3]
-    assert len({x["shard"] for x in lines}) == 3
+    assert [len(s.units) for s in shards] == [3, 3, 3]
+    assert len({s.name for s in shards}) == 3
     uris = {w: str(tile_path(archive, 2021, w, 45)) for w in (10, 12)}
     size = {w: tile_path(archive, 2021, w, 45).stat().st_size for w in (10, 12)}
-    assert [x["tiles"] for x in lines] == [
+    assert [s.details["tiles"] for s in shards] == [
         [["N45E010", uris[10], size[10], ""]],
         [],
         [["N45E012", uris[12], size[12], ""]],
     ]
-    for line in lines:
-        assert line["dataset"] == "worldcover"
-        assert (line["partition"], line["year"], line["chip"], line["ppd"]) == ("2021", 2021, 16, 48)
-        assert line["archive"] == str(archive)
-        assert line["encode"] == "whole"
-    assert [x["expected"] for x in lines] == [9, 9, 9]  # three columns of three chips
-    assert [x["bytes"] for x in lines] == [size[10], 0, size[12]]
+    for s in shards:
+        assert (s.dataset, s.partition, s.details["year"], s.chip_size) == ("worldcover", "2021", 2021, 16)
+        assert s.archive == str(archive)
+    assert [s.expected for s in shards] == [9, 9, 9]  # three columns of three chips
+    assert [s.read_bytes for s in shards] == [size[10], 0, size[12]]
 
 
-def test_a_plan_of_quarters_expects_four_rows_a_chip(archive, tmp_path):
-    plan.main(flags(archive, tmp_path / "plan.jsonl", encode="quarters"))
-    lines = [json.loads(x) for x in (tmp_path / "plan.jsonl").read_text().splitlines()]
-    assert [(x["encode"], x["expected"]) for x in lines] == [("quarters", 36)] * 3
+def test_a_plan_of_quarters_expects_four_rows_a_chip(archive):
+    assert [s.expected for s in shards_of(archive, encode="quarters")] == [36] * 3
 
 
-def test_bytes_are_the_share_of_the_tiles_widths_that_a_shard_reads(archive, tmp_path):
+def test_bytes_are_the_fraction_of_the_tiles_widths_that_a_shard_reads(archive):
     size = tile_path(archive, 2021, 10, 45).stat().st_size
-    lines = plan.plan(str(archive), 2021, [9.7, 45.1, 10.3, 45.9], 16, 48, 3)  # columns 404 and 405
-    assert [x["bytes"] for x in lines] == [0, round(size / 3)]
+    shards = shards_of(archive, region=[9.7, 45.1, 10.3, 45.9])  # columns 404 and 405
+    assert [s.read_bytes for s in shards] == [0, round(size / 3)]
+
+
+def test_two_years_are_planned_one_after_the_other(archive, tmp_path):
+    root = tmp_path / "archive"
+    for year in (2020, 2021):
+        write_tile(root, year, 10, 45, random_pixels(48, year))
+    assert [s.partition for s in shards_of(root, years=[2020, 2021])] == ["2020"] * 3 + ["2021"] * 3
 
 
 def test_equal_archives_and_regions_make_byte_equal_plans(archive, tmp_path):
-    for name in ("a", "b"):
-        plan.main(flags(archive, tmp_path / name))
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    one, two = (plans.write("worldcover", tmp_path / name, **settings(archive)) for name in "ab")
+    assert one == two
 
 
 def test_a_new_tile_elsewhere_changes_no_other_line(archive, tmp_path):
@@ -80,10 +80,10 @@ def test_a_new_tile_elsewhere_changes_no_other_line(archive, tmp_path):
         path = tile_path(root, 2021, west, 45)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(tile_path(archive, 2021, west, 45).read_bytes())
-    before = plan.plan(str(root), 2021, [10.2, 45.1, 12.7, 45.9], 16, 48, 3)
+    before = shards_of(root)
     write_tile(root, 2021, 11, 45, random_pixels(48, 1))
-    after = plan.plan(str(root), 2021, [10.2, 45.1, 12.7, 45.9], 16, 48, 3)
-    assert [x["shard"] for x in before] == [x["shard"] for x in after]
+    after = shards_of(root)
+    assert [s.name for s in before] == [s.name for s in after]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
 
 
@@ -92,55 +92,45 @@ def test_a_plan_of_a_bucket_is_written_to_the_bucket_with_etags(archive, bucket)
     name = bucket.removeprefix("s3://")
     client = boto3.client("s3")
     client.upload_file(str(path), name, f"wc/{path.relative_to(archive)}")
-    plan.main(flags(f"{bucket}/wc", f"{bucket}/runs/plan.jsonl"))
-    body = client.get_object(Bucket=name, Key="runs/plan.jsonl")["Body"].read().decode()
-    (tile,) = json.loads(body.splitlines()[0])["tiles"]
+    (tile,) = plans.lines(plans.write("worldcover", f"{bucket}/runs/plan.gz", **settings(f"{bucket}/wc")))[0][
+        "details"
+    ]["tiles"]
     head = client.head_object(Bucket=name, Key=f"wc/{path.relative_to(archive)}")
     assert tile == ["N45E010", f"{bucket}/wc/{path.relative_to(archive)}", path.stat().st_size, head["ETag"].strip('"')]
 
 
-def test_the_crossing_of_the_antimeridian_is_planned(archive, tmp_path):
-    plan.main(flags(archive, tmp_path / "plan.jsonl", region="179.5,45.1,-179.5,45.9"))
-    lines = [json.loads(x) for x in (tmp_path / "plan.jsonl").read_text().splitlines()]
-    assert lines[0]["columns"][0][0] < 0 < lines[-1]["columns"][-1][0]
+def test_the_crossing_of_the_antimeridian_is_planned(archive):
+    shards = shards_of(archive, region=[179.5, 45.1, -179.5, 45.9])
+    assert shards[0].details["columns"][0][0] < 0 < shards[-1].details["columns"][-1][0]
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"year": 2019}, "no composite of 2019"),
-        ({"year": 2020}, "nothing there"),
-        ({"region": "10,46,11,45"}, "is empty"),
-        ({"region": "texas"}, "want conus or west,south,east,north"),
-        ({"region": "1,2,3"}, "write 'conus' or"),
-        ({"archive": "/nowhere/at/all"}, "nothing there"),
-        ({"columns_per_shard": 0}, "columns per shard is 0"),
-        ({"pixels_per_degree": 7}, "does not divide"),
-        ({"pixels_per_degree": 0}, "error: "),
-        ({"chip_size": 0}, "error: "),
+        ({"years": [2020]}, "expected tiles in .*2020, got none"),
+        ({"region": [10, 46, 11, 45]}, "region: expected .west, south, east, north."),
+        ({"archive": "/nowhere/at/all"}, "expected tiles in .*, got none"),
+        ({"pixels_per_degree": 11}, "pixels_per_degree: expected a divisor of 12000, got 11"),
     ],
 )
-def test_wrong_settings_are_errors_of_one_line_and_leave_no_plan(archive, tmp_path, capsys, changes, says):
-    with pytest.raises(SystemExit) as e:
-        plan.main(flags(archive, tmp_path / "plan.jsonl", **changes))
-    assert e.value.code == 2
-    assert says in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def test_settings_that_cannot_be_are_refused(archive, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        shards_of(archive, **changes)
 
 
-def test_a_region_without_any_tile_is_planned_with_a_warning(archive, tmp_path, caplog):
-    plan.main(flags(archive, tmp_path / "plan.jsonl", region="-40,0,-39,1"))
-    assert "every column will be empty" in caplog.text
-    assert all(json.loads(x)["tiles"] == [] for x in (tmp_path / "plan.jsonl").read_text().splitlines())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"years": [2019]}, {"years": []}, {"region": "texas"}, {"region": [1, 2, 3]}, {"columns_per_shard": 0},
+        {"pixels_per_degree": 0}, {"chip_size": 0}, {"chip_size": 20},
+    ],
+)  # fmt: skip
+def test_the_config_model_refuses_values_out_of_range(archive, changes):
+    with pytest.raises(ValidationError):
+        shards_of(archive, **changes)
 
 
-def test_help_shows_the_flags_and_their_defaults():
-    done = subprocess.run(
-        [sys.executable, "-m", "kiln.archives.worldcover.plan", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    )
-    for text in ("--region", "--columns-per-shard", "(default: 512)", "kiln.archives.worldcover.plan"):
-        assert text in done.stdout
+def test_a_region_without_any_tile_is_planned_with_a_warning(archive, caplog):
+    shards = shards_of(archive, region=[-40, 0, -39, 1])
+    assert "Every column of 2021 will be empty" in caplog.text
+    assert all(s.details["tiles"] == [] for s in shards)

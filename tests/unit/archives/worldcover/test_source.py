@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
 
-from kiln.archives.worldcover import source as worldcover
+from kiln.archives import raster_reading
 from kiln.archives.worldcover.lattice import Column, Lattice, region_columns
-from kiln.archives.worldcover.source import (
-    WorldCoverSource,
+from kiln.archives.worldcover.source import WorldCoverSource
+from kiln.archives.worldcover.tiles import (
     find_tiles,
     tile_corner,
     tile_name,
@@ -120,7 +120,7 @@ def test_every_chip_equals_the_mosaic_of_the_tiles(w):
     columns = region_columns(lattice, w.region)
     west, north, width, height = degrees_of(lattice, columns)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worldcover, "STRIP", w.strip)
+        patch.setattr(raster_reading, "MIN_STRIP_ROWS", w.strip)
         root = Path(folder)
         (root / "2021").mkdir()
         (root / "2021" / "readme.txt").write_text("not a tile")
@@ -253,7 +253,7 @@ def test_quarters_are_the_four_quarters_of_the_whole_chip(tmp_path):
 @pytest.mark.parametrize("block", [(16, 16), (48, 32), 1, 7, 95], ids=str)
 @pytest.mark.parametrize("strip", [1, 20, 256])
 def test_every_block_is_read_once_and_no_pixel_twice(tmp_path, monkeypatch, block, strip):
-    monkeypatch.setattr(worldcover, "STRIP", strip)
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", strip)
     for west, south in itertools.product((10, 11), (44, 45)):
         write_tile(tmp_path, 2021, west, south, random_pixels(96, west), **block_options(block))
     lattice = Lattice(40, 96)
@@ -378,23 +378,32 @@ BAD = {
     "not a tiff": (lambda p: p.write_bytes(b"not a tiff " * 100), "not a readable GeoTIFF"),
     "a header alone": (lambda p: p.write_bytes(p.read_bytes()[:100]), "not a readable GeoTIFF|unreadable"),
     "no byte": (lambda p: p.write_bytes(b""), "empty, 0 bytes"),
-    "three bands": (lambda p: write_like(p, random_pixels(48, 1, bands=3)), "3 bands, want the 4 of R G B NIR"),
-    "bytes": (lambda p: write_like(p, random_pixels(48, 1).astype(np.uint8)), "pixels are uint8, want uint16"),
-    "other CRS": (lambda p: write_like(p, crs="EPSG:3857"), "CRS is EPSG:3857, want EPSG:4326"),
-    "no CRS": (lambda p: write_like(p, crs=None), "CRS is None, want EPSG:4326"),
-    "half a pixel east": (lambda p: half_pixel(p, 0.5, 0), r"off the 1/48 degree lattice by up to 0\.50 px"),
-    "half a pixel south": (lambda p: half_pixel(p, 0, 0.5), r"off the 1/48 degree lattice by up to 0\.50 px"),
+    "three bands": (
+        lambda p: write_like(p, random_pixels(48, 1, bands=3)),
+        "expected the 4 bands R G B NIR, got 3 bands",
+    ),
+    "bytes": (lambda p: write_like(p, random_pixels(48, 1).astype(np.uint8)), "expected pixels of uint16, got uint8"),
+    "other CRS": (lambda p: write_like(p, crs="EPSG:3857"), "expected the CRS EPSG:4326, got EPSG:3857"),
+    "no CRS": (lambda p: write_like(p, crs=None), "expected the CRS EPSG:4326, got None"),
+    "half a pixel east": (
+        lambda p: half_pixel(p, 0.5, 0),
+        r"on the 1/48 degree lattice, got one that is off by up to 0\.50 px",
+    ),
+    "half a pixel south": (
+        lambda p: half_pixel(p, 0, 0.5),
+        r"on the 1/48 degree lattice, got one that is off by up to 0\.50 px",
+    ),
     "coarser pixels": (
         lambda p: write_like(p, transform=from_origin(path_west(p), 46, 1 / 47, 1 / 48)),
-        r"off the 1/48 degree lattice by up to 1\.02 px",
+        r"on the 1/48 degree lattice, got one that is off by up to 1\.02 px",
     ),
-    "another place": (lambda p: write_like(p, transform=from_origin(0, 0, 1 / 48, 1 / 48)), "off the 1/48 degree"),
-    "other size": (lambda p: write_like(p, random_pixels(24, 1)), "24 x 24 px, want 48 x 48"),
+    "another place": (lambda p: write_like(p, transform=from_origin(0, 0, 1 / 48, 1 / 48)), "on the 1/48 degree"),
+    "other size": (lambda p: write_like(p, random_pixels(24, 1)), "expected 48 x 48 px, got 24 x 24"),
 }
 LATER = {  # after the plan was made
     "emptied": (lambda p: p.write_bytes(b""), "changed since the plan was made"),
     "replaced": (lambda p: p.write_bytes(p.read_bytes() + b"x"), "changed since the plan was made"),
-    "deleted": (lambda p: p.unlink(), "gone since the plan was made"),
+    "deleted": (lambda p: p.unlink(), "removed since the plan was made"),
 }
 
 
@@ -446,7 +455,7 @@ def test_a_bad_tile_is_a_failed_part_of_the_ledger_and_the_rest_is_embedded(tmp_
 
 @pytest.mark.parametrize("how", ["truncated", "garbled"])
 def test_a_tile_damaged_in_part_loses_only_the_chips_of_that_part(tmp_path, encoder, monkeypatch, how):
-    monkeypatch.setattr(worldcover, "STRIP", 16)
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     options = {"compress": "deflate"} if how == "garbled" else {}
     path = write_tile(tmp_path, 2021, 10, 45, random_pixels(48, 1), blockysize=4, interleave="pixel", **options)
     if how == "truncated":
@@ -508,7 +517,7 @@ def test_the_check_before_the_weights_load_tells_a_wrong_resolution_of_the_whole
         write_tile(tmp_path, 2021, west, 45, random_pixels(24, west))
     lattice = Lattice(16, 48)
     source = make_source(tmp_path, lattice, region_columns(lattice, [10, 45, 12, 46]))
-    with pytest.raises(ConfigError, match="24 x 24 px, want 48 x 48; pixels per degree is set to 48"):
+    with pytest.raises(ConfigError, match=r"expected 48 x 48 px, got 24 x 24\. Check pixels_per_degree, which is 48"):
         source.check()
 
 
@@ -540,9 +549,9 @@ def test_tiles_lie_where_the_archive_keeps_them():
 
 def test_a_year_that_the_archive_lacks_is_a_config_error(tmp_path):
     write_tile(tmp_path, 2021, 10, 45, random_pixels(40, 1))
-    with pytest.raises(ConfigError, match="no composite of 2019: the archive holds 2020, 2021"):
+    with pytest.raises(ConfigError, match="expected 2020 or 2021, got 2019"):
         find_tiles(str(tmp_path), 2019, ["N45E010"])
-    with pytest.raises(ConfigError, match=r"2020: nothing there"):
+    with pytest.raises(ConfigError, match=r"expected tiles in .*2020, got none"):
         find_tiles(str(tmp_path), 2020, ["N45E010"])
 
 

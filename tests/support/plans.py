@@ -1,0 +1,39 @@
+"""Plans of any archive, made by the library from keys of its config section, as tests need them."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from kiln.archives.registry import get_archive
+from kiln.formats.plan_file import ShardPlan, read_plan, write_plan
+from kiln.io import storage
+
+
+def plan_shards(archive: str, **settings: Any) -> list[ShardPlan]:
+    """Return the shards of an archive, planned with the given keys of its config section."""
+    found = get_archive(archive)
+    return list(found.load("plan", "plan_shards")(found.load("config", "Config")(**settings)))
+
+
+def write(archive: str, output: Path | str, names: str | None = None, **settings: Any) -> bytes:
+    """Plan an archive; write the plan and return its bytes."""
+    found = get_archive(archive)
+    write_plan(found.load("plan", "plan_shards")(found.load("config", "Config")(**settings)), str(output), names)
+    return storage.read_bytes(str(output))
+
+
+def lines(data: bytes) -> list[dict[str, Any]]:
+    """Return the lines of a plan's bytes."""
+    return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+
+
+def units(data: bytes) -> list[str]:
+    """Return the units of a plan's bytes."""
+    return [unit for line in lines(data) for unit in line["units"]]
+
+
+def make_plan(archive: str, path: Path, **settings: Any) -> tuple[Path, list[ShardPlan]]:
+    """Plan an archive; write the plan and return its path and its shards."""
+    write(archive, path, **settings)
+    return path, list(read_plan(str(path)))
