@@ -20,8 +20,8 @@ class Config(ArchiveConfig):
     archive: str = Field(
         "s3://naip-analytic",
         min_length=1,
-        description="root of the keys: a folder, https:// or s3://. The real one is `s3://naip-analytic`; its readers pay, so "
-        "AWS credentials are needed",
+        description="root of the keys: a folder, https:// or s3://. The real one is `s3://naip-analytic`; its "
+        "readers pay, so AWS credentials are needed",
     )
     states: list[Annotated[str, Field(pattern="^[a-z]{2}$")]] = Field(
         [], description="states, two letters each; `[]` takes all", json_schema_extra=UNIQUE
@@ -34,8 +34,8 @@ class Config(ArchiveConfig):
     )
     bbox: Bbox | None = Field(
         None,
-        description="`[west, south, east, north]` in degrees; takes scenes whose quarter quadrangle, with 300 m around it, "
-        "meets it; null takes all",
+        description="`[west, south, east, north]` in degrees; takes scenes whose quarter quadrangle, with 300 "
+        "m around it, meets it; null takes all",
     )
     scenes_per_shard: int = Field(
         100, ge=1, description="scenes that one job embeds, about; of one state and year, never twice as many"
@@ -49,8 +49,9 @@ class Config(ArchiveConfig):
     )
     lattice: Literal["scene", "utm"] = Field(
         "scene",
-        description="`scene`: chips from each scene's top left. `utm`: one grid of the UTM zone, so that the same ground is "
-        "the same chip in every year, resolution and scene; pixels are resampled only where they do not fall on it",
+        description="`scene`: chips from each scene's top left. `utm`: one grid of the UTM zone, so that the "
+        "same ground is the same chip in every year, resolution and scene; pixels are resampled only where they "
+        "do not fall on it",
         json_schema_extra=VALUE,
     )
     lattice_gsd: float = Field(
@@ -58,17 +59,18 @@ class Config(ArchiveConfig):
     )
     edge: Literal["drop", "align"] = Field(
         "drop",
-        description="what happens to less than a chip at the right and bottom of the `scene` lattice: `drop` it, or `align` a "
-        "last chip with the edge",
+        description="what happens to less than a chip at the right and bottom of the `scene` lattice: `drop` "
+        "it, or `align` a last chip with the edge",
         json_schema_extra=VALUE,
     )
     deduplicate: bool = Field(
         False,
-        description="`true`: of several chips in one cell of the `utm` lattice, the product keeps the one with the least "
-        "nodata, within a state and year; the shards keep all",
+        description="`true`: of several chips in one cell of the `utm` lattice, the product keeps the one with "
+        "the least nodata, within a state and year; the shards keep all. Needs lattice `utm`",
     )
     metadata: Literal["as_trained", "zeros"] = Field(
         "as_trained",
-        description="date and place that the model is given: `as_trained` or `zeros`; a scene without a date has neither",
+        description="date and place that the model is given: `as_trained` or `zeros`; a scene without a date "
+        "has neither",
         json_schema_extra=VALUE,
     )

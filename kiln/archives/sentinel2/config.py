@@ -14,8 +14,8 @@ class Config(ArchiveConfig):
 
     items: Name | None = Field(
         None,
-        description="first of three sources of items: a list of keys and URLs of STAC items, one a line, plain or gzip; path, "
-        "https:// or s3://",
+        description="first of three sources of items: a list of keys and URLs of STAC items, one a line, plain "
+        "or gzip; path, https:// or s3://",
     )
     search: Annotated[str, Field(pattern="^https?://")] | None = Field(
         None,
@@ -33,8 +33,8 @@ class Config(ArchiveConfig):
     )
     rewrite: list[Annotated[str, Field(pattern="^[^=]+=.+$")]] = Field(
         [],
-        description="`OLD=NEW` prefixes: addresses in items that begin with OLD are read from NEW; the first that fits "
-        "counts; end both with `/` to name whole folders",
+        description="`OLD=NEW` prefixes: addresses in items that begin with OLD are read from NEW; the first "
+        "that fits counts; end both with `/` to name whole folders",
     )
     area: Name | None = Field(
         None,
@@ -59,8 +59,8 @@ class Config(ArchiveConfig):
     )
     max_cloud_cover: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None,
-        description="maximum cloud cover of an item in percent, as the item states it; items from a list or inventory are "
-        "read for it",
+        description="maximum cloud cover of an item in percent, as the item states it; items from a list or "
+        "inventory are read for it",
     )
     items_per_shard: int = Field(
         20, ge=1, description="items that one job embeds, about; of one grid zone and month, never twice as many"
@@ -76,16 +76,16 @@ class Config(ArchiveConfig):
         0.5,
         ge=0,
         le=1,
-        description="fraction of a chip's valid pixels that may be cloud or shadow (SCL 1, 3, 8, 9, 10); other chips are "
-        "skipped and counted apart",
+        description="fraction of a chip's valid pixels that may be cloud or shadow (SCL 1, 3, 8, 9, 10); other "
+        "chips are skipped and counted apart",
         json_schema_extra=VALUE,
     )
     offset_max_dark_fraction: float = Field(
         0.005,
         ge=0,
         le=1,
-        description="fraction of clear pixels below 1000 above which the offset of baseline 04.00 counts as removed already, "
-        "whatever the item states",
+        description="fraction of clear pixels below 1000 above which the offset of baseline 04.00 counts as "
+        "removed already, whatever the item states",
         json_schema_extra=VALUE,
     )
     metadata: Literal["as_trained", "zeros"] = Field(

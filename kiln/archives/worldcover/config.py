@@ -22,8 +22,8 @@ class Config(ArchiveConfig):
     )
     region: Literal["conus"] | Bbox = Field(
         "conus",
-        description="`conus`: the published 1359 columns of 609 rows; or `[west, south, east, north]` in degrees: every chip "
-        "of the lattice that it touches. west > east crosses the antimeridian",
+        description="`conus`: the published 1359 columns of 609 rows; or `[west, south, east, north]` in "
+        "degrees: every chip of the lattice that it touches. west > east crosses the antimeridian",
     )
     pixels_per_degree: int = Field(
         12000,
@@ -41,8 +41,8 @@ class Config(ArchiveConfig):
     )
     encode: Literal["whole", "quarters"] = Field(
         "whole",
-        description="`whole`: a chip is a row. `quarters`: a chip is four rows, closer to the 256 px of the training and "
-        "cheaper by area; ids end in `:q0` to `:q3`",
+        description="`whole`: a chip is a row. `quarters`: a chip is four rows, closer to the 256 px of the "
+        "training and cheaper by area; ids end in `:q0` to `:q3`",
         json_schema_extra=VALUE,
     )
     columns_per_shard: int = Field(
@@ -50,7 +50,7 @@ class Config(ArchiveConfig):
     )
     metadata: Literal["zeros", "as_published"] = Field(
         "zeros",
-        description="date and place that the model is given: `zeros` (unknown: the median of a year has no week) or "
-        "`as_published` (June 1st)",
+        description="date and place that the model is given: `zeros` (unknown: the median of a year has no "
+        "week) or `as_published` (June 1st)",
         json_schema_extra=VALUE,
     )

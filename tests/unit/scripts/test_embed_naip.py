@@ -1,6 +1,5 @@
 """One job of NAIP from plan to files: its rows and ledger, broken and remote scenes, and the road to a search."""
 
-import gzip
 import json
 import logging
 import signal
@@ -19,12 +18,10 @@ import pytest
 import rasterio
 import torch
 
-from kiln.archives.naip import plan as plan_naip
 from kiln.archives.naip.keys import parse_key
 from kiln.archives.naip.layout import chip_layout
 from kiln.archives.naip.source import NaipSource
 from kiln.archives.registry import get_archive
-from kiln.archives.worldcover import plan as plan_worldcover
 from kiln.cli import search
 from kiln.engine.read_ahead import read_ahead
 from kiln.errors import StorageError
@@ -37,8 +34,9 @@ from kiln.model import weights as encoders
 from kiln.model.embedder import Embedder
 from kiln.model.identity import RECIPE
 from kiln.product import deduplicate
-from scripts import build_index, embed_naip, embed_worldcover, merge
+from scripts import build_index, embed, merge
 from tests.conftest import ROOT
+from tests.support import plans
 from tests.support.archives import random_pixels, write_tile
 from tests.support.products import merge_shards
 from tests.unit.archives.naip.test_source import scene_pixels, write_scene
@@ -59,9 +57,8 @@ def make_plan(path, keys, archive, per_shard=100, chip=16):
     """A plan of the scenes, and its lines."""
     manifest = path.with_suffix(".txt")
     manifest.write_text("\n".join(keys) + "\n")
-    told = {"manifest": manifest, "archive": archive, "scenes-per-shard": per_shard, "chip-size": chip, "output": path}
-    plan_naip.main([f"--{k}={v}" for k, v in told.items()])
-    return path, [json.loads(x) for x in gzip.decompress(path.read_bytes()).splitlines()]
+    settings = {"manifest": str(manifest), "archive": str(archive)}
+    return plans.make_plan("naip", path, **settings, scenes_per_shard=per_shard, chip_size=chip)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +71,7 @@ def run(tmp_path, encoder_file):
     """Does a line of a plan, and gives its rows and its ledger by the scene's key."""
 
     def do(units, line=0, *more, folder=tmp_path / "shards"):
-        embed_naip.main(flags(units, line, folder, encoder_file, *more))
+        embed.main(flags(units, line, folder, encoder_file, *more))
         (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
         ledger = pq.read_table(ledger_name(str(rows))).to_pylist()
         return pq.read_table(rows).to_pylist(), {e["unit_id"]: e for e in ledger}
@@ -83,8 +80,8 @@ def run(tmp_path, encoder_file):
 
 
 def flags(units, line, folder, weights, *more):
-    told = ["--units", units, "--index", line, "--folder", folder, "--weights", weights, "--threads", 1]
-    return [str(t) for t in (*told, "--chip-size", 16, "--storage", "float32", *more)]
+    told = ["naip", "--units", units, "--index", line, "--folder", folder, "--weights", weights, "--threads", 1]
+    return [str(t) for t in (*told, "--vector-dtype", "float32", *more)]
 
 
 def unit(key):
@@ -99,7 +96,7 @@ def fails(capsys, argv):
     """Exit code and stderr of a job that ends with an error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        embed_naip.main(argv)
+        embed.main(argv)
     return e.value.code, capsys.readouterr().err
 
 
@@ -310,7 +307,7 @@ def paid(tmp_path, bucket, remote):
 @pytest.mark.usefixtures("paid")
 def test_scenes_in_the_paid_bucket_give_the_rows_of_local_ones(tmp_path, run, remote):
     units, lines = make_plan(tmp_path / "s3.gz", ND[:2], "s3://naip-analytic")
-    assert lines[0]["archive"] == "s3://naip-analytic"
+    assert lines[0].archive == "s3://naip-analytic"
     rows, _ = run(units, folder=tmp_path / "paid")
     assert without_place(rows) == without_place(run(remote[1], folder=tmp_path / "near-shards")[0])
 
@@ -319,7 +316,7 @@ def test_a_throttling_server_ends_the_job_so_that_it_is_tried_again(tmp_path, ru
     server, _, far = remote
     server.status = 503
     code, said = fails(capsys, flags(far, 0, tmp_path / "shards", encoder_file))
-    assert (code, "503; try again later" in said) == (1, True)
+    assert (code, "503. Try again later" in said) == (1, True)
     assert files(tmp_path / "shards") == {}
     server.status = 0
     assert len(run(far)[0]) == 12
@@ -346,7 +343,7 @@ def test_a_scene_that_changes_while_it_is_read_ends_the_job_and_the_next_try_is_
 
     monkeypatch.setattr(NaipSource, "_load", late)
     code, said = fails(capsys, flags(far, 0, tmp_path / "shards", encoder_file))
-    assert (code, "was replaced while it was read; try again" in said) == (1, True)
+    assert (code, "was replaced while it was read. Try again" in said) == (1, True)
     assert files(tmp_path / "shards") == {}
     rows, ledger = run(far)
     assert ({e["etag"] for e in ledger.values()}, len(rows)) == ({"two"}, 12)
@@ -361,7 +358,7 @@ def test_a_server_that_refuses_ends_the_job_before_the_weights_load(
     code, said = fails(capsys, flags(far, 0, tmp_path / "shards", encoder_file))
     assert code == 2
     assert "403" in said
-    assert "requester-pays: AWS credentials are needed, and pay" in said
+    assert "Set AWS credentials: readers of a requester-pays bucket pay" in said
     assert len(said.splitlines()) == 1
     assert {m for m, _, _ in server.requests} == {"HEAD"}
     assert files(tmp_path / "shards") == {}
@@ -395,15 +392,15 @@ def listed(uri):
     return {u.rpartition("/")[2]: storage.read_bytes(u) for u in storage.listing(str(uri))}
 
 
-def died(server, argv, parts, how):
+def died(server, argv, checkpoints, how):
     """Stderr of a process that was sent a signal while it waited for the last scene, two others being kept."""
     server.held = {f"/{ND[3]}"}
-    command = [sys.executable, "-m", "scripts.embed_naip", *argv]
+    command = [sys.executable, "-m", "scripts.embed", *argv]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert server.arrived.wait(60)
         end = time.monotonic() + 60
-        while sum(u.endswith(".parquet") and "/." not in u for u in storage.listing(str(parts))) < 3:
+        while sum(u.endswith(".parquet") and "/." not in u for u in storage.listing(str(checkpoints))) < 3:
             assert time.monotonic() < end
             assert process.poll() is None
             time.sleep(0.05)
@@ -419,20 +416,20 @@ def died(server, argv, parts, how):
     return said
 
 
-def goes_on(server, encoded, tmp_path, argv, place, parts):
+def goes_on(server, encoded, tmp_path, argv, place, checkpoints):
     """That a retry asks for the last scene alone, and leaves what a job that never died does."""
     encoded.clear()
-    embed_naip.main(argv)
+    embed.main(argv)
     assert {p for m, p, _ in server.requests if m == "GET"} == {f"/{ND[3]}"}
     assert {p for m, p, _ in server.requests if m == "HEAD"} == {f"/{k}" for k in ND[:4]}  # by the check
     assert len(encoded) == 6
     assert {i.rsplit(":", 2)[0] for i in encoded} == {unit(ND[3])}
-    assert listed(parts) == {}
+    assert listed(checkpoints) == {}
     alone = list(argv)
-    at = alone.index("--parts")
+    at = alone.index("--checkpoints")
     del alone[at : at + 2]
     alone[alone.index("--folder") + 1] = str(tmp_path / "without")
-    embed_naip.main(alone)
+    embed.main(alone)
     assert listed(place) == listed(tmp_path / "without")
     assert len(listed(place)) == 2
 
@@ -440,28 +437,30 @@ def goes_on(server, encoded, tmp_path, argv, place, parts):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
 def test_a_job_that_was_killed_goes_on_behind_its_finished_scenes(tmp_path, far, encoded, encoder_file, how):
     server, units = far
-    parts = tmp_path / "parts" / "run" / "nd-2019"
-    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--parts", parts)
-    said = died(server, argv, parts, how)
+    checkpoints = tmp_path / "checkpoints" / "run" / "nd-2019"
+    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--checkpoints", checkpoints)
+    said = died(server, argv, checkpoints, how)
     assert "Traceback" not in said
-    assert {n.rpartition("-")[0] for n in listed(parts)} >= {unit(k).replace(":", "-") for k in ND[:3]}
-    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", parts)
+    assert {n.rpartition("-")[0] for n in listed(checkpoints)} >= {unit(k).replace(":", "-") for k in ND[:3]}
+    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", checkpoints)
 
 
 def test_a_job_that_was_killed_goes_on_with_shards_and_parts_on_s3(tmp_path, bucket, far, encoded, encoder_file):
     server, units = far
-    parts = f"{bucket}/parts/run/nd-2019"
-    argv = flags(units, 0, f"{bucket}/shards", encoder_file, "--batch-size", 2, "--parts", parts)
-    died(server, argv, parts, signal.SIGKILL)
+    checkpoints = f"{bucket}/checkpoints/run/nd-2019"
+    argv = flags(units, 0, f"{bucket}/shards", encoder_file, "--batch-size", 2, "--checkpoints", checkpoints)
+    died(server, argv, checkpoints, signal.SIGKILL)
     assert listed(f"{bucket}/shards") == {}
-    goes_on(server, encoded, tmp_path, argv, f"{bucket}/shards", parts)
+    goes_on(server, encoded, tmp_path, argv, f"{bucket}/shards", checkpoints)
 
 
-def test_two_jobs_of_one_shard_at_once_leave_the_same_file_and_no_parts(tmp_path, far, encoder_file):
+def test_two_jobs_of_one_shard_at_once_leave_the_same_file_and_no_checkpoints(tmp_path, far, encoder_file):
     server, units = far
     server.held = {f"/{ND[3]}"}
-    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--parts", tmp_path / "parts")
-    command = [sys.executable, "-m", "scripts.embed_naip", *argv]
+    argv = flags(
+        units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--checkpoints", tmp_path / "checkpoints"
+    )
+    command = [sys.executable, "-m", "scripts.embed", *argv]
     jobs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     end = time.monotonic() + 60
     while sum((m, p) == ("GET", f"/{ND[3]}") for m, p, _ in server.requests) < 2:
@@ -470,22 +469,22 @@ def test_two_jobs_of_one_shard_at_once_leave_the_same_file_and_no_parts(tmp_path
     server.release.set()
     said = [job.communicate(timeout=60)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
-    embed_naip.main([*argv, "--folder", str(tmp_path / "without")])
+    embed.main([*argv, "--folder", str(tmp_path / "without")])
     assert files(tmp_path / "shards") == files(tmp_path / "without")
-    assert files(tmp_path / "parts") == {}
+    assert files(tmp_path / "checkpoints") == {}
 
 
 @pytest.mark.usefixtures("forgetful")
 def test_a_server_that_throttles_in_the_middle_costs_no_finished_scene(tmp_path, far, encoded, capsys, encoder_file):
     server, units = far
-    more = ["--batch-size", 2, "--read-threads", 1, "--parts", tmp_path / "parts"]
+    more = ["--batch-size", 2, "--read-threads", 1, "--checkpoints", tmp_path / "checkpoints"]
     argv = flags(units, 0, tmp_path / "shards", encoder_file, *more)
     server.held = {f"/{ND[3]}"}
 
     def throttle():
         assert server.arrived.wait(60)
         end = time.monotonic() + 30
-        while len([n for n in files(tmp_path / "parts") if n[0] != "."]) < 3 and time.monotonic() < end:
+        while len([n for n in files(tmp_path / "checkpoints") if n[0] != "."]) < 3 and time.monotonic() < end:
             time.sleep(0.02)
         server.status = 503
         server.release.set()
@@ -494,34 +493,34 @@ def test_a_server_that_throttles_in_the_middle_costs_no_finished_scene(tmp_path,
     thread.start()
     code, said = fails(capsys, argv)
     thread.join()
-    assert (code, "try again later" in said) == (1, True)
+    assert (code, "Try again later" in said) == (1, True)
     assert files(tmp_path / "shards") == {}
     server.status, server.held = 0, set()
     server.requests.clear()
-    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "parts")
+    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "checkpoints")
 
 
 @pytest.mark.usefixtures("forgetful")
 def test_a_shard_with_too_many_failures_costs_a_start_once_it_is_mended(tmp_path, far, encoded, capsys, encoder_file):
     server, units = far
     whole = server.files[f"/{ND[3]}"]
-    more = ["--read-threads", 1, "--parts", tmp_path / "parts"]
+    more = ["--read-threads", 1, "--checkpoints", tmp_path / "checkpoints"]
     argv = flags(units, 0, tmp_path / "shards", encoder_file, *more)
     server.files[f"/{ND[3]}"] = b"<html>"
     code, said = fails(capsys, [*argv, "--max-failed-fraction", "0.1"])
     assert (code, "got 25%; the first reason" in said) == (1, True)
-    assert len(files(tmp_path / "parts")) == 3
+    assert len(files(tmp_path / "checkpoints")) == 3
     server.files[f"/{ND[3]}"] = whole
     server.requests.clear()
-    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "parts")
+    goes_on(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "checkpoints")
 
 
-def stopped(capsys, units, folder, weights, parts, allowed=0):
-    """Does a shard with a scene that is not there, which keeps the others' parts."""
-    more = ["--read-threads", 1, "--parts", parts, "--max-failed-fraction", allowed]
+def stopped(capsys, units, folder, weights, checkpoints, allowed=0):
+    """Does a shard with a scene that is not there, which keeps the others' checkpoints."""
+    more = ["--read-threads", 1, "--checkpoints", checkpoints, "--max-failed-fraction", allowed]
     code, _ = fails(capsys, flags(units, 0, folder, weights, *more))
     assert code == 1
-    return {n: d for n, d in files(parts).items() if n[0] != "."}
+    return {n: d for n, d in files(checkpoints).items() if n[0] != "."}
 
 
 def test_parts_of_scenes_of_another_archive_are_not_used(tmp_path, capsys, encoded, encoder_file):
@@ -529,12 +528,12 @@ def test_parts_of_scenes_of_another_archive_are_not_used(tmp_path, capsys, encod
         for n, key in enumerate(ND[:2]):
             write_scene(tmp_path / root, key, scene_pixels(seed=n))
     here, there = (make_plan(tmp_path / f"{r}.gz", ND[:3], tmp_path / r)[0] for r in ("here", "there"))
-    assert len(stopped(capsys, here, tmp_path / "shards", encoder_file, tmp_path / "parts")) == 2
+    assert len(stopped(capsys, here, tmp_path / "shards", encoder_file, tmp_path / "checkpoints")) == 2
     encoded.clear()
     argv = flags(there, 0, tmp_path / "shards", encoder_file)
-    embed_naip.main([*argv, "--parts", str(tmp_path / "parts")])
+    embed.main([*argv, "--checkpoints", str(tmp_path / "checkpoints")])
     assert len(encoded) == 12
-    embed_naip.main([*argv, "--folder", str(tmp_path / "without")])
+    embed.main([*argv, "--folder", str(tmp_path / "without")])
     assert files(tmp_path / "shards") == files(tmp_path / "without")
 
 
@@ -545,7 +544,7 @@ def test_parts_of_scenes_that_were_replaced_are_not_used(tmp_path, serve, capsys
     server = serve({f"/{k}": p.read_bytes() for k, p in zip(ND, paths, strict=False)}, etag="" if "no" in how else "a")
     archive = server.url if "etag" in how else tmp_path / "near"
     units, _ = make_plan(tmp_path / "plan.gz", ND[:3], archive)
-    kept = stopped(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "parts")
+    kept = stopped(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "checkpoints")
     assert len(kept) == (0 if how == "no etag" else 2)  # nothing tells one state from another
     size = paths[0].stat().st_size
     write_scene(tmp_path / "near", ND[0], scene_pixels(32 if how == "other size" else 40, seed=9), compress=None)
@@ -553,23 +552,25 @@ def test_parts_of_scenes_that_were_replaced_are_not_used(tmp_path, serve, capsys
     server.files[f"/{ND[0]}"] = paths[0].read_bytes()
     server.etag = server.etag and "b"
     argv = flags(units, 0, tmp_path / "shards", encoder_file, "--read-threads", 1)
-    embed_naip.main([*argv, "--parts", str(tmp_path / "parts")])
-    embed_naip.main([*argv, "--folder", str(tmp_path / "without")])
+    embed.main([*argv, "--checkpoints", str(tmp_path / "checkpoints")])
+    embed.main([*argv, "--folder", str(tmp_path / "without")])
     assert files(tmp_path / "shards") == files(tmp_path / "without")
-    assert files(tmp_path / "parts") == {}
+    assert files(tmp_path / "checkpoints") == {}
 
 
 def test_parts_of_other_flags_are_not_used_and_go_with_the_rest(tmp_path, capsys, encoded, encoder_file):
     for n, key in enumerate(ND[:2]):
         write_scene(tmp_path, key, scene_pixels(seed=n))
     units, _ = make_plan(tmp_path / "plan.gz", ND[:3], tmp_path)
-    stopped(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "parts")
-    (tmp_path / "parts" / "naip-nd-2019-of-another-0123456789ab.parquet").write_bytes(b"another shard's")
+    stopped(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "naip-nd-2019-of-another-0123456789ab.parquet").write_bytes(b"another shard's")
     encoded.clear()
-    argv = flags(units, 0, tmp_path / "shards", encoder_file, "--metadata", "zeros", "--parts", tmp_path / "parts")
-    embed_naip.main(argv)
+    argv = flags(
+        units, 0, tmp_path / "shards", encoder_file, "--metadata", "zeros", "--checkpoints", tmp_path / "checkpoints"
+    )
+    embed.main(argv)
     assert len(encoded) == 12
-    assert list(files(tmp_path / "parts")) == ["naip-nd-2019-of-another-0123456789ab.parquet"]
+    assert list(files(tmp_path / "checkpoints")) == ["naip-nd-2019-of-another-0123456789ab.parquet"]
 
 
 def test_a_whole_shard_whose_parts_cannot_be_removed_is_no_failure(tmp_path, encoder_file, monkeypatch, caplog):
@@ -580,7 +581,7 @@ def test_a_whole_shard_whose_parts_cannot_be_removed_is_no_failure(tmp_path, enc
         raise StorageError(f"{uri}: access denied")
 
     monkeypatch.setattr(storage, "delete", refused)
-    embed_naip.main(flags(units, 0, tmp_path / "shards", encoder_file, "--parts", tmp_path / "parts"))
+    embed.main(flags(units, 0, tmp_path / "shards", encoder_file, "--checkpoints", tmp_path / "checkpoints"))
     assert len(files(tmp_path / "shards")) == 2
     assert "access denied" in caplog.text
 
@@ -591,7 +592,7 @@ def test_a_whole_shard_whose_parts_cannot_be_removed_is_no_failure(tmp_path, enc
 def test_an_index_past_the_end_does_nothing_and_is_no_error(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     units, lines = make_plan(tmp_path / "plan.gz", ND[:1], tmp_path)
-    embed_naip.main(flags(units, len(lines), tmp_path / "shards", "not-even-there"))
+    embed.main(flags(units, len(lines), tmp_path / "shards", "not-even-there"))
     assert files(tmp_path / "shards") == {}
     assert "past the end" in caplog.text
 
@@ -601,21 +602,22 @@ def test_the_index_of_an_array_job_picks_the_line(tmp_path, encoder_file, monkey
     for key in keys:
         write_scene(tmp_path, key, scene_pixels(16, 16))
     units, lines = make_plan(tmp_path / "plan.gz", keys, tmp_path)
-    assert [line["partition"] for line in lines] == ["id-2015", "nd-2019"]
+    assert [line.partition for line in lines] == ["id-2015", "nd-2019"]
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "1")
     argv = flags(units, 1, tmp_path / "shards", encoder_file)
-    del argv[2:4]
-    embed_naip.main(argv)
-    assert f"{lines[1]['shard']}.parquet" in files(tmp_path / "shards")
+    at = argv.index("--index")
+    del argv[at : at + 2]
+    embed.main(argv)
+    assert f"{lines[1].name}.parquet" in files(tmp_path / "shards")
 
 
 def test_a_plan_of_worldcover_is_refused(tmp_path, capsys):
     write_tile(tmp_path, 2021, 10, 45, random_pixels(48, 1))
-    told = {"archive": tmp_path, "year": 2021, "region": "10,45,11,46", "chip-size": 16, "pixels-per-degree": 48}
-    plan_worldcover.main([f"--{k}={v}" for k, v in (told | {"output": tmp_path / "plan.jsonl"}).items()])
-    code, said = fails(capsys, flags(tmp_path / "plan.jsonl", 0, tmp_path / "shards", "not-even-there"))
+    settings = {"archive": str(tmp_path), "years": [2021], "region": [10, 45, 11, 46], "chip_size": 16}
+    plans.write("worldcover", tmp_path / "plan.gz", **settings, pixels_per_degree=48)
+    code, said = fails(capsys, flags(tmp_path / "plan.gz", 0, tmp_path / "shards", "not-even-there"))
     assert code == 2
-    assert "a plan of worldcover, not of naip" in said
+    assert "expected a plan of naip, got one of worldcover" in said
 
 
 @pytest.mark.parametrize(("size", "more"), [(0.6, []), (2.5, []), (2.5, ["--lattice=utm", "--lattice-gsd=1.5"])])
@@ -665,7 +667,7 @@ def test_flush_edges_of_the_common_lattice_are_refused_before_anything_is_read(t
     code, said = fails(
         capsys, flags(units, 0, tmp_path / "shards", encoder_file, "--lattice", "utm", "--edge", "align")
     )
-    assert (code, "edge align" in said) == (2, True)
+    assert (code, "edge: expected drop with lattice utm" in said) == (2, True)
     assert files(tmp_path / "shards") == {}
 
 
@@ -693,14 +695,13 @@ def test_overlapping_scenes_are_merged_to_one_chip_a_cell(tmp_path, encoder_file
 
 def test_help_shows_every_flag_and_does_not_import_torch():
     code = (
-        "import sys, runpy; sys.argv = ['x', '--help']\n"
-        "try: runpy.run_module('scripts.embed_naip', run_name='__main__')\n"
+        "import sys, runpy; sys.argv = ['x', 'naip', '--help']\n"
+        "try: runpy.run_module('scripts.embed', run_name='__main__')\n"
         "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     for flag in (
         "--index",
-        "--chip-size",
         "--edge",
         "--lattice",
         "--lattice-gsd",
@@ -716,7 +717,7 @@ def test_help_shows_every_flag_and_does_not_import_torch():
 
 def embed_all(units, lines, folder, weights, *more):
     for n in range(len(lines)):
-        embed_naip.main(flags(units, n, folder, weights, *more))
+        embed.main(flags(units, n, folder, weights, *more))
 
 
 def test_the_state_column_stays_a_dictionary_from_shard_to_product(tmp_path, encoder_file, monkeypatch):
@@ -728,11 +729,11 @@ def test_the_state_column_stays_a_dictionary_from_shard_to_product(tmp_path, enc
     monkeypatch.setattr(deduplicate, "BATCH_ROWS", 3)
     embed_all(units, lines, tmp_path / "shards", encoder_file)
     shards = str(tmp_path / "shards")
-    record = merge_shards([x["shard"] for x in lines], shards, tmp_path / "product", row_group=10)
+    record = merge_shards([x.name for x in lines], shards, tmp_path / "product", row_group=10)
     assert (record["rows"], record["units"]) == (54, {"embedded": 9})
     product = tmp_path / "product" / record["files"][0]["name"]
     assert pq.ParquetFile(product).num_row_groups > 4
-    for path in (product, tmp_path / "shards" / f"{lines[0]['shard']}.parquet"):
+    for path in (product, tmp_path / "shards" / f"{lines[0].name}.parquet"):
         assert pq.read_schema(path).field("state").type == pa.dictionary(pa.int32(), pa.string())
         assert pq.ParquetFile(path).num_row_groups > 1
     read = geopandas.read_parquet(product)
@@ -774,11 +775,11 @@ def test_real_scenes_go_from_manifest_to_a_search_that_finds_them_beside_worldco
 ):
     records, rows = [], {}
     _, every = make_plan(tmp_path / "every.gz", REAL, real, chip=256)
-    for partition in [line["partition"] for line in every]:
+    for partition in [line.partition for line in every]:
         units, lines = make_plan(
             tmp_path / f"{partition}.gz", [k for k in REAL if k[:7] == partition.replace("-", "/")], real, chip=256
         )
-        embed_all(units, lines, tmp_path / "shards", encoder_file, "--chip-size", 256)
+        embed_all(units, lines, tmp_path / "shards", encoder_file)
         merge.main([f"--plan={units}", f"--shards={tmp_path}/shards", f"--product={tmp_path}/{partition}"])
         records.append(f"{tmp_path}/{partition}.json")
         rows[partition] = json.loads((tmp_path / f"{partition}.json").read_text())["rows"]
@@ -791,12 +792,12 @@ def test_real_scenes_go_from_manifest_to_a_search_that_finds_them_beside_worldco
     assert e["notes"] == "pixels of 5 m, where the key says 1 m"
 
     write_tile(tmp_path / "wc", 2021, 10, 45, random_pixels(48, 1))
-    told = {"archive": tmp_path / "wc", "year": 2021, "region": "10,45,11,46", "chip-size": 16}
-    told |= {"pixels-per-degree": 48, "columns-per-shard": 9, "output": tmp_path / "wc.jsonl"}
-    plan_worldcover.main([f"--{k}={v}" for k, v in told.items()])
-    wc = ["--units", tmp_path / "wc.jsonl", "--index", 0, "--folder", tmp_path / "wc-shards", "--weights", encoder_file]
-    embed_worldcover.main([str(t) for t in wc])
-    merge.main([f"--plan={tmp_path}/wc.jsonl", f"--shards={tmp_path}/wc-shards", f"--product={tmp_path}/wc-2021"])
+    settings = {"archive": str(tmp_path / "wc"), "years": [2021], "region": [10, 45, 11, 46], "chip_size": 16}
+    plans.write("worldcover", tmp_path / "wc.gz", **settings, pixels_per_degree=48, columns_per_shard=9)
+    wc = ["worldcover", "--units", tmp_path / "wc.gz", "--index", 0, "--folder", tmp_path / "wc-shards"]
+    wc += ["--weights", encoder_file, "--pixels-per-degree", 48]
+    embed.main([str(t) for t in wc])
+    merge.main([f"--plan={tmp_path}/wc.gz", f"--shards={tmp_path}/wc-shards", f"--product={tmp_path}/wc-2021"])
 
     db = ["--db", f"{tmp_path}/db"]
     build_index.main(["--records", *records, f"{tmp_path}/wc-2021.json", *db, "--record", f"{tmp_path}/db.json"])
@@ -816,7 +817,7 @@ def test_real_scenes_go_from_manifest_to_a_search_that_finds_them_beside_worldco
 
 # ------------------------------------------------------------------------------- types, kinds, and patches of vectors
 
-ALL_KINDS = ("--storage", "int8", "--embedding", "both", "--patches")
+ALL_KINDS = ("--vector-dtype", "int8", "--embedding", "both", "--patches")
 
 
 @pytest.mark.parametrize("where", ["disk", "store"])
@@ -828,13 +829,13 @@ def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
         write_scene(tmp_path, key, values)
     units, lines = make_plan(tmp_path / "plan.gz", ND[:2], tmp_path)
     folder = str(tmp_path / "kinds") if where == "disk" else f"{request.getfixturevalue('bucket')}/kinds"
-    parts = storage.join(folder.replace("kinds", "parts"))
-    told = [*ALL_KINDS, "--parts", parts, "--batch-size", "4"]
-    embed_naip.main(flags(units, 0, folder, encoder_file, *told))
+    checkpoints = storage.join(folder.replace("kinds", "checkpoints"))
+    told = [*ALL_KINDS, "--checkpoints", checkpoints, "--batch-size", "4"]
+    embed.main(flags(units, 0, folder, encoder_file, *told))
     there = storage.listing(folder)
-    shard = storage.join(folder, f"{lines[0]['shard']}.parquet")
+    shard = storage.join(folder, f"{lines[0].name}.parquet")
     assert list(there) == sorted([shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
-    assert not storage.listing(parts), "the shard is whole"
+    assert not storage.listing(checkpoints), "the shard is whole"
     with storage.local_copy(shard) as path, storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as beside:
         rows, patches = pq.read_table(path), pq.read_table(beside)
     about = json.loads(rows.schema.metadata[b"kiln"])
@@ -850,7 +851,7 @@ def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
     mean = vectors.read(rows, "embeddings_mean")
     assert np.abs(mean - tokens.mean(axis=1)).max() <= np.abs(tokens).max() / 100
     before = {uri: storage.read_bytes(uri) for uri in there}
-    embed_naip.main([*flags(units, 0, folder, encoder_file, *told), "--overwrite"])
+    embed.main([*flags(units, 0, folder, encoder_file, *told), "--overwrite"])
     assert {uri: storage.read_bytes(uri) for uri in storage.listing(folder)} == before
 
 

@@ -1,5 +1,6 @@
 """One job from plan to files: what it writes, when it does nothing, what a signal or an error leaves behind."""
 
+import gzip
 import json
 import os
 import signal
@@ -13,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kiln.archives.worldcover import plan as plan_worldcover
 from kiln.io import storage
 from kiln.model import weights as encoders
-from scripts import embed_worldcover
+from scripts import embed
 from tests.conftest import ROOT
+from tests.support import plans
 from tests.support.archives import mosaic, random_pixels, write_tile
 
 MEAN, STD = [1552, 1355, 1105, 2743], [1888, 1757, 1809, 1742]  # red, green, blue, nir of the design's table
@@ -33,16 +34,14 @@ def archive(tmp_path_factory):
     return root
 
 
-def make_plan(root, path, region="10,44,12,46", per_shard=3, encode="whole"):
-    told = {"archive": root, "year": 2021, "region": region, "chip-size": 16, "pixels-per-degree": 48}
-    told |= {"columns-per-shard": per_shard, "encode": encode, "output": path}
-    plan_worldcover.main([f"--{k}={v}" for k, v in told.items()])
-    return path, [json.loads(x) for x in storage.read_bytes(str(path)).decode().splitlines()]
+def make_plan(root, path, region=(10, 44, 12, 46), per_shard=3, encode="whole"):
+    settings = {"archive": str(root), "years": [2021], "region": list(region), "chip_size": 16, "encode": encode}
+    return plans.make_plan("worldcover", path, **settings, pixels_per_degree=48, columns_per_shard=per_shard)
 
 
 @pytest.fixture
 def plan(archive, tmp_path):
-    return make_plan(archive, tmp_path / "plan.jsonl")
+    return make_plan(archive, tmp_path / "plan.gz")
 
 
 @pytest.fixture
@@ -51,8 +50,9 @@ def flags(plan, tmp_path, encoder_file, monkeypatch):
     monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
 
     def make(*more, units=plan[0], folder=tmp_path / "shards", weights=encoder_file):
-        told = ["--units", units, "--folder", folder, "--weights", weights, "--threads", 1, "--max-nodata", 0.6]
-        return [str(t) for t in (*told, "--storage", "float32", *more)]
+        told = ["worldcover", "--units", units, "--folder", folder, "--weights", weights, "--threads", 1]
+        told += ["--max-nodata", 0.6, "--pixels-per-degree", 48, "--vector-dtype", "float32"]
+        return [str(t) for t in (*told, *more)]
 
     return make
 
@@ -64,7 +64,7 @@ def files(folder):
 def fails(capsys, argv):
     """Exit code and stderr of a job that ends with an error."""
     with pytest.raises(SystemExit) as e:
-        embed_worldcover.main(argv)
+        embed.main(argv)
     return e.value.code, capsys.readouterr().err
 
 
@@ -83,7 +83,7 @@ def fails(capsys, argv):
 def test_every_row_is_the_class_token_of_its_own_pixels(
     archive, plan, flags, tmp_path, encoder, more, gsd, time_, place
 ):
-    embed_worldcover.main(flags("--index", 1, "--batch-size", 3, *more))
+    embed.main(flags("--index", 1, "--batch-size", 3, *more))
     (name,) = [n for n in files(tmp_path / "shards") if not n.endswith(".ledger.parquet")]
     rows = pq.read_table(tmp_path / "shards" / name).to_pylist()
     assert len(rows) > 12
@@ -104,12 +104,12 @@ def test_every_row_is_the_class_token_of_its_own_pixels(
 
 
 def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
-    embed_worldcover.main(flags("--index", 0))
-    shard = plan[1][0]["shard"]
+    embed.main(flags("--index", 0))
+    shard = plan[1][0].name
     assert set(files(tmp_path / "shards")) == {f"{shard}.parquet", f"{shard}.ledger.parquet"}
     rows = pq.read_table(tmp_path / "shards" / f"{shard}.parquet")
     ledger = pq.read_table(tmp_path / "shards" / f"{shard}.ledger.parquet").to_pylist()
-    assert [e["unit_id"] for e in ledger] == plan[1][0]["units"]
+    assert tuple(e["unit_id"] for e in ledger) == plan[1][0].units
     assert sum(e["embedded"] for e in ledger) == len(rows)
     for e in ledger:
         assert e["expected"] == e["embedded"] + e["skipped_nodata"] + e["skipped_cloud"] + e["failed"] == 6
@@ -118,9 +118,9 @@ def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
 
 
 def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file, archive):
-    units, lines = make_plan(archive, tmp_path / "quarters.jsonl", encode="quarters")
-    embed_worldcover.main(flags("--index", 0, "--storage", "float16", units=units))
-    path = tmp_path / "shards" / f"{lines[0]['shard']}.parquet"
+    units, lines = make_plan(archive, tmp_path / "quarters.gz", encode="quarters")
+    embed.main(flags("--index", 0, "--vector-dtype", "float16", "--encode", "quarters", units=units))
+    path = tmp_path / "shards" / f"{lines[0].name}.parquet"
     about = json.loads(pq.read_schema(path).metadata[b"kiln"])
     assert about["weights_sha256"] == encoders.read_metadata(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
@@ -130,31 +130,31 @@ def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file,
     assert about["limits"] == {"max_nodata": 0.6, "max_cloud": None}
     assert about["wavelengths"] == WAVES
     assert {"kiln", "python", "torch", "numpy", "pyarrow", "rasterio", "gdal"} == set(about["software"])
-    assert about["sources"] == {uri: {"size": size} for _, uri, size, _ in lines[0]["tiles"]}
+    assert about["sources"] == {uri: {"size": size} for _, uri, size, _ in lines[0].details["tiles"]}
     assert len(about["fingerprint"]) == 64
     assert geopandas.read_parquet(path).crs.to_epsg() == 4326
 
 
 def test_two_runs_give_byte_equal_files(flags, tmp_path):
     for folder, more in (("a", []), ("b", ["--read-threads", 1, "--read-ahead-mb", 0])):
-        embed_worldcover.main(flags("--index", 1, *more, folder=tmp_path / folder))
+        embed.main(flags("--index", 1, *more, folder=tmp_path / folder))
     made = files(tmp_path / "a")
     assert len(made) == 2
     assert made == files(tmp_path / "b")
 
 
 def test_a_bucket_gets_the_same_bytes_as_a_folder(flags, tmp_path, bucket, plan):
-    storage.write_bytes(f"{bucket}/plan.jsonl", plan[0].read_bytes())
-    embed_worldcover.main(flags("--index", 1))
-    embed_worldcover.main(flags("--index", 1, units=f"{bucket}/plan.jsonl", folder=f"{bucket}/run/shards"))
+    storage.write_bytes(f"{bucket}/plan.gz", plan[0].read_bytes())
+    embed.main(flags("--index", 1))
+    embed.main(flags("--index", 1, units=f"{bucket}/plan.gz", folder=f"{bucket}/run/shards"))
     there = {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in storage.listing(f"{bucket}/run/shards")}
     assert there == files(tmp_path / "shards")
 
 
 def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(flags, tmp_path, plan):
-    embed_worldcover.main(flags("--index", 1, "--output", tmp_path / "elsewhere" / "x.parquet"))
+    embed.main(flags("--index", 1, "--output", tmp_path / "elsewhere" / "x.parquet"))
     assert set(files(tmp_path / "elsewhere")) == {"x.parquet"}
-    assert set(files(tmp_path / "shards")) == {f"{plan[1][1]['shard']}.ledger.parquet"}
+    assert set(files(tmp_path / "shards")) == {f"{plan[1][1].name}.ledger.parquet"}
 
 
 # --------------------------------------------------------------------------------------- which shard, and when
@@ -162,56 +162,56 @@ def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(fl
 
 def test_the_index_of_an_array_job_picks_the_line(flags, tmp_path, monkeypatch, plan):
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "1")
-    embed_worldcover.main(flags())
-    assert f"{plan[1][1]['shard']}.parquet" in files(tmp_path / "shards")
-    embed_worldcover.main(flags("--index", 0, folder=tmp_path / "flag"))  # the flag wins
-    assert f"{plan[1][0]['shard']}.parquet" in files(tmp_path / "flag")
-    embed_worldcover.main(flags("--shard", plan[1][0]["shard"], folder=tmp_path / "name"))  # and the name before both
+    embed.main(flags())
+    assert f"{plan[1][1].name}.parquet" in files(tmp_path / "shards")
+    embed.main(flags("--index", 0, folder=tmp_path / "flag"))  # the flag wins
+    assert f"{plan[1][0].name}.parquet" in files(tmp_path / "flag")
+    embed.main(flags("--shard", plan[1][0].name, folder=tmp_path / "name"))  # and the name before both
     assert files(tmp_path / "name") == files(tmp_path / "flag")
 
 
 def test_an_index_past_the_end_does_nothing_and_is_no_error(flags, tmp_path, monkeypatch, plan, caplog):
     caplog.set_level("INFO")
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", str(len(plan[1])))
-    embed_worldcover.main(flags(weights="not-even-there"))
+    embed.main(flags(weights="not-even-there"))
     assert files(tmp_path / "shards") == {}
     assert "past the end" in caplog.text
 
 
 def test_a_finished_shard_is_left_alone_without_looking_at_weights(flags, tmp_path, plan):
-    embed_worldcover.main(flags("--index", 0))
-    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    embed.main(flags("--index", 0))
+    path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     before = path.stat()
-    embed_worldcover.main(flags("--index", 0, weights="not-even-there"))
+    embed.main(flags("--index", 0, weights="not-even-there"))
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_overwrite_does_a_finished_shard_again(flags, tmp_path, plan):
-    embed_worldcover.main(flags("--index", 0))
+    embed.main(flags("--index", 0))
     good = files(tmp_path / "shards")
-    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     path.write_bytes(b"damaged")
-    embed_worldcover.main(flags("--index", 0))
+    embed.main(flags("--index", 0))
     assert path.read_bytes() == b"damaged"
-    embed_worldcover.main(flags("--index", 0, "--overwrite"))
+    embed.main(flags("--index", 0, "--overwrite"))
     assert files(tmp_path / "shards") == good
 
 
 def test_a_failed_overwrite_leaves_the_finished_shard(flags, tmp_path, capsys):
-    embed_worldcover.main(flags("--index", 0))
+    embed.main(flags("--index", 0))
     good = files(tmp_path / "shards")
     assert fails(capsys, flags("--index", 0, "--overwrite", weights="not-even-there"))[0] == 1
     assert files(tmp_path / "shards") == good
 
 
 def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_path, capsys, plan):
-    embed_worldcover.main(flags("--index", 0))
-    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    embed.main(flags("--index", 0))
+    path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     identity = json.loads(pq.read_schema(path).metadata[b"kiln"])["fingerprint"]
-    embed_worldcover.main(flags("--index", 0, "--expect-fingerprint", identity[:8], folder=tmp_path / "right"))
+    embed.main(flags("--index", 0, "--expect-fingerprint", identity[:8], folder=tmp_path / "right"))
     assert len(files(tmp_path / "right")) == 2
     for more in (
-        ["--storage", "float16"],
+        ["--vector-dtype", "float16"],
         ["--max-nodata", "0.5"],
         ["--metadata", "as_published"],
         ["--gsd", "actual"],
@@ -230,13 +230,13 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        ([], 2, "say which shard"),
-        (["--index", "-1"], 2, "lines count from 0"),
+        ([], 2, "shard: expected --shard NAME, --index N"),
+        (["--index", "-1"], 2, "--index: expected a line number from 0, got -1"),
         (["--index", "one"], 2, "invalid int value"),
-        (["--shard", "x"], 2, "no shard 'x' among 2"),
-        (["--index", "0", "--units", "/nowhere.jsonl"], 1, "/nowhere.jsonl: does not exist"),
+        (["--shard", "x"], 2, "got 'x', which is not one of 2"),
+        (["--index", "0", "--units", "/nowhere.gz"], 1, "/nowhere.gz: does not exist"),
         (["--index", "0", "--weights", "/nowhere.safetensors"], 1, "expected a weights file, got none"),
-        (["--index", "0", "--weights", __file__], 1, "not a whole safetensors file"),
+        (["--index", "0", "--weights", __file__], 1, "expected a safetensors file, got a damaged one"),
         (["--index", "0", "--folder", f"{__file__}/x"], 1, "cannot be written"),
         (["--index", "0", "--device", "nonsense"], 2, "nonsense"),
         (["--index", "0", "--batch-size", "0"], 2, "batch"),
@@ -253,10 +253,11 @@ def test_wrong_flags_are_errors_of_one_line_and_leave_nothing(flags, tmp_path, c
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", '{"dataset": "worldcover"}', "\xff\xfe", "null"])
 def test_a_damaged_plan_is_an_error_that_names_the_line(flags, tmp_path, capsys, plan, text):
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text(plan[0].read_text().splitlines()[0] + "\n" + text + "\n", encoding="latin-1")
+    bad = tmp_path / "bad.gz"
+    first = gzip.decompress(plan[0].read_bytes()).splitlines()[0]
+    bad.write_bytes(gzip.compress(first + b"\n" + text.encode("latin-1") + b"\n"))
     code, said = fails(capsys, flags("--index", 1, units=bad))
-    assert (code, "bad.jsonl, line 2: not a shard of a plan" in said) == (2, True)
+    assert (code, "bad.gz, line 2: expected a shard of a plan" in said) == (2, True)
 
 
 def test_an_index_that_is_no_number_is_an_error(flags, capsys, monkeypatch):
@@ -270,38 +271,38 @@ def test_more_failures_than_allowed_fail_the_shard_with_its_ledger_in_the_log(fl
         path = write_tile(root, 2021, west, 45, random_pixels(48, west))
         if west == 11:
             path.write_bytes(b"damaged")
-    units, lines = make_plan(root, tmp_path / "bad.jsonl", region="10,45,12,46", per_shard=100)
+    units, lines = make_plan(root, tmp_path / "bad.gz", region=(10, 45, 12, 46), per_shard=100)
     code, said = fails(capsys, flags("--index", 0, "--max-failed-fraction", 0.1, units=units))
     assert code == 1
     assert "max_failed_fraction: expected at most 10% of the shard to fail" in said
     assert "not a readable GeoTIFF" in said
-    for unit in lines[0]["units"]:
+    for unit in lines[0].units:
         assert unit in caplog.text
     assert files(tmp_path / "shards") == {}
-    embed_worldcover.main(flags("--index", 0, "--max-failed-fraction", 0.6, units=units))
+    embed.main(flags("--index", 0, "--max-failed-fraction", 0.6, units=units))
     assert len(files(tmp_path / "shards")) == 2
 
 
 def test_an_archive_of_another_resolution_fails_before_the_weights_load(flags, tmp_path, capsys, monkeypatch):
     write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(24, 1))
-    units, _ = make_plan(tmp_path / "archive", tmp_path / "bad.jsonl", region="10,45,11,46")
+    units, _ = make_plan(tmp_path / "archive", tmp_path / "bad.gz", region=(10, 45, 11, 46))
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
     code, said = fails(capsys, flags("--index", 0, units=units))
-    assert (code, "24 x 24 px, want 48 x 48" in said) == (2, True)
+    assert (code, "expected 48 x 48 px, got 24 x 24" in said) == (2, True)
     assert files(tmp_path / "shards") == {}
 
 
 def test_a_throttled_archive_ends_the_job_so_that_it_is_tried_again(flags, tmp_path, capsys, serve):
     path = write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(48, 1))
     server = serve({f"/{path.relative_to(tmp_path / 'archive')}": path.read_bytes()})
-    units, _ = make_plan(server.url, tmp_path / "http.jsonl", region="10,45,11,46")
+    units, _ = make_plan(server.url, tmp_path / "http.gz", region=(10, 45, 11, 46))
     server.status = 503
     code, said = fails(capsys, flags("--index", 0, units=units))
     assert code == 1
-    assert "503; try again later" in said
+    assert "503. Try again later" in said
     assert files(tmp_path / "shards") == {}
     server.status = 0
-    embed_worldcover.main(flags("--index", 0, units=units))
+    embed.main(flags("--index", 0, units=units))
     assert len(files(tmp_path / "shards")) == 2
 
 
@@ -313,10 +314,10 @@ def halfway(tmp_path, archive, serve, flags):
     """A job of its own process that has embedded the northern tile and waits for the southern: (process, server)."""
     names = {f"/{p.relative_to(archive)}": p.read_bytes() for p in archive.rglob("*N4[45]E010*.tif")}
     server = serve(names)
-    units, _ = make_plan(server.url, tmp_path / "http.jsonl", region="10,44,11,46")
+    units, _ = make_plan(server.url, tmp_path / "http.gz", region=(10, 44, 11, 46))
     server.held = {n for n in names if "N44" in n}
     argv = flags("--index", 0, "--batch-size", 2, units=units)
-    command = [sys.executable, "-m", "scripts.embed_worldcover", *argv]
+    command = [sys.executable, "-m", "scripts.embed", *argv]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert server.arrived.wait(60)
     end = time.monotonic() + 60
@@ -354,8 +355,8 @@ def test_after_sigkill_another_run_gives_byte_equal_files_and_sweeps_up(halfway,
     process.wait()
     assert [n.endswith(".partial") for n in files(tmp_path / "shards")] == [True]
     server.release.set()
-    embed_worldcover.main(argv)
-    embed_worldcover.main([*argv, "--folder", str(tmp_path / "clean")])
+    embed.main(argv)
+    embed.main([*argv, "--folder", str(tmp_path / "clean")])
     assert len(files(tmp_path / "clean")) == 2
     assert files(tmp_path / "shards") == files(tmp_path / "clean")
 
@@ -365,8 +366,8 @@ def test_after_sigkill_another_run_gives_byte_equal_files_and_sweeps_up(halfway,
 
 def test_help_shows_every_flag_and_does_not_import_torch():
     code = (
-        "import sys, runpy; sys.argv = ['x', '--help']\n"
-        "try: runpy.run_module('scripts.embed_worldcover', run_name='__main__')\n"
+        "import sys, runpy; sys.argv = ['x', 'worldcover', '--help']\n"
+        "try: runpy.run_module('scripts.embed', run_name='__main__')\n"
         "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -377,7 +378,7 @@ def test_help_shows_every_flag_and_does_not_import_torch():
 
 def test_it_runs_from_a_folder_elsewhere_with_pythonpath(flags, tmp_path, plan):
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.embed_worldcover", *flags("--index", 1)],
+        [sys.executable, "-m", "scripts.embed", *flags("--index", 1)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -393,9 +394,9 @@ def test_it_runs_from_a_folder_elsewhere_with_pythonpath(flags, tmp_path, plan):
 
 def test_there_are_no_checkpoints_and_the_same_bytes_with_their_folder(flags, tmp_path):
     made = []
-    for name, more in (("a", []), ("b", ["--parts", tmp_path / "parts"])):
-        embed_worldcover.main(flags("--index", 0, *more, folder=tmp_path / name))
+    for name, more in (("a", []), ("b", ["--checkpoints", tmp_path / "checkpoints"])):
+        embed.main(flags("--index", 0, *more, folder=tmp_path / name))
         made.append(files(tmp_path / name))
     assert len(made[0]) == 2
     assert made[0] == made[1]
-    assert not (tmp_path / "parts").exists()
+    assert not (tmp_path / "checkpoints").exists()
