@@ -30,7 +30,7 @@ def peaks(load: Workload, weights: Path, output: Path, ahead_mb: int) -> tuple[f
     """MB of a process that has imported all it needs, and at its peak."""
     told = load.arguments(weights, output, "--batch-size", "8", "--read-threads", "2", "--metadata", "zeros")
     told += ["--read-ahead-mb", str(ahead_mb)]
-    command = [sys.executable, "-c", JOB, load.main.__module__, *told]
+    command = [sys.executable, "-c", JOB, "scripts.embed", *told]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     start, end = map(float, done.stdout.split()[:1] + done.stdout.split()[-1:])
     return start, end
@@ -45,7 +45,7 @@ def measure(dataset: str, side: int, ahead_mb: int) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "side": side,
-        "MB of pixels": load.line["bytes"] / 1e6,
+        "MB of pixels": load.shard.read_bytes / 1e6,
         "budget MB": ahead_mb,
         "imports MB": start,
         "peak MB": peak,

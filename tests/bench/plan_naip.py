@@ -62,7 +62,7 @@ def plan(keys: list[str], folder: Path, nominal: int) -> Plan:
     """Plan in a process of its own."""
     manifest, output, log = folder / "manifest.txt.gz", folder / "plan.gz", folder / "log"
     manifest.write_bytes(gzip.compress("".join(f"{k}\n" for k in keys).encode(), 1))
-    command = [sys.executable, "-m", "kiln.archives.naip.plan", "--manifest", str(manifest), "--output", str(output)]
+    command = [sys.executable, "-m", "scripts.plan_units", "naip", "--manifest", str(manifest), "--output", str(output)]
     with log.open("wb") as said:
         began = time.monotonic()
         process = subprocess.Popen([*command, "--scenes-per-shard", str(nominal)], cwd=ROOT, stderr=said)
@@ -73,7 +73,7 @@ def plan(keys: list[str], folder: Path, nominal: int) -> Plan:
         sys.exit(log.read_text(errors="replace"))
     data = output.read_bytes()
     shards = [json.loads(line) for line in gzip.decompress(data).splitlines()]
-    sizes = {f"{s['partition']}/{s['shard']}": len(s["units"]) for s in shards}
+    sizes = {f"{s['partition']}/{s['name']}": len(s["units"]) for s in shards}
     return Plan(seconds, usage.ru_maxrss / 1024, hashlib.sha256(data).hexdigest(), sizes)
 
 

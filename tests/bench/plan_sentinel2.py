@@ -120,7 +120,7 @@ def used() -> float:
 def plan(manifest: Path, folder: Path, flags: list[str]) -> tuple[float, float, float]:
     """Plan in a process of its own; returns seconds, seconds of CPU and the largest memory of its tree in MB."""
     output = ["--output", str(folder / "plan.gz"), "--archive", str(folder / "archive")]
-    command = [sys.executable, "-m", "kiln.archives.sentinel2.plan", "--inventory", str(manifest), *output, *flags]
+    command = [sys.executable, "-m", "scripts.plan_units", "sentinel2", "--inventory", str(manifest), *output, *flags]
     began, before, peak = time.monotonic(), used(), 0.0
     with (folder / "log").open("wb") as said:
         process = subprocess.Popen(command, cwd=ROOT, stderr=said)

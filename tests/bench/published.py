@@ -38,7 +38,7 @@ def windows(width: int, height: int) -> Iterator[Window]:
 def naip_chips(load: Workload) -> list[np.ndarray]:
     """A read of the scene for each chip."""
     chips = []
-    for path in (load.folder / key for key in load.line["units"]):
+    for path in (load.folder / key for key in load.shard.units):
         with rasterio.open(path) as scene:
             places = list(windows(scene.width, scene.height))
         for window in places:
@@ -50,7 +50,7 @@ def naip_chips(load: Workload) -> list[np.ndarray]:
 def sentinel2_chips(load: Workload) -> list[np.ndarray]:
     """A read of each of ten bands, and of the classes, for each chip; 20 m pixels repeated; no cloudy chips."""
     chips = []
-    for item in load.line["units"]:
+    for item in load.shard.units:
         (folder,) = load.folder.glob(f"sentinel-s2-l2a-cogs/*/*/*/*/*/{item}")
         with rasterio.open(folder / "B04.tif") as red:
             places = list(windows(red.width, red.height))
@@ -70,11 +70,11 @@ def sentinel2_chips(load: Workload) -> list[np.ndarray]:
 def worldcover_chips(load: Workload) -> list[np.ndarray]:
     """Column by column, a read of each chip; one of mostly nothing is left out."""
     (path,) = load.folder.glob("2021/*/*.tif")
-    lattice = Lattice(load.line["chip"], load.line["ppd"])
+    lattice = Lattice(load.shard.chip_size, load.settings["pixels_per_degree"])
     with rasterio.open(path) as tile:
         west, north = (round(v * lattice.ppd) for v in (tile.bounds.left + 180, 90 - tile.bounds.top))
     chips = []
-    for col, first, rows in load.line["columns"]:
+    for col, first, rows in load.shard.details["columns"]:
         for row in range(first, first + rows):
             window = Window(lattice.x(col) - west, lattice.y(row) - north, CHIP, CHIP)
             with rasterio.open(path) as tile:

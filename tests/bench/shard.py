@@ -43,7 +43,7 @@ WHOLE = {  # shards of 8 chips, one batch, for the published size
     "worldcover": {"side": 2400, "columns": 1},
 }
 FLAGS = ("--batch-size", str(BATCH), "--read-threads", str(THREADS), "--read-ahead-mb", str(AHEAD >> 20))
-FLAGS += ("--metadata", "zeros", "--storage", "float32")
+FLAGS += ("--metadata", "zeros", "--vector-dtype", "float32")
 CLOSE = 2e-4  # largest difference of a vector's number from the published way's; its batches have other shapes
 
 

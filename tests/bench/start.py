@@ -7,7 +7,6 @@ it, it bounds the start from above. The disk's cache is warm after the first rou
 """
 
 import argparse
-import json
 import re
 import resource
 import statistics
@@ -17,18 +16,15 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.harness import publish, timed
-from tests.bench.workload import make_naip, write_weights
+from tests.bench.workload import Workload, make_naip, write_weights
 
 MOST_SECONDS, MOST_GB = 20.0, 0.63
 
 
-def job(load: "object", weights: Path, folder: Path, batch: int) -> list[str]:
+def job(load: Workload, weights: Path, folder: Path, batch: int) -> list[str]:
     """The command of a shard of one chip."""
-    plan = folder / "plan.jsonl"
-    plan.write_text(json.dumps(load.line) + "\n")  # type: ignore[attr-defined]
-    command = [sys.executable, "-m", "scripts.embed_naip", "--units", plan, "--index", 0, "--folder", folder / "out"]
-    command += ["--weights", weights, "--overwrite", "--batch-size", batch, "--metadata", "zeros"]
-    return list(map(str, command))
+    flags = load.arguments(weights, folder / "out", "--batch-size", str(batch), "--metadata", "zeros")
+    return [sys.executable, "-m", "scripts.embed", *flags]
 
 
 def imports(most: int = 12) -> list[str]:

@@ -1,26 +1,21 @@
 """Shards to measure with: of each dataset a scene or tile in its archive's layout and compression, and its plan."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kiln.archives.naip.source import NaipSource
 from kiln.archives.registry import get_archive
-from kiln.archives.sentinel2.source import Sentinel2Source
-from kiln.archives.worldcover import plan as plan_worldcover
-from kiln.archives.worldcover.lattice import Column, Lattice
-from kiln.archives.worldcover.source import Tile, WorldCoverSource
+from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.records import Source
 from kiln.io import storage
 from kiln.model import clay
 from kiln.model import weights as encoders
 from kiln.sample.files import write_cog
-from scripts import embed_naip, embed_sentinel2, embed_worldcover
-from tests.support import items
-from tests.support.chips import make_info
+from scripts import embed
+from tests.support import items, plans
 
 CHIP = 256
 BEFORE = {"s2:processing_baseline": "02.14"}  # the offset
@@ -34,41 +29,49 @@ NAIP_KEY = "nd/2019/100cm/rgbir_cog/47099/m_47099{:02d}_se_14_1_20190904.tif"
 
 @dataclass(frozen=True)
 class Workload:
-    """One shard of a dataset: its plan's line, what reads it from its folder or a copy's URI, and its script."""
+    """One shard of an archive: its plan, the folder of its files, and the keys of its config section that it needs."""
 
-    dataset: str
     folder: Path
-    line: dict
-    source_at: Callable[[str], Source]
-    main: Callable[[list[str]], None]
-    flags: tuple[str, ...] = ()
+    shard: ShardPlan
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dataset(self) -> str:
+        """The archive's name."""
+        return self.shard.dataset
 
     def source(self, root: str | None = None) -> Source:
-        """What reads the shard, from its folder or from a copy of it elsewhere."""
-        source = self.source_at(root or str(self.folder))
-        source.info = make_info(sensor=get_archive(self.dataset).sensor)
+        """Return the source of the shard, in its folder or in a copy at another root."""
+        load = self.elsewhere(root) if root else self
+        archive = get_archive(self.dataset)
+        config = archive.load("config", "Config")(**load.settings, chip_size=load.shard.chip_size)
+        source: Source = archive.load("source", "open_source")(load.shard, config)
         return source
 
     def elsewhere(self, root: str) -> "Workload":
-        """The same shard, its archive copied to another root."""
-        line = json.loads(json.dumps(self.line).replace(str(self.folder), root))
-        for tile in line.get("tiles", []):  # name, URI, size, ETag
-            there = storage.stat(tile[1])
-            tile[2:] = [there.size, there.etag]  # type: ignore[union-attr]
-        return replace(self, line=line, flags=tuple(f.replace(str(self.folder), root) for f in self.flags))
+        """Return the same shard, its archive copied to another root."""
+        values = json.loads(json.dumps([asdict(self.shard), self.settings]).replace(str(self.folder), root))
+        for tile in values[0]["details"].get("tiles", []):  # name, URI, size, ETag
+            stat = storage.stat(tile[1])
+            tile[2:] = [stat.size, stat.etag]  # type: ignore[union-attr]
+        shard = ShardPlan(**values[0] | {"units": tuple(values[0]["units"])})
+        return replace(self, shard=shard, settings=values[1])
 
     def embed(self, weights: Path, output: Path, *more: str) -> Path:
-        """Run the script; returns the embeddings file."""
-        self.main(self.arguments(weights, output, *more))
-        return output / f"{self.line['shard']}.parquet"
+        """Run the script; return the embeddings file."""
+        embed.main(self.arguments(weights, output, *more))
+        return output / f"{self.shard.name}.parquet"
 
     def arguments(self, weights: Path, output: Path, *more: str) -> list[str]:
-        """What the script is told; writes the plan that it is told of."""
-        plan = self.folder / "plan.jsonl"
-        plan.write_text(json.dumps(self.line) + "\n")
+        """Return the script's arguments; write the plan that they name."""
+        plan = self.folder / "plan.jsonl.gz"
+        write_plan([self.shard], str(plan))
         output.mkdir(parents=True, exist_ok=True)
-        common = ["--units", plan, "--index", "0", "--folder", output, "--weights", weights, "--overwrite"]
-        return [*map(str, common), *self.flags, *more]
+        common = [self.dataset, "--units", plan, "--index", "0", "--folder", output, "--weights", weights]
+        flags = []
+        for key, value in self.settings.items():
+            flags += [f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+        return [*map(str, common), "--overwrite", *map(str, flags), *more]
 
 
 def picture(bands: int, side: int, dtype: type, high: int, seed: int = 1) -> np.ndarray:
@@ -86,13 +89,9 @@ def make_naip(folder: Path, side: int, units: int = 1) -> Workload:
     pixels = picture(4, side, np.uint8, 255)
     for key in keys:
         write_cog(folder / key, pixels, "EPSG:26914", 500_000, 5_209_000, 1.0)
-    line = {"dataset": "naip", "shard": "bench", "partition": "nd-2019", "units": keys, "archive": str(folder)}
-    line |= {"expected": units * (side // CHIP) ** 2, "bytes": units * 4 * side * side}
-
-    def source(root: str) -> NaipSource:
-        return NaipSource(keys, archive=root, chip=CHIP, max_nodata=0.05)
-
-    return Workload("naip", folder, line, source, embed_naip.main, ("--chip-size", str(CHIP)))
+    expected, nbytes = units * (side // CHIP) ** 2, units * 4 * side * side
+    shard = ShardPlan("naip", "nd-2019", "bench", tuple(keys), CHIP, expected, nbytes, str(folder))
+    return Workload(folder, shard)
 
 
 def make_sentinel2(folder: Path, side: int, units: int = 1) -> Workload:
@@ -107,17 +106,12 @@ def make_sentinel2(folder: Path, side: int, units: int = 1) -> Workload:
         )
         for n in range(units)
     ]
-    names = [m.entry["id"] for m in made]
-    line = {"dataset": "sentinel2", "shard": "bench", "partition": "29R-2020-02", "units": names}
-    line |= {"items": {m.entry["id"]: m.entry["href"] for m in made}}
-    line |= {"expected": units * (side // CHIP) ** 2, "bytes": units * 13 * side * side}
-
-    def source(root: str) -> Sentinel2Source:
-        rewrite = [(f"{items.BUCKET}/", f"{root}/")]
-        return Sentinel2Source([m.entry for m in made], chip=CHIP, max_nodata=0.05, max_cloud=0.5, rewrite=rewrite)
-
-    flags = ("--chip-size", str(CHIP), "--rewrite", f"{items.BUCKET}/={folder}/")
-    return Workload("sentinel2", folder, line, source, embed_sentinel2.main, flags)
+    addresses = {m.entry["id"]: m.entry["href"] for m in made}
+    expected, nbytes = units * (side // CHIP) ** 2, units * 13 * side * side
+    shard = ShardPlan(
+        "sentinel2", "29R-2020-02", "bench", tuple(addresses), CHIP, expected, nbytes, str(folder), {"items": addresses}
+    )
+    return Workload(folder, shard, {"rewrite": [f"{items.BUCKET}/={folder}/"]})
 
 
 def make_worldcover(folder: Path, side: int, units: int = 1, columns: int = 1000) -> Workload:
@@ -128,20 +122,9 @@ def make_worldcover(folder: Path, side: int, units: int = 1, columns: int = 1000
     tile = picture(4, side, np.uint16, 9000)
     path = folder / "2021/N43/ESA_WorldCover_10m_2021_v200_N43W097_S2RGBNIR.tif"
     write_cog(path, tile, "EPSG:4326", -97, 44, 1 / side, nodata=0)
-    plan = folder / "made.jsonl"
-    told = ["--archive", folder, "--year", "2021", "--region=-97,43,-96,44", "--chip-size", CHIP]
-    told += ["--pixels-per-degree", side, "--columns-per-shard", columns, "--output", plan]
-    plan_worldcover.main(list(map(str, told)))
-    shards = plan.read_text().splitlines()
-    line = json.loads(shards[len(shards) // 2])
-
-    def source(root: str) -> WorldCoverSource:
-        uri = storage.join(root, str(path.relative_to(folder)))
-        tiles = [Tile("N43W097", uri, path.stat().st_size, storage.stat(uri).etag)]  # type: ignore[union-attr]
-        lattice, strips = Lattice(line["chip"], line["ppd"]), [Column(*c) for c in line["columns"]]
-        return WorldCoverSource(lattice, 2021, strips, tiles, root=root, max_nodata=0.05, encode=line["encode"])
-
-    return Workload("worldcover", folder, line, source, embed_worldcover.main)
+    settings = {"archive": str(folder), "years": [2021], "region": [-97, 43, -96, 44], "chip_size": CHIP}
+    shards = plans.plan_shards("worldcover", **settings, pixels_per_degree=side, columns_per_shard=columns)
+    return Workload(folder, shards[len(shards) // 2], {"pixels_per_degree": side})
 
 
 MAKERS = {"naip": make_naip, "sentinel2": make_sentinel2, "worldcover": make_worldcover}

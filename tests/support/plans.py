@@ -10,15 +10,15 @@ from kiln.formats.plan_file import ShardPlan, read_plan, write_plan
 from kiln.io import storage
 
 
-def plan_shards(archive: str, **settings: Any) -> list[ShardPlan]:
+def plan_shards(name: str, /, **settings: Any) -> list[ShardPlan]:
     """Return the shards of an archive, planned with the given keys of its config section."""
-    found = get_archive(archive)
+    found = get_archive(name)
     return list(found.load("plan", "plan_shards")(found.load("config", "Config")(**settings)))
 
 
-def write(archive: str, output: Path | str, names: str | None = None, **settings: Any) -> bytes:
+def write(name: str, output: Path | str, /, names: str | None = None, **settings: Any) -> bytes:
     """Plan an archive; write the plan and return its bytes."""
-    found = get_archive(archive)
+    found = get_archive(name)
     write_plan(found.load("plan", "plan_shards")(found.load("config", "Config")(**settings)), str(output), names)
     return storage.read_bytes(str(output))
 
@@ -33,7 +33,7 @@ def units(data: bytes) -> list[str]:
     return [unit for line in lines(data) for unit in line["units"]]
 
 
-def make_plan(archive: str, path: Path, **settings: Any) -> tuple[Path, list[ShardPlan]]:
+def make_plan(name: str, path: Path, /, **settings: Any) -> tuple[Path, list[ShardPlan]]:
     """Plan an archive; write the plan and return its path and its shards."""
-    write(archive, path, **settings)
+    write(name, path, **settings)
     return path, list(read_plan(str(path)))

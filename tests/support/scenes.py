@@ -19,23 +19,30 @@ def key(state: str, year: int, n: int) -> str:
     return f"{state}/{year}/100cm/rgbir_cog/47099/{name}"
 
 
-def write(root: Path, state: str, year: int, n: int) -> str:
-    """Write that scene in its place, the n-th from the west in its state's row; returns its key.
+def write(root: Path, state: str, year: int, n: int, pixels: np.ndarray | None = None) -> str:
+    """Write that scene in its place, the n-th from the west in its state's row; return its key.
 
-    Each block of 8 x 8 px is a texture of its own. A scene of odd n lacks 8 px of each chip that the next has too.
+    Without `pixels` [4, height, width], each block of 8 x 8 px is a texture of its own, and a scene of odd n lacks
+    8 px of each chip that the next has too.
     """
+    if pixels is None:
+        pixels = _textures(state, year, n)
+    told = {"driver": "GTiff", "count": 4, "height": pixels.shape[1], "width": pixels.shape[2], "dtype": "uint8"}
+    place = from_origin(WEST + STEP * n, NORTH - 160 * (ord(state[0]) - ord("a")), 1, 1)
+    path = root / (made := key(state, year, n))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, "w", crs="EPSG:26914", transform=place, compress="deflate", **told) as file:
+        file.write(pixels)
+    return made
+
+
+def _textures(state: str, year: int, n: int) -> np.ndarray:
     rng = np.random.default_rng([year, n, *state.encode()])
     level = rng.integers(40, 200, (4, HEIGHT // 8, WIDTH // 8), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     pixels = level + rng.integers(0, 40, (4, HEIGHT, WIDTH), dtype=np.uint8)
     if n % 2:
         pixels[:, 8::16, STEP : STEP + 8] = 0
-    told = {"driver": "GTiff", "count": 4, "height": HEIGHT, "width": WIDTH, "dtype": "uint8", "compress": "deflate"}
-    place = from_origin(WEST + STEP * n, NORTH - 160 * (ord(state[0]) - ord("a")), 1, 1)
-    path = root / (made := key(state, year, n))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, "w", crs="EPSG:26914", transform=place, **told) as file:
-        file.write(pixels)
-    return made
+    return pixels
 
 
 def write_manifest(path: Path, keys: Iterable[str]) -> None:

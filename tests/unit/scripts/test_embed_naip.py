@@ -871,5 +871,5 @@ def test_kinds_types_and_patches_have_a_fingerprint_each_and_the_defaults_the_ol
         }
     )  # fmt: skip
     others = [{"dtype": "int8"}, {"embedding": "mean"}, {"embedding": "both"}, {"patches": True}]
-    seen = {fingerprint("naip", **({"dtype": "float32"} | other | told)) for other in others}
+    seen = {fingerprint("naip", **identity, **({"dtype": "float32"} | other | told)) for other in others}
     assert len({plain, *seen}) == 5

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from shapely.geometry import shape
 
-from kiln.archives.sentinel2 import inventory
+from kiln.archives.sentinel2 import inventory, item_name
 from kiln.archives.sentinel2.inventory import read_inventory, read_manifest
 from kiln.archives.sentinel2.item_name import ItemFilter, footprint, locate, parse_name
 from kiln.errors import ConfigError, TransientError
@@ -189,9 +189,9 @@ def test_any_point_lies_in_the_tile_that_the_grid_gives_it(zone, lat, east_of_ce
     south = lat < 0
     transformer = Transformer.from_crs(4326, (32700 if south else 32600) + zone, always_xy=True)
     east, north = transformer.transform(lon, lat)
-    column = inventory.COLUMNS[zone % 3][int(east // 100_000) - 1]
-    letter = inventory.ROWS[(int(north // 100_000) + 5 * (zone % 2 == 0)) % 20]
-    band = inventory.BANDS[min(19, int((lat + 80) // 8))]
+    column = item_name.SQUARE_COLUMNS[zone % 3][int(east // 100_000) - 1]
+    letter = item_name.SQUARE_ROWS[(int(north // 100_000) + 5 * (zone % 2 == 0)) % 20]
+    band = item_name.LATITUDE_BANDS[min(19, int((lat + 80) // 8))]
     tile = footprint(f"{zone:02d}{band}{column}{letter}")
     assert tile.contains(shapely.Point(lon, lat))
     assert tile.bounds[3] - tile.bounds[1] < 6

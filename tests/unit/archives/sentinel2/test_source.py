@@ -570,7 +570,7 @@ def test_a_missing_band_asset_fails_and_is_named(tmp_path):
     del item["assets"]["rededge1"], item["assets"]["scl"]
     made.write(item)
     reason = only_reason(make(tmp_path, made))
-    assert reason.endswith("no asset for rededge1 (B05), scl (SCL)")
+    assert reason.endswith("expected an asset for rededge1 (B05), scl (SCL), got none.")
 
 
 @pytest.mark.parametrize("name", ["B04", "B11", "SCL"])

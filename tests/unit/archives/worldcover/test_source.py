@@ -409,7 +409,7 @@ LATER = {  # after the plan was made
 
 def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pipeline.EmbeddedShard:
     """Through the whole engine, as a job does."""
-    source.info = make_info(sensor=source.sensor)
+    source.info = make_info(sensor=source.info.sensor)
     source.check()
     return pipeline.embed(
         source,
