@@ -316,7 +316,7 @@ def test_a_throttling_server_ends_the_job_so_that_it_is_tried_again(tmp_path, ru
     server, _, far = remote
     server.status = 503
     code, said = fails(capsys, flags(far, 0, tmp_path / "shards", encoder_file))
-    assert (code, "503; try again later" in said) == (1, True)
+    assert (code, "503. Try again later" in said) == (1, True)
     assert files(tmp_path / "shards") == {}
     server.status = 0
     assert len(run(far)[0]) == 12
@@ -493,7 +493,7 @@ def test_a_server_that_throttles_in_the_middle_costs_no_finished_scene(tmp_path,
     thread.start()
     code, said = fails(capsys, argv)
     thread.join()
-    assert (code, "try again later" in said) == (1, True)
+    assert (code, "Try again later" in said) == (1, True)
     assert files(tmp_path / "shards") == {}
     server.status, server.held = 0, set()
     server.requests.clear()
@@ -608,7 +608,7 @@ def test_the_index_of_an_array_job_picks_the_line(tmp_path, encoder_file, monkey
     at = argv.index("--index")
     del argv[at : at + 2]
     embed.main(argv)
-    assert f"{lines[1]['shard']}.parquet" in files(tmp_path / "shards")
+    assert f"{lines[1].name}.parquet" in files(tmp_path / "shards")
 
 
 def test_a_plan_of_worldcover_is_refused(tmp_path, capsys):
@@ -733,7 +733,7 @@ def test_the_state_column_stays_a_dictionary_from_shard_to_product(tmp_path, enc
     assert (record["rows"], record["units"]) == (54, {"embedded": 9})
     product = tmp_path / "product" / record["files"][0]["name"]
     assert pq.ParquetFile(product).num_row_groups > 4
-    for path in (product, tmp_path / "shards" / f"{lines[0]['shard']}.parquet"):
+    for path in (product, tmp_path / "shards" / f"{lines[0].name}.parquet"):
         assert pq.read_schema(path).field("state").type == pa.dictionary(pa.int32(), pa.string())
         assert pq.ParquetFile(path).num_row_groups > 1
     read = geopandas.read_parquet(product)
@@ -833,7 +833,7 @@ def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
     told = [*ALL_KINDS, "--checkpoints", checkpoints, "--batch-size", "4"]
     embed.main(flags(units, 0, folder, encoder_file, *told))
     there = storage.listing(folder)
-    shard = storage.join(folder, f"{lines[0]['shard']}.parquet")
+    shard = storage.join(folder, f"{lines[0].name}.parquet")
     assert list(there) == sorted([shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
     assert not storage.listing(checkpoints), "the shard is whole"
     with storage.local_copy(shard) as path, storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as beside:

@@ -1,5 +1,6 @@
 """One job from plan to files: what it writes, when it does nothing, what a signal or an error leaves behind."""
 
+import gzip
 import json
 import os
 import signal
@@ -108,7 +109,7 @@ def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
     assert set(files(tmp_path / "shards")) == {f"{shard}.parquet", f"{shard}.ledger.parquet"}
     rows = pq.read_table(tmp_path / "shards" / f"{shard}.parquet")
     ledger = pq.read_table(tmp_path / "shards" / f"{shard}.ledger.parquet").to_pylist()
-    assert [e["unit_id"] for e in ledger] == plan[1][0].units
+    assert tuple(e["unit_id"] for e in ledger) == plan[1][0].units
     assert sum(e["embedded"] for e in ledger) == len(rows)
     for e in ledger:
         assert e["expected"] == e["embedded"] + e["skipped_nodata"] + e["skipped_cloud"] + e["failed"] == 6
@@ -119,7 +120,7 @@ def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
 def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file, archive):
     units, lines = make_plan(archive, tmp_path / "quarters.gz", encode="quarters")
     embed.main(flags("--index", 0, "--vector-dtype", "float16", "--encode", "quarters", units=units))
-    path = tmp_path / "shards" / f"{lines[0]['shard']}.parquet"
+    path = tmp_path / "shards" / f"{lines[0].name}.parquet"
     about = json.loads(pq.read_schema(path).metadata[b"kiln"])
     assert about["weights_sha256"] == encoders.read_metadata(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
@@ -153,7 +154,7 @@ def test_a_bucket_gets_the_same_bytes_as_a_folder(flags, tmp_path, bucket, plan)
 def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(flags, tmp_path, plan):
     embed.main(flags("--index", 1, "--output", tmp_path / "elsewhere" / "x.parquet"))
     assert set(files(tmp_path / "elsewhere")) == {"x.parquet"}
-    assert set(files(tmp_path / "shards")) == {f"{plan[1][1]['shard']}.ledger.parquet"}
+    assert set(files(tmp_path / "shards")) == {f"{plan[1][1].name}.ledger.parquet"}
 
 
 # --------------------------------------------------------------------------------------- which shard, and when
@@ -162,9 +163,9 @@ def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(fl
 def test_the_index_of_an_array_job_picks_the_line(flags, tmp_path, monkeypatch, plan):
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "1")
     embed.main(flags())
-    assert f"{plan[1][1]['shard']}.parquet" in files(tmp_path / "shards")
+    assert f"{plan[1][1].name}.parquet" in files(tmp_path / "shards")
     embed.main(flags("--index", 0, folder=tmp_path / "flag"))  # the flag wins
-    assert f"{plan[1][0]['shard']}.parquet" in files(tmp_path / "flag")
+    assert f"{plan[1][0].name}.parquet" in files(tmp_path / "flag")
     embed.main(flags("--shard", plan[1][0].name, folder=tmp_path / "name"))  # and the name before both
     assert files(tmp_path / "name") == files(tmp_path / "flag")
 
@@ -179,7 +180,7 @@ def test_an_index_past_the_end_does_nothing_and_is_no_error(flags, tmp_path, mon
 
 def test_a_finished_shard_is_left_alone_without_looking_at_weights(flags, tmp_path, plan):
     embed.main(flags("--index", 0))
-    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     before = path.stat()
     embed.main(flags("--index", 0, weights="not-even-there"))
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -188,7 +189,7 @@ def test_a_finished_shard_is_left_alone_without_looking_at_weights(flags, tmp_pa
 def test_overwrite_does_a_finished_shard_again(flags, tmp_path, plan):
     embed.main(flags("--index", 0))
     good = files(tmp_path / "shards")
-    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     path.write_bytes(b"damaged")
     embed.main(flags("--index", 0))
     assert path.read_bytes() == b"damaged"
@@ -205,7 +206,7 @@ def test_a_failed_overwrite_leaves_the_finished_shard(flags, tmp_path, capsys):
 
 def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_path, capsys, plan):
     embed.main(flags("--index", 0))
-    path = tmp_path / "shards" / f"{plan[1][0]['shard']}.parquet"
+    path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     identity = json.loads(pq.read_schema(path).metadata[b"kiln"])["fingerprint"]
     embed.main(flags("--index", 0, "--expect-fingerprint", identity[:8], folder=tmp_path / "right"))
     assert len(files(tmp_path / "right")) == 2
@@ -229,13 +230,13 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
 @pytest.mark.parametrize(
     ("more", "code", "says"),
     [
-        ([], 2, "say which shard"),
-        (["--index", "-1"], 2, "lines count from 0"),
+        ([], 2, "shard: expected --shard NAME, --index N"),
+        (["--index", "-1"], 2, "--index: expected a line number from 0, got -1"),
         (["--index", "one"], 2, "invalid int value"),
-        (["--shard", "x"], 2, "no shard 'x' among 2"),
-        (["--index", "0", "--units", "/nowhere.gz"], 1, "/nowhere.jsonl: does not exist"),
+        (["--shard", "x"], 2, "got 'x', which is not one of 2"),
+        (["--index", "0", "--units", "/nowhere.gz"], 1, "/nowhere.gz: does not exist"),
         (["--index", "0", "--weights", "/nowhere.safetensors"], 1, "expected a weights file, got none"),
-        (["--index", "0", "--weights", __file__], 1, "not a whole safetensors file"),
+        (["--index", "0", "--weights", __file__], 1, "expected a safetensors file, got a damaged one"),
         (["--index", "0", "--folder", f"{__file__}/x"], 1, "cannot be written"),
         (["--index", "0", "--device", "nonsense"], 2, "nonsense"),
         (["--index", "0", "--batch-size", "0"], 2, "batch"),
@@ -253,9 +254,10 @@ def test_wrong_flags_are_errors_of_one_line_and_leave_nothing(flags, tmp_path, c
 @pytest.mark.parametrize("text", ["{", "[1]", "3", '{"dataset": "worldcover"}', "\xff\xfe", "null"])
 def test_a_damaged_plan_is_an_error_that_names_the_line(flags, tmp_path, capsys, plan, text):
     bad = tmp_path / "bad.gz"
-    bad.write_text(plan[0].read_text().splitlines()[0] + "\n" + text + "\n", encoding="latin-1")
+    first = gzip.decompress(plan[0].read_bytes()).splitlines()[0]
+    bad.write_bytes(gzip.compress(first + b"\n" + text.encode("latin-1") + b"\n"))
     code, said = fails(capsys, flags("--index", 1, units=bad))
-    assert (code, "bad.jsonl, line 2: not a shard of a plan" in said) == (2, True)
+    assert (code, "bad.gz, line 2: expected a shard of a plan" in said) == (2, True)
 
 
 def test_an_index_that_is_no_number_is_an_error(flags, capsys, monkeypatch):
@@ -286,7 +288,7 @@ def test_an_archive_of_another_resolution_fails_before_the_weights_load(flags, t
     units, _ = make_plan(tmp_path / "archive", tmp_path / "bad.gz", region=(10, 45, 11, 46))
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
     code, said = fails(capsys, flags("--index", 0, units=units))
-    assert (code, "24 x 24 px, want 48 x 48" in said) == (2, True)
+    assert (code, "expected 48 x 48 px, got 24 x 24" in said) == (2, True)
     assert files(tmp_path / "shards") == {}
 
 
@@ -297,7 +299,7 @@ def test_a_throttled_archive_ends_the_job_so_that_it_is_tried_again(flags, tmp_p
     server.status = 503
     code, said = fails(capsys, flags("--index", 0, units=units))
     assert code == 1
-    assert "503; try again later" in said
+    assert "503. Try again later" in said
     assert files(tmp_path / "shards") == {}
     server.status = 0
     embed.main(flags("--index", 0, units=units))
