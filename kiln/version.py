@@ -1,3 +1,3 @@
-"""Kiln's version; packaging reads it from here without importing kiln."""
+"""The version of Kiln. Packaging reads it from here without importing kiln."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

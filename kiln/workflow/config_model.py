@@ -226,7 +226,7 @@ class Config(Section):
         [],
         description="patterns of merge partitions to embed, merge and index, as `['nd-*', '2021', "
         "'29R-2020-*']`; `[]` takes "
-        "all. `snakemake --config partitions=\"['nd-*']\" naip` embeds one state of a plan of all",
+        "all. `snakemake --config partitions=\"['nd-*']\"` embeds one state of a plan of all",
         json_schema_extra=UNIQUE,
     )
     model: ModelSection = Field(ModelSection(), description="the encoder's weights")
