@@ -86,7 +86,7 @@ class Archive:
 
     @property
     def schema_file(self) -> Path:
-        """The generated JSON schema of the config section, beside the archive's modules."""
+        """The generated JSON schema of the config section, next to the archive's modules."""
         return Path(str(importlib.import_module(self.module).__file__)).parent / "config.schema.json"
 
     def load_schema(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Colours of embeddings: the first three principal components of unit vectors, as red, green and blue.
 
-The rule `build_index` fits them once and stores them beside the table (`state/<version>-colours.json`), so that every
+The rule `build_index` fits them once and stores them next to the table (`state/<version>-colours.json`), so that every
 reader of a version sees the same colours.
 """
 

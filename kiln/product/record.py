@@ -1,4 +1,4 @@
-"""The record of a product: a small JSON file beside the product's folder, written last."""
+"""The record of a product: a small JSON file next to the product's folder, written last."""
 
 import json
 from collections.abc import Mapping

@@ -297,7 +297,7 @@ class Run:
 
     @property
     def vector_length(self) -> int:
-        """Dimensions of a vector, as far as the config tells."""
+        """Dimensions of a vector, as the config states them."""
         model = self.config["model"]
         return int(model["untrained"]["dim"]) if model["checkpoint"] == UNTRAINED else 1024
 

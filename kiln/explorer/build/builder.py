@@ -3,7 +3,7 @@
 A build starts from the tagged version, whatever a killed build left after it. Sources in the database stay, new or
 changed ones are upserted by chip_id, and chips that no source has any more are removed. Sources of other weights or
 settings make a new table. Readers see the old version until the new one is indexed, counted, its recall measured, and
-tagged. Beside the table, `state/<version>.json` records which sources a version holds and what was measured, and
+tagged. Next to the table, `state/<version>.json` records which sources a version holds and what was measured, and
 `state/<version>-colours.json` how its vectors become colours.
 """
 
