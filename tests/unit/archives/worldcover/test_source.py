@@ -418,7 +418,7 @@ def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pi
         path,
         {},
         policy=embedder.EmbedPolicy("zeros"),
-        budget=pipeline.Budget(batch=16, read_threads=2),
+        budget=pipeline.Budget(batch_size=16, read_threads=2),
         max_failed_fraction=1.0,
     )
 
