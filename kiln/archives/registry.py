@@ -60,7 +60,6 @@ class Archive:
         checkpointed: Whether finished units of an unfinished shard are kept.
         plan_threads: CPU cores of the planning job.
         sample: The keys of the section that differ in the sample run.
-        adjust: Completes the section for the commands (as with rewrites of addresses); returns a section.
     """
 
     name: str
@@ -78,7 +77,6 @@ class Archive:
     checkpointed: bool = True
     plan_threads: int = 1
     sample: Mapping[str, Any] = field(default_factory=dict)
-    adjust: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda section: section
 
     def load(self, part: str, name: str) -> Any:
         """Return `name` of the archive's module `part`, imported now."""

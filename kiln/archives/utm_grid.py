@@ -42,7 +42,7 @@ Taps = tuple[NDArray[np.int64], NDArray[np.float32]]  # source pixels [count, ta
 
 
 @dataclass(frozen=True)
-class Grid:
+class UtmGrid:
     """The chips of one zone."""
 
     zone: int
@@ -106,7 +106,7 @@ def zone_of(crs: str) -> int | None:
     return int(zone[:-1]) if zone else None
 
 
-def align(height: int, width: int, transform: Affine, crs: str, grid: Grid) -> Aligned:
+def align(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid) -> Aligned:
     """Bring a north-up scene of uint8 onto the cells of the grid. Nodata is 0 in all bands.
 
     Args:
@@ -182,7 +182,7 @@ def _cells(cols: range, rows: range, chip: int) -> list[Cell]:
     return [Cell(y * chip, x * chip, col, row) for y, row in enumerate(reversed(rows)) for x, col in enumerate(cols)]
 
 
-def _corner(cols: range, rows: range, grid: Grid) -> Affine:
+def _corner(cols: range, rows: range, grid: UtmGrid) -> Affine:
     """Return the transform of an image of complete cells."""
     return Affine(grid.gsd, 0, grid.x0(cols.start), 0, -grid.gsd, grid.y0(rows.stop - 1))
 
@@ -249,7 +249,7 @@ def _filled(stripe: Stripe, first: int, last: int, width: int, row_px: float) ->
     return image
 
 
-def _warped(height: int, width: int, transform: Affine, crs: str, grid: Grid) -> Aligned:
+def _warped(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid) -> Aligned:
     """Return a scene in another CRS on the grid, pixel by pixel through PROJ."""
     metre = pyproj.CRS.from_user_input(crs).axis_info[0].unit_conversion_factor
     kernel: Kernel = "average" if transform.a * metre < grid.gsd * (1 - SIZE_TOLERANCE) else "bilinear"

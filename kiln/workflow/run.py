@@ -235,7 +235,7 @@ class Run:
         self.datasets = {name: self.all_datasets[name] for name in config["datasets"]}
 
     def _dataset(self, archive: Archive, resolve_plan: Callable[[str], Any]) -> Dataset:
-        config, section = self.config, archive.adjust(self.config[archive.name])
+        config, section = self.config, self.config[archive.name]
         value = fingerprint(
             archive.name,
             sensor=archive.sensor,

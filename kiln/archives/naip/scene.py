@@ -39,7 +39,7 @@ class Place(NamedTuple):
     y0: float
 
 
-class Strip(NamedTuple):
+class SceneStrip(NamedTuple):
     """Rows [first, last) of a scene's file."""
 
     first: int
@@ -111,7 +111,7 @@ class Scene:
         first_needed = list(itertools.accumulate((first for first, _ in reversed(needs)), min))[::-1]
         return [ChipRow(row, *need, low) for row, need, low in zip(rows, needs, first_needed, strict=True)]
 
-    def strips(self) -> list[Strip]:
+    def strips(self) -> list[SceneStrip]:
         """Return strips of complete blocks that hold all rows that chips need."""
         needs = [(row.first, row.last) for row in self.chip_rows() if row.first < row.last]
         if not needs:
@@ -119,9 +119,9 @@ class Scene:
         top, bottom = min(first for first, _ in needs), max(last for _, last in needs)
         height = strip_rows(self.header.block_rows)
         top -= top % height
-        return [Strip(y, min(y + height, bottom)) for y in range(top, bottom, height)]
+        return [SceneStrip(y, min(y + height, bottom)) for y in range(top, bottom, height)]
 
-    def strip_bytes(self, strip: Strip) -> int:
+    def strip_bytes(self, strip: SceneStrip) -> int:
         """Return the memory of a strip's pixels."""
         return BAND_COUNT * (strip.last - strip.first) * self.header.width
 
@@ -209,7 +209,7 @@ def cut_on_grid(uri: str, header: SceneHeader, chip: int, gsd: float, key_zone: 
         raise SourceError(
             f"{uri}: expected a UTM zone of NAD83, {utm_grid.ZONES[0]} to {utm_grid.ZONES[-1]}, got zone {zone}."
         )
-    grid = utm_grid.Grid(zone, chip, gsd)
+    grid = utm_grid.UtmGrid(zone, chip, gsd)
     try:
         aligned = utm_grid.align(header.height, header.width, header.transform, header.crs, grid)
     except RasterioError as e:
@@ -244,7 +244,7 @@ class StripWindow(NamedTuple):
         """Return rows [first, last) of the file. Raises SourceError if one of their strips could not be read."""
         parts = []
         for piece in self.strips:
-            strip: Strip = piece.read.key
+            strip: SceneStrip = piece.read.key
             a, b = max(first, strip.first), min(last, strip.last)
             if a < b:
                 if piece.error is not None:

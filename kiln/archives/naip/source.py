@@ -22,7 +22,7 @@ from kiln.archives.naip.layout import Edge, Lattice, chip_layout
 from kiln.archives.naip.scene import (
     Place,
     Scene,
-    Strip,
+    SceneStrip,
     StripQueue,
     cut_on_grid,
     cut_own_lattice,
@@ -222,7 +222,7 @@ class NaipSource:
             return cut_on_grid(uri, header, self.chip, self.lattice_gsd, key.zone)
         return cut_own_lattice(header, self.chip, self.edge)
 
-    def _load(self, key: SceneKey, strip: Strip) -> NDArray[np.uint8]:
+    def _load(self, key: SceneKey, strip: SceneStrip) -> NDArray[np.uint8]:
         """Return pixels [4, rows, width] of a strip."""
         uri = self.uri(key)
 

@@ -2,7 +2,7 @@
 
 from kiln.archives.registry import Archive, Provenance
 from kiln.archives.sensors import SENTINEL2
-from kiln.archives.sentinel2.layout import chip_lattice, with_rewrites
+from kiln.archives.sentinel2.layout import chip_lattice
 from kiln.io.buckets import Bucket
 
 ARCHIVE = Archive(
@@ -37,5 +37,4 @@ ARCHIVE = Archive(
         "items_per_shard": 2,
         "chip_size": 128,
     },
-    adjust=with_rewrites,
 )

@@ -20,7 +20,7 @@ from rasterio.errors import RasterioError
 from kiln.archives.raster_reading import read_with_retry
 from kiln.archives.sentinel2.item import ASSET_NAMES, Item, read_item
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX
-from kiln.archives.sentinel2.scene import Grid, offset_rule, read_grid, read_ratio
+from kiln.archives.sentinel2.scene import SceneGrid, offset_rule, read_grid, read_ratio
 from kiln.errors import AccessError, ConfigError, SourceError
 from kiln.formats.fingerprint import digest
 from kiln.formats.records import Unit
@@ -108,14 +108,14 @@ class MeasuredScene:
         uris: Addresses of its assets by band.
         found: Their sizes and ETags by band.
         grid: Its grid of chips.
-        mask_ratio: Grid pixels that a pixel of SCL spans.
+        mask_ratio: SceneGrid pixels that a pixel of SCL spans.
         block_rows: Rows of a block, of the red band and of SCL.
     """
 
     item: Item
     uris: Mapping[str, str]
     found: Mapping[str, storage.Stat]
-    grid: Grid
+    grid: SceneGrid
     mask_ratio: int
     block_rows: Mapping[str, int]
 
@@ -281,11 +281,11 @@ class BandFiles:
         with gdal.environment(self._uris[band]), self._open(band) as file:
             yield file
 
-    def check_fit(self, band: str, file: rasterio.DatasetReader, grid: Grid) -> int:
+    def check_fit(self, band: str, file: rasterio.DatasetReader, grid: SceneGrid) -> int:
         """Return the grid pixels that a pixel of an open band spans. Raises SourceError if it does not fit the grid."""
         return read_ratio(self._uris[band], file, band, grid, (GRID_BAND, self._uris[GRID_BAND]))
 
-    def open_band(self, band: str, grid: Grid) -> int:
+    def open_band(self, band: str, grid: SceneGrid) -> int:
         """Open a band for reading; return the grid pixels that its pixel spans. Raises SourceError, TransientError."""
         with self._locks[band], gdal.environment(self._uris[band]):
             return self.check_fit(band, self._file(band), grid)

@@ -28,11 +28,6 @@ def rewrites(archive: str, own: Sequence[str]) -> list[str]:
     return [*own, *(f"{old}/={root}/" for old in (WEB, BUCKET) if old != root)]
 
 
-def with_rewrites(section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config section with all prefixes to rewrite."""
-    return {**section, "rewrite": rewrites(section["archive"], section["rewrite"])}
-
-
 def chip_lattice(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the lattice of chips from the config section. Raises ConfigError for contradictory settings."""
     check_item_source(section)

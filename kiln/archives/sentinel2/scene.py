@@ -32,7 +32,7 @@ REASON_EMPTY, REASON_CLOUDY = "more nodata than max_nodata", "more cloud than ma
 
 
 @dataclass(frozen=True)
-class Grid:
+class SceneGrid:
     """The scene's finest pixels, and its complete chips of `chip` pixels from the top left; `crs` is in metres."""
 
     height: int
@@ -95,7 +95,7 @@ def cut_at_antimeridian(ring: NDArray[np.float64]) -> shapely.Geometry:
     return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
 
-def read_grid(uri: str, file: rasterio.DatasetReader, item: Item, chip: int) -> Grid:
+def read_grid(uri: str, file: rasterio.DatasetReader, item: Item, chip: int) -> SceneGrid:
     """Return the grid of an open band of 10 m. The item's CRS is used only if the file has none.
 
     Args:
@@ -117,10 +117,10 @@ def read_grid(uri: str, file: rasterio.DatasetReader, item: Item, chip: int) -> 
     if epsg is None or epsg // 100 not in (326, 327):
         raise SourceError(f"{uri}: expected the CRS of a UTM zone, got {str(file.crs or epsg)[:60]}.")
     check_square_pixels(uri, t)
-    return Grid(file.height, file.width, t, f"EPSG:{epsg}", chip)
+    return SceneGrid(file.height, file.width, t, f"EPSG:{epsg}", chip)
 
 
-def read_ratio(uri: str, file: rasterio.DatasetReader, band: str, grid: Grid, reference: tuple[str, str]) -> int:
+def read_ratio(uri: str, file: rasterio.DatasetReader, band: str, grid: SceneGrid, reference: tuple[str, str]) -> int:
     """Return the grid pixels that a pixel of an open band spans: 1 at 10 m, 2 at 20 m.
 
     Args:
@@ -159,13 +159,13 @@ def read_ratio(uri: str, file: rasterio.DatasetReader, band: str, grid: Grid, re
 
 
 def judge_chips(
-    scl: NDArray[np.uint8], ratio: int, grid: Grid, max_nodata: float, max_cloud: float
+    scl: NDArray[np.uint8], ratio: int, grid: SceneGrid, max_nodata: float, max_cloud: float
 ) -> NDArray[np.uint8]:
     """Return the verdict of SCL on every chip.
 
     Args:
         scl: SCL [height, width], whose pixels span `ratio` pixels of the grid.
-        ratio: Grid pixels that a pixel of SCL spans.
+        ratio: SceneGrid pixels that a pixel of SCL spans.
         grid: The scene's grid.
         max_nodata: Maximum fraction of nodata.
         max_cloud: Maximum fraction of cloud among the valid pixels.
@@ -253,7 +253,7 @@ def offset_rule(item: Item) -> tuple[bool, tuple[str, ...]]:
     return True, (*(["offset_flag_missing"] if item.offset_applied is None else []), *notes)
 
 
-def sample_step(grid: Grid) -> int:
+def sample_step(grid: SceneGrid) -> int:
     """Return the grid pixels that a sample spans: a power of two, as of overviews, that leaves 512 or more a side."""
     return int(2 ** max(0, int(math.log2(max(min(grid.height, grid.width) / 512, 1)))))
 
@@ -266,8 +266,8 @@ def dark_fraction(visible: NDArray[np.uint16], scl: NDArray[np.uint8], ratio: in
     Args:
         visible: Every `step`-th pixel of the grid, [3, rows, cols].
         scl: SCL [height, width], whose pixels span `ratio` pixels of the grid.
-        ratio: Grid pixels that a pixel of SCL spans.
-        step: Grid pixels that a sample spans.
+        ratio: SceneGrid pixels that a pixel of SCL spans.
+        step: SceneGrid pixels that a sample spans.
 
     Returns:
         The fraction, 0 if no pixel is clear.

@@ -31,7 +31,7 @@ from kiln.archives.sentinel2.assets import (
     inspect,
 )
 from kiln.archives.sentinel2.config import Config
-from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION, chip_layout
+from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION, chip_layout, rewrites
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
@@ -49,7 +49,7 @@ class PreparedScene:
         verdict: Verdict of SCL on every chip, [rows, cols].
         footprints: Footprints of the chips, [rows, cols].
         centers: Their centres [rows, cols, 2], longitude and latitude.
-        ratios: Grid pixels that a pixel of each band spans; empty if no chip passes.
+        ratios: SceneGrid pixels that a pixel of each band spans; empty if no chip passes.
         subtract: Whether the offset is subtracted.
         notes: Notes for the ledger.
     """
@@ -117,7 +117,7 @@ class OpenScene:
         self._prepared = None
 
 
-class Strip(NamedTuple):
+class BandStrip(NamedTuple):
     """Rows [y0, y1) of one band, in grid pixels."""
 
     y0: int
@@ -129,7 +129,7 @@ class StripKey(NamedTuple):
     """The key of a strip's read."""
 
     scene: OpenScene
-    strip: Strip
+    strip: BandStrip
 
 
 class StripPixels(NamedTuple):
@@ -160,7 +160,9 @@ def open_source(shard: ShardPlan, config: Config) -> "Sentinel2Source":
         chip=shard.chip_size,
         max_nodata=config.max_nodata,
         max_cloud=config.max_cloud,
-        rewrite=[(old, new) for old, _, new in (pair.partition("=") for pair in config.rewrite)],
+        rewrite=[
+            (old, new) for old, _, new in (pair.partition("=") for pair in rewrites(shard.archive, config.rewrite))
+        ],
         offset_max_dark_fraction=config.offset_max_dark_fraction,
         partition=shard.partition,
         metadata=config.metadata,
@@ -285,7 +287,7 @@ class Sentinel2Source:
         """Return the grid pixels that a pixel of a band spans in the archive."""
         return 1 if self.info.sensor.bands[band] in FINE_BANDS else scene.mask_ratio
 
-    def _strips(self, scene: MeasuredScene) -> list[Strip]:
+    def _strips(self, scene: MeasuredScene) -> list[BandStrip]:
         """Return strips of complete blocks of all bands, down to the last row of chips, northernmost first."""
         bottom = scene.grid.rows * self.chip
         strips = []
@@ -293,10 +295,10 @@ class Sentinel2Source:
             block_rows = scene.block_rows[GRID_BAND if band in FINE_BANDS else MASK_BAND]
             height = strip_rows(block_rows) * self._likely_ratio(scene, n)
             height += -height % rules.PATCH_PX
-            strips += [Strip(y, n, min(y + height, bottom)) for y in range(0, bottom, height)]
+            strips += [BandStrip(y, n, min(y + height, bottom)) for y in range(0, bottom, height)]
         return sorted(strips)
 
-    def _load(self, scene: OpenScene, strip: Strip) -> StripPixels | None:
+    def _load(self, scene: OpenScene, strip: BandStrip) -> StripPixels | None:
         """Return the columns of a strip that chips need, without the offset; None if no chip that passes needs any."""
         prepared = scene.prepare()
         rows = prepared.verdict[strip.y0 // self.chip : -(-strip.y1 // self.chip)]
@@ -361,7 +363,7 @@ class Sentinel2Source:
         y, x = row * self.chip, col * self.chip
         chip = np.empty((len(self.info.sensor.bands), self.chip, self.chip), np.uint16)
         for piece in strips:
-            strip: Strip = piece.read.key.strip
+            strip: BandStrip = piece.read.key.strip
             read: StripPixels = piece.value
             ratio = prepared.ratios[self.info.sensor.bands[strip.band]]
             top, bottom = max(strip.y0, y), min(strip.y1, y + self.chip)

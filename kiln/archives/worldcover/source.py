@@ -36,7 +36,7 @@ METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
 
 
 @dataclass(frozen=True)
-class Strip:
+class TileStrip:
     """A window of one tile, in world pixels."""
 
     tile: Tile
@@ -193,7 +193,7 @@ class WorldCoverSource:
             cuts = [top, *range(north * ppd + ((top - north * ppd) // height + 1) * height, bottom, height), bottom]
             for a, b in itertools.pairwise(cuts):
                 for w, tile in tiles:
-                    strip = Strip(tile, a, b, max(x0, w * ppd), min(x1, (w + 1) * ppd))
+                    strip = TileStrip(tile, a, b, max(x0, w * ppd), min(x1, (w + 1) * ppd))
                     nbytes = BAND_COUNT * 2 * (b - a) * (strip.x1 - strip.x0)
                     yield Read(nbytes, partial(self._load, strip), strip)
 
@@ -207,7 +207,7 @@ class WorldCoverSource:
                 continue
         return MIN_STRIP_ROWS
 
-    def _load(self, strip: Strip) -> NDArray[np.uint16]:
+    def _load(self, strip: TileStrip) -> NDArray[np.uint16]:
         """Return pixels [4, rows, cols] of a strip."""
         tile, ppd = strip.tile, self.lattice.ppd
         left, north = tile.corner
@@ -313,12 +313,12 @@ class WorldCoverSource:
 
     def _stitch(
         self, canvas: NDArray[np.uint16], strips: Iterable[Loaded], top: int, bottom: int
-    ) -> list[tuple[Strip, str]]:
+    ) -> list[tuple[TileStrip, str]]:
         """Fill the canvas of rows [top, bottom) from strips. Return the strips that failed, with their errors."""
-        failed: list[tuple[Strip, str]] = []
+        failed: list[tuple[TileStrip, str]] = []
         x0 = self.x_range[0]
         for piece in strips:
-            s: Strip = piece.read.key
+            s: TileStrip = piece.read.key
             if piece.error is not None:
                 failed.append((s, str(piece.error)))
                 continue
@@ -326,7 +326,9 @@ class WorldCoverSource:
             canvas[:, a - top : b - top, s.x0 - x0 : s.x1 - x0] = piece.value[:, a - s.y0 : b - s.y0]
         return failed
 
-    def _cut(self, row: int, canvas: NDArray[np.uint16], failed: list[tuple[Strip, str]]) -> Iterator[Chip | Dropped]:
+    def _cut(
+        self, row: int, canvas: NDArray[np.uint16], failed: list[tuple[TileStrip, str]]
+    ) -> Iterator[Chip | Dropped]:
         """Yield the chips of one lattice row from its canvas [4, chip, width]."""
         valid = valid_pixels(canvas)
         side = self.lattice.chip // (2 if self.encode == "quarters" else 1)

@@ -22,7 +22,7 @@ from kiln.errors import ConfigError, SourceError
 from tests.conftest import ROOT
 
 CHIP = 16
-GRID = utm_grid.Grid(14, CHIP, 1.0)
+GRID = utm_grid.UtmGrid(14, CHIP, 1.0)
 HERE = GRID.crs
 WEST, NORTH = 31_250 * CHIP, 325_500 * CHIP  # a corner of four cells
 
@@ -69,13 +69,13 @@ def places(aligned):
 
 
 def test_a_cell_is_counted_east_and_north_from_the_zones_origin():
-    grid = utm_grid.Grid(14, 256, 0.6)
+    grid = utm_grid.UtmGrid(14, 256, 0.6)
     assert (grid.crs, grid.name) == ("EPSG:26914", "utm14:0.6")
     assert (grid.x0(0), grid.y0(-1)) == (0, 0)
     assert grid.x0(10) == pytest.approx(10 * 153.6)
     assert grid.y0(10) == pytest.approx(11 * 153.6)
-    assert pyproj.CRS(utm_grid.Grid(23, 256, 1).crs).name == "NAD83 / UTM zone 23N"
-    assert pyproj.CRS(utm_grid.Grid(1, 256, 1).crs).name == "NAD83 / UTM zone 1N"
+    assert pyproj.CRS(utm_grid.UtmGrid(23, 256, 1).crs).name == "NAD83 / UTM zone 23N"
+    assert pyproj.CRS(utm_grid.UtmGrid(1, 256, 1).crs).name == "NAD83 / UTM zone 1N"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_zone_is_known_on_every_datum(crs, zone):
     gsd=st.sampled_from([0.6, 1.0, 2.0]),
 )
 def test_the_cells_of_a_scene_are_those_its_extent_touches_wherever_it_begins(west, north, size, height, width, gsd):
-    grid = utm_grid.Grid(14, CHIP, gsd)
+    grid = utm_grid.UtmGrid(14, CHIP, gsd)
     side = CHIP * gsd
     transform = from_origin(west, north, size, size)
     aligned = align(drawn(height, width), transform, HERE, grid)

@@ -9,7 +9,7 @@ import shapely
 from affine import Affine
 from PIL import Image
 
-from kiln.archives.sentinel2.scene import Grid
+from kiln.archives.sentinel2.scene import SceneGrid
 from kiln.archives.worldcover.lattice import Column, Lattice
 from kiln.cli import search
 from kiln.errors import ConfigError
@@ -340,7 +340,7 @@ def dateline(tmp_path_factory):
     The run's folder, with `p.json`, `p` and `db`, and the footprints by chip_id, west to east.
     """
     run = tmp_path_factory.mktemp("dateline")
-    grid = Grid(256, 4096, Affine(10, 0, 160_000, 0, -10, 8_118_000), "EPSG:32701", 256)
+    grid = SceneGrid(256, 4096, Affine(10, 0, 160_000, 0, -10, 8_118_000), "EPSG:32701", 256)
     footprints = grid.footprints()[0][0]
     chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
     kiln = about(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})

@@ -14,7 +14,7 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiln.archives.sentinel2.scene import Grid
+from kiln.archives.sentinel2.scene import SceneGrid
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import ROW_GROUP
 from tests.support.chips import make_chip
@@ -323,7 +323,7 @@ def test_bounds_of_no_rows_are_none(tmp_path):
     ],
 )
 def test_chips_of_the_outermost_zones_have_small_boxes_from_the_equator_to_the_poles(tmp_path, epsg, east, north):
-    grid = Grid(1024, 10240, Affine(10, 0, east, 0, -10, north), f"EPSG:{epsg}", 256)
+    grid = SceneGrid(1024, 10240, Affine(10, 0, east, 0, -10, north), f"EPSG:{epsg}", 256)
     footprints, centres = grid.footprints()
     chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints.reshape(-1))]
     path = write(tmp_path / "o", chips, batch=50)

@@ -10,7 +10,7 @@ import pytest
 import shapely
 from affine import Affine
 
-from kiln.archives.sentinel2.scene import Grid
+from kiln.archives.sentinel2.scene import SceneGrid
 from kiln.formats import embeddings_file
 from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Unit
@@ -31,7 +31,7 @@ def dateline(tmp_path_factory):
     Its folder of shards (two), its product and the record.
     """
     run = tmp_path_factory.mktemp("dateline")
-    grid = Grid(25_600, 4096, Affine(10, 0, 160_000, 0, -10, 8_200_000), "EPSG:32701", 256)
+    grid = SceneGrid(25_600, 4096, Affine(10, 0, 160_000, 0, -10, 8_200_000), "EPSG:32701", 256)
     footprints = grid.footprints()[0].reshape(-1)
     for name, part in (("a", footprints[:800]), ("b", footprints[800:])):
         chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]

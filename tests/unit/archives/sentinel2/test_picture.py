@@ -11,7 +11,7 @@ from rasterio.warp import transform_bounds
 from kiln.archives.registry import PICTURE_SIZE_PX as SIZE
 from kiln.archives.sentinel2 import picture
 from kiln.archives.sentinel2.picture import STRETCH, read_picture
-from kiln.archives.sentinel2.scene import Grid
+from kiln.archives.sentinel2.scene import SceneGrid
 from kiln.formats.embeddings_file import bounding_boxes
 from tests.support.items import CORNER, plane, write_item
 
@@ -27,7 +27,7 @@ def test_a_chip_across_the_antimeridian_shows_its_own_pixels(tmp_path, epsg, wes
             crs=f"EPSG:{epsg}", transform=transform,
         ) as out:  # fmt: skip
             out.write(scene, 1)
-    grid = Grid(512, 2560, transform, f"EPSG:{epsg}", 256)
+    grid = SceneGrid(512, 2560, transform, f"EPSG:{epsg}", 256)
     footprints, _ = grid.footprints()
     over = [at for at in np.ndindex(footprints.shape) if footprints[at].geom_type == "MultiPolygon"]
     assert over

@@ -21,7 +21,7 @@ from kiln.archives.sentinel2.config import Config
 from kiln.archives.sentinel2.item import read_item
 from kiln.archives.sentinel2.scene import (
     OFFSET,
-    Grid,
+    SceneGrid,
     count_in_blocks,
     cut_at_antimeridian,
     dark_fraction,
@@ -167,7 +167,7 @@ def test_footprints_and_centres_follow_the_red_bands_own_transform(tmp_path, eps
 
 
 def test_a_full_tile_has_42_by_42_chips_and_none_lies_where_another_does(tmp_path):
-    grid = Grid(10_980, 10_980, from_origin(*CORNER, 10, 10), "EPSG:32629", 256)
+    grid = SceneGrid(10_980, 10_980, from_origin(*CORNER, 10, 10), "EPSG:32629", 256)
     footprints, centers = grid.footprints()
     assert footprints.shape == centers.shape[:2] == (42, 42)
     assert len({tuple(c) for c in centers.reshape(-1, 2)}) == 42 * 42
@@ -520,7 +520,7 @@ def test_a_pixel_is_dark_only_if_all_three_visible_bands_are_and_nodata_counts_f
 def test_a_sample_is_compared_with_the_class_at_its_place():
     scl = np.full((5490, 5490), 9, np.uint8)
     scl[:, :2745] = 4
-    grid = Grid(10_980, 10_980, from_origin(*CORNER, 10, 10), "EPSG:32629", 256)
+    grid = SceneGrid(10_980, 10_980, from_origin(*CORNER, 10, 10), "EPSG:32629", 256)
     step = sample_step(grid)
     visible = np.full((3, 687, 687), 2000, np.uint16)
     visible[:, :, 344:] = 500
