@@ -46,7 +46,7 @@ def test_a_search_finds_its_chips_and_the_contact_sheet_shows_them(
 ) -> None:
     assert list(run.folder.glob("results/tiny/pictures/*/similar-*.png"))
     database = ["--db", str(run.folder / "results/tiny/explorer")]
-    search.main([*database, "--chip", "toy:2023:tile-0:1:1", "-k", "5", "--format", "json"])
+    search.main([*database, "--chip", "toy:2023:tile-0:1:1", "-k", "5", "--dataset", "toy", "--format", "json"])
     hits = json.loads(capsys.readouterr().out)["results"]
     assert len(hits) == 5
     assert {hit["dataset"] for hit in hits} == {"toy"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tests.support.server import FileServer
-from tests.workflow.workflow import fresh, job_counts
+from tests.workflow.workflow import finished_jobs, fresh
 
 
 def test_checkpoint_is_fetched_printed_pinned_and_traceable(
@@ -28,11 +28,11 @@ def test_checkpoint_is_fetched_printed_pinned_and_traceable(
     run.configure({"model": {**model, "sha256": "f" * 64}})
     said = run.snakemake("--cores", "1", "encoder_weights", check=False)
     assert sha256 in said, "what was found"
-    assert "model.sha256 says " + "f" * 64 in said
+    assert f"expected sha256 {'f' * 64} (model.sha256)" in said
     assert not list(run.folder.glob("results/models/*.safetensors"))
 
     run.configure({"model": {**model, "sha256": sha256}})
-    done = job_counts(run.snakemake("--cores", "2"))
+    done = finished_jobs(run.snakemake("--cores", "2"))
     assert done["encoder_weights"] == 1
     assert len(server.requests) == asked, "the download was kept"
     assert (run.folder / f"results/models/{sha256[:8]}-float32.safetensors").is_file()
