@@ -25,7 +25,7 @@ PICTURE_SIZE_PX = 256  # side of the picture that an archive's `read_picture` re
 
 @dataclass(frozen=True)
 class Provenance:
-    """What STAC says about an archive: title, home page, licence (SPDX), provider and temporal resolution."""
+    """The facts about an archive in STAC: title, home page, licence (SPDX), provider and temporal resolution."""
 
     title: str
     href: str
@@ -46,18 +46,18 @@ class Archive:
         module: The package of the archive. `<module>.config` holds the pydantic model `Config` of the config section,
             `<module>.plan` the function `plan_shards(config)`, `<module>.source` the function
             `open_source(shard, config)`, `<module>.picture` the function `read_picture(source, bbox)`, and
-            `<module>.sample` the function `make_sample(out, seed)`. They are imported when they are first asked for.
+            `<module>.sample` the function `make_sample(out, seed)`. They are imported when they are first used.
             An archive whose embeddings were published before may have `<module>.export`, with the function
             `export_product(partition, parts, ledger, out, version)`.
         lattice: Returns the lattice of chips, as fingerprint and file metadata hold it, from the config section.
             Raises ConfigError for settings that contradict each other.
-        provenance: What STAC says about the archive.
+        provenance: The facts about the archive in STAC.
         plan_keys: The keys of the section that decide which shards there are; they become flags of the plan's command.
         embed_keys: The keys of the section that an embedding job needs; they become flags of its command.
         path_keys: The keys that may name local files, which jobs on other machines cannot see.
         buckets: The archive's S3 buckets.
-        composite: Whether a row has no acquisition time of its own: its year says when.
-        checkpointed: Whether finished units of an unfinished shard are kept.
+        composite: Whether a row has no acquisition time of its own: only its year is known.
+        checkpointed: Whether finished units of an unfinished shard are saved as checkpoints.
         plan_threads: CPU cores of the planning job.
         sample: The keys of the section that differ in the sample run.
     """

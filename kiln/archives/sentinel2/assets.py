@@ -42,7 +42,7 @@ class Candidate:
         return Unit(f"sentinel2:{self.item_id}", _full_tile_chips(chip), self.href, "", False, version="")
 
     @property
-    def stats(self) -> Mapping[str, storage.Stat]:
+    def stats_by_uri(self) -> Mapping[str, storage.Stat]:
         """Sizes and ETags by address: none before the assets are requested."""
         return {}
 
@@ -56,7 +56,7 @@ class FailedItem:
         error: The reason.
         source: Address of its red band, or of its document if that has none.
         uris: Addresses of its assets by band, of those that the document has.
-        found: Sizes and ETags by band, of the assets that exist.
+        stats: Sizes and ETags by band, of the assets that exist.
         refused: Whether the store denied access.
     """
 
@@ -64,18 +64,18 @@ class FailedItem:
     error: str
     source: str
     uris: Mapping[str, str] = field(default_factory=dict)
-    found: Mapping[str, storage.Stat] = field(default_factory=dict)
+    stats: Mapping[str, storage.Stat] = field(default_factory=dict)
     refused: bool = False
 
     def unit(self, chip: int) -> Unit:
         """Return the ledger's unit, with the chips of a full tile."""
         expected = _full_tile_chips(chip)
-        return Unit(f"sentinel2:{self.item_id}", expected, self.source, _etag(self.found), False, version="")
+        return Unit(f"sentinel2:{self.item_id}", expected, self.source, _etag(self.stats), False, version="")
 
     @property
-    def stats(self) -> Mapping[str, storage.Stat]:
+    def stats_by_uri(self) -> Mapping[str, storage.Stat]:
         """Sizes and ETags by address."""
-        return {self.uris[band]: stat for band, stat in self.found.items()}
+        return {self.uris[band]: stat for band, stat in self.stats.items()}
 
     def raise_error(self) -> None:
         """Raise SourceError with the reason."""
@@ -96,7 +96,7 @@ class AvailableItem:
 
     item: Item
     uris: Mapping[str, str]
-    found: Mapping[str, storage.Stat]
+    stats: Mapping[str, storage.Stat]
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,15 @@ class MeasuredScene:
     Attributes:
         item: Its item.
         uris: Addresses of its assets by band.
-        found: Their sizes and ETags by band.
+        stats: Their sizes and ETags by band.
         grid: Its grid of chips.
-        mask_ratio: SceneGrid pixels that a pixel of SCL spans.
+        mask_ratio: Grid pixels that a pixel of SCL spans.
         block_rows: Rows of a block, of the red band and of SCL.
     """
 
     item: Item
     uris: Mapping[str, str]
-    found: Mapping[str, storage.Stat]
+    stats: Mapping[str, storage.Stat]
     grid: SceneGrid
     mask_ratio: int
     block_rows: Mapping[str, int]
@@ -132,18 +132,18 @@ class MeasuredScene:
     @property
     def etag(self) -> str:
         """Digest of the sizes and ETags of its assets."""
-        return _etag(self.found)
+        return _etag(self.stats)
 
     @property
     def version(self) -> str:
         """Digest of item and assets: equal versions give equal rows. Empty if a store gives neither ETag nor time."""
-        states = [stat.etag or stat.modified for _, stat in sorted(self.found.items())]
+        states = [stat.etag or stat.modified for _, stat in sorted(self.stats.items())]
         return digest([repr(self.item), sorted(self.uris.items()), self.etag, states]) if all(states) else ""
 
     @property
-    def stats(self) -> Mapping[str, storage.Stat]:
+    def stats_by_uri(self) -> Mapping[str, storage.Stat]:
         """Sizes and ETags by address."""
-        return {self.uris[band]: stat for band, stat in self.found.items()}
+        return {self.uris[band]: stat for band, stat in self.stats.items()}
 
     def unit(self, chip: int) -> Unit:
         """Return the ledger's unit."""
@@ -157,9 +157,9 @@ def _full_tile_chips(chip: int) -> int:
     return (TILE_SIDE_PX // chip) ** 2
 
 
-def _etag(found: Mapping[str, storage.Stat]) -> str:
+def _etag(stats: Mapping[str, storage.Stat]) -> str:
     """Return the digest of sizes and ETags; empty without assets."""
-    return digest([[band, stat.size, stat.etag] for band, stat in sorted(found.items())])[:16] if found else ""
+    return digest([[band, stat.size, stat.etag] for band, stat in sorted(stats.items())])[:16] if stats else ""
 
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -223,21 +223,21 @@ def _check_answers(
     entry: LocatedItem | FailedItem, answers: Mapping[str, storage.Stat | SourceError]
 ) -> AvailableItem | FailedItem:
     """Return an item with the sizes and ETags of its assets, or its failure."""
-    found = {band: answer for band, answer in answers.items() if isinstance(answer, storage.Stat)}
+    stats = {band: answer for band, answer in answers.items() if isinstance(answer, storage.Stat)}
     errors = [answer for answer in answers.values() if isinstance(answer, SourceError)]
     refused = any(isinstance(error, AccessError) for error in errors)
     if isinstance(entry, FailedItem):
-        return FailedItem(entry.item_id, entry.error, entry.source, entry.uris, found, entry.refused or refused)
+        return FailedItem(entry.item_id, entry.error, entry.source, entry.uris, stats, entry.refused or refused)
     if errors:
         source = entry.uris[GRID_BAND]
-        return FailedItem(entry.item.item_id, str(errors[0]), source, entry.uris, found, refused)
-    return AvailableItem(entry.item, entry.uris, found)
+        return FailedItem(entry.item.item_id, str(errors[0]), source, entry.uris, stats, refused)
+    return AvailableItem(entry.item, entry.uris, stats)
 
 
 def _raise_if_all_denied(entries: Sequence[AvailableItem | FailedItem]) -> None:
     """Raise ConfigError if access was denied and no asset of the shard can be read."""
     denied = [entry for entry in entries if isinstance(entry, FailedItem) and entry.refused]
-    if denied and not any(entry.found for entry in entries):
+    if denied and not any(entry.stats for entry in entries):
         error = denied[0].error.rstrip(".")
         raise ConfigError(f"{error}. No asset of this shard can be read: set credentials, or read from a mirror.")
 
@@ -256,10 +256,10 @@ def measure_scene(entry: AvailableItem | FailedItem, chip: int) -> InspectedItem
             ratio = files.check_fit(MASK_BAND, file, grid)
             block_rows = {GRID_BAND: grid_block_rows, MASK_BAND: int(file.block_shapes[0][0])}
     except SourceError as e:
-        return FailedItem(entry.item.item_id, str(e), entry.uris[GRID_BAND], entry.uris, entry.found)
+        return FailedItem(entry.item.item_id, str(e), entry.uris[GRID_BAND], entry.uris, entry.stats)
     finally:
         files.close()
-    return MeasuredScene(entry.item, entry.uris, entry.found, grid, ratio, block_rows)
+    return MeasuredScene(entry.item, entry.uris, entry.stats, grid, ratio, block_rows)
 
 
 # -------------------------------------------------------------------------------------------------------- open files
@@ -270,7 +270,7 @@ class BandFiles:
 
     def __init__(self, entry: AvailableItem | MeasuredScene) -> None:
         self.item_id = entry.item.item_id
-        self._uris, self._found = entry.uris, entry.found
+        self._uris, self._stats = entry.uris, entry.stats
         self._check_readable = cache(storage.check_readable)
         self._files: dict[str, rasterio.DatasetReader] = {}
         self._locks = {band: threading.Lock() for band in entry.uris}
@@ -335,7 +335,7 @@ class BandFiles:
         """Return the error for a failure of GDAL. Raises TransientError if the store itself does not answer."""
         uri = self._uris[band]
         stat = storage.stat(uri)
-        if stat is None or stat != self._found[band]:
+        if stat is None or stat != self._stats[band]:
             return SourceError(f"{uri}: {band} was {'replaced' if stat else 'removed'} while it was read.")
         if storage.is_remote(uri):
             self._check_readable(uri, stat)

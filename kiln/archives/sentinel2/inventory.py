@@ -28,7 +28,7 @@ from kiln.archives.sentinel2.item_name import ItemFilter, locate
 from kiln.errors import ConfigError, SourceError, StorageError, TransientError
 from kiln.io import storage
 
-FILE = re.compile(r"(?!S2)\w{1,24}\.\w{1,5}", re.ASCII)  # a file of an item's folder whose name says its kind
+FILE = re.compile(r"(?!S2)\w{1,24}\.\w{1,5}", re.ASCII)  # a file of an item's folder whose name is its kind
 OTHER_FIELD = rb'(?:"[^"\n]*+"|[^",\n]*+)'
 KEY_FIELD = (  # a file of an item's folder, or a JSON file anywhere, or another key; no backtracking
     rb'"(?:[^/"\n]++/\d{1,2}+/[A-Z]/[A-Z]{2}/\d{4}/\d{1,2}+/[^/"\n]++/(?P<file>[^/"\n]++)(?<!\.json)(?=")'

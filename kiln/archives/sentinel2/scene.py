@@ -165,7 +165,7 @@ def judge_chips(
 
     Args:
         scl: SCL [height, width], whose pixels span `ratio` pixels of the grid.
-        ratio: SceneGrid pixels that a pixel of SCL spans.
+        ratio: Grid pixels that a pixel of SCL spans.
         grid: The scene's grid.
         max_nodata: Maximum fraction of nodata.
         max_cloud: Maximum fraction of cloud among the valid pixels.
@@ -266,8 +266,8 @@ def dark_fraction(visible: NDArray[np.uint16], scl: NDArray[np.uint8], ratio: in
     Args:
         visible: Every `step`-th pixel of the grid, [3, rows, cols].
         scl: SCL [height, width], whose pixels span `ratio` pixels of the grid.
-        ratio: SceneGrid pixels that a pixel of SCL spans.
-        step: SceneGrid pixels that a sample spans.
+        ratio: Grid pixels that a pixel of SCL spans.
+        step: Grid pixels that a sample spans.
 
     Returns:
         The fraction, 0 if no pixel is clear.

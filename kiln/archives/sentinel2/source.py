@@ -49,7 +49,7 @@ class PreparedScene:
         verdict: Verdict of SCL on every chip, [rows, cols].
         footprints: Footprints of the chips, [rows, cols].
         centers: Their centres [rows, cols, 2], longitude and latitude.
-        ratios: SceneGrid pixels that a pixel of each band spans; empty if no chip passes.
+        ratios: Grid pixels that a pixel of each band spans; empty if no chip passes.
         subtract: Whether the offset is subtracted.
         notes: Notes for the ledger.
     """
@@ -249,7 +249,7 @@ class Sentinel2Source:
         return {
             uri: {"size": stat.size, **({"etag": stat.etag} if stat.etag else {})}
             for entry in self._inspected
-            for uri, stat in entry.stats.items()
+            for uri, stat in entry.stats_by_uri.items()
         }
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ def chip_lattice(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return the lattice of chips from the config section.
 
     Raises:
-        ConfigError: If chips, or their quarters, are not whole patches of the model (8 px).
+        ConfigError: If chips, or their quarters, are not multiples of the patch of the model (8 px).
     """
     lattice = Lattice(section["chip_size"], section["pixels_per_degree"])
     check_encode(lattice, section["encode"])
@@ -19,7 +19,7 @@ def chip_lattice(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_encode(lattice: Lattice, encode: str) -> None:
-    """Raise ConfigError unless chips, or their quarters, are whole patches of the model (8 px)."""
+    """Raise ConfigError unless chips, or their quarters, are multiples of the patch of the model (8 px)."""
     divisor = 16 if encode == "quarters" else 8
     if lattice.chip % divisor:
         raise ConfigError(

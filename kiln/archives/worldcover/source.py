@@ -255,11 +255,11 @@ class WorldCoverSource:
         stat = storage.stat(tile.uri)
         if stat is None:
             raise SourceError(
-                f"{tile.uri}: removed since the plan was made. Delete the plan to list the archive again."
+                f"{tile.uri}: removed since the archive was listed. Delete the plan to list the archive again."
             )
         if (stat.size, stat.etag) != (tile.size, tile.etag):
             raise SourceError(
-                f"{tile.uri}: changed since the plan was made. Delete the plan to list the archive again."
+                f"{tile.uri}: changed since the archive was listed. Delete the plan to list the archive again."
             )
         if stat.size == 0:
             raise SourceError(f"{tile.uri}: empty, 0 bytes")

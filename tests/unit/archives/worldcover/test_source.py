@@ -401,9 +401,9 @@ BAD = {
     "other size": (lambda p: write_like(p, random_pixels(24, 1)), "expected 48 x 48 px, got 24 x 24"),
 }
 LATER = {  # after the plan was made
-    "emptied": (lambda p: p.write_bytes(b""), "changed since the plan was made"),
-    "replaced": (lambda p: p.write_bytes(p.read_bytes() + b"x"), "changed since the plan was made"),
-    "deleted": (lambda p: p.unlink(), "removed since the plan was made"),
+    "emptied": (lambda p: p.write_bytes(b""), "changed since the archive was listed"),
+    "replaced": (lambda p: p.write_bytes(p.read_bytes() + b"x"), "changed since the archive was listed"),
+    "deleted": (lambda p: p.unlink(), "removed since the archive was listed"),
 }
 
 
@@ -595,7 +595,7 @@ def test_a_throttled_tile_ends_the_job_but_a_vanished_one_only_fails(tmp_path, s
         server.status = 0
     source = make_source(server.url, lattice, columns)
     server.etag = "two"
-    assert all("changed since the plan" in e.reason for e in cut(source))
+    assert all("changed since the archive" in e.reason for e in cut(source))
 
 
 @pytest.mark.usefixtures("impatient")
