@@ -238,7 +238,7 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     assert "kiln aws env" in planned.refused("naip", SNAKEMAKE_AWS_BATCH_JOB_QUEUE="")
     queue = planned.environment["SNAKEMAKE_AWS_BATCH_JOB_QUEUE"]
     assert "does not exist" in planned.refused("naip", "--queue", f"{queue}-2")
-    assert "to its ARN" in planned.refused("naip", "--queue", "nowhere")
+    assert "expected the ARN of the queue" in planned.refused("naip", "--queue", "nowhere")
     assert "no such job definition" in planned.refused("naip", "--job-definition", "nowhere:1")
     assert "which jobs can write, got results" in planned.refused("naip", "--storage", "results")
     assert "bucket nobody-has-this does not exist" in planned.refused("naip", "--storage", "s3://nobody-has-this")

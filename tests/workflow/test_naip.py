@@ -83,8 +83,8 @@ def rows_of(paths: Iterable[Path]) -> list[dict]:
 
 
 def parts(folder: Path) -> list[Path]:
-    """Kept units of shards that are not whole yet."""
-    return [p for p in (folder / "parts").rglob("*") if p.is_file()]
+    """Files of finished units of unfinished shards."""
+    return [p for p in (folder / "checkpoints").rglob("*") if p.is_file()]
 
 
 def damaged(scene: Path) -> bytes:
@@ -324,7 +324,7 @@ def test_the_database_takes_the_selected_partitions_alone(finished_naip: Run, tm
     assert rows == world["rows"] + record_of(run, "nd-2019")["rows"]
     run.configure({"index": {"select": {"datasets": ["naip"], "partitions": ["nd-2019", "2021"]}}})
     said = run.snakemake("-n", check=False)
-    assert "config: index.select.partitions: no 2021 among nd-2019, nd-2021, va-2016" in said
+    assert "config: index.select.partitions: expected some of nd-2019, nd-2021, va-2016, got 2021" in said
     assert "Traceback (most recent call last)" not in said
     shutil.rmtree(run.one("results/tiny/naip-*"))
     assert run.jobs() == {"plan_naip": 1, "all": 1}, "before the plan nobody knows the partitions"
