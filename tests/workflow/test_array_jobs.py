@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -61,11 +62,15 @@ class Cloud:
     def ended(self, rc: int, dataset: str, *more: str, **environment: str) -> tuple[str, str]:
         config = ["--configfile", str(self.run.folder / "config.yaml"), "--storage", ROOT]
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with patch.dict(os.environ, environment), redirect_stdout(out), redirect_stderr(err):
-            try:
+        handler = logging.StreamHandler(err)  # the process of the tests has handlers of its own
+        logging.getLogger().addHandler(handler)
+        try:
+            with patch.dict(os.environ, environment), redirect_stdout(out), redirect_stderr(err):
                 submit.main([dataset, *config, *more])
-            except SystemExit as e:
-                code = e.code
+        except SystemExit as e:
+            code = e.code
+        finally:
+            logging.getLogger().removeHandler(handler)
         assert code == rc, out.getvalue() + err.getvalue()
         return out.getvalue(), err.getvalue()
 

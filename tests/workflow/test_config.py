@@ -51,7 +51,7 @@ def test_without_a_digest_only_encoder_weights_runs(tmp_path: Path, config: Path
     ("changes", "message"),
     [
         ({"worldcver": {}}, "config: top level: unknown key 'worldcver'. Did you mean 'worldcover'?"),
-        ({"model": {"untrained": {"heads": 3}}}, "model.untrained: "),
+        ({"model": {"untrained": {"heads": 3}}}, "model.untrained.dim: expected 16 or more"),
         ({"datasets": []}, "nothing to do: the config turns no dataset on"),
     ],
 )
