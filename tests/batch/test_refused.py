@@ -59,7 +59,7 @@ NEAR = ("--config", "allow_cross_region=True")
         ({"KILN_BUCKET": "kiln-lab-nowhere"}, "bucket kiln-lab-nowhere does not exist"),
         ({"KILN_BUCKET": ELSEWHERE}, f"bucket {ELSEWHERE}: expected a bucket in us-east-1"),
         ({"AWS_ACCESS_KEY_ID": UNKNOWN_KEY}, "AWS does not accept these credentials"),
-        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no AWS credentials"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "expected AWS credentials, got none"),
         (
             {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "AKIADRIVER", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "s"},
             "access_key, secret_key: credentials would travel to the jobs in plain text",
