@@ -1,5 +1,4 @@
 # The run that the config describes, and what its jobs take; no rules. The logic is in kiln/workflow.
-import shlex
 import sys
 from functools import partial
 
