@@ -18,9 +18,10 @@ from pathlib import Path
 
 from kiln.archives.registry import archives, get_archive
 from kiln.cli import command_line
+from kiln.cli.embed_flags import add_option_flags, read_options
 from kiln.cli.section_flags import add_section_flags, read_section
 from kiln.errors import ConfigError
-from kiln.formats import plan_file, vectors
+from kiln.formats import plan_file
 from kiln.io import storage
 
 log = logging.getLogger(__name__)
@@ -49,19 +50,7 @@ def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="embed a finished shard again")
     add("--checkpoints", help="path or s3:// of a folder for finished units of the unfinished shard")
     add("--expect-fingerprint", metavar="HEX", help="stop unless the fingerprint begins like this")
-    add("--vector-dtype", choices=vectors.VECTOR_DTYPES, default="float16", help="dtype of the vectors")
-    add("--embedding", choices=vectors.EMBEDDINGS, default="class", help="class token, mean of patch tokens, or both")
-    add(
-        "--patches",
-        action="store_true",
-        help="also all patch tokens, in <shard>.patches.parquet: 2 MB a chip of 256 px",
-    )
-    add("--max-failed-fraction", type=float, default=0.5, help="fraction of failed units above which the shard fails")
-    add("--batch-size", type=int, default=8, help="chips encoded together")
-    add("--threads", type=int, default=0, help="threads of the encoder; 0: as many as cores")
-    add("--read-threads", type=int, default=4, help="threads that read and decode ahead of the encoder")
-    add("--read-ahead-mb", type=int, default=512, help="MB of pixels held ahead of the encoder")
-    add("--device", default="cpu", help="cpu, cuda (a GPU that no other job holds) or cuda:N")
+    add_option_flags(parser)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,19 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     archive = get_archive(args.archive_name)
 
     def work() -> None:
-        from kiln.engine.job import EmbedOptions, embed_shard  # imports torch, which --help should not wait for
+        from kiln.engine.job import embed_shard  # imports torch, which --help should not wait for
 
-        options = EmbedOptions(
-            vector_dtype=args.vector_dtype,
-            embedding=args.embedding,
-            patches=args.patches,
-            max_failed_fraction=args.max_failed_fraction,
-            batch_size=args.batch_size,
-            threads=args.threads,
-            read_threads=args.read_threads,
-            read_ahead_mb=args.read_ahead_mb,
-            device=args.device,
-        )
+        options = read_options(args)
         shard = plan_file.pick_shard(args.units, name=args.shard, index=args.index)
         if shard is None:
             log.info("line %d is past the end of %s: nothing to do", args.index, args.units)
