@@ -44,7 +44,6 @@ class Page:
 
     def ranked(self):
         """Waits for the answer to the last search; the chip ids in their order."""
-        self.page.wait_for_timeout(150)  # what waits for more marks has started
         self.page.wait_for_selector("#grid[aria-busy=false]")
         return self.ids("#grid")
 

@@ -16,10 +16,16 @@ let about,
   picked = null,
   running, // the AbortController of the search under way
   results = [];
+const pending = new Set(); // what the results wait for: "find", "filters", "search"
 
 const say = (id, text) => {
   $(id).textContent = text;
 };
+const wait = (what, on) => {
+  pending[on ? "add" : "delete"](what);
+  $("grid").setAttribute("aria-busy", pending.size > 0);
+};
+const unmarked = () => !state.likes.length && !state.dislikes.length;
 const address = () => history.replaceState(null, "", `#${states.write(state)}`);
 const remember = (chip) => {
   facts.set(chip.chip_id, { ...facts.get(chip.chip_id), ...chip });
@@ -38,10 +44,10 @@ async function search() {
     results = [];
     say("status", state.dislikes.length ? "Like at least one chip to search." : "Nothing is marked yet.");
     for (const id of ["note", "results-error"]) say(id, "");
-    $("grid").setAttribute("aria-busy", "false");
-    return drawResults();
+    drawResults();
+    return wait("search", false);
   }
-  $("grid").setAttribute("aria-busy", "true");
+  wait("search", true);
   try {
     const answer = await api.search(states.query(state), controller.signal);
     results = answer.results;
@@ -61,10 +67,16 @@ async function search() {
     if (error.status) say("results-error", error.message); // without an answer, the connection's line shows the problem
     say("status", "");
   }
-  if (running === controller) $("grid").setAttribute("aria-busy", "false");
+  if (running === controller) wait("search", false);
 }
 
-const searchSoon = later(search, 40);
+const searchLater = later(search, 40);
+
+/** Searches once no other change follows; until then the results count as outdated. */
+function searchSoon() {
+  wait("search", true);
+  searchLater();
+}
 
 function drawResults() {
   drawGrid(results, state);
@@ -93,8 +105,7 @@ function drawMarks() {
   drawRows(state, facts);
   const known = (mark) => state[`${mark}s`].map((id) => ({ facts: facts.get(id), mark })).filter((m) => m.facts?.bbox);
   map?.marks([...known("like"), ...known("dislike")]);
-  const none = !state.likes.length && !state.dislikes.length;
-  for (const id of ["save", "clear"]) $(id).disabled = none;
+  for (const id of ["save", "clear"]) $(id).disabled = unmarked();
   if (picked) showChip(facts.get(picked), state, act);
 }
 
@@ -142,6 +153,7 @@ const act = {
     if (inside) (document.querySelector("#map canvas") ?? $("find-text")).focus();
   },
   async pick({ lng, lat }, takeFocus) {
+    wait("find", unmarked()); // the first chip found is liked
     try {
       const chip = remember(await api.chipAt(lng, lat, states.mapFilters(state)));
       say("find-error", "");
@@ -150,6 +162,7 @@ const act = {
     } catch (error) {
       if (error.status) say("map-note", error.message);
     }
+    wait("find", false);
   },
   moved(view, bbox, byHand) {
     if (view) state.view = view;
@@ -179,7 +192,7 @@ function pick(chip, takeFocus) {
 
 /** Shows a chip that a person chose, and likes it if there are no marks yet. */
 function choose(chip, takeFocus) {
-  const first = !state.likes.length && !state.dislikes.length;
+  const first = unmarked();
   if (first) states.mark(state, chip.chip_id, states.LIKE);
   pick(chip, takeFocus);
   if (first) changed();
@@ -189,6 +202,7 @@ async function find(text) {
   const query = text.trim();
   if (!query) return say("find-error", "Enter longitude and latitude, such as -96.2, 43.6, or a chip_id.");
   const numbers = query.match(/^(-?\d+(?:\.\d+)?)[\s,;]+(-?\d+(?:\.\d+)?)$/);
+  wait("find", unmarked()); // the first chip found is liked
   try {
     const [lon, lat] = numbers ? numbers.slice(1).map(Number) : [];
     if (numbers && Math.abs(lat) > 90 && Math.abs(lon) <= 90)
@@ -200,17 +214,25 @@ async function find(text) {
   } catch (error) {
     say("find-error", error.message);
   }
+  wait("find", false);
 }
 
 // ------------------------------------------------------------------------------------------- filters, ranking
 
-const filtered = later(() => {
-  if (!filters.take(state)) return;
-  if (state.within === "view") state.bbox = map?.box() ?? state.bbox;
-  address();
-  map?.refresh();
-  search();
+const applyFilters = later(() => {
+  if (filters.take(state)) {
+    if (state.within === "view") state.bbox = map?.box() ?? state.bbox;
+    address();
+    map?.refresh();
+    search();
+  }
+  wait("filters", false);
 }, 150);
+
+function filtered() {
+  wait("filters", true);
+  applyFilters();
+}
 
 function listen() {
   $("filter-form").addEventListener("change", filtered);
