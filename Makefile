@@ -22,11 +22,11 @@ explore: $(VENV)/.run ## a map of the sample run in the browser: search by looki
 
 test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest -n $(CORES) --dist worksteal tests --ignore tests/explorer --ignore tests/batch
+	pytest -n $(CORES) --dist loadgroup tests --ignore tests/explorer --ignore tests/batch
 
 .PHONY: test-quick
 test-quick: $(VENV)/.test ## unit tests alone: no Snakemake, no container, no browser
-	pytest -n $(CORES) --dist worksteal tests/unit
+	pytest -n $(CORES) --dist loadgroup tests/unit
 
 test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a real WMS; installs both (Debian, root)
 	@tests/explorer/install.sh
