@@ -17,10 +17,10 @@ from rasterio.windows import from_bounds
 
 from kiln.archives.registry import PICTURE_SIZE_PX
 from kiln.errors import SourceError
+from kiln.formats.bounding_box import Bounds
 from kiln.io import gdal
 
 NODATA_GREY = 128
-BoundingBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Stretch:
         return rgb
 
 
-def read_window(uri: str, bands: Sequence[int], bbox: BoundingBox) -> NDArray[Any]:
+def read_window(uri: str, bands: Sequence[int], bbox: Bounds) -> NDArray[Any]:
     """Read bands of a raster file within a bounding box.
 
     Args:

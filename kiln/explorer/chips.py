@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from kiln.errors import ConfigError
+from kiln.formats.bounding_box import Bounds
 
-BoundingBox = tuple[float, float, float, float]  # west, south, east, north; west > east crosses the antimeridian
 FRACTION_DIGITS = 6  # decimals of fractions, which the table stores in float32
 
 
@@ -44,7 +44,7 @@ class ChipFacts:
     cloud_fraction: float | None
     lon: float
     lat: float
-    bbox: BoundingBox
+    bbox: Bounds
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "ChipFacts":
@@ -99,7 +99,7 @@ def time_text(moment: datetime | None) -> str | None:
     return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def check_bbox(bbox: Sequence[float]) -> BoundingBox:
+def check_bbox(bbox: Sequence[float]) -> Bounds:
     """Return west, south, east, north in degrees. Raise ConfigError for an empty box or swapped sides.
 
     A box with west > east crosses the antimeridian. It is at most half the world wide: a wider one has its sides
@@ -117,13 +117,6 @@ def check_bbox(bbox: Sequence[float]) -> BoundingBox:
             "antimeridian has west > east, from -180 to 180, and is half the world wide at most."
         )
     return west, south, east, north
-
-
-def split_at_antimeridian(bbox: BoundingBox) -> list[BoundingBox]:
-    """Return a box as one or two boxes that do not cross the antimeridian."""
-    west, south, east, north = bbox
-    parts = [(west, south, east, north)] if west < east else [(west, south, 180.0, north), (-180.0, south, east, north)]
-    return [part for part in parts if part[0] < part[2]]
 
 
 def outline(bbox: Sequence[float]) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from lancedb.table import Table as Table
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, TransientError
-from kiln.explorer.chips import BoundingBox, ChipFacts, UnknownChipError
+from kiln.explorer.chips import ChipFacts, UnknownChipError
 from kiln.explorer.filters import EVERY_CHIP, ChipFilter, cell_name, quote
 from kiln.explorer.matrix import KM_PER_DEGREE, check_place, raise_for_unknown
+from kiln.formats.bounding_box import Bounds
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
 
@@ -249,7 +250,7 @@ class ExplorerDatabase:
             query = self.table.search().where(chip_filter.sql() or "true").select([name])
             return query.limit(limit or max(1, self.table.count_rows())).to_arrow()[name]
 
-    def bounds(self) -> BoundingBox:
+    def bounds(self) -> Bounds:
         """Return the box around all chips."""
         west, south = (pc.min(self.column(name)).as_py() for name in ("xmin", "ymin"))
         east, north = (pc.max(self.column(name)).as_py() for name in ("xmax", "ymax"))

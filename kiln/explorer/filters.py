@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from shapely.errors import GEOSException
 
 from kiln.errors import ConfigError
-from kiln.explorer.chips import BoundingBox, split_at_antimeridian
 from kiln.explorer.matrix import NO_TIME, Matrix
+from kiln.formats.bounding_box import BoundingBox, Bounds
 
 MAX_VERTICES = 10_000  # of an area
 MAX_NAMES = 200  # datasets or years of a filter
@@ -43,7 +43,7 @@ class ChipFilter:
     years: tuple[int, ...] = ()
     first_day: date | None = None
     last_day: date | None = None
-    bbox: BoundingBox | None = None
+    bbox: Bounds | None = None
     area: shapely.Geometry | None = None
     max_nodata: float | None = None
     max_cloud: float | None = None
@@ -125,7 +125,7 @@ class ChipFilter:
                 terms.append(f"({column} IS NULL OR {column} <= {float(limit)!r})")
         for box in (self.bbox, None if self.area is None else _around(self.area)):
             if box is not None:
-                terms.append(f"({' OR '.join(f'({_box_sql(part)})' for part in split_at_antimeridian(box))})")
+                terms.append(f"({' OR '.join(f'({_box_sql(part)})' for part in BoundingBox(*box).parts())})")
         return " AND ".join(terms) or None
 
     def mask(self, matrix: Matrix) -> NDArray[np.bool_] | None:
@@ -145,7 +145,7 @@ class ChipFilter:
             if limit is not None:
                 passes.append(~(matrix[column] > np.float32(limit)))
         if self.bbox is not None:
-            passes.append(np.any([_inside(matrix, part) for part in split_at_antimeridian(self.bbox)], axis=0))
+            passes.append(np.any([_inside(matrix, part) for part in BoundingBox(*self.bbox).parts()], axis=0))
         if self.area is not None:
             passes.append(_inside_area(matrix, self.area))
         return np.logical_and.reduce(passes) if passes else None
@@ -154,7 +154,7 @@ class ChipFilter:
 EVERY_CHIP = ChipFilter()
 
 
-def _inside(matrix: Matrix, box: BoundingBox) -> NDArray[np.bool_]:
+def _inside(matrix: Matrix, box: Bounds) -> NDArray[np.bool_]:
     west, south, east, north = box
     lon, lat = matrix["lon"], matrix["lat"]
     inside: NDArray[np.bool_] = (lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)
@@ -169,7 +169,7 @@ def _inside_area(matrix: Matrix, area: shapely.Geometry) -> NDArray[np.bool_]:
     return inside
 
 
-def _box_sql(box: BoundingBox) -> str:
+def _box_sql(box: Bounds) -> str:
     """Return the condition of a centre in a box with west < east."""
     west, south, east, north = box
     rows, columns = (range(math.floor(a), math.floor(b) + 1) for a, b in ((south, north), (west, east)))
@@ -190,13 +190,13 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _around(area: shapely.Geometry) -> BoundingBox:
+def _around(area: shapely.Geometry) -> Bounds:
     """Return the box of an area, a little wider than the area: a box without width is empty."""
     west, south, east, north = area.bounds
     return west - 1e-9, south - 1e-9, east + 1e-9, north + 1e-9
 
 
-def parse_box(value: Any) -> BoundingBox:
+def parse_box(value: Any) -> Bounds:
     """Parse a box of four numbers. Raise ConfigError for another value.
 
     A map that was turned round the world has longitudes beyond 180; they are brought to -180..180.

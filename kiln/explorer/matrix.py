@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from kiln.errors import ConfigError
-from kiln.explorer.chips import BoundingBox, ChipFacts, UnknownChipError, split_at_antimeridian
+from kiln.explorer.chips import ChipFacts, UnknownChipError
+from kiln.formats.bounding_box import BoundingBox, Bounds
 
 LEVEL = 24  # of the Z-order curve: cells of 2.4 m at the equator
 MAX_LATITUDE = 85.051128779806604  # degrees: the edge of web mercator
@@ -108,10 +109,10 @@ class Matrix:
                 runs.append((first, last))
         return runs
 
-    def in_view(self, bbox: BoundingBox, mask: Mask | None) -> Rows:
+    def in_view(self, bbox: Bounds, mask: Mask | None) -> Rows:
         """Return the rows [m] of the chips whose boxes touch a box in degrees; `mask` [n] as from ChipFilter.mask."""
         pieces: list[Rows] = [np.empty(0, np.int64)]
-        parts = split_at_antimeridian(bbox)
+        parts = BoundingBox(*bbox).parts()
         for west, south, east, north in parts:
             (x0, x1), (y1, y0) = map_x(np.array([west, east])), map_y(np.array([south, north]))
             for first, last in self.touching(x0, y0, x1, y1):

@@ -17,12 +17,12 @@ from PIL import Image, UnidentifiedImageError
 
 from kiln.archives.registry import PICTURE_SIZE_PX, archives
 from kiln.errors import KilnError, SourceError
+from kiln.formats.bounding_box import Bounds
 from kiln.io.storage.http import TIMEOUT_S
 
 SIZE = PICTURE_SIZE_PX
 MAX_ANSWER_BYTES = 16 << 20
 NO_SERVICE = "no service configured"
-BoundingBox = tuple[float, float, float, float]  # west, south, east, north in degrees
 Pixels = NDArray[np.uint8]
 
 
@@ -81,7 +81,7 @@ def picture(row: Mapping[str, Any], services: Mapping[str, Any]) -> Picture:
         return Picture(None, "none", f"{why}; {e}")
 
 
-def from_source(dataset: str, source: str, bbox: BoundingBox) -> Pixels:
+def from_source(dataset: str, source: str, bbox: Bounds) -> Pixels:
     """Read the picture of a bounding box from a chip's source.
 
     Args:
@@ -98,11 +98,11 @@ def from_source(dataset: str, source: str, bbox: BoundingBox) -> Pixels:
     return _picture_reader(dataset)(source, bbox)
 
 
-def _picture_reader(dataset: str) -> Callable[[str, BoundingBox], Pixels]:
+def _picture_reader(dataset: str) -> Callable[[str, Bounds], Pixels]:
     """Return the `read_picture` of a dataset's archive. Raises SourceError if there is none."""
     if archive := archives().get(dataset):
         try:
-            reader: Callable[[str, BoundingBox], Pixels] = archive.load("picture", "read_picture")
+            reader: Callable[[str, Bounds], Pixels] = archive.load("picture", "read_picture")
             return reader
         except ModuleNotFoundError as e:
             if e.name != f"{archive.module}.picture":
@@ -110,7 +110,7 @@ def _picture_reader(dataset: str) -> Callable[[str, BoundingBox], Pixels]:
     raise SourceError(f"{dataset}: no way is known to draw its sources")
 
 
-def from_wms(wms: WmsSettings, bbox: BoundingBox) -> Pixels:
+def from_wms(wms: WmsSettings, bbox: Bounds) -> Pixels:
     """Return the picture of a bounding box from an image service.
 
     No service accepts a box across the antimeridian (west > east); such a box takes two requests.
@@ -133,7 +133,7 @@ def from_wms(wms: WmsSettings, bbox: BoundingBox) -> Pixels:
     return np.concatenate([_get_map(wms, box, width) for box, width in halves], axis=1)
 
 
-def wms_request(wms: WmsSettings, bbox: BoundingBox, width: int = SIZE) -> dict[str, str]:
+def wms_request(wms: WmsSettings, bbox: Bounds, width: int = SIZE) -> dict[str, str]:
     """Return the parameters of a GetMap request for a picture [SIZE, width] of a bounding box in degrees.
 
     WMS 1.3.0 names the CRS parameter `CRS` and writes EPSG:4326 boxes latitude first. STYLES is mandatory even when
@@ -162,7 +162,7 @@ def wms_request(wms: WmsSettings, bbox: BoundingBox, width: int = SIZE) -> dict[
     return parameters
 
 
-def _get_map(wms: WmsSettings, bbox: BoundingBox, width: int) -> Pixels:
+def _get_map(wms: WmsSettings, bbox: Bounds, width: int) -> Pixels:
     """Return the RGB picture [SIZE, width, 3] of one request. Raises SourceError if the answer is no valid picture."""
     try:
         with requests.get(wms["url"], params=wms_request(wms, bbox, width), timeout=TIMEOUT_S, stream=True) as response:

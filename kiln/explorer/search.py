@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kiln.errors import ConfigError
 from kiln.explorer import ranking
-from kiln.explorer.chips import BoundingBox, ChipFacts, Hit
+from kiln.explorer.chips import ChipFacts, Hit
 from kiln.explorer.colours import unit
 from kiln.explorer.database import (
     FACTS,
@@ -35,6 +35,7 @@ from kiln.explorer.database import (
 from kiln.explorer.filters import EVERY_CHIP, ChipFilter
 from kiln.explorer.matrix import BOX, Mask, Matrix, Rows
 from kiln.explorer.ranking import Direction, Scores
+from kiln.formats.bounding_box import Bounds
 
 METHODS = ("mean", "linear")
 MAX_MARKS = 1000  # of each kind
@@ -148,7 +149,7 @@ def _raise_if_empty(db: ExplorerDatabase, rows: int) -> None:
         raise ConfigError(f"{db.uri}: the database is empty: there is no chip to search")
 
 
-def _no_chip(bounds: BoundingBox) -> str:
+def _no_chip(bounds: Bounds) -> str:
     """Return the note of a search whose filters leave no chip."""
     west, south, east, north = bounds
     return f"The filters leave no chip; the data lie within {west:.2f}, {south:.2f}, {east:.2f}, {north:.2f}."

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from kiln.errors import ConfigError
 
+Bounds = tuple[float, float, float, float]  # west, south, east, north in degrees; west > east crosses the antimeridian
+
 
 class BoundingBox(NamedTuple):
     """West, south, east, north in degrees. A box with west > east crosses the antimeridian."""
@@ -16,10 +18,10 @@ class BoundingBox(NamedTuple):
     north: float
 
     def parts(self) -> list["BoundingBox"]:
-        """Return the box, or its two parts on both sides of the antimeridian, the eastern hemisphere's first."""
+        """Return the box, or its parts on both sides of the antimeridian, the eastern hemisphere's first."""
         if self.west <= self.east:
             return [self]
-        return [self._replace(east=180.0), self._replace(west=-180.0)]
+        return [part for part in (self._replace(east=180.0), self._replace(west=-180.0)) if part.west < part.east]
 
 
 def check_bounding_box(

@@ -14,6 +14,7 @@ import shapely
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, SourceError
+from kiln.formats.bounding_box import BoundingBox, Bounds
 from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
 from kiln.io.range_file import RangeFile
@@ -22,8 +23,6 @@ from kiln.product.record import product_folder, read_record
 PART = re.compile(r"part-\d+\.parquet")
 SIDES = ("xmin", "ymin", "xmax", "ymax")  # of the `bbox` column
 HALF_TURN = 180.0  # degrees: no chip is wider
-
-Box = tuple[float, float, float, float]
 
 
 def read_product(
@@ -69,14 +68,11 @@ def read_product(
     return frame[names if "geometry" in names else [*names, "geometry"]]
 
 
-def _split_box(bbox: Sequence[float]) -> list[Box]:
-    """Return the box, in two where it goes over the antimeridian. Raises ConfigError for what is no box."""
+def _split_box(bbox: Sequence[float]) -> list[Bounds]:
+    """Return the box, in two parts if it crosses the antimeridian. Raises ConfigError for anything else."""
     if len(bbox) != 4 or not all(map(math.isfinite, bbox)) or bbox[1] > bbox[3]:
         raise ConfigError(f"bbox: expected west, south, east, north in degrees, got {bbox}. Correct it.")
-    west, south, east, north = map(float, bbox)
-    if west <= east:
-        return [(west, south, east, north)]
-    return [(west, south, HALF_TURN, north), (-HALF_TURN, south, east, north)]
+    return list(BoundingBox(*map(float, bbox)).parts())
 
 
 def _part_uris(uri: str) -> list[str]:
@@ -90,7 +86,7 @@ def _part_uris(uri: str) -> list[str]:
     raise SourceError(f"{uri}: expected the folder or record of a product, got no part file. Correct the address.")
 
 
-def _read_part(uri: str, boxes: Sequence[Box] | None, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _read_part(uri: str, boxes: Sequence[Bounds] | None, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     """Yield the part's rows, one table for each row group that has some, and an empty table first."""
     with _open(uri) as stream, parquet_errors(uri):
         file = pq.ParquetFile(stream, pre_buffer=True)
@@ -117,7 +113,7 @@ def _open(uri: str) -> Any:
     return RangeFile(uri, source) if storage.is_remote(uri) else Path(uri).open("rb")
 
 
-def _may_meet(metadata: pq.FileMetaData, group: int, box: Box) -> bool:
+def _may_meet(metadata: pq.FileMetaData, group: int, box: Bounds) -> bool:
     """Return whether chips of a row group may meet a box with west <= east, by the statistics of its bounding boxes.
 
     A chip over the antimeridian has xmin > xmax. A row group may have one if they lie half a turn apart.
@@ -134,7 +130,7 @@ def _may_meet(metadata: pq.FileMetaData, group: int, box: Box) -> bool:
     return bool((low["xmin"] <= east and high["xmax"] >= west) or high["xmin"] - low["xmax"] > HALF_TURN)
 
 
-def _meets(column: pa.ChunkedArray, boxes: Sequence[Box]) -> NDArray[np.bool_]:
+def _meets(column: pa.ChunkedArray, boxes: Sequence[Bounds]) -> NDArray[np.bool_]:
     """Return which chips [n] meet any of the boxes, by their `bbox` values."""
     values = column.combine_chunks()
     xmin, ymin, xmax, ymax = (np.asarray(values.field(side)) for side in SIDES)

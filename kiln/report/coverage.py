@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from kiln.formats.bounding_box import Bounds
 from kiln.io import storage
 from kiln.product.record import ProductRecord
 
@@ -27,7 +28,6 @@ INK, QUIET, FULL, SEA = "#22262b", "#6b7280", "#0f766e", "#eef2f4"
 PAPER, LINE, WARNING = "#faf9f6", "#d6d3cb", "#b91c1c"
 
 Boxes = NDArray[np.float64]  # [n, 4] of chips: xmin, ymin, xmax, ymax in degrees
-Bounds = tuple[float, float, float, float]  # west, south, east, north in degrees
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import NamedTuple
 
+from kiln.formats.bounding_box import Bounds
+
 BUCKET = "s3://naip-analytic"
 KEY = re.compile(
     r"(?P<state>[a-z]{2})/(?P<year>\d{4})/(?P<cm>\d{2,3})cm/rgbir_cog/\d{5}/"
@@ -74,7 +76,7 @@ class SceneKey(NamedTuple):  # created much faster than a frozen dataclass
         return west, _north(self.quad[:2], n, self.quarter[0])
 
     @property
-    def bounds(self) -> tuple[float, float, float, float]:
+    def bounds(self) -> Bounds:
         """West, south, east, north in degrees, with the 300 m by which a scene extends beyond its quadrangle."""
         west, north = self.corner
         up = PAD_M / METRES_PER_DEGREE

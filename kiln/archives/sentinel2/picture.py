@@ -6,11 +6,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.archives.raster_picture import BoundingBox, Stretch, read_window
+from kiln.archives.raster_picture import Stretch, read_window
 from kiln.archives.sentinel2.item import read_item
 from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION
 from kiln.archives.sentinel2.scene import OFFSET, offset_rule, subtract
 from kiln.errors import SourceError
+from kiln.formats.bounding_box import Bounds
 from kiln.io import storage
 
 RGB_BANDS = ("B04", "B03", "B02")  # the first is the band that `source` names
@@ -18,7 +19,7 @@ STRETCH = Stretch(black=0.0, white=4000.0, gamma=0.6)
 log = logging.getLogger(__name__)
 
 
-def read_picture(source: str, bbox: BoundingBox) -> NDArray[np.uint8]:
+def read_picture(source: str, bbox: Bounds) -> NDArray[np.uint8]:
     """Read the picture of a bounding box from a scene's red, green and blue files.
 
     Args:

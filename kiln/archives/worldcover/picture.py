@@ -3,13 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from kiln.archives.raster_picture import BoundingBox, Stretch, read_window
+from kiln.archives.raster_picture import Stretch, read_window
+from kiln.formats.bounding_box import Bounds
 
 RGB_BANDS = (1, 2, 3)
 STRETCH = Stretch(black=0.0, white=4000.0, gamma=0.6)
 
 
-def read_picture(source: str, bbox: BoundingBox) -> NDArray[np.uint8]:
+def read_picture(source: str, bbox: Bounds) -> NDArray[np.uint8]:
     """Read the picture of a bounding box from a tile.
 
     Args:

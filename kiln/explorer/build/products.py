@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, SourceError
-from kiln.explorer.chips import BoundingBox, check_bbox
+from kiln.explorer.chips import check_bbox
 from kiln.explorer.database import VECTOR, cells, vector_space
 from kiln.formats import embeddings_file, vectors
+from kiln.formats.bounding_box import Bounds
 from kiln.formats.fingerprint import digest
 from kiln.formats.parquet import read_batches
 from kiln.io import storage
@@ -153,7 +154,7 @@ class Select:
     partitions: tuple[str, ...] = ()
     years: tuple[int, ...] = ()
     embedding: str | None = None
-    bbox: BoundingBox | None = None
+    bbox: Bounds | None = None
     max_rows: int = 10_000_000
 
     def __post_init__(self) -> None:

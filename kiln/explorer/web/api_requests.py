@@ -8,9 +8,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from kiln.errors import ConfigError
-from kiln.explorer.chips import BoundingBox
 from kiln.explorer.filters import ChipFilter, parse_box
 from kiln.explorer.search import Query
+from kiln.formats.bounding_box import Bounds
 from kiln.formats.validation import validate
 
 MAX_BODY_BYTES = 2 << 20
@@ -57,7 +57,7 @@ def query_filter(parameters: dict[str, str]) -> ChipFilter:
     return ChipFilter.from_address(parameters)
 
 
-def parse_bbox(text: str) -> BoundingBox:
+def parse_bbox(text: str) -> Bounds:
     """Return the bounding box of `west,south,east,north` in degrees. Raises ConfigError for an invalid one."""
     return parse_box(text.split(","))
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiln.explorer import results
-from kiln.explorer.chips import BoundingBox, UnknownChipError, time_text
+from kiln.explorer.chips import UnknownChipError, time_text
 from kiln.explorer.database import ExplorerDatabase
 from kiln.explorer.filters import ChipFilter
 from kiln.explorer.matrix import BOX, NO_TIME, Matrix, moment
@@ -18,6 +18,7 @@ from kiln.explorer.matrix_cache import open_matrix
 from kiln.explorer.search import Query, SearchResult, search
 from kiln.explorer.web import map_tiles
 from kiln.explorer.web.lru_cache import LruCache
+from kiln.formats.bounding_box import Bounds
 
 MAX_OUTLINES = 20_000
 MAX_MASKS, MAX_TILES = 16, 512  # in memory
@@ -72,7 +73,7 @@ class Version:
             raise UnknownChipError("the database is empty: there is no chip")
         return self.matrix.facts([self.matrix.at(lon, lat, self._mask(where))])[0].to_json()
 
-    def outlines(self, bbox: BoundingBox, where: ChipFilter) -> dict[str, Any]:
+    def outlines(self, bbox: Bounds, where: ChipFilter) -> dict[str, Any]:
         """Return the outlines of the chips within a box as GeoJSON; `{"too_many": n}` above MAX_OUTLINES."""
         rows = np.empty(0, np.int64)
         if len(self.matrix):
