@@ -1,4 +1,4 @@
-"""A real server over a database made here, and a real browser that looks at it."""
+"""Fixtures: a real server of a small database, and a real browser that opens its page."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ GONE = "gone.tif"
 
 
 def row(n: int, pixels: np.ndarray, **facts: Any) -> dict[str, Any]:
-    """Chip n of the tile; its vector is what its pixels look like, so that likes look alike."""
+    """Return chip n of the tile. Its vector follows from its pixels, so chips that look alike are neighbours."""
     col, line = n % SIDE, n // SIDE
     side = PPD // SIDE
     part = pixels[:, line * side : (line + 1) * side, col * side : (col + 1) * side].astype(float)
@@ -38,7 +38,7 @@ def row(n: int, pixels: np.ndarray, **facts: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """625 chips of a composite, and 125 of scenes a year earlier, partly cloudy, whose source is gone."""
+    """Write a database: 625 chips of a composite, and 125 partly cloudy ones of the year before without a source."""
     folder = tmp_path_factory.mktemp("explorer")
     pixels = draw_tile(WEST, SOUTH, PPD, 2021, 0)
     with rasterio.open(
@@ -53,14 +53,14 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row(n, pixels, **scene, chip_id=f"scene:{n:05d}", cloud_fraction=(n % 10) / 10, nodata_fraction=(n % 3) / 10)
         for n in west
     ]
-    told = explorers.KILN | {"dimensions": 8, "untrained": True}
-    explorers.write(folder / "db", rows, {"worldcover": told, "sentinel2": told}, dim=8)
+    metadata = explorers.KILN | {"dimensions": 8, "untrained": True}
+    explorers.write(folder / "db", rows, {"worldcover": metadata, "sentinel2": metadata}, dim=8)
     return folder
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The system's Chromium."""
+    """Start the system's Chromium."""
     with sync_playwright() as driver:
         started = launch(driver)
         yield started
@@ -69,7 +69,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def served(browser: Any, database: Path) -> Iterator[Server]:
-    """The server; the browser is asked for first, so that nothing is made where there is none."""
+    """Start the server. The browser is requested first, so that a missing one fails before anything is written."""
     server = Server(database, database)
     yield server
     server.stop()
@@ -77,16 +77,16 @@ def served(browser: Any, database: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def pictures_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: KILN_SCREENSHOTS, or a folder of the run."""
-    named = os.environ.get("KILN_SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    """Return the folder of screenshots: KILN_SCREENSHOTS, or a temporary one."""
+    configured = os.environ.get("KILN_SCREENSHOTS")
+    folder = Path(configured) if configured else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
 def program() -> str:
-    """MapServer's CGI program."""
+    """Return the path of MapServer's CGI program."""
     path = os.environ.get("KILN_MAPSERV", CGI)
     if not shutil.which(path):
         pytest.fail("no MapServer here: install Debian's cgi-mapserver, or name its mapserv in KILN_MAPSERV")

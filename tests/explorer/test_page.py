@@ -15,11 +15,11 @@ from tests.support import explorers
 
 DESK, PHONE = (1360, 820), (375, 740)
 FIRST = "test:00312"  # in the middle of the tile
-EXPECTED = re.compile(r"net::ERR_|status of 4\d\d|GPU stall|GL Driver")  # what a browser itself notes
+EXPECTED = re.compile(r"net::ERR_|status of 4\d\d|GPU stall|GL Driver")  # messages of the browser itself
 
 
 class Page:
-    """A page with what the tests do to it; no script may fail in it, and nothing be loaded from elsewhere."""
+    """An open page and the actions of the tests. `faults` has script errors and requests to other servers."""
 
     def __init__(self, browser, served, folder, size=DESK, **options):
         self.context = browser.new_context(
@@ -43,7 +43,7 @@ class Page:
         return self
 
     def ranked(self):
-        """Waits for the answer to the last search; the chip ids in their order."""
+        """Wait for the answer to the last search; return the chip ids in their order."""
         self.page.wait_for_selector("#grid[aria-busy=false]")
         return self.ids("#grid")
 
@@ -54,11 +54,11 @@ class Page:
         return self.page.inner_text(selector)
 
     def search(self, body):
-        """What the server answers to this search."""
+        """Return the server's results for this search."""
         return self.page.request.post(f"{self.served.address}api/search", data=body).json()["results"]
 
     def shown(self):
-        """Waits until the pictures in sight are there."""
+        """Wait until the visible pictures are loaded."""
         self.page.wait_for_function(
             """() => [...document.querySelectorAll('.picture')].filter(e => {
                  const b = e.getBoundingClientRect();
@@ -73,11 +73,11 @@ class Page:
         return self
 
     def accessible(self):
-        """No finding of axe, and nothing wider than the screen."""
+        """Assert that axe finds no violation and that nothing is wider than the screen."""
         self.page.evaluate(AXE.read_text())
         found = self.page.evaluate("async () => (await axe.run(document, {resultTypes: ['violations']})).violations")
-        told = [f"{v['id']}: {n['html'][:150]} {n['failureSummary']}" for v in found for n in v["nodes"]]
-        assert not told, "\n".join(told)
+        findings = [f"{v['id']}: {n['html'][:150]} {n['failureSummary']}" for v in found for n in v["nodes"]]
+        assert not findings, "\n".join(findings)
         assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
     def click_map(self, lon, lat):
@@ -92,14 +92,14 @@ class Page:
 
 @pytest.fixture
 def visit(browser, served, pictures_folder):
-    made = []
+    pages = []
 
     def start(fragment="", **options):
-        made.append(Page(browser, served, pictures_folder, **options))
-        return made[-1].open(fragment)
+        pages.append(Page(browser, served, pictures_folder, **options))
+        return pages[-1].open(fragment)
 
     yield start
-    for page in made:
+    for page in pages:
         faults = page.faults
         page.context.close()
         assert not faults
@@ -110,10 +110,10 @@ def centre(chip_id):
     return -96 + (n % SIDE + 0.5) / SIDE, 44 - (n // SIDE + 0.5) / SIDE
 
 
-# -------------------------------------------------------------------------------------------------- see, and click
+# -------------------------------------------------------------------------------------------------- see and click
 
 
-def test_the_first_page_shows_the_map_and_says_that_the_weights_are_untrained(visit):
+def test_the_first_page_shows_the_map_and_warns_of_untrained_weights(visit):
     page = visit()
     assert "750 chips" in page.text("#about")
     assert "UNTRAINED weights: a demonstration" in page.text("#untrained")
@@ -122,11 +122,11 @@ def test_the_first_page_shows_the_map_and_says_that_the_weights_are_untrained(vi
     page.shot("first").accessible()
 
 
-def test_a_clicked_chip_is_liked_and_the_results_are_the_servers(visit):
+def test_a_clicked_chip_is_liked_and_the_servers_results_are_shown(visit):
     page = visit()
     page.click_map(*centre(FIRST))
     page.page.wait_for_selector("#likes [data-chip]")
-    assert page.ids("#likes") == [FIRST]  # of the two years there, the newest
+    assert page.ids("#likes") == [FIRST]  # the newest of its two years
     expected = page.search({"likes": [FIRST], "dislikes": [], "method": "mean", "k": 48, "filters": {}})
     assert page.ranked() == [r["chip_id"] for r in expected]
     assert "48 chips · mean" in page.text("#status")
@@ -137,7 +137,7 @@ def test_a_clicked_chip_is_liked_and_the_results_are_the_servers(visit):
     page.shot("colours").accessible()
 
 
-def test_marks_rank_again_and_appear_in_two_rows(visit):
+def test_a_new_mark_starts_a_search_and_appears_in_its_row(visit):
     page = visit(f"like={FIRST}")
     before = page.ranked()
     page.mark(1, "like")
@@ -157,7 +157,7 @@ def test_marks_rank_again_and_appear_in_two_rows(visit):
     assert page.ids("#dislikes") == []
 
 
-def test_the_linear_method_says_what_it_wants_and_then_ranks(visit):
+def test_the_linear_method_asks_for_missing_marks_and_then_ranks(visit):
     page = visit(f"like={FIRST}")
     page.ranked()
     page.page.check("input[value=linear]")
@@ -170,7 +170,7 @@ def test_the_linear_method_says_what_it_wants_and_then_ranks(visit):
     assert page.text("#results-error") == ""
 
 
-def test_places_and_ids_are_found_and_mistakes_are_explained(visit):
+def test_places_and_ids_are_found_and_wrong_ones_are_explained(visit):
     page = visit()
     for wrong, words in (
         ("", "Enter longitude"), ("test:99999", "test:99999"), ("12.5, 41.9", "12.5"), ("43.5, -96.5", "first"),
@@ -188,7 +188,7 @@ def test_places_and_ids_are_found_and_mistakes_are_explained(visit):
     assert page.text("#find-error") == ""
 
 
-def test_the_picture_under_the_pointer_is_shown_when_asked_for(visit):
+def test_the_picture_under_the_pointer_is_shown_on_request(visit):
     page = visit()
     lon, lat = centre(FIRST)
     page.page.click("#peek")
@@ -201,7 +201,7 @@ def test_the_picture_under_the_pointer_is_shown_when_asked_for(visit):
     page.shot("peek")
 
 
-def test_a_missing_picture_has_its_reason_and_breaks_nothing(visit):
+def test_a_missing_picture_shows_its_reason(visit):
     page = visit("like=scene:00302&dataset=sentinel2&k=12")
     assert all(i.startswith("scene:") for i in page.ranked())
     page.shown()
@@ -209,9 +209,7 @@ def test_a_missing_picture_has_its_reason_and_breaks_nothing(visit):
     page.shot("missing").accessible()
 
 
-def test_pictures_come_from_the_service_and_from_the_source_once_it_is_gone(
-    browser, database, pictures_folder, tmp_path, program
-):
+def test_pictures_come_from_the_source_once_the_service_is_gone(browser, database, pictures_folder, tmp_path, program):
     wms = MapServer(program, tmp_path, database / "tile.tif", (-96, 43, -95, 44))
     service = {"wms": {"url": wms.url, "version": "1.3.0", "crs": "EPSG:4326", "layers": "tiles", "styles": ""}}
     server = Server(database, tmp_path, "db", "--pictures", json.dumps({"worldcover": service}))
@@ -240,7 +238,7 @@ def test_pictures_come_from_the_service_and_from_the_source_once_it_is_gone(
 # ------------------------------------------------------------------------------------------------ filters and area
 
 
-def test_filters_leave_what_the_server_leaves(visit):
+def test_filters_show_the_results_that_the_server_filters(visit):
     page = visit(f"like={FIRST}&k=500")
     assert len(page.ranked()) == 500
     page.page.click("#filters summary")
@@ -263,7 +261,7 @@ def test_filters_leave_what_the_server_leaves(visit):
     assert len(page.ranked()) == 500
 
 
-def test_the_maps_view_and_a_drawn_area_confine_the_results(visit):
+def test_the_maps_view_and_a_drawn_area_limit_the_results(visit):
     page = visit(f"like={FIRST}&k=500&map=9.6/43.7/-95.7")
     page.ranked()
     page.page.click("#filters summary")
@@ -299,7 +297,7 @@ def test_one_per_neighbourhood_keeps_results_apart(visit):
             assert (((x - u) * 80.6) ** 2 + ((y - v) * 111.1) ** 2) ** 0.5 > 14.8
 
 
-# ------------------------------------------------------------------------------------------------------------ keep
+# ------------------------------------------------------------------------------------------------------------ save
 
 
 def test_a_link_shows_the_same_page(visit):
@@ -333,11 +331,11 @@ def test_marks_are_saved_and_opened_again(visit, tmp_path):
         page.page.click("#save")
     file = tmp_path / saved.value.suggested_filename
     saved.value.save_as(file)
-    told = json.loads(file.read_text())
-    assert [(f["properties"]["chip_id"], f["properties"]["mark"]) for f in told["features"]] == [
+    marks = json.loads(file.read_text())
+    assert [(f["properties"]["chip_id"], f["properties"]["mark"]) for f in marks["features"]] == [
         (FIRST, "like"), ("scene:00300", "like"), ("test:00020", "dislike"),
     ]  # fmt: skip
-    assert all(f["geometry"]["type"] == "Polygon" for f in told["features"])
+    assert all(f["geometry"]["type"] == "Polygon" for f in marks["features"])
     other = visit()
     other.page.set_input_files("#open-file", str(file))
     other.page.wait_for_selector("#dislikes [data-chip]")
@@ -355,7 +353,7 @@ def test_marks_are_saved_and_opened_again(visit, tmp_path):
             {"properties": {"chip_id": f"test:{n:05d}", "mark": "like"}} for n in range(10_000)]}), "at most 1000"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_set_of_marks_is_refused_with_words(visit, tmp_path, text, words):
+def test_a_file_without_marks_is_refused_with_a_reason(visit, tmp_path, text, words):
     (tmp_path / "odd.geojson").write_text(text)
     page = visit(f"like={FIRST}")
     page.page.set_input_files("#open-file", str(tmp_path / "odd.geojson"))
@@ -365,25 +363,25 @@ def test_a_file_that_is_no_set_of_marks_is_refused_with_words(visit, tmp_path, t
 
 def test_results_are_exported_as_geojson_and_as_geoparquet_with_embeddings(visit):
     page = visit(f"like={FIRST}&k=10")
-    found = page.ranked()
+    ranked = page.ranked()
     page.page.click("#open-export")
     page.shot("export").accessible()
     with page.page.expect_download() as plain:
         page.page.click("#export-go")
-    told = json.loads(Path(plain.value.path()).read_text())
-    assert [f["properties"]["chip_id"] for f in told["features"]] == found
-    assert "embeddings" not in told["features"][0]["properties"]
+    exported = json.loads(Path(plain.value.path()).read_text())
+    assert [f["properties"]["chip_id"] for f in exported["features"]] == ranked
+    assert "embeddings" not in exported["features"][0]["properties"]
     page.page.click("#open-export")
     page.page.check("input[value=geoparquet]")
     page.page.check("#embeddings")
     with page.page.expect_download() as full:
         page.page.click("#export-go")
     table = pq.read_table(io.BytesIO(Path(full.value.path()).read_bytes()))
-    assert table["chip_id"].to_pylist() == found
+    assert table["chip_id"].to_pylist() == ranked
     assert len(table["embeddings"][0].as_py()) == 8
 
 
-def test_a_mark_of_another_database_is_shown_and_can_be_taken_away(visit):
+def test_a_mark_of_another_database_is_shown_and_can_be_removed(visit):
     page = visit(f"like={FIRST}&like=elsewhere:1")
     page.page.wait_for_selector("#likes .unknown")
     assert "elsewhere:1" in page.text("#results-error")
@@ -393,7 +391,7 @@ def test_a_mark_of_another_database_is_shown_and_can_be_taken_away(visit):
     assert page.text("#results-error") == ""
 
 
-# -------------------------------------------------------------------------------------------------------- everyone
+# -------------------------------------------------------------------------------------------------------- access
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(visit):
@@ -486,7 +484,7 @@ def test_500_results_fit_a_small_screen(visit):
     page.shot("phone-chip").accessible()
 
 
-def test_dark_mode_is_as_legible(visit):
+def test_dark_mode_passes_the_accessibility_checks(visit):
     page = visit(f"like={FIRST}&dislike=test:00020&layer=colours", color_scheme="dark")
     page.ranked()
     page.click_map(*centre("test:00400"))
@@ -497,14 +495,14 @@ def test_dark_mode_is_as_legible(visit):
     page.shot("dark-filters").accessible()
 
 
-def test_a_stopped_server_is_said_and_the_page_goes_on_when_it_is_back(visit, served):
+def test_the_page_reports_a_stopped_server_and_continues_once_it_is_back(visit, served):
     page = visit(f"like={FIRST}")
     page.ranked()
     served.stop()
     try:
         page.mark(0, "like")
         page.page.wait_for_selector("#connection:has-text('does not answer')")
-        assert len(page.ids("#likes")) == 2  # kept
+        assert len(page.ids("#likes")) == 2  # the mark is not lost
         page.shot("stopped").accessible()
     finally:
         served.start()
@@ -518,7 +516,7 @@ def test_a_stopped_server_is_said_and_the_page_goes_on_when_it_is_back(visit, se
     page.shot("back").accessible()
 
 
-def test_an_empty_database_says_so_and_is_shown_once_it_is_filled(browser, pictures_folder, tmp_path):
+def test_an_empty_database_is_reported_and_shown_once_it_is_filled(browser, pictures_folder, tmp_path):
     explorers.write(tmp_path / "db", [])
     server = Server(tmp_path, tmp_path)
     page = Page(browser, server, pictures_folder)

@@ -1,4 +1,4 @@
-"""Pictures of chips from a real WMS and from their sources, and everything a service may answer instead."""
+"""Pictures of chips from a real WMS and from their sources, and the errors of a service."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ CRSS = ["EPSG:4326", "EPSG:3857"]
 
 @pytest.fixture(scope="module")
 def tile(tmp_path_factory):
-    """A tile of the archive's layout, 240 pixels a degree, its four quarters told apart by their brightness."""
+    """Write a tile in the archive's layout, 240 pixels per degree. Its four quarters differ in brightness."""
     pixels = draw_tile(-1, 43, 240, 2021, 7)
     pixels[:, :120, :] = pixels[:, :120, :] // 2 + 1  # the north is darker
     pixels[0, :, 120:] += 800  # the east is redder
@@ -50,8 +50,8 @@ def row(tile, box=BOX):
     }
 
 
-def alike(a, b):
-    """Correlation of two pictures, channel by channel, the least."""
+def correlation(a, b):
+    """Return the lowest correlation of two pictures over their channels."""
     return min(np.corrcoef(a[..., c].ravel(), b[..., c].ravel())[0, 1] for c in range(3))
 
 
@@ -60,15 +60,15 @@ def alike(a, b):
 
 def test_the_axes_of_each_version_and_crs():
     box = (-2.0, 43.0, -1.0, 45.0)
-    asked = {
+    requests = {
         (v, c): wms_request({"url": "u", "version": v, "crs": c, "layers": "l"}, box) for v in VERSIONS for c in CRSS
     }
-    assert asked["1.1.1", "EPSG:4326"]["BBOX"] == "-2,43,-1,45"
-    assert asked["1.3.0", "EPSG:4326"]["BBOX"] == "43,-2,45,-1"  # latitude first
-    metres = [float(v) for v in asked["1.3.0", "EPSG:3857"]["BBOX"].split(",")]
+    assert requests["1.1.1", "EPSG:4326"]["BBOX"] == "-2,43,-1,45"
+    assert requests["1.3.0", "EPSG:4326"]["BBOX"] == "43,-2,45,-1"  # latitude first
+    metres = [float(v) for v in requests["1.3.0", "EPSG:3857"]["BBOX"].split(",")]
     assert metres == pytest.approx([-222638.98, 5311971.85, -111319.49, 5621521.49], abs=0.01)
-    assert asked["1.1.1", "EPSG:3857"]["BBOX"] == asked["1.3.0", "EPSG:3857"]["BBOX"]
-    for (version, crs), request in asked.items():
+    assert requests["1.1.1", "EPSG:3857"]["BBOX"] == requests["1.3.0", "EPSG:3857"]["BBOX"]
+    for (version, crs), request in requests.items():
         assert request["SRS" if version == "1.1.1" else "CRS"] == crs
         assert ("CRS" if version == "1.1.1" else "SRS") not in request
         assert request["STYLES"] == ""
@@ -88,10 +88,10 @@ def test_time_styles_and_format_are_passed_on():
 
 
 def test_the_source_gives_the_chips_own_pixels_north_up(tile):
-    shown = from_source("worldcover", tile, (-1, 43, 0, 44)).astype(float)
-    assert shown.shape == (SIZE, SIZE, 3)
-    assert shown[:120].mean() < 0.8 * shown[136:].mean()
-    redness = shown[..., 0] - shown[..., 1]
+    pixels = from_source("worldcover", tile, (-1, 43, 0, 44)).astype(float)
+    assert pixels.shape == (SIZE, SIZE, 3)
+    assert pixels[:120].mean() < 0.8 * pixels[136:].mean()
+    redness = pixels[..., 0] - pixels[..., 1]
     assert redness[:, :120].mean() + 20 < redness[:, 136:].mean()
 
 
@@ -117,13 +117,13 @@ np.save(sys.argv[2], from_source("worldcover", sys.argv[1], tuple(map(float, sys
 """
 
 
-def test_a_source_is_read_over_http_and_nothing_else_is_asked_for(serve, tile, tmp_path):
-    """From another process: GDAL may keep this one's threads from answering."""
+def test_a_source_is_read_over_http_without_other_requests(serve, tile, tmp_path):
+    """Read in another process, because GDAL can block the server's thread in this one."""
     server = serve({"/tile.tif": Path(tile).read_bytes()})
     command = [sys.executable, "-c", READ, f"{server.url}/tile.tif", str(tmp_path / "shown.npy"), *map(str, BOX)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=30)
     assert np.array_equal(np.load(tmp_path / "shown.npy"), from_source("worldcover", tile, BOX))
-    assert {path for _, path, _ in server.requests} == {"/tile.tif"}  # no folder, no side files
+    assert {path for _, path, _ in server.requests} == {"/tile.tif"}  # no listing and no side files
 
 
 def test_a_source_on_s3_is_read_through_the_endpoint_of_the_environment(bucket, tile, tmp_path):
@@ -139,7 +139,7 @@ def test_a_source_on_s3_is_read_through_the_endpoint_of_the_environment(bucket, 
 
 @pytest.fixture(scope="module")
 def titiler():
-    """TiTiler's WMS on a port of this machine: its address."""
+    """Start TiTiler's WMS on a local port; return its address."""
     import uvicorn
     from fastapi import FastAPI
     from titiler.core.factory import TilerFactory
@@ -159,7 +159,7 @@ def titiler():
 
 
 def service(titiler, tile, **changes):
-    """A WMS of the config; TiTiler's own parameters, bands and stretch, stand in its URL."""
+    """Return the config of a WMS; TiTiler's parameters for bands and stretch are in its URL."""
     url = f"{titiler}?bidx=1&bidx=2&bidx=3&rescale=0,{STRETCH.white:g}&resampling=nearest"
     return {"url": url, "version": "1.3.0", "crs": "EPSG:3857", "layers": str(tile), "styles": "", **changes}
 
@@ -167,45 +167,45 @@ def service(titiler, tile, **changes):
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("crs", CRSS)
 def test_a_real_wms_shows_the_same_place_as_the_source(titiler, tile, version, crs):
-    shown = from_wms(service(titiler, tile, version=version, crs=crs), BOX)
-    assert shown.shape == (SIZE, SIZE, 3)
-    assert shown.dtype == np.uint8
-    own = from_source("worldcover", tile, BOX)
-    assert alike(shown, own) > 0.9
-    for turned in (own[::-1], own[:, ::-1], np.rot90(own), own.transpose(1, 0, 2)):
-        assert alike(shown, turned) < 0.7
+    pixels = from_wms(service(titiler, tile, version=version, crs=crs), BOX)
+    assert pixels.shape == (SIZE, SIZE, 3)
+    assert pixels.dtype == np.uint8
+    expected = from_source("worldcover", tile, BOX)
+    assert correlation(pixels, expected) > 0.9
+    for turned in (expected[::-1], expected[:, ::-1], np.rot90(expected), expected.transpose(1, 0, 2)):
+        assert correlation(pixels, turned) < 0.7
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_real_wms_asked_for_a_swapped_box_is_found_out(titiler, tile, version, monkeypatch):
-    """As if the axes of EPSG:4326 were those of the other version."""
+def test_a_swapped_box_is_noticed_and_the_source_is_read(titiler, tile, version, monkeypatch):
+    """The request has the axes of EPSG:4326 of the other WMS version."""
     wms = service(titiler, tile, version=version, crs="EPSG:4326")
-    ask = pictures.wms_request
+    original = pictures.wms_request
 
     def swapped(*args):
-        request = ask(*args)
+        request = original(*args)
         a, b, c, d = request["BBOX"].split(",")
         return request | {"BBOX": f"{b},{a},{d},{c}"}
 
     monkeypatch.setattr(pictures, "wms_request", swapped)
-    got = picture(row(tile), {"worldcover": {"wms": wms}})
-    assert got.origin == "source"
-    assert got.why
-    assert np.array_equal(got.pixels, from_source("worldcover", tile, BOX))
+    result = picture(row(tile), {"worldcover": {"wms": wms}})
+    assert result.origin == "source"
+    assert result.why
+    assert np.array_equal(result.pixels, from_source("worldcover", tile, BOX))
 
 
-def test_a_real_wms_without_such_a_layer_gives_way_to_the_source(titiler, tile):
-    got = picture(row(tile), {"worldcover": {"wms": service(titiler, "/nowhere.tif")}})
-    assert got.origin == "source"
-    assert "500" in got.why or "404" in got.why
+def test_a_missing_layer_is_noticed_and_the_source_is_read(titiler, tile):
+    result = picture(row(tile), {"worldcover": {"wms": service(titiler, "/nowhere.tif")}})
+    assert result.origin == "source"
+    assert "500" in result.why or "404" in result.why
 
 
-def test_a_picture_says_it_came_from_the_service(titiler, tile):
-    got = picture(row(tile), {"worldcover": {"wms": service(titiler, tile)}})
-    assert (got.origin, got.why) == ("wms", "")
+def test_a_picture_from_the_service_has_that_origin(titiler, tile):
+    result = picture(row(tile), {"worldcover": {"wms": service(titiler, tile)}})
+    assert (result.origin, result.why) == ("wms", "")
 
 
-# ------------------------------------------------------------------------------------------ a strict one with traps
+# ------------------------------------------------------------------------------------------ a strict WMS
 
 
 def png(pixels):
@@ -221,10 +221,10 @@ msWMSLoadGetMapParams(): WMS server error. Missing required parameter STYLES</Se
 
 
 class Strict:
-    """A WMS as strict as MapServer, of one layer that lies in BOX; `answer` may take over."""
+    """A WMS as strict as MapServer with data in BOX. `answer` replaces its answers; `requests` has the parameters it got."""
 
     def __init__(self):
-        self.asked = []
+        self.requests = []
         self.answer = None
         outer = self
 
@@ -233,9 +233,9 @@ class Strict:
                 pass
 
             def do_GET(self):
-                asked = {k: v[0] for k, v in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
-                outer.asked.append(asked)
-                status, kind, body = (outer.answer or outer.map)(asked)
+                request = {k: v[0] for k, v in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
+                outer.requests.append(request)
+                status, kind, body = (outer.answer or outer.map)(request)
                 self.send_response(status)
                 if kind:
                     self.send_header("Content-Type", kind)
@@ -250,11 +250,11 @@ class Strict:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @staticmethod
-    def map(asked):
-        if "STYLES" not in asked:
+    def map(request):
+        if "STYLES" not in request:
             return 200, "text/xml; charset=UTF-8", REPORT
-        first, second, third, fourth = map(float, asked["BBOX"].split(","))
-        if asked["VERSION"] == "1.3.0" and asked["CRS"] == "EPSG:4326":
+        first, second, third, fourth = map(float, request["BBOX"].split(","))
+        if request["VERSION"] == "1.3.0" and request["CRS"] == "EPSG:4326":
             first, second, third, fourth = second, first, fourth, third
         inside = first < BOX[2] and third > BOX[0] and second < BOX[3] and fourth > BOX[1]
         blank = png(np.full((SIZE, SIZE, 3), 255, np.uint8))
@@ -263,54 +263,56 @@ class Strict:
 
 @pytest.fixture
 def strict():
-    made = Strict()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    service = Strict()
+    yield service
+    service.server.shutdown()
+    service.server.server_close()
 
 
-def strictly(strict, **changes):
+def strict_services(strict, **changes):
     return {
         "worldcover": {"wms": {"url": strict.url, "version": "1.3.0", "layers": "l", "crs": "EPSG:4326", **changes}}
     }
 
 
-def test_the_strict_service_is_content_with_the_request(strict, tile):
-    got = picture(row(tile), strictly(strict))
-    assert (got.origin, got.why) == ("wms", "")
-    assert png(got.pixels) == GOOD
-    assert strict.asked[0]["STYLES"] == ""
+def test_the_strict_service_accepts_the_request(strict, tile):
+    result = picture(row(tile), strict_services(strict))
+    assert (result.origin, result.why) == ("wms", "")
+    assert png(result.pixels) == GOOD
+    assert strict.requests[0]["STYLES"] == ""
 
 
-def test_missing_styles_is_an_xml_error_with_status_200_that_is_quoted(strict, tile, monkeypatch):
-    ask = pictures.wms_request
-    monkeypatch.setattr(pictures, "wms_request", lambda *a: {k: v for k, v in ask(*a).items() if k != "STYLES"})
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert "text/xml" in got.why
-    assert "Missing required parameter STYLES" in got.why
-    assert "<" not in got.why
+def test_an_xml_error_with_status_200_is_quoted(strict, tile, monkeypatch):
+    original = pictures.wms_request
+    monkeypatch.setattr(pictures, "wms_request", lambda *a: {k: v for k, v in original(*a).items() if k != "STYLES"})
+    result = picture(row(tile), strict_services(strict))
+    assert result.origin == "source"
+    assert "text/xml" in result.why
+    assert "Missing required parameter STYLES" in result.why
+    assert "<" not in result.why
 
 
-def test_swapped_axes_are_a_blank_picture_that_is_recognised(strict, tile, monkeypatch):
-    monkeypatch.setattr(Strict, "map", staticmethod(lambda asked, old=Strict.map: old(asked | {"VERSION": "1.1.1"})))
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert "blank" in got.why
-    assert "axes" in got.why
+def test_swapped_axes_are_reported_as_a_blank_picture(strict, tile, monkeypatch):
+    monkeypatch.setattr(
+        Strict, "map", staticmethod(lambda request, old=Strict.map: old(request | {"VERSION": "1.1.1"}))
+    )
+    result = picture(row(tile), strict_services(strict))
+    assert result.origin == "source"
+    assert "blank" in result.why
+    assert "axes" in result.why
 
 
 def test_a_wholly_transparent_picture_is_blank(strict, tile):
     pixels = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 4), dtype=np.uint8)
     pixels[..., 3] = 0
-    strict.answer = lambda asked: (200, "image/png", png(pixels))
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert "blank" in got.why
+    strict.answer = lambda request: (200, "image/png", png(pixels))
+    result = picture(row(tile), strict_services(strict))
+    assert result.origin == "source"
+    assert "blank" in result.why
 
 
-def claiming(width, height):
-    """A picture that says it is of another size than it is."""
+def png_of_size(width, height):
+    """Return the bytes of a picture whose header has another size than its pixels."""
     head = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
     return GOOD[:12] + head + struct.pack(">I", zlib.crc32(head)) + GOOD[33:]
 
@@ -324,132 +326,135 @@ ANSWERS = {
     "no content type": ((200, "", GOOD), "no content type"),
     "nothing": ((200, "image/png", b""), "cannot be read"),
     "another size": ((200, "image/png", png(np.ones((10, 20, 3), np.uint8))), "20 x 10 px, not 256 x 256"),
-    "a bomb": ((200, "image/png", claiming(60_000, 60_000)), "cannot be read"),
-    "a large one": ((200, "image/png", claiming(9_000, 9_000)), "9000 x 9000 px, not 256 x 256"),
+    "a bomb": ((200, "image/png", png_of_size(60_000, 60_000)), "cannot be read"),
+    "a large one": ((200, "image/png", png_of_size(9_000, 9_000)), "9000 x 9000 px, not 256 x 256"),
     "too much": ((200, "image/png", bytes(pictures.MAX_ANSWER_BYTES + 1)), "more than 16 MB"),
     "xml that calls itself a picture": ((200, "image/png", REPORT), "cannot be read"),
 }
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_what_is_no_picture_is_said_and_the_source_is_read(strict, tile, name):
+def test_an_answer_without_a_picture_is_reported_and_the_source_is_read(strict, tile, name):
     answer, why = ANSWERS[name]
-    strict.answer = lambda asked: answer
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert np.array_equal(got.pixels, from_source("worldcover", tile, BOX))
-    assert got.why
-    assert re.search(why, got.why), got.why
+    strict.answer = lambda request: answer
+    result = picture(row(tile), strict_services(strict))
+    assert result.origin == "source"
+    assert np.array_equal(result.pixels, from_source("worldcover", tile, BOX))
+    assert result.why
+    assert re.search(why, result.why), result.why
 
 
-def test_a_truncated_picture_is_recognised_wherever_it_was_cut(strict, tile):
-    for kept in [*range(0, 120, 3), *range(120, len(GOOD) - 20, len(GOOD) // 20)]:
-        strict.answer = lambda asked, kept=kept: (200, "image/png", GOOD[:kept])
-        got = picture(row(tile), strictly(strict))
-        assert (got.origin, bool(got.why)) == ("source", True), kept
+def test_a_truncated_picture_is_noticed_at_every_length(strict, tile):
+    for length in [*range(0, 120, 3), *range(120, len(GOOD) - 20, len(GOOD) // 20)]:
+        strict.answer = lambda request, length=length: (200, "image/png", GOOD[:length])
+        result = picture(row(tile), strict_services(strict))
+        assert (result.origin, bool(result.why)) == ("source", True), length
 
 
-def test_a_rotten_picture_is_recognised(strict, tile):
+def test_a_damaged_picture_is_never_an_exception(strict, tile):
     rng = np.random.default_rng(1)
     for _ in range(40):
         data = bytearray(GOOD)
         at = int(rng.integers(8, 200))
         data[at : at + 8] = rng.bytes(8)
-        strict.answer = lambda asked, data=bytes(data): (200, "image/png", data)
-        assert picture(row(tile), strictly(strict)).origin in ("source", "wms")  # never an exception
+        strict.answer = lambda request, data=bytes(data): (200, "image/png", data)
+        assert picture(row(tile), strict_services(strict)).origin in ("source", "wms")  # never an exception
 
 
-def test_a_service_that_hangs_is_left(strict, tile, monkeypatch):
+def test_a_service_that_hangs_is_abandoned(strict, tile, monkeypatch):
     monkeypatch.setattr(pictures, "TIMEOUT_S", (0.3, 0.3))
-    strict.answer = lambda asked: time.sleep(8) or (200, "image/png", GOOD)
+    strict.answer = lambda request: time.sleep(8) or (200, "image/png", GOOD)
     start = time.monotonic()
-    got = picture(row(tile), strictly(strict))
+    result = picture(row(tile), strict_services(strict))
     assert time.monotonic() - start < 6
-    assert got.origin == "source"
-    assert "does not answer" in got.why
+    assert result.origin == "source"
+    assert "does not answer" in result.why
 
 
-def test_a_service_that_is_gone_is_said(tile):
+def test_a_service_that_is_gone_is_reported(tile):
     wms = {"url": "http://127.0.0.1:9/wms", "version": "1.3.0", "layers": "l"}
-    got = picture(row(tile), {"worldcover": {"wms": wms}})
-    assert got.origin == "source"
-    assert "does not answer" in got.why
+    result = picture(row(tile), {"worldcover": {"wms": wms}})
+    assert result.origin == "source"
+    assert "does not answer" in result.why
 
 
-def test_pictures_of_several_kinds_become_rgb(strict, tile):
+def test_pictures_of_several_modes_become_rgb(strict, tile):
     base = Image.open(io.BytesIO(GOOD))
     for mode, form, kind in (("P", "PNG", "image/png"), ("L", "PNG", "image/png"), ("RGB", "JPEG", "image/jpeg")):
         out = io.BytesIO()
         base.convert(mode).save(out, form)
         answer = (200, kind, out.getvalue())
-        strict.answer = lambda asked, answer=answer: answer
-        got = picture(row(tile), strictly(strict))
-        assert (got.origin, got.pixels.shape) == ("wms", (SIZE, SIZE, 3)), mode
+        strict.answer = lambda request, answer=answer: answer
+        result = picture(row(tile), strict_services(strict))
+        assert (result.origin, result.pixels.shape) == ("wms", (SIZE, SIZE, 3)), mode
 
 
 def test_a_service_is_asked_for_both_sides_of_the_antimeridian(strict, tile):
-    """A quarter of the box lies west of it; the service answers each part in its own colours."""
+    """A quarter of the box lies west of the antimeridian. The service answers each part in other colours."""
     halves = {}
 
-    def answer(asked):
-        south, west, north, east = map(float, asked["BBOX"].split(","))
-        assert west < east  # no service knows another box
-        pixels = np.random.default_rng(int(abs(west))).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), dtype=np.uint8)
+    def answer(request):
+        south, west, north, east = map(float, request["BBOX"].split(","))
+        assert west < east  # services accept no other box
+        pixels = np.random.default_rng(int(abs(west))).integers(
+            0, 255, (SIZE, int(request["WIDTH"]), 3), dtype=np.uint8
+        )
         halves[west, south, east, north] = pixels
         return 200, "image/png", png(pixels)
 
     strict.answer = answer
-    got = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strictly(strict))
-    assert (got.origin, got.why) == ("wms", "")
+    result = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strict_services(strict))
+    assert (result.origin, result.why) == ("wms", "")
     west, east = halves[179.75, -17, 180, -16], halves[-180, -17, -179.25, -16]
     assert (west.shape[1], east.shape[1]) == (64, 192)
-    assert np.array_equal(got.pixels, np.concatenate([west, east], axis=1))
+    assert np.array_equal(result.pixels, np.concatenate([west, east], axis=1))
 
 
 @pytest.mark.parametrize("width", [SIZE, 63])
-def test_a_part_of_another_width_than_asked_for_is_recognised(strict, tile, width):
+def test_a_part_of_another_width_than_requested_is_reported(strict, tile, width):
     pixels = np.random.default_rng(0).integers(0, 255, (SIZE, width, 3), dtype=np.uint8)
-    strict.answer = lambda asked: (200, "image/png", png(pixels))
-    got = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strictly(strict))
-    assert got.origin != "wms"
-    assert f"{width} x 256 px, not 64 x 256" in got.why
+    strict.answer = lambda request: (200, "image/png", png(pixels))
+    result = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strict_services(strict))
+    assert result.origin != "wms"
+    assert f"{width} x 256 px, not 64 x 256" in result.why
 
 
 @pytest.mark.parametrize("crs", CRSS)
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("share", [0.999, 0.5, 0.001])
-def test_no_request_over_the_antimeridian_is_empty(strict, tile, version, crs, share):
-    def answer(asked):
-        a, b, c, d = map(float, asked["BBOX"].split(","))
+@pytest.mark.parametrize("fraction", [0.999, 0.5, 0.001])
+def test_no_request_over_the_antimeridian_is_empty(strict, tile, version, crs, fraction):
+    def answer(request):
+        a, b, c, d = map(float, request["BBOX"].split(","))
         assert a < c
         assert b < d
-        return 200, "image/png", png(np.random.default_rng(0).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), "uint8"))
+        pixels = np.random.default_rng(0).integers(0, 255, (SIZE, int(request["WIDTH"]), 3), "uint8")
+        return 200, "image/png", png(pixels)
 
     strict.answer = answer
-    box = (180 - 0.02 * share, 10.0, -180 + 0.02 * (1 - share), 10.02)
-    assert picture(row(tile, box), strictly(strict, version=version, crs=crs)).origin == "wms"
-    assert sum(int(asked["WIDTH"]) for asked in strict.asked) == SIZE
+    box = (180 - 0.02 * fraction, 10.0, -180 + 0.02 * (1 - fraction), 10.02)
+    assert picture(row(tile, box), strict_services(strict, version=version, crs=crs)).origin == "wms"
+    assert sum(int(request["WIDTH"]) for request in strict.requests) == SIZE
 
 
-# ------------------------------------------------------------------------------------------------- neither of both
+# ------------------------------------------------------------------------------------------------- without a service
 
 
-def test_without_a_service_the_source_is_read_and_that_is_said(tile):
+def test_without_a_service_the_source_is_read_with_that_reason(tile):
     for services in ({}, {"worldcover": None}, {"worldcover": {"wms": None}}, {"neighbours": 10}):
-        got = picture(row(tile), services)
-        assert (got.origin, got.why) == ("source", "no service configured")
+        result = picture(row(tile), services)
+        assert (result.origin, result.why) == ("source", "no service configured")
 
 
-def test_where_both_fail_there_is_no_picture_but_both_reasons(strict, tmp_path):
-    strict.answer = lambda asked: (500, "text/plain", b"oops")
-    got = picture(row(tmp_path / "gone.tif"), strictly(strict))
-    assert (got.pixels, got.origin) == (None, "none")
-    assert "500" in got.why
-    assert "gone.tif" in got.why
+def test_if_service_and_source_fail_both_reasons_are_reported(strict, tmp_path):
+    strict.answer = lambda request: (500, "text/plain", b"oops")
+    result = picture(row(tmp_path / "gone.tif"), strict_services(strict))
+    assert (result.pixels, result.origin) == (None, "none")
+    assert "500" in result.why
+    assert "gone.tif" in result.why
 
 
-def test_a_sheet_is_made_of_what_there_is(strict, tile, tmp_path, caplog):
-    """One chip from the service, one from its source, one from neither."""
+def test_a_sheet_combines_pictures_of_every_origin(strict, tile, tmp_path, caplog):
+    """One chip is from the service, one from its source, and one has no picture."""
     from kiln.explorer.chips import ChipFacts, Hit
     from kiln.explorer.contact_sheet import draw_contact_sheet
 
@@ -459,7 +464,7 @@ def test_a_sheet_is_made_of_what_there_is(strict, tile, tmp_path, caplog):
         for n, (t, box) in enumerate([(tile, BOX), (tile, far), (tmp_path / "gone.tif", far)])
     ]
     hits = [Hit(chip, 1 - n / 10) for n, chip in enumerate(chips)][1:]
-    origins = draw_contact_sheet(chips[0], hits, strictly(strict), untrained=False, path=tmp_path / "a.png")
+    origins = draw_contact_sheet(chips[0], hits, strict_services(strict), untrained=False, path=tmp_path / "a.png")
     assert origins == {"wms": 1, "source": 1, "none": 1}
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
@@ -469,9 +474,9 @@ def test_a_sheet_is_made_of_what_there_is(strict, tile, tmp_path, caplog):
 
 
 def test_datasets_without_an_archive_or_without_its_pictures_have_no_picture(tile, monkeypatch):
-    got = picture(row(tile) | {"dataset": "published"}, {})
-    assert (got.pixels, got.origin) == (None, "none")
-    assert "published: no way is known to draw its sources" in got.why
+    result = picture(row(tile) | {"dataset": "published"}, {})
+    assert (result.pixels, result.origin) == (None, "none")
+    assert "published: no way is known to draw its sources" in result.why
     archive = replace(registry.get_archive("worldcover"), name="toy", module="kiln.errors")
     monkeypatch.setattr(pictures, "archives", lambda: {"toy": archive})
     assert "toy: no way is known to draw" in picture(row(tile) | {"dataset": "toy"}, {}).why

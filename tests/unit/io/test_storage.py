@@ -99,7 +99,7 @@ def test_a_large_object_is_uploaded_in_parts(bucket, tmp_path):
     assert "-" in storage.stat(f"{bucket}/big.bin").etag
 
 
-def test_names_are_joined_alike():
+def test_names_are_joined_for_folders_and_buckets():
     assert storage.join("s3://b/run/", "a", "b") == "s3://b/run/a/b"
     assert storage.join("/x", "a") == "/x/a"
     assert storage.join("", "a", "b") == "a/b"
@@ -121,7 +121,7 @@ def test_partial_files_of_killed_processes_of_this_machine_are_deleted(tmp_path)
     assert left_in(tmp_path) == sorted(p.name for p in (alive, *others, tmp_path / "a.bin"))
 
 
-def test_a_folder_in_the_way_or_a_file_as_folder_is_an_error_that_names_the_target(tmp_path):
+def test_a_folder_at_the_target_or_a_file_as_folder_is_an_error_that_names_the_target(tmp_path):
     (tmp_path / "folder.bin").mkdir()
     (tmp_path / "file").write_bytes(b"x")
     for target in (tmp_path / "folder.bin", tmp_path / "file" / "a.bin"):
@@ -150,7 +150,7 @@ for target in sys.argv[1:]:
 """
 
 
-def test_a_place_without_permission_is_a_clear_error():
+def test_a_folder_without_permission_is_a_clear_error():
     with tempfile.TemporaryDirectory() as name:  # not tmp_path: its parents are closed to other users
         folder = Path(name)
         folder.chmod(0o755)
@@ -190,7 +190,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_clear_error_and_keeps_what_was_there(small_disk):
+def test_a_full_disk_is_a_clear_error_and_keeps_the_old_file(small_disk):
     target = small_disk / "a.bin"
     storage.write_bytes(str(target), b"old")
     with pytest.raises(StorageError, match=re.escape(f"{target}: cannot be written: No space left on device")):
@@ -306,7 +306,7 @@ def test_a_download_from_a_bucket_is_resumed_or_restarted(bucket, tmp_path):
     uri, path = f"{bucket}/a.bin", tmp_path / "a.bin"
     storage.write_bytes(uri, DATA)
     etag = storage.stat(uri).etag
-    path.write_bytes(b"#" * 1000)  # marks what is kept
+    path.write_bytes(b"#" * 1000)  # marks the bytes that are not fetched again
     (tmp_path / "a.bin.etag").write_text(etag)
     storage.fetch(uri, path)
     assert path.read_bytes() == b"#" * 1000 + DATA[1000:]

@@ -40,19 +40,19 @@ from tests.support.products import (
 
 GRID = [Column(k, 0, 40) for k in range(40)]  # 1600 chips
 WIDE = about(dimensions=1024)  # as Clay's
-PART = 1_200_000
+PART_BYTES = 1_200_000
 
 
-def tables(made):
-    return [pq.ParquetFile(f"{made.uri}/{f['name']}") for f in made.record["files"]]
+def open_parts(product):
+    return [pq.ParquetFile(f"{product.uri}/{f['name']}") for f in product.record["files"]]
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory):
-    """1600 chips in ten shards, merged into several parts of several row groups."""
+    """Merge 1600 chips of ten shards into several parts of several row groups; read only."""
     run = tmp_path_factory.mktemp("grid")
     skip = lambda col, row: (col + row) % 7 == 0  # noqa: E731
-    return make_product(run, columns=GRID, kiln=WIDE, row_group=100, part_bytes=PART, skip=skip)
+    return make_product(run, columns=GRID, kiln=WIDE, row_group=100, part_bytes=PART_BYTES, skip=skip)
 
 
 # --------------------------------------------------------------------------------------------- order and content
@@ -78,8 +78,8 @@ def test_rows_follow_the_hilbert_order_of_geopandas(grid):
     assert len(np.unique(keys)) == len(keys)
 
 
-def touched(files, window):
-    """Row groups whose statistics of the `bbox` column meet a window."""
+def count_row_groups(files, window):
+    """Count the row groups whose statistics of the `bbox` column meet a window, and all row groups."""
     west, south, east, north = window
     found = total = 0
     for file in files:
@@ -95,7 +95,7 @@ def touched(files, window):
 def test_a_spatial_window_touches_few_row_groups(grid):
     side = 512 / 12000
     window = (-125 + 10 * side, 50 - 15 * side, -125 + 15 * side, 50 - 10 * side)  # 5 x 5 of 40 x 40 chips
-    found, total = touched(tables(grid), window)
+    found, total = count_row_groups(open_parts(grid), window)
     assert total == 14
     assert found <= 4
     shards = [p for p in (Path(grid.plan).parent / "shards/2021").glob("*.parquet") if "ledger" not in p.name]
@@ -103,12 +103,12 @@ def test_a_spatial_window_touches_few_row_groups(grid):
     assert len(shards) == 10
 
 
-def test_the_same_bytes_come_out_whatever_the_memory_is(tmp_path):
+def test_the_bytes_do_not_depend_on_the_memory(tmp_path):
     _, names, folder = write_shards(tmp_path, columns=GRID, kiln=WIDE)
     seen = []
     for memory in (1, 3_000_000, 8_000_000, 1 << 30):
         out = tmp_path / f"m{memory}"
-        record = merge_shards(names, folder, str(out), memory=memory, row_group=64, part_bytes=PART)
+        record = merge_shards(names, folder, str(out), memory=memory, row_group=64, part_bytes=PART_BYTES)
         seen.append((record, digests(out)))
     assert len(seen[0][0]["files"]) > 2
     assert all(s == seen[0] for s in seen[1:])
@@ -130,7 +130,7 @@ def test_a_second_run_writes_the_same_bytes(grid, tmp_path):
     run = Path(grid.plan).parent
     names = [line.name for line in plan_file.read_plan(grid.plan)]
     folder = str(run / "shards/2021")
-    again = merge_shards(names, folder, tmp_path / "again", row_group=100, part_bytes=PART)
+    again = merge_shards(names, folder, tmp_path / "again", row_group=100, part_bytes=PART_BYTES)
     assert again == grid.record
     assert digests(tmp_path / "again") == before
 
@@ -175,56 +175,56 @@ def test_the_order_in_which_shards_are_named_does_not_change_a_row(tmp_path):
 )
 def test_rows_are_the_ledgers_counts_for_any_shape(tmp_path_factory, cols, rows, per_shard, hole, row_group):
     run = tmp_path_factory.mktemp("any")
-    made = make_product(
+    product = make_product(
         run, columns=[Column(k, 5, rows) for k in sorted(cols)], per_shard=per_shard,
         skip=lambda c, r: (c * 3 + r) % hole == 0, row_group=row_group,
     )  # fmt: skip
-    kept = [(c, r) for c in cols for r in range(5, 5 + rows) if (c * 3 + r) % hole]
-    counts = made.record["counts"]
-    assert made.record["rows"] == counts["embedded"] == len(kept) == sum(f["rows"] for f in made.record["files"])
+    cells = [(c, r) for c in cols for r in range(5, 5 + rows) if (c * 3 + r) % hole]
+    counts = product.record["counts"]
+    assert product.record["rows"] == counts["embedded"] == len(cells) == sum(f["rows"] for f in product.record["files"])
     assert counts["expected"] == len(cols) * rows == counts["embedded"] + counts["skipped_nodata"]
-    got = made.rows()
-    assert set(zip(got["col"].to_pylist(), got["row"].to_pylist(), strict=True)) == set(kept)
+    got = product.rows()
+    assert set(zip(got["col"].to_pylist(), got["row"].to_pylist(), strict=True)) == set(cells)
     shutil.rmtree(run)
 
 
 # ------------------------------------------------------------------------------------------------ sizes and parts
 
 
-def test_parts_stay_below_part_bytes_and_there_are_several(grid):
+def test_parts_are_filled_and_stay_below_part_bytes(grid):
     sizes = [Path(f"{grid.uri}/{f['name']}").stat().st_size for f in grid.record["files"]]
     assert len(sizes) >= 3
-    assert max(sizes) <= PART
-    assert min(sizes[:-1]) > 0.6 * PART  # and are filled
+    assert max(sizes) <= PART_BYTES
+    assert min(sizes[:-1]) > 0.6 * PART_BYTES  # all but the last are filled
 
 
 @pytest.mark.parametrize("part_bytes", [250_000, 400_000, 1_000_000, 10_000_000])
 def test_no_part_is_larger_than_part_bytes(tmp_path, part_bytes):
-    made = make_product(tmp_path, columns=GRID[:20], kiln=WIDE, row_group=50, part_bytes=part_bytes)
-    assert max(f["size"] for f in made.record["files"]) <= part_bytes
+    product = make_product(tmp_path, columns=GRID[:20], kiln=WIDE, row_group=50, part_bytes=part_bytes)
+    assert max(f["size"] for f in product.record["files"]) <= part_bytes
 
 
-def test_row_groups_are_about_as_large(grid):
-    groups = [f.metadata.row_group(g).num_rows for f in tables(grid) for g in range(f.metadata.num_row_groups)]
+def test_row_groups_have_nearly_equal_sizes(grid):
+    groups = [f.metadata.row_group(g).num_rows for f in open_parts(grid) for g in range(f.metadata.num_row_groups)]
     assert max(groups) <= 100
     assert set(groups[:-1]) == {groups[0]}
     assert groups[0] - len(groups) <= groups[-1] <= groups[0]
 
 
-def test_the_default_row_group_is_that_of_remote_reading():
+def test_the_default_row_group_has_a_size_for_remote_reads():
     assert 30_000 <= MergeOptions().row_group_rows <= 50_000
 
 
 def test_a_full_row_group_of_wide_rows_is_one_row_group(tmp_path):
     """More rows than a writer's default row-group size and page limits must not split them."""
-    made = make_product(tmp_path, columns=[Column(k, 0, 300) for k in range(10)], row_group=2500)
-    (file,) = tables(made)
+    product = make_product(tmp_path, columns=[Column(k, 0, 300) for k in range(10)], row_group=2500)
+    (file,) = open_parts(product)
     assert [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)] == [1500, 1500]
 
 
 def test_geo_bbox_is_that_of_each_parts_own_rows(grid):
     boxes = []
-    for file in tables(grid):
+    for file in open_parts(grid):
         geo = json.loads(file.metadata.metadata[b"geo"])
         box = file.read(columns=["bbox"])["bbox"].combine_chunks()
         own = [pc.min(box.field(0)), pc.min(box.field(1)), pc.max(box.field(2)), pc.max(box.field(3))]
@@ -239,8 +239,8 @@ def test_geo_bbox_is_that_of_each_parts_own_rows(grid):
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
-    made = make_product(tmp_path, columns=GRID[:4], kiln=about(storage=store))
-    (file,) = tables(made)
+    product = make_product(tmp_path, columns=GRID[:4], kiln=about(storage=store))
+    (file,) = open_parts(product)
     kind = file.schema_arrow.field("embeddings").type
     assert pa.types.is_fixed_size_list(kind)
     assert kind.list_size == products.DIM
@@ -249,7 +249,7 @@ def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
     assert column.path_in_schema == "embeddings.list.element"
     assert column.compression == "ZSTD"
     assert ("BYTE_STREAM_SPLIT" in column.encodings) == (store == "float32")
-    rows = made.rows()
+    rows = product.rows()
     places = zip(rows["col"].to_pylist(), rows["row"].to_pylist(), strict=True)
     chips = [products.chip_at(WORLD, 2021, c, r) for c, r in places]
     got = np.asarray(rows["embeddings"].combine_chunks().flatten()).reshape(len(rows), -1)
@@ -258,9 +258,9 @@ def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_duckdb_reads_the_vectors(tmp_path, store):
-    made = make_product(tmp_path, columns=GRID[:4], kiln=about(storage=store))
+    product = make_product(tmp_path, columns=GRID[:4], kiln=about(storage=store))
     found = duckdb.sql(
-        f"SELECT chip_id, embeddings, bbox.xmin FROM '{made.uri}/part-0000.parquet' WHERE col = 2 ORDER BY row"
+        f"SELECT chip_id, embeddings, bbox.xmin FROM '{product.uri}/part-0000.parquet' WHERE col = 2 ORDER BY row"
     ).fetchall()
     chips = [products.chip_at(WORLD, 2021, 2, r) for r in range(40)]
     assert [f[0] for f in found] == [c.chip_id for c in chips]
@@ -278,27 +278,27 @@ def test_geopandas_reads_the_product_and_filters_by_bbox(grid):
     west, south = whole.total_bounds[:2]
     window = (west + 2.5 * side, south + 2.5 * side, west + 4.5 * side, south + 4.5 * side)
     some = gpd.read_parquet(path, bbox=window)
-    want = whole[whole.intersects(shapely.box(*window))]
+    expected = whole[whole.intersects(shapely.box(*window))]
     assert 0 < len(some) < len(whole)
-    assert set(some["chip_id"]) == set(want["chip_id"])
+    assert set(some["chip_id"]) == set(expected["chip_id"])
 
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
-def test_gpio_check_all_finds_nothing_to_warn_of(gpio, tmp_path, store):
+def test_gpio_check_all_has_no_warning(gpio, tmp_path, store):
     """40 000 chips in four row groups: compression, covering, row groups, spatial order and specification."""
 
     def vectors(chips):
         return np.random.default_rng(1).standard_normal((len(chips), products.DIM))
 
     columns = [Column(k, 0, 200) for k in range(200)]
-    made = make_product(
+    product = make_product(
         tmp_path, columns=columns, per_shard=50, kiln=about(storage=store), vectors=vectors, row_group=10_000
     )
-    assert made.record["rows"] == 40_000
-    done = gpio("check", "all", f"{made.uri}/part-0000.parquet")
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    for want in (
+    assert product.record["rows"] == 40_000
+    done = gpio("check", "all", f"{product.uri}/part-0000.parquet")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    for expected in (
         "✓ Data appears to be spatially ordered",
         "✓ 29 checks passed",
         "Number of row groups: 4",
@@ -306,21 +306,21 @@ def test_gpio_check_all_finds_nothing_to_warn_of(gpio, tmp_path, store):
         "✓ Found bbox column 'bbox' with proper metadata covering",
         "✓ ZSTD compression on geometry column 'geometry'",
     ):
-        assert want in said, said
-    assert not any(bad in said for bad in ("⚠", "✗", "❌", "WARNING")), said
+        assert expected in output, output
+    assert not any(bad in output for bad in ("⚠", "✗", "❌", "WARNING")), output
 
 
 # ------------------------------------------------------------------------------------------ record and metadata
 
 
-def test_the_records_sizes_and_digests_are_true(grid):
+def test_the_records_sizes_and_digests_are_those_of_the_files(grid):
     assert json.loads(Path(grid.record_file).read_text()) == grid.record
     for file in [*grid.record["files"], grid.record["ledger"]]:
         data = Path(f"{grid.uri}/{file['name']}").read_bytes()
         assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     named = {f["name"] for f in grid.record["files"]} | {grid.record["ledger"]["name"], *grid.record["stac"]}
     assert set(digests(grid.uri)) == named
-    assert grid.record["rows"] == sum(f.metadata.num_rows for f in tables(grid))
+    assert grid.record["rows"] == sum(f.metadata.num_rows for f in open_parts(grid))
 
 
 def test_another_vector_gives_another_tag(tmp_path):
@@ -337,7 +337,7 @@ def test_another_vector_gives_another_tag(tmp_path):
 
 
 def test_the_products_metadata_names_the_sources_of_every_row(grid):
-    for file in tables(grid):
+    for file in open_parts(grid):
         kiln = json.loads(file.schema_arrow.metadata[b"kiln"])
         assert set(pc.unique(file.read(columns=["source"])["source"]).to_pylist()) <= set(kiln["sources"])
         assert kiln["fingerprint"] == about()["fingerprint"]
@@ -357,11 +357,11 @@ def test_the_merged_ledger_is_all_ledgers_in_plan_order(grid):
 
 
 def test_failed_and_empty_units_are_counted_by_status(tmp_path):
-    made = make_product(
+    product = make_product(
         tmp_path, columns=GRID[:8], skip=lambda c, r: c == 1, fail=lambda c: "tile unreadable" if c in (2, 3) else ""
     )
-    assert made.record["units"] == {"embedded": 5, "empty": 1, "failed": 2}
-    assert made.record["counts"] == {
+    assert product.record["units"] == {"embedded": 5, "empty": 1, "failed": 2}
+    assert product.record["counts"] == {
         "expected": 320, "embedded": 200, "skipped_nodata": 40, "skipped_cloud": 0, "failed": 80,
     }  # fmt: skip
 
@@ -370,27 +370,27 @@ def test_failed_and_empty_units_are_counted_by_status(tmp_path):
 
 
 def test_empty_shards_among_others_change_nothing(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:12], skip=lambda c, r: c < 4 or c >= 8)
-    assert made.record["rows"] == 160
-    assert set(made.rows()["col"].to_pylist()) == {4, 5, 6, 7}
+    product = make_product(tmp_path, columns=GRID[:12], skip=lambda c, r: c < 4 or c >= 8)
+    assert product.record["rows"] == 160
+    assert set(product.rows()["col"].to_pylist()) == {4, 5, 6, 7}
 
 
 def test_a_partition_without_any_chip_is_one_empty_part_with_all_columns(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:8], skip=lambda c, r: True)
-    assert made.record["rows"] == 0
-    (file,) = tables(made)
+    product = make_product(tmp_path, columns=GRID[:8], skip=lambda c, r: True)
+    assert product.record["rows"] == 0
+    (file,) = open_parts(product)
     assert file.metadata.num_rows == 0
     assert file.schema_arrow.field("embeddings").type.list_size == products.DIM
     geo = json.loads(file.metadata.metadata[b"geo"])
     assert "bbox" not in geo["columns"]["geometry"]
-    assert len(gpd.read_parquet(f"{made.uri}/part-0000.parquet")) == 0
-    assert pq.read_table(f"{made.uri}/ledger.parquet").num_rows == 8
+    assert len(gpd.read_parquet(f"{product.uri}/part-0000.parquet")) == 0
+    assert pq.read_table(f"{product.uri}/ledger.parquet").num_rows == 8
 
 
 @pytest.mark.parametrize("columns", [[Column(3, 2, 1)], [Column(3, 0, 9)], [Column(k, 0, 1) for k in range(9)]])
 def test_one_chip_one_column_or_one_row_of_chips_is_a_product(tmp_path, columns):
-    made = make_product(tmp_path, columns=columns)
-    rows = made.rows()
+    product = make_product(tmp_path, columns=columns)
+    rows = product.rows()
     steps = np.abs(np.diff(rows["col"].to_numpy())) + np.abs(np.diff(rows["row"].to_numpy()))
     assert len(rows) == max(len(columns), columns[0].rows)
     assert (steps == 1).all()  # neighbours follow each other
@@ -402,10 +402,10 @@ def test_one_chip_one_column_or_one_row_of_chips_is_a_product(tmp_path, columns)
 def test_a_missing_shard_is_named_and_leaves_no_record(broken, capsys):
     plan, names, folder, product = broken
     (folder / f"{names[1]}.parquet").unlink()
-    code, said = run_merge(capsys, plan, folder, product)
+    code, message = run_merge(capsys, plan, folder, product)
     assert code == 1
-    assert "got 1 of 3 shards missing" in said
-    assert names[1] in said
+    assert "got 1 of 3 shards missing" in message
+    assert names[1] in message
     assert not Path(f"{product}.json").exists()
 
 
@@ -414,14 +414,14 @@ def test_a_truncated_shard_is_named(broken, capsys, keep):
     plan, names, folder, product = broken
     path = folder / f"{names[2]}.parquet"
     path.write_bytes(path.read_bytes()[:keep])
-    code, said = run_merge(capsys, plan, folder, product)
+    code, message = run_merge(capsys, plan, folder, product)
     assert code == 1
-    assert str(path) in said
-    assert "expected a Parquet file, got a damaged one" in said
+    assert str(path) in message
+    assert "expected a Parquet file, got a damaged one" in message
     assert not Path(f"{product}.json").exists()
 
 
-def test_a_shard_with_rotten_pages_is_named(broken, capsys):
+def test_a_shard_with_damaged_pages_is_named(broken, capsys):
     plan, names, folder, product = broken
     path = folder / f"{names[2]}.parquet"
     data = bytearray(path.read_bytes())
@@ -429,9 +429,9 @@ def test_a_shard_with_rotten_pages_is_named(broken, capsys):
     at = column.data_page_offset + column.total_compressed_size // 2
     data[at : at + 200] = bytes(200)
     path.write_bytes(data)
-    code, said = run_merge(capsys, plan, folder, product)
+    code, message = run_merge(capsys, plan, folder, product)
     assert code == 1
-    assert str(path) in said
+    assert str(path) in message
     assert not Path(f"{product}.json").exists()
 
 
@@ -439,15 +439,15 @@ def test_a_file_that_is_no_shard_is_named(broken, capsys):
     plan, names, folder, product = broken
     path = folder / f"{names[0]}.parquet"
     pq.write_table(pa.table({"a": [1]}), path)
-    code, said = run_merge(capsys, plan, folder, product)
+    code, message = run_merge(capsys, plan, folder, product)
     assert code in (1, 2)
-    assert str(path) in said
+    assert str(path) in message
 
 
 @pytest.mark.parametrize(
     "changes", [{"fingerprint": "0e" * 32}, {"partition": "2020"}, {"storage": "float16"}, {"dimensions": 16}]
 )
-def test_shards_made_with_different_settings_are_refused(broken, changes):
+def test_shards_of_different_settings_are_refused(broken, changes):
     _, names, folder, product = broken
     write_shard(folder, names[1], GRID[4:8], kiln=about(**changes))
     with pytest.raises(ConfigError, match="other settings") as e:
@@ -469,24 +469,24 @@ def test_a_ledger_that_disagrees_with_the_rows_is_refused(broken):
 def test_a_missing_ledger_is_named(broken, capsys):
     plan, names, folder, product = broken
     (folder / f"{names[1]}.ledger.parquet").unlink()
-    code, said = run_merge(capsys, plan, folder, product)
+    code, message = run_merge(capsys, plan, folder, product)
     assert code == 1
-    assert f"{names[1]}.ledger.parquet" in said
+    assert f"{names[1]}.ledger.parquet" in message
 
 
 def test_a_truncated_ledger_is_named(broken, capsys):
     plan, names, folder, product = broken
     path = folder / f"{names[1]}.ledger.parquet"
     path.write_bytes(path.read_bytes()[:300])
-    code, said = run_merge(capsys, plan, folder, product)
+    code, message = run_merge(capsys, plan, folder, product)
     assert code == 1
-    assert str(path) in said
+    assert str(path) in message
 
 
 # ------------------------------------------------------------------------------------------------- allow-missing
 
 
-def test_allow_missing_says_so_in_record_metadata_and_ledger_page(broken, capsys):
+def test_allow_missing_is_recorded_in_record_metadata_and_ledger_page(broken, capsys):
     plan, names, folder, product = broken
     (folder / f"{names[1]}.parquet").unlink()
     code, _ = run_merge(capsys, plan, folder, product, "--allow-missing")
@@ -510,9 +510,9 @@ def test_allow_missing_without_any_shard_is_an_error(broken, capsys):
     plan, names, folder, product = broken
     for name in names:
         (folder / f"{name}.parquet").unlink()
-    code, said = run_merge(capsys, plan, folder, product, "--allow-missing")
+    code, message = run_merge(capsys, plan, folder, product, "--allow-missing")
     assert code == 2
-    assert "no shard to merge" in said
+    assert "no shard to merge" in message
 
 
 def test_the_ledgers_may_lie_elsewhere_than_the_shards(broken, capsys, tmp_path):
@@ -532,9 +532,9 @@ def test_a_product_is_written_to_s3_as_to_a_folder(bucket, tmp_path):
     plan, _, folder = write_shards(tmp_path, columns=GRID[:8])
     merge_script.main(["--plan", plan, "--shards", str(folder), "--product", f"{bucket}/products/2021"])
     merge_script.main(["--plan", plan, "--shards", str(folder), "--product", f"{tmp_path}/2021"])
-    there = {
+    uploaded = {
         u.removeprefix(f"{bucket}/products/2021/"): hashlib.sha256(storage.read_bytes(u)).hexdigest()
         for u in storage.listing(f"{bucket}/products/2021")
     }
-    assert there == digests(tmp_path / "2021")
+    assert uploaded == digests(tmp_path / "2021")
     assert storage.read_bytes(f"{bucket}/products/2021.json") == (tmp_path / "2021.json").read_bytes()

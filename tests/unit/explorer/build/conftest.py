@@ -1,4 +1,4 @@
-"""Products that the tests of the build share; read only."""
+"""Products shared by the tests of the build; read only."""
 
 import numpy as np
 import pytest
