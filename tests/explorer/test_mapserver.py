@@ -9,21 +9,16 @@ import pytest
 from kiln.explorer import pictures
 from kiln.explorer.pictures import SIZE, from_source, from_wms, picture
 from kiln.explorer.web.picture_cache import PictureCache
-from kiln.sample.worldcover import draw_tile
 from tests.explorer.mapserver import MapServer
-from tests.support.archives import write_tile
+from tests.support.pictures import BOX, correlation, row, write_quartered_tile
 
-BOX = (-0.7, 43.35, -0.5, 43.55)  # in tile N43W001
 REQUESTS = [(v, c) for v in ("1.1.1", "1.3.0") for c in ("EPSG:4326", "EPSG:3857")]
 
 
 @pytest.fixture(scope="module")
 def tile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a tile in the archive's layout, 240 pixels per degree. Its four quarters differ in brightness."""
-    pixels = draw_tile(-1, 43, 240, 2021, 7)
-    pixels[:, :120, :] = pixels[:, :120, :] // 2 + 1  # the north is darker
-    pixels[0, :, 120:] += 800  # the east is redder
-    return Path(write_tile(tmp_path_factory.mktemp("archive"), 2021, -1, 43, pixels))
+    """Write a tile whose four quarters differ in brightness."""
+    return write_quartered_tile(tmp_path_factory.mktemp("archive"))
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +35,7 @@ def service(wms, **changes):
 
 def picture_of(wms, tile, box=BOX, **changes):
     """Return the picture of a chip whose dataset has this service."""
-    row = {
-        "dataset": "worldcover",
-        "source": str(tile),
-        **dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
-    }
-    return picture(row, {"worldcover": {"wms": service(wms, **changes)}})
-
-
-def correlation(a, b):
-    """Return the lowest correlation of two pictures over their channels."""
-    return min(np.corrcoef(a[..., c].ravel(), b[..., c].ravel())[0, 1] for c in range(3))
+    return picture(row(tile, box), {"worldcover": {"wms": service(wms, **changes)}})
 
 
 @pytest.mark.parametrize(("version", "crs"), REQUESTS)

@@ -6,21 +6,16 @@ from PIL import Image
 
 from kiln.archives.worldcover.lattice import Column, Lattice
 from kiln.explorer.api import open_explorer
-from kiln.explorer.build import Select, build
 from kiln.explorer.contact_sheet import choose_example, draw_contact_sheet, find_example, write_contact_sheet
 from kiln.explorer.filters import ChipFilter
 from kiln.explorer.search import Query
 from scripts import picture_similar
 from tests.support.archives import write_tile
 from tests.support.products import WORLD, about, chip_at, make_product
+from tests.support.searches import build_database
 
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
 SMALL = Lattice(24, 240)  # a tenth of a degree a chip
-
-
-def build_database(folder, *products):
-    build([m.record_file for m in products], [m.uri for m in products], str(folder / "db"), Select())
-    return str(folder / "db")
 
 
 def grouped_vectors(chips, group, noise):

@@ -20,12 +20,7 @@ from kiln.product.deduplicate import ALL_REMOVED
 from scripts import merge as merge_script
 from tests.support import products
 from tests.support.chips import make_chip
-from tests.support.products import (
-    about,
-    digests,
-    merge_shards,
-    run_merge,
-)  # fmt: skip
+from tests.support.products import about, digests, merge_shards, run_merge
 
 UTM = {"chip_size": 16, "lattice": "utm", "lattice_gsd": 1.0, "anchor": [0, 0], "resampling": "none"}
 SCENES = about(dataset="naip", partition="nd-2019", lattice=UTM, chip_size=16)

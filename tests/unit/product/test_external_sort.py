@@ -18,16 +18,8 @@ from kiln.errors import StorageError
 from kiln.formats import vectors
 from kiln.product import external_sort, merge
 from tests import ROOT
-from tests.support.products import (
-    about,
-    digests,
-    merge_shards,
-    write_shards,
-)  # fmt: skip
-
-GRID = [Column(k, 0, 40) for k in range(40)]  # 1600 chips
-WIDE = about(dimensions=1024)  # as Clay's
-
+from tests.support.merges import GRID, WIDE
+from tests.support.products import about, digests, merge_shards, write_shards
 
 PEAK = """
 import json, sys

@@ -9,16 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
-from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file
 from kiln.io import storage
 from kiln.io.range_file import RangeFile
 from kiln.product.read import read_product
 from tests.support.chips import make_chip
+from tests.support.merges import GRID
 from tests.support.products import YEAR, about, make_product
 
-GRID = [Column(k, 0, 40) for k in range(40)]  # 1600 chips
 SIDE = 512 / 12000  # degrees of a chip
 WINDOW = (-125 + 10.5 * SIDE, 50 - 14.5 * SIDE, -125 + 14.5 * SIDE, 50 - 10.5 * SIDE)  # meets 5 x 5 chips
 
