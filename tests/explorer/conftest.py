@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import rasterio
 from playwright.sync_api import sync_playwright
@@ -16,24 +15,12 @@ from rasterio.transform import from_origin
 from kiln.sample.worldcover import draw_tile
 from tests.explorer.browser import launch
 from tests.explorer.mapserver import CGI
+from tests.explorer.page import Page
 from tests.explorer.serving import Server
+from tests.explorer.tile import PPD, SIDE, SOUTH, WEST, row
 from tests.support import explorers
 
-AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-WEST, SOUTH, SIDE, PPD = -96, 43, 25, 1500  # a tile of 25 x 25 chips
-STEP = 1 / SIDE
 GONE = "gone.tif"
-
-
-def row(n: int, pixels: np.ndarray, **facts: Any) -> dict[str, Any]:
-    """Return chip n of the tile. Its vector follows from its pixels, so chips that look alike are neighbours."""
-    col, line = n % SIDE, n // SIDE
-    side = PPD // SIDE
-    part = pixels[:, line * side : (line + 1) * side, col * side : (col + 1) * side].astype(float)
-    vector = np.concatenate([np.sqrt(part.mean((1, 2))) - 32, np.sqrt(part.std((1, 2))) - 14])
-    west, north = WEST + col * STEP, SOUTH + 1 - line * STEP
-    box = {"xmin": west, "xmax": west + STEP, "ymin": north - STEP, "ymax": north}
-    return explorers.chip(n, west + STEP / 2, north - STEP / 2, vector) | box | facts
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +78,19 @@ def program() -> str:
     if not shutil.which(path):
         pytest.fail("no MapServer here: install Debian's cgi-mapserver, or name its mapserv in KILN_MAPSERV")
     return path
+
+
+@pytest.fixture
+def visit(browser, served, pictures_folder):
+    """Return a function that opens the page; at the end of the test no page may have a fault."""
+    pages = []
+
+    def start(fragment="", **options):
+        pages.append(Page(browser, served, pictures_folder, **options))
+        return pages[-1].open(fragment)
+
+    yield start
+    for page in pages:
+        faults = page.faults
+        page.context.close()
+        assert not faults
