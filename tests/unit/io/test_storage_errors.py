@@ -117,7 +117,7 @@ def test_answers_of_an_object_store_raise_the_error_of_their_kind(
         S3_CALLS[call]("s3://b/a.bin", tmp_path / "a.bin")
 
 
-def test_a_bucket_that_is_not_there_is_a_clear_error(bucket, tmp_path):
+def test_a_missing_bucket_is_a_clear_error(bucket, tmp_path):
     for call in ("read", "list", "write"):
         with pytest.raises(KilnError, match=f"{bucket}-gone/a.bin"):
             S3_CALLS[call](f"{bucket}-gone/a.bin", tmp_path / "a.bin")

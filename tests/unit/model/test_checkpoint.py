@@ -74,7 +74,7 @@ def test_without_a_digest_the_config_line_is_printed_and_only_a_record_is_writte
     assert [p.name for p in tmp_path.iterdir()] == ["digest.json"]
 
 
-def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path, capsys, serve):
+def test_a_missing_checkpoint_is_an_error(tmp_path, capsys, serve):
     for missing in ("/nowhere/clay.ckpt", f"{serve().url}/clay.ckpt"):
         with pytest.raises(SystemExit) as e:
             run(tmp_path, missing)

@@ -153,9 +153,9 @@ def test_a_missing_part_is_named(tmp_path, capsys):
 
 def test_an_export_to_s3_has_the_same_files(bucket, product, exported):
     export_command.main(["--record", product.record_file, "--out", f"{bucket}/published"])
-    there = storage.listing(f"{bucket}/published")
-    assert {u.rpartition("/")[2] for u in there} == {p.name for p in exported.iterdir()}
-    for uri in there:
+    uploaded = storage.listing(f"{bucket}/published")
+    assert {u.rpartition("/")[2] for u in uploaded} == {p.name for p in exported.iterdir()}
+    for uri in uploaded:
         assert storage.read_bytes(uri) == (exported / uri.rpartition("/")[2]).read_bytes()
 
 

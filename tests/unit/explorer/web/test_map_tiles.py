@@ -86,8 +86,8 @@ def test_few_chips_are_visible_at_low_zoom(matrix, z):
 def test_many_chips_are_dots_weighted_by_their_count(matrix, monkeypatch):
     monkeypatch.setattr(map_tiles, "FEW_CHIPS", 0)
     got = pixels(draw_tile(matrix, "coverage", 0, 0, 0))[..., 3]
-    wanted = {place(lon, lat, 0)[:1:-1] for lon, lat in zip(matrix["lon"], matrix["lat"], strict=True)}
-    assert {tuple(map(int, p)) for p in np.argwhere(got)} == wanted
+    expected = {place(lon, lat, 0)[:1:-1] for lon, lat in zip(matrix["lon"], matrix["lat"], strict=True)}
+    assert {tuple(map(int, p)) for p in np.argwhere(got)} == expected
     _, _, block_x, block_y = place(10.4, 45.4, 0)
     _, _, lone_x, lone_y = place(-60, -30, 0)
     assert got[block_y, block_x] > got[lone_y, lone_x]
