@@ -307,7 +307,7 @@ def test_a_truncated_file_is_named(tmp_path):
     earth_index(tmp_path / "b.parquet", vectors(2), [shapely.Point(1, 2)] * 2)
     path = tmp_path / "b.parquet"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(SourceError, match=r"b\.parquet: expected a Parquet file"):
+    with pytest.raises(SourceError, match=r"b\.parquet: expected a complete Parquet file, got a broken one"):
         files_of("x", tmp_path, layout="earth-index")
 
 

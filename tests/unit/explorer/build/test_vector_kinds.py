@@ -53,7 +53,7 @@ def test_another_kind_makes_a_new_table(tmp_path, both):
 
 
 def test_a_kind_that_products_do_not_hold_is_refused(tmp_path, two, both):
-    with pytest.raises(ConfigError, match=r"2020: its vectors are of kind class, not mean: change index\.select"):
+    with pytest.raises(ConfigError, match=r"2020: expected vectors of kind mean, got class\. Change index\.select"):
         build_of(tmp_path / "db", two[0], embedding="mean")
     with pytest.raises(ConfigError, match=r"index\.select\.embedding: expected class or mean, got 'best'"):
         build_of(tmp_path / "db", both, embedding="best")
