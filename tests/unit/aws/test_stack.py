@@ -27,7 +27,7 @@ RETRY = [("Host EC2*", None, "retry"), (None, "*", "exit")]
 
 @pytest.fixture
 def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty account."""
+    """Provide an empty account."""
     aws(s3_endpoint)
     import requests
 
@@ -39,7 +39,7 @@ def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def network(cloud: None) -> list[str]:
-    """The account's own VPC, as arguments of `kiln aws up`. moto cannot delete one that the stack created."""
+    """Return the account's VPC as arguments of `kiln aws up`. moto cannot delete a VPC that the stack created."""
     ec2 = boto3.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]][:2]

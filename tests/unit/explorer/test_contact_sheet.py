@@ -29,14 +29,14 @@ def grouped_vectors(chips, group, noise):
 
 @pytest.fixture(scope="module")
 def years(tmp_path_factory):
-    """100 chips in each of two years."""
+    """Build a database of 100 chips in each of two years; open it."""
     run = tmp_path_factory.mktemp("years")
     return open_explorer(build_database(run, *(make_product(run, year, columns=COLUMNS) for year in (2020, 2021))))
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A tile of noise and a database of its 10 x 10 chips."""
+    """Build a database of the 10 x 10 chips of a tile of noise."""
     run = tmp_path_factory.mktemp("scene")
     pixels = np.random.default_rng(4).integers(200, 2600, (4, 240, 240)).astype(np.uint16)
     tile = write_tile(run / "archive", 2021, -125, 49, pixels)

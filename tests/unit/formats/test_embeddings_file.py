@@ -233,7 +233,7 @@ def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
     with embeddings_file.ShardWriter(tmp_path / "o", columns, 100) as out:
         for _ in range(60):
             out.append([make_chip(n) for n in range(30)], {"embeddings": np.ones((30, 256), np.float32)})
-            out.append_rows(pa.concat_tables([some]).take(np.arange(50)))  # with buffers of its own
+            out.append_rows(pa.concat_tables([some]).take(np.arange(50)))  # with their own buffers
             peak = max(peak, pa.total_allocated_bytes() - before)
             assert len(out._chips) + sum(map(len, out._tables)) < 200
     assert peak < 8 * 100 * 256 * 4  # of 4800 rows
