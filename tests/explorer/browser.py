@@ -10,7 +10,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome"
 
 
 def launch(driver: Playwright) -> Browser:
-    """A headless one, drawing by software; fails where there is none."""
+    """Start it headless with software rendering; fail the test if it is not installed."""
     path = os.environ.get("KILN_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.fail("no browser here: install Debian's chromium, or name one in KILN_BROWSER")

@@ -1,4 +1,4 @@
-"""A real server over a database made here, and a real browser that looks at it."""
+"""Fixtures: a real server of a small database, and a real browser that opens its page."""
 
 import os
 import shutil
@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import rasterio
 from playwright.sync_api import sync_playwright
@@ -16,29 +15,17 @@ from rasterio.transform import from_origin
 from kiln.sample.worldcover import draw_tile
 from tests.explorer.browser import launch
 from tests.explorer.mapserver import CGI
+from tests.explorer.page import Page
 from tests.explorer.serving import Server
+from tests.explorer.tile import PPD, SIDE, SOUTH, WEST, row
 from tests.support import explorers
 
-AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-WEST, SOUTH, SIDE, PPD = -96, 43, 25, 1500  # a tile of 25 x 25 chips
-STEP = 1 / SIDE
 GONE = "gone.tif"
-
-
-def row(n: int, pixels: np.ndarray, **facts: Any) -> dict[str, Any]:
-    """Chip n of the tile; its vector is what its pixels look like, so that likes look alike."""
-    col, line = n % SIDE, n // SIDE
-    side = PPD // SIDE
-    part = pixels[:, line * side : (line + 1) * side, col * side : (col + 1) * side].astype(float)
-    vector = np.concatenate([np.sqrt(part.mean((1, 2))) - 32, np.sqrt(part.std((1, 2))) - 14])
-    west, north = WEST + col * STEP, SOUTH + 1 - line * STEP
-    box = {"xmin": west, "xmax": west + STEP, "ymin": north - STEP, "ymax": north}
-    return explorers.chip(n, west + STEP / 2, north - STEP / 2, vector) | box | facts
 
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """625 chips of a composite, and 125 of scenes a year earlier, partly cloudy, whose source is gone."""
+    """Write a database: 625 chips of a composite, and 125 partly cloudy ones of the year before without a source."""
     folder = tmp_path_factory.mktemp("explorer")
     pixels = draw_tile(WEST, SOUTH, PPD, 2021, 0)
     with rasterio.open(
@@ -53,14 +40,14 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row(n, pixels, **scene, chip_id=f"scene:{n:05d}", cloud_fraction=(n % 10) / 10, nodata_fraction=(n % 3) / 10)
         for n in west
     ]
-    told = explorers.KILN | {"dimensions": 8, "untrained": True}
-    explorers.write(folder / "db", rows, {"worldcover": told, "sentinel2": told}, dim=8)
+    metadata = explorers.KILN | {"dimensions": 8, "untrained": True}
+    explorers.write(folder / "db", rows, {"worldcover": metadata, "sentinel2": metadata}, dim=8)
     return folder
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """The system's Chromium."""
+    """Start the system's Chromium."""
     with sync_playwright() as driver:
         started = launch(driver)
         yield started
@@ -69,7 +56,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def served(browser: Any, database: Path) -> Iterator[Server]:
-    """The server; the browser is asked for first, so that nothing is made where there is none."""
+    """Start the server. The browser is requested first, so that a missing one fails before anything is written."""
     server = Server(database, database)
     yield server
     server.stop()
@@ -77,17 +64,33 @@ def served(browser: Any, database: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def pictures_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: KILN_SCREENSHOTS, or a folder of the run."""
-    named = os.environ.get("KILN_SCREENSHOTS")
-    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    """Return the folder of screenshots: KILN_SCREENSHOTS, or a temporary one."""
+    configured = os.environ.get("KILN_SCREENSHOTS")
+    folder = Path(configured) if configured else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
 def program() -> str:
-    """MapServer's CGI program."""
+    """Return the path of MapServer's CGI program."""
     path = os.environ.get("KILN_MAPSERV", CGI)
     if not shutil.which(path):
         pytest.fail("no MapServer here: install Debian's cgi-mapserver, or name its mapserv in KILN_MAPSERV")
     return path
+
+
+@pytest.fixture
+def visit(browser, served, pictures_folder):
+    """Return a function that opens the page; at the end of the test no page may have a fault."""
+    pages = []
+
+    def start(fragment="", **options):
+        pages.append(Page(browser, served, pictures_folder, **options))
+        return pages[-1].open(fragment)
+
+    yield start
+    for page in pages:
+        faults = page.faults
+        page.context.close()
+        assert not faults

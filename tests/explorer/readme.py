@@ -1,4 +1,4 @@
-"""The README's pictures of the page, taken of the sample run: after `make demo`, python -m tests.explorer.readme."""
+"""Take the README's screenshots of the sample run: `make demo`, then python -m tests.explorer.readme."""
 
 import tempfile
 from pathlib import Path
@@ -22,9 +22,9 @@ PICTURES = {
 
 def main() -> None:
     """Serve the sample's database and write docs/*.png."""
-    with tempfile.TemporaryDirectory(prefix="kiln-") as kept, sync_playwright() as driver:
+    with tempfile.TemporaryDirectory(prefix="kiln-") as scratch, sync_playwright() as driver:
         server, browser = (
-            Server(ROOT, Path(kept), "results/sample/explorer", "--pictures", "config/config.yaml"),
+            Server(ROOT, Path(scratch), "results/sample/explorer", "--pictures", "config/config.yaml"),
             launch(driver),
         )
         try:

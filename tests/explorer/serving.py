@@ -14,15 +14,15 @@ from tests import ROOT
 
 
 class Server:
-    """`kiln.cli.explore` as a person starts it; it may be stopped and started again at its port."""
+    """A process of `kiln.cli.explore`. It can be stopped and started again at the same port."""
 
-    def __init__(self, folder: Path, kept: Path, db: str = "db", *more: str) -> None:
-        """Over the database `db`; relative paths are those of `folder`, and `kept` gets its cache and log."""
+    def __init__(self, folder: Path, state_folder: Path, db: str = "db", *more: str) -> None:
+        """Serve the database `db` from the working directory `folder`; cache and log go to `state_folder`."""
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        self.folder, self.log, self.address = folder, kept / "server.log", f"http://127.0.0.1:{self.port}/"
-        self.arguments = ["--db", db, "--cache", str(kept / "cache"), "--poll", "0.5", *more]
+        self.folder, self.log, self.address = folder, state_folder / "server.log", f"http://127.0.0.1:{self.port}/"
+        self.arguments = ["--db", db, "--cache", str(state_folder / "cache"), "--poll", "0.5", *more]
         self.start()
 
     def start(self) -> None:
@@ -43,6 +43,6 @@ class Server:
         pytest.fail("the server does not answer after 60 s")
 
     def stop(self) -> None:
-        """Stop it as a person does."""
+        """Terminate it and wait until it has ended."""
         self.process.terminate()
         self.process.wait(20)

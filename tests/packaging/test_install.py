@@ -1,4 +1,4 @@
-"""`pip install .` gives `import kiln` and the command `kiln`, with every data file, and nothing of the checkout."""
+"""`pip install .` installs the package `kiln`, the command `kiln` and every data file, and needs no checkout."""
 
 import json
 import os

@@ -41,20 +41,20 @@ def read(path: Path) -> str:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
+    """Return the anchors of a document's headings, as GitHub creates them."""
     headings = re.findall(r"^#+ (.+)$", read(path), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module or package; None if there is none."""
+    """Return the file of a module or package, or None."""
     path = ROOT.joinpath(*name.split("."))
     files = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in files if file.is_file()), None)
 
 
 def has_name(dotted: str) -> bool:
-    """Whether a dotted name is a module, or a word in the longest module that it begins with."""
+    """Return whether a dotted name is a module, or a word in the longest module that it begins with."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         if file := module_file(".".join(parts[:count])):

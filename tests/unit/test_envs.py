@@ -1,4 +1,4 @@
-"""The environments: pinned whole, alike for pip and conda, and without what must not come in."""
+"""The environments: every package is pinned, pip and conda agree, and unwanted packages are absent."""
 
 import re
 from importlib.metadata import PackageNotFoundError, distribution
@@ -28,16 +28,16 @@ def pins() -> dict[str, list[Requirement]]:
 
 
 def closure(*files: str) -> set[str]:
-    """Names of everything that the requirements bring here, each checked to be installed as it is pinned."""
-    held, seen, todo = pins(), set(), [r for f in files for r in requirements(f)]
+    """Return the names of all direct and indirect requirements; assert that each is installed as pinned."""
+    pinned, seen, todo = pins(), set(), [r for f in files for r in requirements(f)]
     while todo:
         need = todo.pop()
         name = canonical(need.name)
         if (name, tuple(need.extras)) in seen or (need.marker and not need.marker.evaluate({"extra": ""})):
             continue
         seen.add((name, tuple(need.extras)))
-        assert name in held, f"{name} is in no constraint"
-        pin = next(p for p in held[name] if not p.marker or p.marker.evaluate())
+        assert name in pinned, f"{name} is not in constraints.txt"
+        pin = next(p for p in pinned[name] if not p.marker or p.marker.evaluate())
         try:
             found = distribution(name)
         except PackageNotFoundError:
@@ -56,19 +56,19 @@ def test_every_dependency_is_pinned_and_installed_as_pinned() -> None:
 
 
 def test_both_builds_of_torch_are_covered() -> None:
-    held = pins()
-    assert str(held["torch"][0].specifier) == "==2.13.0"
+    pinned = pins()
+    assert str(pinned["torch"][0].specifier) == "==2.13.0"
     for cuda in ("triton", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13"):
-        assert cuda in held
-    assert "torchvision" not in held
+        assert cuda in pinned
+    assert "torchvision" not in pinned
     assert "--hash" not in (ENVS / "constraints.txt").read_text()
 
 
-def test_versions_that_matter() -> None:
-    asked = {r.name: str(r.specifier) for r in requirements("requirements.txt")}
-    assert asked["snakemake-storage-plugin-s3"] == "==0.3.6"
-    assert asked["snakemake-executor-plugin-aws-batch"] == "==0.2.1"
-    assert tuple(map(int, asked["snakemake"].removeprefix("==").split("."))) >= (9, 25)
+def test_required_versions_are_pinned() -> None:
+    versions = {r.name: str(r.specifier) for r in requirements("requirements.txt")}
+    assert versions["snakemake-storage-plugin-s3"] == "==0.3.6"
+    assert versions["snakemake-executor-plugin-aws-batch"] == "==0.2.1"
+    assert tuple(map(int, versions["snakemake"].removeprefix("==").split("."))) >= (9, 25)
 
 
 def test_conda_environment_takes_the_same_pins() -> None:
@@ -77,13 +77,13 @@ def test_conda_environment_takes_the_same_pins() -> None:
     assert "python=3.11" in env["dependencies"]
     listed = next(d["pip"] for d in env["dependencies"] if isinstance(d, dict))
     listed = [Requirement(p) for p in listed]
-    held = {canonical(p.name) for p in listed}
+    pinned = {canonical(p.name) for p in listed}
     constraints, needed = pins(), closure("requirements.txt")
     for pin in listed:
         assert pin.specifier in [p.specifier for p in constraints[canonical(pin.name)]], f"{pin}: make lock"
     cuda = {n for n in constraints if n.startswith(("nvidia-", "cuda-", "triton"))}
-    assert needed - cuda == held & needed
-    assert "pytest" not in held
+    assert needed - cuda == pinned & needed
+    assert "pytest" not in pinned
 
 
 def test_hooks_run_the_tools_that_make_lint_runs() -> None:

@@ -1,4 +1,4 @@
-"""The layers of the packages: who may import whom, at any depth of the code, and what a dry run never pays for."""
+"""The layers of the packages: allowed imports, also inside functions, and modules that a dry run never imports."""
 
 import ast
 import subprocess
@@ -35,13 +35,13 @@ HEAVY = ("torch", "rasterio", "geopandas", "lancedb", "pyarrow", "numpy", "boto3
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Every module of the library and the scripts, by its dotted name."""
+    """Return every module of the library and the scripts, by its dotted name."""
     paths = [p for folder in ("kiln", "scripts") for p in (root / folder).rglob("*.py")]
     return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
 
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of Kiln that a module imports, also inside functions."""
+    """Yield the modules of Kiln that a module imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] in ("kiln", "scripts"))
@@ -57,17 +57,17 @@ def package(module: str) -> str:
 
 
 def allowed(importer: str, imported: str) -> bool:
-    mine, theirs = package(importer), package(imported)
-    if importer in ABOVE_ALL or mine == theirs or imported == "kiln" or imported == "kiln.version":
+    own, other = package(importer), package(imported)
+    if importer in ABOVE_ALL or own == other or imported == "kiln" or imported == "kiln.version":
         return True
-    if RANK[theirs] >= RANK[mine]:
+    if RANK[other] >= RANK[own]:
         return False
-    if mine == "engine":
-        return theirs != "archives"
-    if mine == "explorer":
-        return theirs not in ("engine", "model") and (theirs != "archives" or imported == "kiln.archives.registry")
+    if own == "engine":
+        return other != "archives"
+    if own == "explorer":
+        return other not in ("engine", "model") and (other != "archives" or imported == "kiln.archives.registry")
     if imported.startswith("kiln.explorer.web"):
-        return mine == "cli"
+        return own == "cli"
     return True
 
 
@@ -98,14 +98,14 @@ def test_packages_import_only_packages_of_lower_layers():
         ("kiln/cli/bad.py", "import scripts.merge"),
     ],
 )
-def test_an_import_the_wrong_way_is_found(tmp_path, module, line):
+def test_an_import_of_a_higher_layer_is_found(tmp_path, module, line):
     for path in modules().values():
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     (tmp_path / module).write_text(line)
     name = module.removesuffix(".py").replace("/", ".")
-    assert [v for v in violations(tmp_path) if v.startswith(name)], "not noticed"
+    assert [v for v in violations(tmp_path) if v.startswith(name)], "the import is not reported"
     assert all(v.startswith(name) for v in violations(tmp_path))
 
 
@@ -131,7 +131,7 @@ def test_no_argparse_below_the_command_line():
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_what_a_dry_run_imports_is_light(module):
+def test_modules_of_a_dry_run_import_nothing_heavy(module):
     code = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == []

@@ -1,4 +1,4 @@
-"""Array jobs: sizes, the request to Batch, and the command of one job, which may run Kiln's scripts alone."""
+"""Array jobs: sizes, the request to Batch, and the command of one job, which may only run Kiln's scripts."""
 
 import json
 from dataclasses import asdict
@@ -43,7 +43,7 @@ def submission(gpus: int = 0) -> Submission:
     )
 
 
-def test_the_request_of_an_array() -> None:
+def test_the_request_of_an_array_matches_its_submission() -> None:
     request = submission().request(0, 1359)
     assert request["arrayProperties"] == {"size": 1359}
     assert request["retryStrategy"] == {
@@ -111,12 +111,12 @@ def test_the_rule_of_a_dataset() -> None:
         embed_rule(run, "modis")
 
 
-def test_a_finished_shard_and_a_number_past_the_last_are_no_work(tmp_path: Path) -> None:
+def test_a_job_of_a_finished_shard_or_past_the_last_one_does_nothing(tmp_path: Path) -> None:
     array = small_array(tmp_path)
     storage.write_bytes(array.output_of("2020", "a"), b"1")
     assert prepare_job(array, 0, tmp_path / "w") is None
     assert prepare_job(array, 2, tmp_path / "w") is None
-    assert not (tmp_path / "w").exists(), "no weights are fetched for nothing"
+    assert not (tmp_path / "w").exists(), "no weights are fetched"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_finished_shard_and_a_number_past_the_last_are_no_work(tmp_path: Path)
         (),
     ],
 )
-def test_a_job_runs_scripts_of_kiln_alone(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_job_runs_only_scripts_of_kiln(command: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected `python -m scripts\.NAME"):
         prepare_job(small_array(tmp_path, command), 0, tmp_path / "w")
     assert not (tmp_path / "w").exists()
@@ -157,7 +157,7 @@ def test_the_position_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
         array_job.position(0, None)
 
 
-def test_another_file_is_no_description(tmp_path: Path) -> None:
+def test_a_file_without_a_description_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"shards": []}')
     with pytest.raises(ConfigError, match=r"a\.json: expected the description of an array job"):
         Array.read(str(tmp_path / "a.json"))

@@ -1,4 +1,4 @@
-"""The code of jobs: equal code gives equal bytes, and a job runs no other code than was submitted."""
+"""The code of jobs: equal code gives equal bytes, and a job runs only the code that was submitted."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The checks before submission, as far as they need no account; tests/batch has the others."""
+"""The checks before submission that need no account; tests/batch has the others."""
 
 import pytest
 
@@ -60,7 +60,7 @@ def far_run(allow: bool) -> Run:
 
 def test_an_archive_of_another_region_is_an_error_unless_allowed(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
-    monkeypatch.chdir(tmp_path)  # where no plan is
+    monkeypatch.chdir(tmp_path)  # a folder without a plan
     with pytest.raises(ConfigError, match=r"archive is in eu-central-1 and the jobs run in us-west-2.*snakemake plan"):
         preflight.RegionCheck(far_run(False)).check("naip")
     preflight.RegionCheck(far_run(True)).check("naip")

@@ -27,7 +27,7 @@ RETRY = [("Host EC2*", None, "retry"), (None, "*", "exit")]
 
 @pytest.fixture
 def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty account."""
+    """Provide an empty account."""
     aws(s3_endpoint)
     import requests
 
@@ -39,7 +39,7 @@ def cloud(s3_endpoint: str, aws: Callable[[str], None], monkeypatch: pytest.Monk
 
 @pytest.fixture
 def network(cloud: None) -> list[str]:
-    """The account's own VPC, as arguments of `kiln aws up`. moto cannot delete one that the stack created."""
+    """Return the account's VPC as arguments of `kiln aws up`. moto cannot delete a VPC that the stack created."""
     ec2 = boto3.client("ec2")
     vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
     subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]][:2]
@@ -64,7 +64,7 @@ def error_of(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], Non
     return capsys.readouterr().err
 
 
-def test_the_template_is_clean_wherever_an_archive_lies() -> None:
+def test_the_template_passes_the_linter_in_every_region_of_an_archive() -> None:
     lint = [Path(sys.executable).parent / "cfn-lint", "--regions", *REGIONS, "--", stack.TEMPLATE]
     done = subprocess.run(lint, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -128,7 +128,7 @@ def test_array_jobs_are_retried_only_when_a_machine_was_taken_away(cloud: None) 
 
 
 def statements(arn: str) -> list[dict[str, Any]]:
-    """Of a managed policy, as the account holds it."""
+    """Return the statements of a managed policy in the account."""
     iam = boto3.client("iam")
     version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
     document = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
@@ -139,11 +139,11 @@ def listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None) -> None:
+def test_jobs_may_only_read_the_archives_and_write_one_bucket(cloud: None) -> None:
     output_of(up.main, "--yes")
     outputs = stack.outputs("kiln")
     role = stack.template()["Resources"]["JobRole"]["Properties"]
-    assert role["ManagedPolicyArns"] == [{"Ref": "DataPolicy"}], "which moto does not attach"
+    assert role["ManagedPolicyArns"] == [{"Ref": "DataPolicy"}], "moto does not attach it"
     assert "Policies" not in role
     allowed = [s for s in statements(outputs["DataPolicy"]) if s["Effect"] == "Allow"]
     writing = {
@@ -159,7 +159,7 @@ def test_jobs_may_read_the_archives_and_write_one_bucket_and_no_more(cloud: None
     assert denied["Resource"] == "*"
 
 
-def test_a_driver_may_pass_the_jobs_role_and_no_other(cloud: None) -> None:
+def test_a_driver_may_pass_only_the_jobs_role(cloud: None) -> None:
     output_of(up.main, "--yes")
     outputs = stack.outputs("kiln")
     by_name = {s["Sid"]: s for s in statements(outputs["DriverPolicy"])}
@@ -169,8 +169,8 @@ def test_a_driver_may_pass_the_jobs_role_and_no_other(cloud: None) -> None:
     assert by_name["Submit"]["Resource"][:2] == [outputs["CpuQueue"], outputs["GpuQueue"]]
 
 
-def test_the_bucket_is_private_versioned_and_swept() -> None:
-    """moto makes the bucket and its encryption; the rest is looked up in the template."""
+def test_the_bucket_is_private_versioned_and_has_expiry_rules() -> None:
+    """moto creates only the bucket and its encryption, so the rest is read from the template."""
     bucket = stack.template()["Resources"]["Data"]
     about = bucket["Properties"]
     assert bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain"
@@ -182,14 +182,14 @@ def test_the_bucket_is_private_versioned_and_swept() -> None:
     assert rules["old-versions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": {"Ref": "OldVersionsDays"}}
 
 
-def test_nothing_that_costs_while_it_idles() -> None:
+def test_no_resource_costs_money_while_idle() -> None:
     kinds = {r["Type"] for r in stack.template()["Resources"].values()}
     assert not kinds & {"AWS::EC2::NatGateway", "AWS::EC2::EIP", "AWS::EC2::Instance", "AWS::KMS::Key"}
     endpoints = [r["Properties"] for r in stack.template()["Resources"].values() if "VPCEndpoint" in r["Type"]]
     assert [e["VpcEndpointType"] for e in endpoints] == ["Gateway"]
 
 
-def test_the_same_command_again_changes_what_differs(cloud: None) -> None:
+def test_a_second_run_changes_only_what_differs(cloud: None) -> None:
     output_of(up.main, "--yes", "--set", "CpuSpotMax=32", "DiskGiB=300")
     bucket = stack.outputs("kiln")["Bucket"]
     stack.deploy("kiln", {"CpuImageTag": "1.0-abc"})
@@ -202,7 +202,7 @@ def test_the_same_command_again_changes_what_differs(cloud: None) -> None:
     assert "KILN_IMAGE" not in output_of(env.main, "--gpu").replace("# no image yet: make aws-image DEVICE=cuda", "")
 
 
-def test_it_prints_what_it_would_create_and_asks(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_printed_and_creation_requires_yes(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
     plan = output_of(up.main, "--dry-run")
     assert "Idle it costs only what is stored" in plan
     assert stack.find("kiln") is None
@@ -210,20 +210,26 @@ def test_it_prints_what_it_would_create_and_asks(cloud: None, capsys: pytest.Cap
     assert stack.find("kiln") is None
 
 
-def test_a_bucket_that_existed_before(cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_bucket_is_used_and_never_deleted(
+    cloud: None, network: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="mine")
-    output_of(up.main, "--yes", "--bucket", "mine", *network)
+    s3.create_bucket(Bucket="existing")
+    output_of(up.main, "--yes", "--bucket", "existing", *network)
     outputs = stack.outputs("kiln")
-    assert outputs["Bucket"] == "mine"
-    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"]
-    assert "arn:aws:s3:::mine/*" in json.dumps(statements(outputs["DataPolicy"]))
-    assert "was yours before" in error_of(capsys, down.main, "--yes", "--delete-data", "mine")
+    assert outputs["Bucket"] == "existing"
+    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["existing"]
+    assert "arn:aws:s3:::existing/*" in json.dumps(statements(outputs["DataPolicy"]))
+    assert "was yours before" in error_of(capsys, down.main, "--yes", "--delete-data", "existing")
     output_of(down.main, "--yes")
-    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["mine"], "not ours to delete, though it is empty"
+    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["existing"], (
+        "the stack did not create it, so it stays even when empty"
+    )
 
 
-def test_a_bucket_elsewhere_or_nowhere_is_refused(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bucket_of_another_region_or_a_missing_one_is_refused(
+    cloud: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = {"LocationConstraint": "eu-central-1"}
     boto3.client("s3").create_bucket(Bucket="far", CreateBucketConfiguration=place)
     assert "got one in eu-central-1" in error_of(capsys, up.main, "--yes", "--bucket", "far")
@@ -244,7 +250,7 @@ def test_down_keeps_a_bucket_with_data(cloud: None, network: list[str], capsys: 
     assert boto3.client("ecr").describe_repositories()["repositories"] == []
     assert s3.get_object(Bucket=bucket, Key="results/conus/x.parquet")["Body"].read() == b"1" * 1000
     output_of(up.main, "--yes", "--bucket", bucket, *network)
-    assert stack.outputs("kiln")["Bucket"] == bucket, "taken again"
+    assert stack.outputs("kiln")["Bucket"] == bucket, "the same bucket is used again"
 
 
 def test_down_deletes_a_bucket_that_is_empty_or_named(cloud: None, network: list[str]) -> None:
@@ -264,7 +270,7 @@ def test_down_deletes_a_bucket_that_is_empty_or_named(cloud: None, network: list
 
 @pytest.fixture
 def slow_jobs(cloud: None, s3_endpoint: str) -> Iterator[None]:
-    """Jobs that stay as they are submitted; moto's own fail at once where it finds no containers."""
+    """Keep jobs in the submitted state; without containers moto's jobs fail at once."""
     import requests
 
     states, model = f"{s3_endpoint}/moto-api/state-manager", {"model_name": "batch::job"}
@@ -274,7 +280,7 @@ def slow_jobs(cloud: None, s3_endpoint: str) -> Iterator[None]:
     requests.post(f"{states}/unset-transition", json=model, timeout=10).raise_for_status()
 
 
-def test_down_leaves_a_stack_alone_whose_queue_holds_jobs(
+def test_down_keeps_a_stack_with_queued_jobs(
     slow_jobs: None, network: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output_of(up.main, "--yes", *network)
@@ -284,7 +290,7 @@ def test_down_leaves_a_stack_alone_whose_queue_holds_jobs(
     assert stack.find("kiln")
 
 
-def test_a_wrong_setting_is_refused_before_anything_is_made(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_is_refused_before_anything_is_created(cloud: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert "got Vcpus." in error_of(capsys, up.main, "--yes", "--set", "Vcpus=3")
     assert "expected KEY=VALUE" in error_of(capsys, up.main, "--yes", "--set", "CpuSpotMax")
     assert "expected lower-case" in error_of(capsys, up.main, "--yes", "--stack", "My_Stack")
@@ -312,7 +318,7 @@ def test_errors_of_aws_become_errors_of_kiln(answer: Any, error: type[Exception]
 
 
 def test_the_error_of_a_rolled_back_stack_has_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """moto never rolls back, so AWS's answers are written out here."""
+    """moto never rolls back, so AWS's answers are stubbed."""
     events = [
         {"LogicalResourceId": "CpuSpot", "ResourceStatus": "CREATE_FAILED", "ResourceStatusReason": "cancelled"},
         {"LogicalResourceId": "GpuSpot", "ResourceStatus": "CREATE_FAILED", "ResourceStatusReason": "no such type"},
@@ -345,7 +351,7 @@ case "$1" in login) cat >> "$CALLS"; echo >> "$CALLS";; push) exit "${PUSH_FAILS
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A docker that writes its calls down, and a checkout of one commit."""
+    """Provide a docker that records its calls, and a checkout of one commit."""
     program, calls = tmp_path / "bin/docker", tmp_path / "calls"
     program.parent.mkdir()
     program.write_text(DOCKER)
@@ -394,7 +400,7 @@ def test_an_image_in_the_registry_is_not_built_again(cloud: None, docker: Path) 
     assert stack.outputs("kiln")["CpuImage"].endswith(tag)
 
 
-def test_errors_of_an_image(
+def test_image_errors_have_a_reason(
     cloud: None, docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "Run `make aws-up`" in error_of(capsys, image.main)

@@ -79,7 +79,7 @@ def test_without_a_driver_a_script_goes_on_until_sigterm(pid):
     assert text == "terminated; nothing partial is left\n"
 
 
-def test_a_place_west_of_greenwich_is_no_option():
+def test_negative_coordinates_are_not_read_as_options():
     p = command_line.parser("A script.", "kiln any")
     p.add_argument("--at")
     p.add_argument("--bbox")

@@ -1,4 +1,4 @@
-"""The explorer as people start it: a process, its messages, its end, and databases that cannot be opened."""
+"""The explorer as a process: its messages, its exit codes, and databases that cannot be opened."""
 
 import os
 import re
@@ -19,28 +19,28 @@ from tests.support import explorers
 ROWS = [explorers.chip(n, n, 0, [1, n, 0, 0]) for n in range(5)]
 
 
-def started(tmp_path, *args):
-    """A running server and its address."""
+def start_server(tmp_path, *args):
+    """Start a server; return its process, its address and its log file."""
     log = tmp_path / "log"
     command = [sys.executable, "-m", "kiln.cli.explore", "--cache", str(tmp_path / "cache"), "--port", "0", *args]
-    with log.open("wb") as said:
+    with log.open("wb") as stderr:
         process = subprocess.Popen(
-            command, cwd=ROOT, stderr=said, env=os.environ | {"COLUMNS": "200"},
+            command, cwd=ROOT, stderr=stderr, env=os.environ | {"COLUMNS": "200"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell started us with &
         )  # fmt: skip
     until = time.monotonic() + 60
-    while not (at := re.search(r"explorer is at (\S+)", log.read_text())):
+    while not (address := re.search(r"explorer is at (\S+)", log.read_text())):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.05)
-    return process, at[1], log
+    return process, address[1], log
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "message"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_it_serves_until_it_is_told_to_stop(tmp_path, number, code, said):
-    process, address, log = started(tmp_path, "--db", explorers.write(tmp_path / "db", ROWS))
+def test_the_server_runs_until_a_signal_stops_it(tmp_path, number, code, message):
+    process, address, log = start_server(tmp_path, "--db", explorers.write(tmp_path / "db", ROWS))
     try:
         assert requests.get(f"{address}api/about", timeout=60).json()["rows"] == 5
         assert address.startswith("http://127.0.0.1:")
@@ -48,15 +48,15 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path, number, code, said):
     finally:
         process.send_signal(number)
     assert process.wait(60) == code
-    told = log.read_text()
-    assert said in told
-    assert "Traceback" not in told
+    output = log.read_text()
+    assert message in output
+    assert "Traceback" not in output
     with pytest.raises(requests.ConnectionError):
         requests.get(address, timeout=2)
 
 
-def test_another_address_than_this_machines_own_is_told(tmp_path):
-    process, address, log = started(tmp_path, "--db", explorers.write(tmp_path / "db", ROWS), "--host", "0.0.0.0")
+def test_an_address_open_to_other_machines_is_logged_as_a_warning(tmp_path):
+    process, address, log = start_server(tmp_path, "--db", explorers.write(tmp_path / "db", ROWS), "--host", "0.0.0.0")
     try:
         assert "without a password: anyone who reaches this machine can look and search" in log.read_text()
         port = address.rstrip("/").rpartition(":")[2]
@@ -67,37 +67,37 @@ def test_another_address_than_this_machines_own_is_told(tmp_path):
         process.wait(60)
 
 
-def refused(capsys, *args):
-    """Exit status and what a person reads."""
+def error_of(capsys, *args):
+    """Return the exit status and the message."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
         explore.main([*args, "--port", "0"])
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return e.value.code, said
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return e.value.code, message
 
 
-def test_databases_that_cannot_be_opened_are_said(tmp_path, capsys):
+def test_databases_that_cannot_be_opened_are_errors(tmp_path, capsys):
     cache = ("--cache", str(tmp_path / "cache"))
-    assert "no explorer database there; make it" in refused(capsys, "--db", str(tmp_path / "none"), *cache)[1]
+    assert "no explorer database there; make it" in error_of(capsys, "--db", str(tmp_path / "none"), *cache)[1]
     (tmp_path / "empty").mkdir()
-    assert "no finished explorer database there" in refused(capsys, "--db", str(tmp_path / "empty"), *cache)[1]
+    assert "no finished explorer database there" in error_of(capsys, "--db", str(tmp_path / "empty"), *cache)[1]
     db = tmp_path / "built"  # written, not tagged: it is being built
     explorers.write(db, ROWS)
     database.connect(str(db)).open_table("chips").tags.delete("ready")
-    code, said = refused(capsys, "--db", str(db), *cache)
+    code, message = error_of(capsys, "--db", str(db), *cache)
     assert code == 2
-    assert "no finished explorer database there" in said
+    assert "no finished explorer database there" in message
     about = {"worldcover": explorers.KILN | {"dimensions": 1024}}
     other = explorers.write(tmp_path / "other", ROWS, about)
-    assert "expected 1024 dimensions as the metadata of worldcover, got 4" in refused(capsys, "--db", other, *cache)[1]
+    assert "expected 1024 dimensions as the metadata of worldcover, got 4" in error_of(capsys, "--db", other, *cache)[1]
 
 
-def test_an_s3_path_that_cannot_be_read_is_said(bucket, tmp_path, capsys):
-    code, said = refused(capsys, "--db", f"{bucket}/nothing", "--cache", str(tmp_path))
+def test_an_s3_path_that_cannot_be_read_is_an_error(bucket, tmp_path, capsys):
+    code, message = error_of(capsys, "--db", f"{bucket}/nothing", "--cache", str(tmp_path))
     assert code == 2
-    assert "no finished explorer database there" in said
-    code, said = refused(capsys, "--db", "s3://no-such-bucket-of-ours/explorer", "--cache", str(tmp_path))
+    assert "no finished explorer database there" in message
+    code, message = error_of(capsys, "--db", "s3://no-such-bucket-of-ours/explorer", "--cache", str(tmp_path))
     assert code == 2
 
 
@@ -106,27 +106,27 @@ def test_a_database_on_s3_is_served(bucket, tmp_path):
         "chips", database.connect(explorers.write(tmp_path / "db", ROWS)).open_table("chips").to_arrow()
     )
     table.tags.create("ready", table.version)
-    process, address, _ = started(tmp_path, "--db", f"{bucket}/db")
+    process, address, _ = start_server(tmp_path, "--db", f"{bucket}/db")
     try:
-        told = requests.post(f"{address}api/search", json={"likes": ["test:00003"], "k": 2}, timeout=60).json()
-        assert [r["chip_id"] for r in told["results"]] == ["test:00004", "test:00002"]
+        answer = requests.post(f"{address}api/search", json={"likes": ["test:00003"], "k": 2}, timeout=60).json()
+        assert [r["chip_id"] for r in answer["results"]] == ["test:00004", "test:00002"]
     finally:
         process.terminate()
         process.wait(60)
 
 
-def test_settings_that_cannot_be_are_said(tmp_path, capsys):
+def test_wrong_settings_are_errors(tmp_path, capsys):
     db = ("--db", explorers.write(tmp_path / "db", ROWS), "--cache", str(tmp_path / "cache"))
-    assert "--pictures: expected JSON" in refused(capsys, *db, "--pictures", "{")[1]
-    assert "--base-map: expected JSON" in refused(capsys, *db, "--base-map", "nowhere.json")[1]
-    assert "expected {z}, {x} and {y}" in refused(capsys, *db, "--base-map", '{"url": "https://a.example/t.png"}')[1]
-    assert "cannot listen at" in refused(capsys, *db, "--host", "no.such.host.invalid")[1]
-    assert "expected more than 0" in refused(capsys, *db, "--poll", "0")[1]
+    assert "--pictures: expected JSON" in error_of(capsys, *db, "--pictures", "{")[1]
+    assert "--base-map: expected JSON" in error_of(capsys, *db, "--base-map", "nowhere.json")[1]
+    assert "expected {z}, {x} and {y}" in error_of(capsys, *db, "--base-map", '{"url": "https://a.example/t.png"}')[1]
+    assert "cannot listen at" in error_of(capsys, *db, "--host", "no.such.host.invalid")[1]
+    assert "expected more than 0" in error_of(capsys, *db, "--poll", "0")[1]
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(capsys, *db[:2], "--cache", str(tmp_path / "file"))[1]
+    assert "cannot be written" in error_of(capsys, *db[:2], "--cache", str(tmp_path / "file"))[1]
 
 
-def test_a_port_that_is_taken_is_said(tmp_path, capsys):
+def test_a_port_in_use_is_an_error(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as e:

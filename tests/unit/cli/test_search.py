@@ -1,82 +1,33 @@
-"""The search script: what is printed in each format, which chip a query is, the contact sheet."""
+"""`kiln search`: the output in every format, the query, filters, and errors."""
 
 import json
 
 import geopandas as gpd
-import numpy as np
 import pytest
 import shapely
-from affine import Affine
-from PIL import Image
 
-from kiln.archives.sentinel2.scene import SceneGrid
-from kiln.archives.worldcover.lattice import Column, Lattice
 from kiln.cli import search
-from kiln.errors import ConfigError
-from kiln.explorer.build import Select, build
-from kiln.explorer.contact_sheet import COLUMNS as SHEET_COLUMNS
-from kiln.explorer.database import ExplorerDatabase
-from kiln.formats import embeddings_file
-from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
-from kiln.formats.records import Unit
-from kiln.product.record import read_record
-from kiln.report import coverage
-from tests.support.archives import write_tile
-from tests.support.chips import make_chip
-from tests.support.products import WORLD, YEAR, about, chip_at, drawn, make_product, merge_shards
+from tests.support.products import WORLD, about, chip_at, make_product
+from tests.support.searches import (
+    CHIP,
+    COLUMNS,
+    PLACE,
+    SIDE,
+    build_database,
+    nearest_chips,
+    search_error,
+    search_output,
+)
 
-SIDE = 512 / 12000
-COLUMNS = [Column(k, 0, 10) for k in range(10)]
-PLACE = f"{-125 + 4.5 * SIDE},{50 - 3.5 * SIDE}"  # in column 4, row 3
-CHIP = chip_at(WORLD, 2021, 4, 3).chip_id
-
-
-def database(run, *made):
-    build([m.record_file for m in made], [m.uri for m in made], str(run / "db"), Select())
-    return str(run / "db")
-
-
-@pytest.fixture(scope="module")
-def db(tmp_path_factory):
-    """100 chips in each of two years."""
-    run = tmp_path_factory.mktemp("search")
-    return database(run, *(make_product(run, year, columns=COLUMNS) for year in (2020, 2021)))
-
-
-def ask(capsys, db, *args):
-    """What the script prints."""
-    capsys.readouterr()
-    search.main(["--db", db, *args])
-    return capsys.readouterr().out
-
-
-def refused(capsys, db, *args):
-    """Exit status and what a person reads."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as e:
-        search.main(["--db", db, *args])
-    return e.value.code, capsys.readouterr().err
-
-
-def best(k, keep=lambda chip: True):
-    """The k chips most like CHIP, itself left out, by NumPy."""
-    chips = [chip_at(WORLD, y, c, r) for y in (2020, 2021) for c in range(10) for r in range(10)]
-    unit = drawn(chips).astype(np.float16).astype(np.float64)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    likes = unit @ unit[[c.chip_id for c in chips].index(CHIP)]
-    order = sorted((i for i, c in enumerate(chips) if keep(c) and c.chip_id != CHIP), key=lambda i: -likes[i])[:k]
-    return [chips[i].chip_id for i in order], [likes[i] for i in order]
-
-
-# ------------------------------------------------------------------------------------------------------- formats
+# -------------------------------------------------------------------------------------------------------- formats
 
 
 def test_the_table_has_the_query_and_k_results_in_order(db, capsys):
-    lines = ask(capsys, db, "--chip", CHIP, "-k", "7").splitlines()
+    lines = search_output(capsys, db, "--chip", CHIP, "-k", "7").splitlines()
     assert lines[0].split() == ["cosine", "lon", "lat", "year", "chip"]
     assert lines[1].split()[0] == "like"
     assert lines[1].split()[-1] == CHIP
-    ids, likes = best(7)
+    ids, likes = nearest_chips(7)
     assert [x.split()[-1] for x in lines[2:]] == ids
     assert [x.split()[0] for x in lines[2:]] == [str(n) for n in range(1, 8)]
     assert [float(x.split()[1]) for x in lines[2:]] == pytest.approx(likes, abs=1e-4)
@@ -84,10 +35,10 @@ def test_the_table_has_the_query_and_k_results_in_order(db, capsys):
 
 
 def test_json_has_ids_similarities_boxes_and_sources(db, capsys):
-    told = json.loads(ask(capsys, db, "--chip", CHIP, "-k", "5", "--format", "json"))
-    assert told["query"]["chip_id"] == CHIP
-    assert [r["chip_id"] for r in told["results"]] == best(5)[0]
-    first = told["results"][0]
+    answer = json.loads(search_output(capsys, db, "--chip", CHIP, "-k", "5", "--format", "json"))
+    assert answer["query"]["chip_id"] == CHIP
+    assert [r["chip_id"] for r in answer["results"]] == nearest_chips(5)[0]
+    first = answer["results"][0]
     facts = {"chip_id", "similarity", "lon", "lat", "dataset", "year", "datetime", "item_id", "source", "bbox"}
     assert set(first) == facts | {"nodata_fraction", "cloud_fraction"}
     assert first["datetime"].endswith("-06-01T00:00:00Z")
@@ -98,12 +49,12 @@ def test_json_has_ids_similarities_boxes_and_sources(db, capsys):
 
 
 def test_geojson_is_valid_and_the_query_is_rank_0(db, capsys, tmp_path):
-    text = ask(capsys, db, "--chip", CHIP, "-k", "4", "--format", "geojson")
-    told = json.loads(text)
-    assert told["type"] == "FeatureCollection"
-    assert [f["properties"]["rank"] for f in told["features"]] == [0, 1, 2, 3, 4]
-    assert [f["id"] for f in told["features"]] == [CHIP, *best(4)[0]]
-    for f in told["features"]:
+    text = search_output(capsys, db, "--chip", CHIP, "-k", "4", "--format", "geojson")
+    answer = json.loads(text)
+    assert answer["type"] == "FeatureCollection"
+    assert [f["properties"]["rank"] for f in answer["features"]] == [0, 1, 2, 3, 4]
+    assert [f["id"] for f in answer["features"]] == [CHIP, *nearest_chips(4)[0]]
+    for f in answer["features"]:
         ring = shapely.Polygon(f["geometry"]["coordinates"][0])
         assert ring.is_valid
         assert ring.exterior.is_ccw  # RFC 7946, 3.1.6
@@ -116,439 +67,129 @@ def test_geojson_is_valid_and_the_query_is_rank_0(db, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("k", [1, 12, 199, 500])
-def test_k_results_are_given_or_all_there_are(db, capsys, k):
-    told = json.loads(ask(capsys, db, "--chip", CHIP, "-k", str(k), "--format", "json"))
-    ids = [r["chip_id"] for r in told["results"]]
+def test_k_results_are_returned_or_all_if_there_are_fewer(db, capsys, k):
+    answer = json.loads(search_output(capsys, db, "--chip", CHIP, "-k", str(k), "--format", "json"))
+    ids = [r["chip_id"] for r in answer["results"]]
     assert len(ids) == min(k, 199)
     assert CHIP not in ids
 
 
 @pytest.mark.parametrize("k", ["0", "-3"])
 def test_k_below_one_is_refused(db, capsys, k):
-    code, said = refused(capsys, db, "--chip", CHIP, "-k", k)
+    code, message = search_error(capsys, db, "--chip", CHIP, "-k", k)
     assert code == 2
-    assert "expected 1 to 10000 results" in said
+    assert "expected 1 to 10000 results" in message
 
 
-# ------------------------------------------------------------------------------------------------------- queries
+# -------------------------------------------------------------------------------------------------------- queries
 
 
 def test_a_place_is_the_chip_that_covers_it(db, capsys):
-    by_place = ask(capsys, db, f"--at={PLACE}", "--format", "json")
-    assert by_place == ask(capsys, db, "--chip", CHIP, "--format", "json")
+    by_place = search_output(capsys, db, f"--at={PLACE}", "--format", "json")
+    assert by_place == search_output(capsys, db, "--chip", CHIP, "--format", "json")
 
 
-def test_a_place_outside_names_the_nearest_chip(db, capsys):
-    code, said = refused(capsys, db, f"--at={-125 - 0.5 * SIDE},{50 - 3.5 * SIDE}")
+def test_the_error_for_an_uncovered_place_names_the_nearest_chip(db, capsys):
+    code, message = search_error(capsys, db, f"--at={-125 - 0.5 * SIDE},{50 - 3.5 * SIDE}")
     assert code == 2
-    assert "the nearest is worldcover:" in said
-    assert ":x0660000:y0481536" in said
-    assert "km away" in said
+    assert "the nearest is worldcover:" in message
+    assert ":x0660000:y0481536" in message
+    assert "km away" in message
 
 
 @pytest.mark.parametrize("chip", ["worldcover:2021:512:x9999999:y0480000", "it's", "' OR 1=1 --"])
-def test_an_unknown_chip_is_said(db, capsys, chip):
-    code, said = refused(capsys, db, "--chip", chip)
+def test_an_unknown_chip_is_an_error(db, capsys, chip):
+    code, message = search_error(capsys, db, "--chip", chip)
     assert code == 2
-    assert "no chip" in said
-    assert "Traceback" not in said
+    assert "no chip" in message
+    assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("text", ["1", "1,2,3", "a,b", "", "1;2"])
 def test_a_place_that_is_no_pair_of_numbers_is_refused(db, capsys, text):
-    code, said = refused(capsys, db, f"--at={text}")
+    code, message = search_error(capsys, db, f"--at={text}")
     assert code == 2
-    assert "expected 2 numbers" in said
+    assert "expected 2 numbers" in message
 
 
 @pytest.mark.parametrize("text", ["nan,49", "-124,inf", "1e400,0"])
 def test_a_place_that_is_not_finite_is_refused(db, capsys, text):
-    code, said = refused(capsys, db, f"--at={text}")
+    code, message = search_error(capsys, db, f"--at={text}")
     assert code == 2
-    assert "Traceback" not in said
+    assert "Traceback" not in message
 
 
 def test_an_example_is_always_the_same_chip(db, capsys):
-    first = ask(capsys, db, "--example", "--year", "2020", "--format", "json")
-    assert first == ask(capsys, db, "--example", "--year", "2020", "--format", "json")
-    told = json.loads(first)
-    assert told["query"]["year"] == 2020
-    assert {r["year"] for r in told["results"]} == {2020}
+    first = search_output(capsys, db, "--example", "--year", "2020", "--format", "json")
+    assert first == search_output(capsys, db, "--example", "--year", "2020", "--format", "json")
+    answer = json.loads(first)
+    assert answer["query"]["year"] == 2020
+    assert {r["year"] for r in answer["results"]} == {2020}
 
 
-def test_no_example_where_the_filters_leave_none(db, capsys):
-    code, said = refused(capsys, db, "--example", "--year", "1999")
+def test_an_example_is_refused_if_the_filters_leave_no_chip(db, capsys):
+    code, message = search_error(capsys, db, "--example", "--year", "1999")
     assert code == 2
-    assert "no chip in it that the filters leave" in said
+    assert "no chip in it that the filters leave" in message
 
 
-# ------------------------------------------------------------------------------------------------------- filters
+# -------------------------------------------------------------------------------------------------------- filters
 
 
 def test_year_dataset_and_bbox_filter_the_results(db, capsys):
-    told = json.loads(ask(capsys, db, "--chip", CHIP, "--year", "2020", "--format", "json"))
-    assert [r["chip_id"] for r in told["results"]] == best(10, lambda c: c.extra["year"] == 2020)[0]
+    answer = json.loads(search_output(capsys, db, "--chip", CHIP, "--year", "2020", "--format", "json"))
+    assert [r["chip_id"] for r in answer["results"]] == nearest_chips(10, lambda c: c.extra["year"] == 2020)[0]
     box = (-125.0, 50 - 5 * SIDE, -125 + 3 * SIDE, 50 - 1 * SIDE)
-    said = ask(capsys, db, "--chip", CHIP, f"--bbox={','.join(map(str, box))}", "--format", "json")
-    want = best(10, lambda c: box[0] <= c.center[0] <= box[2] and box[1] <= c.center[1] <= box[3])[0]
-    assert [r["chip_id"] for r in json.loads(said)["results"]] == want
-    assert len(want) == 10
-    both = ask(capsys, db, "--chip", CHIP, "--year", "2020", "--year", "2021", "--dataset", "worldcover")
-    assert both == ask(capsys, db, "--chip", CHIP)
-    code, said = refused(capsys, db, "--chip", CHIP, "--dataset", "na'ip", "--format", "json")
-    assert (code, "expected a dataset of worldcover" in said) == (2, True)
+    answer = search_output(capsys, db, "--chip", CHIP, f"--bbox={','.join(map(str, box))}", "--format", "json")
+    expected = nearest_chips(10, lambda c: box[0] <= c.center[0] <= box[2] and box[1] <= c.center[1] <= box[3])[0]
+    assert [r["chip_id"] for r in json.loads(answer)["results"]] == expected
+    assert len(expected) == 10
+    both = search_output(capsys, db, "--chip", CHIP, "--year", "2020", "--year", "2021", "--dataset", "worldcover")
+    assert both == search_output(capsys, db, "--chip", CHIP)
+    code, answer = search_error(capsys, db, "--chip", CHIP, "--dataset", "na'ip", "--format", "json")
+    assert (code, "expected a dataset of worldcover" in answer) == (2, True)
 
 
 def test_a_bbox_the_wrong_way_round_is_refused(db, capsys):
-    code, said = refused(capsys, db, "--chip", CHIP, "--bbox=1,2,0,3")
+    code, message = search_error(capsys, db, "--chip", CHIP, "--bbox=1,2,0,3")
     assert code == 2
-    assert "west < east" in said
+    assert "west < east" in message
 
 
-# ---------------------------------------------------------------------------------------------- databases and flags
+# -------------------------------------------------------------------------------------------- databases and flags
 
 
-def test_a_missing_or_empty_or_half_built_database_is_said(tmp_path, capsys):
+def test_a_missing_or_empty_database_is_an_error(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name in ("none", "empty"):
-        code, said = refused(capsys, str(tmp_path / name), "--chip", CHIP)
+        code, message = search_error(capsys, str(tmp_path / name), "--chip", CHIP)
         assert code == 2
-        assert "explorer database there" in said
+        assert "explorer database there" in message
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("args", [["--chip", CHIP], [f"--at={PLACE}"], ["--example"]])
-def test_a_database_without_chips_is_said(tmp_path, capsys, args):
-    made = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
-    code, said = refused(capsys, database(tmp_path, made), *args)
+def test_a_database_without_chips_is_an_error(tmp_path, capsys, args):
+    product = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
+    code, message = search_error(capsys, build_database(tmp_path, product), *args)
     assert code == 2
-    assert "no chip" in said
+    assert "no chip" in message
 
 
-@pytest.mark.parametrize(("untrained", "told"), [(True, True), (False, False)])
-def test_untrained_weights_are_said(tmp_path, capsys, caplog, untrained, told):
-    made = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(untrained=untrained))
+@pytest.mark.parametrize(("untrained", "logged"), [(True, True), (False, False)])
+def test_untrained_weights_are_logged(tmp_path, capsys, caplog, untrained, logged):
+    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(untrained=untrained))
     with caplog.at_level("INFO"):
-        search.main(["--db", database(tmp_path, made), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id])
-    assert ("UNTRAINED" in caplog.text) == told
+        search.main(["--db", build_database(tmp_path, product), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id])
+    assert ("UNTRAINED" in caplog.text) == logged
 
 
-def test_one_query_is_wanted(db, capsys):
-    assert refused(capsys, db)[0] == 2
-    assert refused(capsys, db, "--chip", CHIP, "--example")[0] == 2
+def test_exactly_one_query_is_required(db, capsys):
+    assert search_error(capsys, db)[0] == 2
+    assert search_error(capsys, db, "--chip", CHIP, "--example")[0] == 2
 
 
 def test_pictures_that_are_no_json_are_refused(db, capsys):
-    code, said = refused(capsys, db, "--chip", CHIP, "--pictures", "{")
+    code, message = search_error(capsys, db, "--chip", CHIP, "--pictures", "{")
     assert code == 2
-    assert "--pictures: expected JSON or a config file" in said
-
-
-# ------------------------------------------------------------------------------------------------- contact sheet
-
-SMALL = Lattice(24, 240)  # a tenth of a degree a chip
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    """A tile of noise whose brightness tells chips apart, and a database of its 10 x 10 chips."""
-    run = tmp_path_factory.mktemp("scene")
-    rng = np.random.default_rng(4)
-    pixels = rng.integers(200, 2600, (4, 240, 240)).astype(np.uint16)
-    tile = write_tile(run / "archive", 2021, -125, 49, pixels)
-    made = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=about(untrained=True))
-    return database(run, made)
-
-
-def cells_of(png, hits):
-    """The pictures' squares in a sheet, by the layout that the script draws: large, then five a line."""
-    with Image.open(png) as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
-    lines = max(2, -(-hits // SHEET_COLUMNS))
-    assert pixels.shape[:2] == pytest.approx(((2.32 * lines + 1.35) * 110, (2.0 * 7 + 0.7) * 110), abs=1)
-    height, width = pixels.shape[:2]
-    top = 0.85 * 110
-    line = (height - 0.85 * 110 - 0.5 * 110) / lines
-    column = width / 7
-    large = pixels[int(top + 30) : int(top + 1.2 * line), 60 : int(1.6 * column)]
-    small = []
-    for n in range(hits):
-        r, c = divmod(n, SHEET_COLUMNS)
-        y, x = int(top + r * line + 0.35 * line), int((c + 2.35) * column)
-        small.append(pixels[y : y + 50, x : x + 50])
-    return large, small
-
-
-def test_the_sheet_shows_every_chip_and_says_untrained(scene, tmp_path, capsys):
-    png = tmp_path / "sheet.png"
-    chip = chip_at(SMALL, 2021, 5, 5).chip_id
-    ask(capsys, scene, "--chip", chip, "-k", "7", "--png", str(png))
-    large, small = cells_of(png, 7)
-    for picture in (large, *small):
-        assert np.ptp(picture.reshape(-1, 3), axis=0).min() > 60  # noise, not a blank
-    with Image.open(png) as image:
-        top = np.asarray(image.convert("RGB")).astype(int)[:80]
-    red = (top[..., 0] > 150) & (top[..., 1] < 80) & (top[..., 2] < 80)
-    assert red.sum() > 100  # the words about untrained weights
-    assert list(tmp_path.iterdir()) == [png]
-
-
-def test_the_same_question_draws_the_same_bytes(scene, tmp_path, capsys):
-    for name in "ab":
-        ask(capsys, scene, "--example", "-k", "5", "--png", str(tmp_path / f"{name}.png"))
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_more_results_make_a_taller_sheet(scene, tmp_path, capsys):
-    ask(capsys, scene, "--example", "-k", "17", "--png", str(tmp_path / "a.png"))
-    _, small = cells_of(tmp_path / "a.png", 17)
-    assert all(np.ptp(s.reshape(-1, 3), axis=0).min() > 60 for s in small)
-
-
-def test_the_sheet_is_made_grey_where_no_picture_can_be_had(tmp_path, capsys, caplog):
-    made = make_product(tmp_path, columns=COLUMNS[:2], source=str(tmp_path / "gone.tif"))
-    services = json.dumps({"worldcover": {"wms": {"url": "http://127.0.0.1:9/", "version": "1.3.0", "layers": "a"}}})
-    png = tmp_path / "sheet.png"
-    with caplog.at_level("INFO"):
-        search.main(
-            ["--db", database(tmp_path, made), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id, "-k", "4",
-             "--png", str(png), "--pictures", services]
-        )  # fmt: skip
-    large, small = cells_of(png, 4)
-    for picture in (*small, large):
-        grey = (np.abs(picture - np.array([0xD9, 0xD9, 0xD6])).max(axis=-1) <= 1).mean()
-        assert grey > 0.7
-    assert "5 missing" in caplog.text
-    assert "the service does not answer" in caplog.text
-    assert "gone.tif" in caplog.text
-
-
-def test_a_place_that_cannot_be_written_is_said(scene, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    code, said = refused(capsys, scene, "--example", "--png", str(tmp_path / "file" / "a.png"))
-    assert code == 1
-    assert "cannot be written" in said
-
-
-# ------------------------------------------------------------------------------------------------ the antimeridian
-
-
-@pytest.fixture(scope="module")
-def dateline(tmp_path_factory):
-    """A row of 16 chips of zone 1 south, sharded, merged and indexed; the one in the middle is over the antimeridian.
-
-    The run's folder, with `p.json`, `p` and `db`, and the footprints by chip_id, west to east.
-    """
-    run = tmp_path_factory.mktemp("dateline")
-    grid = SceneGrid(256, 4096, Affine(10, 0, 160_000, 0, -10, 8_118_000), "EPSG:32701", 256)
-    footprints = grid.footprints()[0][0]
-    chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
-    kiln = about(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
-    with embeddings_file.ShardWriter(run / "s.parquet", embeddings_file.schema(8, "float32", [YEAR], kiln)) as out:
-        out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((16, 8), np.float32)})
-    entry = LedgerEntry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)
-    write_ledger(run / "s.ledger.parquet", ledger_table([entry]))
-    record = merge_shards(["s"], run, run / "p")
-    (run / "p.json").write_text(json.dumps(record))
-    build([str(run / "p.json")], [str(run / "p")], str(run / "db"), Select())
-    return run, {c.chip_id: c.footprint for c in chips}
-
-
-def over(footprints):
-    """The one chip over the antimeridian, and its parts: west of it and east of it."""
-    ((chip, shape),) = ((c, f) for c, f in footprints.items() if f.geom_type == "MultiPolygon")
-    return chip, sorted(shape.geoms, key=lambda g: -g.bounds[0])
-
-
-def test_the_antimeridian_cuts_one_chip_of_the_row(dateline):
-    chip, (before, after) = over(dateline[1])
-    assert 0 < int(chip[1:]) < 15
-    assert (before.bounds[2], after.bounds[0]) == (180, -180)
-
-
-@pytest.mark.parametrize("lon", [179.995, 180.0, -180.0, -179.995, 179.97, 179.99, -179.97, -179.99])
-def test_a_place_at_the_antimeridian_is_the_chip_that_covers_it(dateline, capsys, lon):
-    run, footprints = dateline
-    lat = shapely.union_all(over(footprints)[1]).centroid.y
-    told = json.loads(ask(capsys, str(run / "db"), f"--at={lon},{lat}", "--format", "json"))
-    found = footprints[told["query"]["chip_id"]]
-    assert found.distance(shapely.Point(lon, lat)) < 1e-3
-    covering = [c for c, f in footprints.items() if f.covers(shapely.Point(lon, lat))]
-    assert told["query"]["chip_id"] in covering
-
-
-def test_the_centre_of_the_chip_over_the_antimeridian_is_there(dateline):
-    run, footprints = dateline
-    chip, (before, after) = over(footprints)
-    (row,) = ExplorerDatabase(str(run / "db")).table.search().where(f"chip_id = '{chip}'").to_list()
-    assert (row["xmin"], row["xmax"]) == (before.bounds[0], after.bounds[2])
-    assert row["xmin"] > 179.97
-    assert row["xmax"] < -179.97
-    assert abs(row["lon"]) > 179.98
-    assert row["cell"] in ("S18E179", "S17E179", "S18W180", "S17W180")
-
-
-def test_a_place_beside_the_row_names_the_nearest_over_the_antimeridian(dateline):
-    run, footprints = dateline
-    db = ExplorerDatabase(str(run / "db"))
-    last = max(footprints)
-    west = footprints[last].bounds[2]  # its east end, of the western hemisphere
-    assert west < 0
-    with pytest.raises(ConfigError, match=f"the nearest is {last}"):
-        db.at(west + 0.01, footprints[last].centroid.y)
-    chip, (before, _) = over(footprints)
-    beside = f"c{int(chip[1:]) - 1:02d}"  # in the other hemisphere
-    for lon in (180.0, -180.0):
-        with pytest.raises(ConfigError, match=rf"the nearest is ({chip}|{beside}), 12\.\d km away"):
-            db.at(lon, before.bounds[3] + 0.1)
-
-
-@pytest.mark.parametrize("bbox", [(179.9, -18.0, -179.9, -16.0), (179.96, -18.0, -179.96, -16.0)])
-def test_a_bbox_over_the_antimeridian_filters_results_and_selects_rows(dateline, capsys, tmp_path, bbox):
-    run, footprints = dateline
-    db = ExplorerDatabase(str(run / "db"))
-    middles = {c.chip_id: c.lon for c in db.chips([*footprints])[0]}
-    want = {c for c, lon in middles.items() if lon >= bbox[0] or lon <= bbox[2]}
-    assert over(footprints)[0] in want
-    assert 2 < len(want) < 16
-    said = ask(capsys, str(run / "db"), "--chip", "c00", f"--bbox={','.join(map(str, bbox))}", "--format", "json")
-    assert {r["chip_id"] for r in json.loads(said)["results"]} == want - {"c00"}
-    build([str(run / "p.json")], [str(run / "p")], str(tmp_path / "db"), Select(bbox=bbox))
-    rows = ExplorerDatabase(str(tmp_path / "db")).table.search().limit(100).to_list()
-    assert {r["chip_id"] for r in rows} == want
-
-
-def test_geojson_over_the_antimeridian_is_cut_there(dateline, capsys, tmp_path):
-    run, footprints = dateline
-    chip, (before, after) = over(footprints)
-    text = ask(capsys, str(run / "db"), "--chip", chip, "--format", "geojson", "-k", "15")
-    (tmp_path / "a.geojson").write_text(text)
-    first, *rest = json.loads(text)["features"]
-    assert first["geometry"]["type"] == "MultiPolygon"
-    assert first["bbox"][0] > first["bbox"][2]  # RFC 7946, 5.2
-    assert {f["geometry"]["type"] for f in rest} == {"Polygon"}
-    frame = gpd.read_file(tmp_path / "a.geojson").set_index("chip_id")
-    assert len(frame) == 16
-    assert frame.is_valid.all()
-    assert frame.geometry[chip].covers(footprints[chip])
-    assert {x for p in frame.geometry[chip].geoms for x in p.bounds[::2]} >= {180, -180}
-    assert sum(p.area for p in frame.geometry[chip].geoms) < 1.2 * (before.area + after.area)
-
-
-def test_the_coverage_map_of_the_row_is_a_few_kilometres_wide(dateline):
-    run, _ = dateline
-    boxes = coverage.read_boxes(read_record(str(run / "p.json")), str(run / "p"))
-    (chips,) = coverage.join_over_antimeridian([boxes])
-    west, _, east, _ = coverage.map_bounds([chips])
-    assert len(chips) == 16
-    assert 179 < west < 180 < east < 180.5
-
-
-# --------------------------------------------------------------------------------------------------------- marks
-
-
-@pytest.fixture
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "search-cache"))
-
-
-def marks_file(path, likes, dislikes):
-    """A set as the explorer saves it."""
-    both = [(c, "like") for c in likes] + [(c, "dislike") for c in dislikes]
-    features = [{"type": "Feature", "geometry": None, "properties": {"chip_id": c, "mark": mark}} for c, mark in both]
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    return str(path)
-
-
-def ids_of(text):
-    return [r["chip_id"] for r in json.loads(text)["results"]]
-
-
-def test_one_like_is_the_same_as_a_chip(db, capsys, own_cache):
-    by_chip = json.loads(ask(capsys, db, "--chip", CHIP, "--format", "json"))
-    by_mark = json.loads(ask(capsys, db, "--like", CHIP, "--format", "json"))
-    assert [r["chip_id"] for r in by_mark["results"]] == [r["chip_id"] for r in by_chip["results"]]
-    assert by_mark["query"] == by_chip["query"]
-    first, same = by_mark["results"][0], by_chip["results"][0]
-    assert first["similarity"] == pytest.approx(same["similarity"], abs=1e-5)
-    assert first | {"similarity": 0} == same | {"similarity": 0}
-    assert len(ask(capsys, db, "--like", CHIP).splitlines()) == 12
-
-
-def test_marks_move_the_results_and_are_none_of_them(db, capsys, own_cache, tmp_path):
-    near = best(20)[0]
-    file = marks_file(tmp_path / "marks.geojson", [CHIP, near[0]], near[1:4])
-    got = ids_of(ask(capsys, db, "--marks", file, "-k", "50", "--format", "json"))
-    assert not {CHIP, *near[:4]} & {*got}
-    by_hand = [a for d in near[1:4] for a in ("--dislike", d)]
-    asked = ["--like", CHIP, "--like", near[0], *by_hand, "-k", "50", "--format", "json"]
-    assert got == ids_of(ask(capsys, db, *asked))
-    assert got != ids_of(ask(capsys, db, "--like", CHIP, "--like", near[0], "-k", "50", "--format", "json"))
-
-
-def test_a_classifier_an_area_days_and_a_distance_from_the_command_line(db, capsys, own_cache, tmp_path):
-    near = best(60)[0]
-    file = marks_file(tmp_path / "marks.geojson", near[:4], near[-4:])
-    ring = [[-125.0, 50.0], [-124.7, 50.0], [-124.7, 49.6], [-125.0, 49.6], [-125.0, 50.0]]
-    (tmp_path / "area.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
-    common = ["--marks", file, "--area", str(tmp_path / "area.geojson"), "--from", "2021-01-01", "--format", "json"]
-    for method in ("mean", "linear"):
-        told = json.loads(ask(capsys, db, *common, "--method", method, "--apart", "6", "-k", "5"))["results"]
-        assert len(told) == 5
-        assert {r["year"] for r in told} == {2021}
-        for n, r in enumerate(told):
-            assert shapely.Polygon(ring).contains(shapely.Point(r["lon"], r["lat"]))
-            for o in told[:n]:
-                east = (r["lon"] - o["lon"]) * np.cos(np.radians(r["lat"]))
-                assert np.hypot(east, r["lat"] - o["lat"]) * 111.2 >= 5.9
-
-
-def test_a_place_and_marks_go_together(db, capsys, own_cache):
-    dislike = best(3)[0][2]
-    by_place = ask(capsys, db, f"--at={PLACE}", "--year", "2021", "--dislike", dislike, "--format", "json")
-    assert by_place == ask(capsys, db, "--chip", CHIP, "--year", "2021", "--dislike", dislike, "--format", "json")
-
-
-def test_results_are_written_as_geoparquet(db, capsys, own_cache, tmp_path):
-    path = tmp_path / "out.parquet"
-    text = ask(capsys, db, "--like", CHIP, "-k", "6", "--parquet", str(path), "--embeddings", "--format", "json")
-    frame = gpd.read_parquet(path)
-    assert frame["chip_id"].tolist() == ids_of(text)
-    assert len(frame["embeddings"][0]) == 8
-
-
-def test_marks_draw_a_sheet_too(db, capsys, own_cache, tmp_path):
-    ask(capsys, db, "--like", CHIP, "--png", str(tmp_path / "sheet.png"))
-    with Image.open(tmp_path / "sheet.png") as image:
-        assert image.size[0] > 500
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ([], "--chip --at --example --like --marks is required"),
-        (["--dislike", CHIP], "is required"),
-        (["--example", "--method", "linear"], "--example goes without"),
-        (["--like", "nope"], "no chip 'nope'"),
-        (["--like", CHIP, "--dislike", CHIP], "liked and disliked"),
-        (["--like", CHIP, "--method", "linear"], "at least 3 likes and 3 dislikes"),
-        (["--like", CHIP, "--from", "soon"], "expected from as a day such as"),
-        (["--like", CHIP, "--max-cloud", "7"], "expected max_cloud from 0 to 1"),
-        (["--like", CHIP, "--area", "nowhere.geojson"], "--area: expected a GeoJSON file, got nowhere.geojson"),
-        (["--marks", "nowhere.geojson"], "--marks: expected a GeoJSON file, got nowhere.geojson"),
-        (["--like", CHIP, "--apart", "-1"], "km apart"),
-        (["--like", CHIP, "-k", "10001"], "expected 1 to 10000"),
-        (["--chip", CHIP, "--embeddings"], "--embeddings requires --parquet"),
-    ],
-)
-def test_marks_that_cannot_be_asked_are_said(db, capsys, own_cache, args, said):
-    code, told = refused(capsys, db, *args)
-    assert code == 2
-    assert said in told
-    assert "Traceback" not in told
-
-
-def test_a_file_that_is_no_set_of_marks_is_said(db, capsys, own_cache, tmp_path):
-    for text in ("{", "[]", '{"type": "FeatureCollection", "features": [{}]}'):
-        (tmp_path / "marks.geojson").write_text(text)
-        assert refused(capsys, db, "--marks", str(tmp_path / "marks.geojson"))[0] == 2
+    assert "--pictures: expected JSON or a config file" in message

@@ -41,7 +41,7 @@ def test_the_table_ends_with_lines_for_the_config() -> None:
     }
 
 
-def test_it_prints_a_table_or_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_table_or_json_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(clay, "Geometry", lambda: SMALL)
     flags = ["--batches", "1,2", "--precisions", "float32", "--chip-size", "32", "--threads", "1"]
     tune.main(flags)

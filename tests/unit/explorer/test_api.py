@@ -18,7 +18,7 @@ SQUARE = shapely.box(-124.6, 49.0, -124.2, 49.6)
 
 @pytest.fixture
 def explorer(opened, tmp_path):
-    """The database of kinds of ground, with a cache of its own."""
+    """Open the database of kinds of ground with its own cache."""
     return open_explorer(opened[0].uri, tmp_path / "cache")
 
 

@@ -1,4 +1,4 @@
-"""The contact sheet: which chip makes an example, what the sheet warns of, the empty sheet."""
+"""The contact sheet: the choice of an example, the warning of untrained weights, and the empty sheet."""
 
 import numpy as np
 import pytest
@@ -6,25 +6,20 @@ from PIL import Image
 
 from kiln.archives.worldcover.lattice import Column, Lattice
 from kiln.explorer.api import open_explorer
-from kiln.explorer.build import Select, build
 from kiln.explorer.contact_sheet import choose_example, draw_contact_sheet, find_example, write_contact_sheet
 from kiln.explorer.filters import ChipFilter
 from kiln.explorer.search import Query
 from scripts import picture_similar
 from tests.support.archives import write_tile
 from tests.support.products import WORLD, about, chip_at, make_product
+from tests.support.searches import build_database
 
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
 SMALL = Lattice(24, 240)  # a tenth of a degree a chip
 
 
-def database(run, *made):
-    build([m.record_file for m in made], [m.uri for m in made], str(run / "db"), Select())
-    return str(run / "db")
-
-
-def alike(chips, group, noise):
-    """Vectors of noise, and of one direction for the chips of a group."""
+def grouped_vectors(chips, group, noise):
+    """Return vectors of noise, but nearly one direction for the chips of a group."""
     out = noise.standard_normal((len(chips), 32))
     for n, c in enumerate(chips):
         if (c.col, c.row) in group:
@@ -34,33 +29,33 @@ def alike(chips, group, noise):
 
 @pytest.fixture(scope="module")
 def years(tmp_path_factory):
-    """100 chips in each of two years."""
+    """Build a database of 100 chips in each of two years; open it."""
     run = tmp_path_factory.mktemp("years")
-    return open_explorer(database(run, *(make_product(run, year, columns=COLUMNS) for year in (2020, 2021))))
+    return open_explorer(build_database(run, *(make_product(run, year, columns=COLUMNS) for year in (2020, 2021))))
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A tile of noise and a database of its 10 x 10 chips."""
+    """Build a database of the 10 x 10 chips of a tile of noise."""
     run = tmp_path_factory.mktemp("scene")
     pixels = np.random.default_rng(4).integers(200, 2600, (4, 240, 240)).astype(np.uint16)
     tile = write_tile(run / "archive", 2021, -125, 49, pixels)
-    made = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=about(untrained=True))
-    return database(run, made)
+    product = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=about(untrained=True))
+    return build_database(run, product)
 
 
 def test_an_example_stands_out_more_than_others(tmp_path):
-    """Ten chips that are alike among noise: one of them is the example."""
+    """The example is one of ten similar chips among noise."""
     group, noise = {(c, 4) for c in range(10)}, np.random.default_rng(3)
-    made = make_product(
-        tmp_path, columns=COLUMNS, vectors=lambda chips: alike(chips, group, noise), kiln=about(dimensions=32)
+    product = make_product(
+        tmp_path, columns=COLUMNS, vectors=lambda chips: grouped_vectors(chips, group, noise), kiln=about(dimensions=32)
     )
     ids = {chip_at(WORLD, 2021, c, r).chip_id for c, r in group}
-    assert choose_example(open_explorer(database(tmp_path, made)), 5, {}).chip_id in ids
+    assert choose_example(open_explorer(build_database(tmp_path, product)), 5, {}).chip_id in ids
 
 
-def test_an_example_shows_something(tmp_path):
-    """Six chips that are alike among noise, of a sea with one island: the island is the example, wherever it lies."""
+def test_an_example_is_not_a_uniform_chip(tmp_path):
+    """Six similar chips show a sea with one island. The chip of the island is the example."""
     group, noise = {(c, 4) for c in range(6)}, np.random.default_rng(3)
     for island in (1, 4):
         run = tmp_path / str(island)
@@ -68,11 +63,11 @@ def test_an_example_shows_something(tmp_path):
         here = slice(24 * island, 24 * island + 24)
         pixels[:, 96:120, here] = noise.integers(200, 2600, (4, 24, 24))
         tile = str(write_tile(run / "archive", 2021, -125, 49, pixels))
-        made = make_product(
-            run, columns=COLUMNS, lattice=SMALL, source=tile, vectors=lambda chips: alike(chips, group, noise),
-            kiln=about(dimensions=32),
+        product = make_product(
+            run, columns=COLUMNS, lattice=SMALL, source=tile, kiln=about(dimensions=32),
+            vectors=lambda chips: grouped_vectors(chips, group, noise),
         )  # fmt: skip
-        example = choose_example(open_explorer(database(run, made)), 5, {})
+        example = choose_example(open_explorer(build_database(run, product)), 5, {})
         assert example.chip_id == chip_at(SMALL, 2021, island, 4).chip_id
 
 
@@ -112,7 +107,7 @@ def test_the_script_draws_the_example_and_lists_its_neighbours(scene, tmp_path, 
 
 
 def test_the_script_draws_an_empty_sheet_of_an_empty_database(tmp_path, capsys):
-    made = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
-    picture_similar.main(["--db", database(tmp_path, made), "--png", str(tmp_path / "a.png")])
+    product = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
+    picture_similar.main(["--db", build_database(tmp_path, product), "--png", str(tmp_path / "a.png")])
     assert capsys.readouterr().out == ""
     assert (tmp_path / "a.png").exists()

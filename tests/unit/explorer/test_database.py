@@ -1,4 +1,4 @@
-"""Reading the explorer database: exact neighbours, filters, places, and what is no database."""
+"""Reading the explorer database: exact neighbours, filters, places, and unfinished databases."""
 
 import math
 from datetime import UTC, datetime
@@ -29,21 +29,21 @@ COLUMNS = [Column(k, 0, 30) for k in range(30)]  # 900 chips a year, over four c
 @pytest.fixture(scope="module")
 def db(tmp_path_factory):
     run = tmp_path_factory.mktemp("explorer")
-    made = [make_product(run, year, columns=COLUMNS) for year in YEARS]
-    build([m.record_file for m in made], [m.uri for m in made], str(run / "db"), Select())
+    products = [make_product(run, year, columns=COLUMNS) for year in YEARS]
+    build([m.record_file for m in products], [m.uri for m in products], str(run / "db"), Select())
     return ExplorerDatabase(str(run / "db"))
 
 
 @pytest.fixture(scope="module")
 def rows(db):
-    """All rows by NumPy's own road: facts, and unit vectors [n, D]."""
+    """Return all rows as NumPy data: facts, and unit vectors [n, D]."""
     table = db.table.search().limit(100_000).to_arrow()
     vectors = np.asarray(table["vector"].combine_chunks().flatten(), np.float64).reshape(len(table), -1)
     return table.drop_columns("vector").to_pylist(), vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def brute(rows, vector, k, keep=lambda r: True):
-    """The k nearest by cosine: ids and similarities."""
+def nearest_by_numpy(rows, vector, k, keep=lambda r: True):
+    """Return ids and similarities of the k nearest by cosine."""
     facts, unit = rows
     likes = unit @ (np.asarray(vector, np.float64) / np.linalg.norm(vector))
     order = sorted((i for i, r in enumerate(facts) if keep(r)), key=lambda i: (-likes[i], facts[i]["chip_id"]))[:k]
@@ -59,7 +59,7 @@ def test_neighbours_and_their_order_are_those_of_numpy(db, rows, exact):
     for _ in range(10):
         vector = rng.standard_normal(DIM)
         hits = similar(db, vector, 25, exact=exact)
-        ids, likes = brute(rows, vector, 25)
+        ids, likes = nearest_by_numpy(rows, vector, 25)
         assert [h["chip_id"] for h in hits] == ids
         assert [h["similarity"] for h in hits] == pytest.approx(likes, abs=1e-3)  # a query is compared as float16
 
@@ -77,7 +77,7 @@ def test_a_hit_has_the_facts_and_no_vector(db):
     assert hit["datetime"].astimezone(UTC).month == 6
 
 
-def test_asking_for_more_than_there_is_gives_all(db):
+def test_a_k_above_the_number_of_rows_returns_all(db):
     assert len(similar(db, np.ones(DIM), 5000)) == 1800
 
 
@@ -104,10 +104,10 @@ def test_asking_for_more_than_there_is_gives_all(db):
         (ChipFilter(bbox=(10.0, -20.0, 11.0, -19.0)), lambda r: False),
     ],
 )
-def test_filters_leave_what_they_say(db, rows, filters, keep):
+def test_filters_return_the_chips_that_match(db, rows, filters, keep):
     vector = np.random.default_rng(2).standard_normal(DIM)
     hits = similar(db, vector, 40, filters)
-    assert [h["chip_id"] for h in hits] == brute(rows, vector, 40, keep)[0]
+    assert [h["chip_id"] for h in hits] == nearest_by_numpy(rows, vector, 40, keep)[0]
 
 
 @pytest.mark.parametrize("year", [123456, -40000])
@@ -123,7 +123,7 @@ def test_a_year_beyond_the_column_finds_nothing_or_is_refused(db, year):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_bbox_takes_just_the_chips_with_their_centre_in_it(db, rows, data):
-    """Edges through centres and through whole degrees included."""
+    """Some edges go through centres and whole degrees."""
     facts, _ = rows
     lons, lats = sorted({r["lon"] for r in facts}), sorted({r["lat"] for r in facts})
 
@@ -142,8 +142,8 @@ def test_a_centre_on_a_whole_degree_is_found_from_every_side(tmp_path):
     from kiln.archives.worldcover.lattice import Lattice
 
     lattice = Lattice(128, 1200)
-    made = make_product(tmp_path, columns=[Column(37, 37, 1)], lattice=lattice)
-    build([made.record_file], [made.uri], str(tmp_path / "db"), Select())
+    product = make_product(tmp_path, columns=[Column(37, 37, 1)], lattice=lattice)
+    build([product.record_file], [product.uri], str(tmp_path / "db"), Select())
     table = ExplorerDatabase(str(tmp_path / "db")).table
     (row,) = table.search().to_list()
     assert (row["lon"], row["lat"]) == (-121.0, 46.0)
@@ -154,7 +154,7 @@ def test_a_centre_on_a_whole_degree_is_found_from_every_side(tmp_path):
 @pytest.mark.parametrize(
     "bbox", [(0, 1, 0, 2), (1, 0, 0, 1), (0, 2, 1, 1), (math.nan, 0, 1, 1), (0, 0, math.inf, 1), (-math.inf, 0, 1, 1)]
 )
-def test_a_bbox_that_is_none_is_refused(bbox):
+def test_a_wrong_bbox_is_refused(bbox):
     with pytest.raises(ConfigError, match="west < east and south < north"):
         check_bbox(bbox)
 
@@ -173,13 +173,13 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_names_of_datasets_find_nothing_and_break_nothing(db, text):
+def test_hostile_names_of_datasets_find_nothing_and_delete_nothing(db, text):
     assert similar(db, np.ones(DIM), 5, ChipFilter(datasets=(text,))) == []
     assert db.table.count_rows() == 1800
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "", "worldcover:2021:512:x0660000:y0480000' OR 'a'='a"])
-def test_an_unknown_or_hostile_chip_id_is_said_to_be_unknown(db, text):
+def test_an_unknown_or_hostile_chip_id_is_an_error(db, text):
     with pytest.raises(ConfigError, match="no chip"):
         db.chips([text])
 
@@ -201,13 +201,13 @@ def test_cells_are_named_after_their_south_west_corner(lon, lat):
 
 
 def test_a_chip_is_found_by_its_id_with_its_vector(db):
-    want = chip_at(WORLD, 2020, 12, 3)
+    chip = chip_at(WORLD, 2020, 12, 3)
     other = chip_at(WORLD, 2021, 1, 2)
-    chips, vectors = db.chips([want.chip_id, other.chip_id])
-    assert [c.chip_id for c in chips] == [want.chip_id, other.chip_id]
-    assert (chips[0].lon, chips[0].lat) == pytest.approx(want.center)
+    chips, vectors = db.chips([chip.chip_id, other.chip_id])
+    assert [c.chip_id for c in chips] == [chip.chip_id, other.chip_id]
+    assert (chips[0].lon, chips[0].lat) == pytest.approx(chip.center)
     assert vectors.shape == (2, DIM)
-    assert np.abs(vectors - drawn([want, other])).max() < 0.01
+    assert np.abs(vectors - drawn([chip, other])).max() < 0.01
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0.5, 0.5), (0.01, 0.01), (0.99, 0.02)])
@@ -217,13 +217,13 @@ def test_a_place_gives_the_newest_chip_that_covers_it(db, dx, dy):
     assert db.at(lon, lat, ChipFilter(years=(2020,))).chip_id == chip_at(WORLD, 2020, 7, 5).chip_id
 
 
-def test_on_an_edge_one_of_the_neighbours_is_given_and_always_the_same(db):
+def test_a_place_on_an_edge_always_gives_the_same_neighbour(db):
     chip = db.at(-125 + 3 * SIDE, 50 - 4.5 * SIDE)
     assert chip.chip_id in {chip_at(WORLD, 2021, c, 4).chip_id for c in (2, 3)}
     assert chip.chip_id == db.at(-125 + 3 * SIDE, 50 - 4.5 * SIDE).chip_id
 
 
-def test_a_place_beside_names_the_nearest_chip_and_how_far_it_is(db):
+def test_the_error_for_an_uncovered_place_names_the_nearest_chip_and_its_distance(db):
     with pytest.raises(ConfigError) as e:
         db.at(-125 - 0.5 * SIDE, 50 - 10.5 * SIDE)
     near = {chip_at(WORLD, y, 0, 10).chip_id for y in YEARS}
@@ -232,13 +232,13 @@ def test_a_place_beside_names_the_nearest_chip_and_how_far_it_is(db):
     assert float(str(e.value).split(", ")[-1].split(" km")[0]) == pytest.approx(km, abs=0.06)
 
 
-def test_a_place_far_away_has_no_hint(db):
+def test_the_error_for_a_distant_place_names_no_chip(db):
     with pytest.raises(ConfigError, match=r"no chip covers 10, 10$"):
         db.at(10, 10)
 
 
 @pytest.mark.parametrize(("lon", "lat"), [(math.nan, 49), (-124, math.inf)])
-def test_a_place_that_is_none_is_refused(db, lon, lat):
+def test_a_place_that_is_not_finite_is_refused(db, lon, lat):
     with pytest.raises(ConfigError):
         db.at(lon, lat)
 
@@ -246,13 +246,13 @@ def test_a_place_that_is_none_is_refused(db, lon, lat):
 # ------------------------------------------------------------------------------------------------- no database
 
 
-def test_a_missing_database_is_said_and_not_made(tmp_path):
+def test_a_missing_database_is_an_error_and_not_created(tmp_path):
     with pytest.raises(ConfigError, match="no explorer database there; make it with `snakemake index`"):
         ExplorerDatabase(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
-def test_an_empty_folder_is_no_database(tmp_path):
+def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no finished explorer database"):
         ExplorerDatabase(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
@@ -269,27 +269,27 @@ def test_a_half_built_database_is_not_opened(tmp_path):
     assert ExplorerDatabase(str(tmp_path)).table.count_rows() == 0
 
 
-def test_a_database_that_lost_a_file_is_said(tmp_path):
-    made = make_product(tmp_path, columns=COLUMNS[:2])
-    build([made.record_file], [made.uri], str(tmp_path / "db"), Select())
+def test_a_database_that_lost_a_file_is_an_error(tmp_path):
+    product = make_product(tmp_path, columns=COLUMNS[:2])
+    build([product.record_file], [product.uri], str(tmp_path / "db"), Select())
     for manifest in (tmp_path / "db/chips.lance/_versions").glob("*.manifest"):
         manifest.unlink()
     with pytest.raises(ConfigError, match="no finished explorer database"):
         ExplorerDatabase(str(tmp_path / "db"))
 
 
-def test_untrained_is_told_from_the_metadata(tmp_path):
+def test_untrained_is_read_from_the_metadata(tmp_path):
     from tests.support.products import about
 
     for n, untrained in enumerate((False, True)):
-        made = make_product(tmp_path / f"{n}", columns=COLUMNS[:2], kiln=about(untrained=untrained))
-        build([made.record_file], [made.uri], str(tmp_path / f"db{n}"), Select())
+        product = make_product(tmp_path / f"{n}", columns=COLUMNS[:2], kiln=about(untrained=untrained))
+        build([product.record_file], [product.uri], str(tmp_path / f"db{n}"), Select())
         assert ExplorerDatabase(str(tmp_path / f"db{n}")).untrained is untrained
 
 
-def test_a_reader_never_sees_what_is_not_tagged(tmp_path, monkeypatch):
-    made = make_product(tmp_path, columns=COLUMNS[:2])
-    build([made.record_file], [made.uri], str(tmp_path / "db"), Select())
+def test_a_reader_never_sees_an_untagged_version(tmp_path, monkeypatch):
+    product = make_product(tmp_path, columns=COLUMNS[:2])
+    build([product.record_file], [product.uri], str(tmp_path / "db"), Select())
     seen = []
 
     def look(table, target):
@@ -299,7 +299,7 @@ def test_a_reader_never_sees_what_is_not_tagged(tmp_path, monkeypatch):
     measure = builder.measure
     monkeypatch.setattr(builder, "measure", lambda table, target: look(table, target))
     more = make_product(tmp_path, 2020, columns=COLUMNS[:2])
-    build([m.record_file for m in (made, more)], [m.uri for m in (made, more)], str(tmp_path / "db"), Select())
+    build([m.record_file for m in (product, more)], [m.uri for m in (product, more)], str(tmp_path / "db"), Select())
     assert seen == [(120, 60)]
     assert Path(tmp_path / "db").is_dir()
 

@@ -1,4 +1,4 @@
-"""Filters: what is taken, what is refused, and that LanceDB and NumPy leave the same chips."""
+"""Filters: valid and refused ones; LanceDB and NumPy return the same chips."""
 
 import random
 from datetime import UTC, date, datetime
@@ -16,7 +16,7 @@ SQUARE = {"type": "Polygon", "coordinates": [[[-10, 40], [10, 40], [10, 50], [-1
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """500 chips all over, of two datasets, with and without dates, years and masks: database and matrix."""
+    """Write 500 chips worldwide of two datasets, some without date, year or masks; return database, matrix and rows."""
     rng, folder = random.Random(0), tmp_path_factory.mktemp("filters")
     rows = [
         explorers.chip(
@@ -57,31 +57,31 @@ def world(tmp_path_factory):
 )  # fmt: skip
 def test_the_database_and_the_matrix_leave_the_same_chips(world, values, keep):
     db, matrix, rows = world
-    where = ChipFilter.from_json(values)
-    wanted = {i for i, r in rows.items() if keep(r)}
-    found = db.table.search().where(where.sql() or "true").limit(1000).select(["chip_id"]).to_list()
-    assert {r["chip_id"] for r in found} == wanted
-    mask = where.mask(matrix)
-    assert {*matrix.ids(range(len(matrix)) if mask is None else mask.nonzero()[0])} == wanted
-    assert wanted
+    chip_filter = ChipFilter.from_json(values)
+    expected = {i for i, r in rows.items() if keep(r)}
+    found = db.table.search().where(chip_filter.sql() or "true").limit(1000).select(["chip_id"]).to_list()
+    assert {r["chip_id"] for r in found} == expected
+    mask = chip_filter.mask(matrix)
+    assert {*matrix.ids(range(len(matrix)) if mask is None else mask.nonzero()[0])} == expected
+    assert expected
     assert (mask is None) == (values == {})
 
 
 def test_an_area_is_tested_exactly_and_the_database_gets_its_box(world):
     db, matrix, rows = world
     triangle = {"type": "Polygon", "coordinates": [[[-150, -60], [150, -60], [0, 80], [-150, -60]]]}
-    where = ChipFilter.from_json({"area": triangle})
-    wanted = {
+    chip_filter = ChipFilter.from_json({"area": triangle})
+    expected = {
         i
         for i, r in rows.items()
         if r["lat"] >= -60 and abs(r["lon"]) <= 150 * (80 - r["lat"]) / 140 and r["lat"] <= 80
     }
-    assert {*matrix.ids(where.mask(matrix).nonzero()[0])} == wanted
-    boxed = db.table.search().where(where.sql()).limit(1000).select(["chip_id"]).to_list()
-    assert wanted < {r["chip_id"] for r in boxed}
+    assert {*matrix.ids(chip_filter.mask(matrix).nonzero()[0])} == expected
+    boxed = db.table.search().where(chip_filter.sql()).limit(1000).select(["chip_id"]).to_list()
+    assert expected < {r["chip_id"] for r in boxed}
 
 
-def test_an_unknown_dataset_is_said(world):
+def test_an_unknown_dataset_is_an_error(world):
     with pytest.raises(ConfigError, match="expected a dataset of naip, worldcover, got 'sentinel2'"):
         ChipFilter(datasets=("sentinel2",)).mask(world[1])
 
@@ -98,14 +98,14 @@ def test_an_unknown_dataset_is_said(world):
         {"from": "2020-01-01' OR 1"},
     ],
 )  # fmt: skip
-def test_what_is_no_filter_is_refused(values):
+def test_wrong_filters_are_refused(values):
     with pytest.raises(ConfigError):
         ChipFilter.from_json(values)
 
 
 def test_quotes_stay_inside_their_literal(world):
-    where = ChipFilter(datasets=("na'ip' OR 1=1 --",))
-    assert world[0].table.search().where(where.sql()).limit(10).to_list() == []
+    chip_filter = ChipFilter(datasets=("na'ip' OR 1=1 --",))
+    assert world[0].table.search().where(chip_filter.sql()).limit(10).to_list() == []
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_quotes_stay_inside_their_literal(world):
         {"type": "Feature", "geometry": None}, {"type": "GeometryCollection", "geometries": [SQUARE]},
     ],
 )  # fmt: skip
-def test_geojson_that_is_no_area_is_refused(area):
+def test_geojson_without_an_area_is_refused(area):
     with pytest.raises(ConfigError, match="area"):
         parse_area(area)
 

@@ -1,4 +1,4 @@
-"""The matrix: the table's rows and facts again, kept per version, found by id, place and view; colours."""
+"""The matrix: a cached copy of the table's rows and facts per version; lookup by id, place and view; colours."""
 
 import json
 import shutil
@@ -21,8 +21,8 @@ COLUMNS = [Column(k, 0, 10) for k in range(10)]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A database of 200 chips built by the index script, its folder, and its matrix."""
+def built(tmp_path_factory):
+    """Build a database of 200 chips; return it, its folder and its matrix."""
     run = tmp_path_factory.mktemp("matrix")
     products = [make_product(run, year, columns=COLUMNS) for year in (2020, 2021)]
     build([m.record_file for m in products], [m.uri for m in products], str(run / "db"), Select())
@@ -34,13 +34,13 @@ def rows_of(db):
     return {r["chip_id"]: r for r in db.table.search().limit(10_000).to_list()}
 
 
-def test_every_row_has_the_tables_vector_and_facts(made):
-    db, _, m = made
-    told = rows_of(db)
+def test_every_row_has_the_tables_vector_and_facts(built):
+    db, _, m = built
+    rows = rows_of(db)
     ids = m.ids(range(len(m)))
-    assert sorted(ids) == sorted(told)
+    assert sorted(ids) == sorted(rows)
     for n, chip_id in enumerate(ids):
-        row = told[chip_id]
+        row = rows[chip_id]
         assert m.vectors[n].tolist() == row["vector"]
         assert (m["lon"][n], m["lat"][n], m["xmin"][n], m["ymax"][n]) == (
             row["lon"],
@@ -54,8 +54,8 @@ def test_every_row_has_the_tables_vector_and_facts(made):
         assert m.texts["source"][n].as_py() == row["source"]
 
 
-def test_chips_are_found_by_id_and_by_the_databases_own_number(made):
-    db, _, m = made
+def test_chips_are_found_by_id_and_by_the_databases_row_id(built):
+    db, _, m = built
     ids = [m.ids([n])[0] for n in (0, 77, 199, 77)]
     assert m.rows_of(ids).tolist() == [0, 77, 199, 77]
     found = db.table.search().select(["chip_id"]).with_row_id(True).limit(200).to_arrow()
@@ -63,26 +63,26 @@ def test_chips_are_found_by_id_and_by_the_databases_own_number(made):
 
 
 @pytest.mark.parametrize("chip_id", ["", "nope", "worldcover:2021:512:x0", "é\ud800"])
-def test_an_unknown_id_is_said(made, chip_id):
+def test_an_unknown_id_is_an_error(built, chip_id):
     with pytest.raises(UnknownChipError, match="no chip"):
-        made[2].rows_of([made[2].ids([3])[0], chip_id])
+        built[2].rows_of([built[2].ids([3])[0], chip_id])
 
 
-def test_many_unknown_ids_are_counted_not_listed(made):
+def test_many_unknown_ids_are_counted_and_not_listed(built):
     with pytest.raises(UnknownChipError, match="and 999 more") as e:
-        made[2].rows_of([f"x{n}" for n in range(1000)])
+        built[2].rows_of([f"x{n}" for n in range(1000)])
     assert len(str(e.value)) < 200
 
 
-def test_a_second_opening_reads_what_was_made(made, monkeypatch):
-    _, run, m = made
+def test_a_second_opening_reads_the_cached_matrix(built, monkeypatch):
+    _, run, m = built
     monkeypatch.setattr(matrix_cache, "_build", None)
     again = open_matrix(ExplorerDatabase(str(run / "db")), run / "cache")
     assert isinstance(again.vectors, np.memmap)
     assert (again.vectors == m.vectors).all()
 
 
-def test_the_matrix_of_an_older_version_goes_and_stays_usable_where_it_is_open(tmp_path):
+def test_the_matrix_of_an_older_version_is_deleted_and_stays_usable_while_open(tmp_path):
     db = tmp_path / "db"
     explorers.write(db, [explorers.chip(n, n, 0, [n, 1, 0, 0]) for n in range(5)])
     old = open_matrix(ExplorerDatabase(str(db)), tmp_path / "cache")
@@ -94,20 +94,20 @@ def test_the_matrix_of_an_older_version_goes_and_stays_usable_where_it_is_open(t
     assert old.vectors[old.rows_of(["test:00003"])[0]].tolist() == [3, 1, 0, 0]
 
 
-def test_a_database_made_anew_with_the_same_version_is_another(tmp_path):
+def test_a_rebuilt_database_of_the_same_version_has_another_identity(tmp_path):
     db = tmp_path / "db"
     explorers.write(db, [explorers.chip(1, 0, 0, [1, 0, 0, 0])])
     first = ExplorerDatabase(str(db))
-    told = first.identity(), first.table.version
+    identity, version = first.identity(), first.table.version
     shutil.rmtree(db)
     explorers.write(db, [explorers.chip(2, 0, 0, [1, 0, 0, 0])])
     second = ExplorerDatabase(str(db))
-    assert second.table.version == told[1]
-    assert second.identity() != told[0]
+    assert second.table.version == version
+    assert second.identity() != identity
     assert open_matrix(second, tmp_path / "cache").ids([0]) == ["test:00002"]
 
 
-def test_a_half_made_matrix_is_made_again(tmp_path, monkeypatch):
+def test_a_partial_matrix_is_built_again(tmp_path, monkeypatch):
     db = ExplorerDatabase(explorers.write(tmp_path / "db", [explorers.chip(n, n, 0, [n, 1, 0, 0]) for n in range(5)]))
 
     class Killed(BaseException):
@@ -126,16 +126,16 @@ def test_a_half_made_matrix_is_made_again(tmp_path, monkeypatch):
     assert len([p for p in home.iterdir() if p.is_dir()]) == 1
 
 
-def test_no_room_and_no_right_to_write_are_said(tmp_path, made, monkeypatch):
+def test_a_full_disk_and_an_unwritable_cache_are_errors(tmp_path, built, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 10))
     with pytest.raises(StorageError, match=r"got 0\. Choose another --cache"):
-        open_matrix(made[0], tmp_path / "full")
+        open_matrix(built[0], tmp_path / "full")
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match="cannot be written"):
-        open_matrix(made[0], tmp_path / "file")
+        open_matrix(built[0], tmp_path / "file")
 
 
-def test_a_table_of_something_else_is_refused(tmp_path):
+def test_a_table_with_other_columns_is_refused(tmp_path):
     import pyarrow as pa
 
     table = database.connect(str(tmp_path / "db")).create_table("chips", pa.table({"text": ["a"]}))
@@ -144,7 +144,7 @@ def test_a_table_of_something_else_is_refused(tmp_path):
         open_matrix(ExplorerDatabase(str(tmp_path / "db")), tmp_path / "cache")
 
 
-def test_a_database_of_another_dimension_than_it_says_is_refused(tmp_path):
+def test_vectors_of_another_dimension_than_the_metadata_are_refused(tmp_path):
     about = {"worldcover": explorers.KILN | {"dimensions": 1024}}
     db = ExplorerDatabase(explorers.write(tmp_path / "db", [explorers.chip(1, 0, 0, [1, 0, 0, 0])], about))
     with pytest.raises(ConfigError, match="expected 1024 dimensions as the metadata of worldcover, got 4"):
@@ -158,29 +158,29 @@ def test_an_empty_database_opens(tmp_path):
         m.rows_of(["x"])
 
 
-# ------------------------------------------------------------------------------------------------------- where
+# ------------------------------------------------------------------------------------------------------- places
 
 
-def test_the_chip_at_a_place_is_the_newest(made):
-    _, _, m = made
+def test_the_chip_at_a_place_is_the_newest(built):
+    _, _, m = built
     chip = chip_at(WORLD, 2021, 4, 3)
     assert m.ids([m.at(*chip.center, None)]) == [chip.chip_id]
     older = m["year"] == 2020
     assert m.ids([m.at(*chip.center, older)]) == [chip_at(WORLD, 2020, 4, 3).chip_id]
-    assert m.ids([m.at(*chip.center, None)]) == [made[0].at(*chip.center).chip_id]
+    assert m.ids([m.at(*chip.center, None)]) == [built[0].at(*chip.center).chip_id]
 
 
-def test_a_place_without_a_chip_names_the_nearest(made):
+def test_a_place_without_a_chip_names_the_nearest(built):
     with pytest.raises(UnknownChipError, match=r"the nearest is worldcover:2021:.* km away|nearest is worldcover:2020"):
-        made[2].at(-125.3, 49.9, None)
+        built[2].at(-125.3, 49.9, None)
     with pytest.raises(UnknownChipError, match=r"no chip covers 100\.0, 10\.0$"):
-        made[2].at(100.0, 10.0, None)
+        built[2].at(100.0, 10.0, None)
 
 
 @pytest.mark.parametrize("place", [(200, 0), (0, 91), (float("nan"), 0), (0, float("inf"))])
-def test_what_is_no_place_is_refused(made, place):
+def test_wrong_places_are_refused(built, place):
     with pytest.raises(ConfigError, match="place: expected longitude"):
-        made[2].at(*place, None)
+        built[2].at(*place, None)
 
 
 def test_a_view_holds_the_chips_that_touch_it(tmp_path):
@@ -216,7 +216,7 @@ def test_the_map_is_web_mercator():
     assert float(map_y(44.1)) == pytest.approx((half - y) / 2 / half)
 
 
-def test_the_curve_takes_bits_in_turn():
+def test_the_curve_interleaves_bits():
     assert interleave(np.array([0b101, 0]), np.array([0b011, 0b111])).tolist() == [0b011011, 0b101010]
 
 
@@ -240,12 +240,12 @@ def test_colours_follow_the_components_that_vary_most():
 
 
 @pytest.mark.parametrize("vectors", [np.ones((1, 8)), np.zeros((3, 8)), np.ones((50, 2)), np.eye(2)])
-def test_few_or_equal_vectors_have_colours_too(vectors):
+def test_few_or_equal_vectors_have_finite_colours(vectors):
     assert np.isfinite(colours.fit_colours(vectors).rgb(vectors)).all()
 
 
-def test_stored_colours_are_used_and_missing_ones_are_fitted_and_said(made, tmp_path, caplog):
-    db, run, m = made
+def test_stored_colours_are_used_and_missing_ones_are_fitted_and_logged(built, tmp_path, caplog):
+    db, run, m = built
     stored = colours.read_colours(db.uri, db.table.version)
     assert (m["colour"] == stored.rgb(m.vectors)).all()
     shutil.copytree(run / "db", tmp_path / "db")
@@ -258,8 +258,8 @@ def test_stored_colours_are_used_and_missing_ones_are_fitted_and_said(made, tmp_
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"x": {"mean": 3}}', '{"x": 3}'])
-def test_colours_that_are_none_are_said(made, tmp_path, text):
-    _, run, _ = made
+def test_broken_colours_are_an_error(built, tmp_path, text):
+    _, run, _ = built
     shutil.copytree(run / "db", tmp_path / "db")
     copy = ExplorerDatabase(str(tmp_path / "db"))
     open(colours.colours_uri(copy.uri, copy.table.version), "w").write(text)  # noqa: PTH123, SIM115
@@ -267,8 +267,8 @@ def test_colours_that_are_none_are_said(made, tmp_path, text):
         open_matrix(copy, tmp_path / "cache")
 
 
-def test_colours_are_equal_bytes_for_equal_vectors(made):
-    db = made[0]
+def test_colours_are_equal_bytes_for_equal_vectors(built):
+    db = built[0]
     first, second = (colours.to_bytes("space", colours.fit_table(db.table)) for _ in range(2))
     assert first == second
     assert set(json.loads(first)) == {"space"}

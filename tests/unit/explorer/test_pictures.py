@@ -1,74 +1,35 @@
-"""Pictures of chips from a real WMS and from their sources, and everything a service may answer instead."""
+"""Pictures of chips: requests to a WMS, and pictures from the sources."""
 
-import contextlib
-import io
-import re
-import struct
 import subprocess
 import sys
-import threading
-import time
-import zlib
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from kiln.archives import registry
-from kiln.archives.worldcover.picture import STRETCH
 from kiln.errors import SourceError
 from kiln.explorer import pictures
-from kiln.explorer.pictures import SIZE, from_source, from_wms, picture, wms_request
+from kiln.explorer.pictures import SIZE, from_source, picture, wms_request
 from kiln.io import storage
-from kiln.sample.worldcover import draw_tile
 from tests import ROOT
-from tests.support.archives import write_tile
+from tests.support.pictures import BOX, CRSS, VERSIONS, row
 
-BOX = (-0.7, 43.35, -0.5, 43.55)  # in tile N43W001
-VERSIONS = ["1.1.1", "1.3.0"]
-CRSS = ["EPSG:4326", "EPSG:3857"]
-
-
-@pytest.fixture(scope="module")
-def tile(tmp_path_factory):
-    """A tile of the archive's layout, 240 pixels a degree, its four quarters told apart by their brightness."""
-    pixels = draw_tile(-1, 43, 240, 2021, 7)
-    pixels[:, :120, :] = pixels[:, :120, :] // 2 + 1  # the north is darker
-    pixels[0, :, 120:] += 800  # the east is redder
-    return str(write_tile(tmp_path_factory.mktemp("archive"), 2021, -1, 43, pixels))
-
-
-def row(tile, box=BOX):
-    return {
-        "dataset": "worldcover",
-        "source": str(tile),
-        **dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)),
-    }
-
-
-def alike(a, b):
-    """Correlation of two pictures, channel by channel, the least."""
-    return min(np.corrcoef(a[..., c].ravel(), b[..., c].ravel())[0, 1] for c in range(3))
-
-
-# ------------------------------------------------------------------------------------------------------ requests
+# ------------------------------------------------------------------------------------------------------------- requests
 
 
 def test_the_axes_of_each_version_and_crs():
     box = (-2.0, 43.0, -1.0, 45.0)
-    asked = {
+    requests = {
         (v, c): wms_request({"url": "u", "version": v, "crs": c, "layers": "l"}, box) for v in VERSIONS for c in CRSS
     }
-    assert asked["1.1.1", "EPSG:4326"]["BBOX"] == "-2,43,-1,45"
-    assert asked["1.3.0", "EPSG:4326"]["BBOX"] == "43,-2,45,-1"  # latitude first
-    metres = [float(v) for v in asked["1.3.0", "EPSG:3857"]["BBOX"].split(",")]
+    assert requests["1.1.1", "EPSG:4326"]["BBOX"] == "-2,43,-1,45"
+    assert requests["1.3.0", "EPSG:4326"]["BBOX"] == "43,-2,45,-1"  # latitude first
+    metres = [float(v) for v in requests["1.3.0", "EPSG:3857"]["BBOX"].split(",")]
     assert metres == pytest.approx([-222638.98, 5311971.85, -111319.49, 5621521.49], abs=0.01)
-    assert asked["1.1.1", "EPSG:3857"]["BBOX"] == asked["1.3.0", "EPSG:3857"]["BBOX"]
-    for (version, crs), request in asked.items():
+    assert requests["1.1.1", "EPSG:3857"]["BBOX"] == requests["1.3.0", "EPSG:3857"]["BBOX"]
+    for (version, crs), request in requests.items():
         assert request["SRS" if version == "1.1.1" else "CRS"] == crs
         assert ("CRS" if version == "1.1.1" else "SRS") not in request
         assert request["STYLES"] == ""
@@ -84,14 +45,14 @@ def test_time_styles_and_format_are_passed_on():
     assert request["CRS"] == "EPSG:3857"  # has no axes to swap
 
 
-# --------------------------------------------------------------------------------------------------- from sources
+# --------------------------------------------------------------------------------------------------------- from sources
 
 
 def test_the_source_gives_the_chips_own_pixels_north_up(tile):
-    shown = from_source("worldcover", tile, (-1, 43, 0, 44)).astype(float)
-    assert shown.shape == (SIZE, SIZE, 3)
-    assert shown[:120].mean() < 0.8 * shown[136:].mean()
-    redness = shown[..., 0] - shown[..., 1]
+    pixels = from_source("worldcover", tile, (-1, 43, 0, 44)).astype(float)
+    assert pixels.shape == (SIZE, SIZE, 3)
+    assert pixels[:120].mean() < 0.8 * pixels[136:].mean()
+    redness = pixels[..., 0] - pixels[..., 1]
     assert redness[:, :120].mean() + 20 < redness[:, 136:].mean()
 
 
@@ -117,13 +78,13 @@ np.save(sys.argv[2], from_source("worldcover", sys.argv[1], tuple(map(float, sys
 """
 
 
-def test_a_source_is_read_over_http_and_nothing_else_is_asked_for(serve, tile, tmp_path):
-    """From another process: GDAL may keep this one's threads from answering."""
+def test_a_source_is_read_over_http_without_other_requests(serve, tile, tmp_path):
+    """Read in another process, because GDAL can block the server's thread in this one."""
     server = serve({"/tile.tif": Path(tile).read_bytes()})
     command = [sys.executable, "-c", READ, f"{server.url}/tile.tif", str(tmp_path / "shown.npy"), *map(str, BOX)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=30)
     assert np.array_equal(np.load(tmp_path / "shown.npy"), from_source("worldcover", tile, BOX))
-    assert {path for _, path, _ in server.requests} == {"/tile.tif"}  # no folder, no side files
+    assert {path for _, path, _ in server.requests} == {"/tile.tif"}  # no listing and no side files
 
 
 def test_a_source_on_s3_is_read_through_the_endpoint_of_the_environment(bucket, tile, tmp_path):
@@ -134,344 +95,16 @@ def test_a_source_on_s3_is_read_through_the_endpoint_of_the_environment(bucket, 
     assert np.array_equal(np.load(tmp_path / "shown.npy"), from_source("worldcover", tile, BOX))
 
 
-# ----------------------------------------------------------------------------------------------------- a real WMS
-
-
-@pytest.fixture(scope="module")
-def titiler():
-    """TiTiler's WMS on a port of this machine: its address."""
-    import uvicorn
-    from fastapi import FastAPI
-    from titiler.core.factory import TilerFactory
-    from titiler.extensions import wmsExtension
-
-    app = FastAPI()
-    app.include_router(TilerFactory(extensions=[wmsExtension(supported_crs=CRSS)]).router)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/wms"
-    server.should_exit = True
-    thread.join(10)
-
-
-def service(titiler, tile, **changes):
-    """A WMS of the config; TiTiler's own parameters, bands and stretch, stand in its URL."""
-    url = f"{titiler}?bidx=1&bidx=2&bidx=3&rescale=0,{STRETCH.white:g}&resampling=nearest"
-    return {"url": url, "version": "1.3.0", "crs": "EPSG:3857", "layers": str(tile), "styles": "", **changes}
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("crs", CRSS)
-def test_a_real_wms_shows_the_same_place_as_the_source(titiler, tile, version, crs):
-    shown = from_wms(service(titiler, tile, version=version, crs=crs), BOX)
-    assert shown.shape == (SIZE, SIZE, 3)
-    assert shown.dtype == np.uint8
-    own = from_source("worldcover", tile, BOX)
-    assert alike(shown, own) > 0.9
-    for turned in (own[::-1], own[:, ::-1], np.rot90(own), own.transpose(1, 0, 2)):
-        assert alike(shown, turned) < 0.7
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_real_wms_asked_for_a_swapped_box_is_found_out(titiler, tile, version, monkeypatch):
-    """As if the axes of EPSG:4326 were those of the other version."""
-    wms = service(titiler, tile, version=version, crs="EPSG:4326")
-    ask = pictures.wms_request
-
-    def swapped(*args):
-        request = ask(*args)
-        a, b, c, d = request["BBOX"].split(",")
-        return request | {"BBOX": f"{b},{a},{d},{c}"}
-
-    monkeypatch.setattr(pictures, "wms_request", swapped)
-    got = picture(row(tile), {"worldcover": {"wms": wms}})
-    assert got.origin == "source"
-    assert got.why
-    assert np.array_equal(got.pixels, from_source("worldcover", tile, BOX))
-
-
-def test_a_real_wms_without_such_a_layer_gives_way_to_the_source(titiler, tile):
-    got = picture(row(tile), {"worldcover": {"wms": service(titiler, "/nowhere.tif")}})
-    assert got.origin == "source"
-    assert "500" in got.why or "404" in got.why
-
-
-def test_a_picture_says_it_came_from_the_service(titiler, tile):
-    got = picture(row(tile), {"worldcover": {"wms": service(titiler, tile)}})
-    assert (got.origin, got.why) == ("wms", "")
-
-
-# ------------------------------------------------------------------------------------------ a strict one with traps
-
-
-def png(pixels):
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
-GOOD = png(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8))
-REPORT = b"""<?xml version='1.0'?><ServiceExceptionReport version="1.3.0"><ServiceException code="StyleNotDefined">
-msWMSLoadGetMapParams(): WMS server error. Missing required parameter STYLES</ServiceException>
-</ServiceExceptionReport>"""
-
-
-class Strict:
-    """A WMS as strict as MapServer, of one layer that lies in BOX; `answer` may take over."""
-
-    def __init__(self):
-        self.asked = []
-        self.answer = None
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *args):
-                pass
-
-            def do_GET(self):
-                asked = {k: v[0] for k, v in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
-                outer.asked.append(asked)
-                status, kind, body = (outer.answer or outer.map)(asked)
-                self.send_response(status)
-                if kind:
-                    self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                with contextlib.suppress(ConnectionError):
-                    self.wfile.write(body)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/wms"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    @staticmethod
-    def map(asked):
-        if "STYLES" not in asked:
-            return 200, "text/xml; charset=UTF-8", REPORT
-        first, second, third, fourth = map(float, asked["BBOX"].split(","))
-        if asked["VERSION"] == "1.3.0" and asked["CRS"] == "EPSG:4326":
-            first, second, third, fourth = second, first, fourth, third
-        inside = first < BOX[2] and third > BOX[0] and second < BOX[3] and fourth > BOX[1]
-        blank = png(np.full((SIZE, SIZE, 3), 255, np.uint8))
-        return 200, "image/png", GOOD if inside else blank
-
-
-@pytest.fixture
-def strict():
-    made = Strict()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-
-
-def strictly(strict, **changes):
-    return {
-        "worldcover": {"wms": {"url": strict.url, "version": "1.3.0", "layers": "l", "crs": "EPSG:4326", **changes}}
-    }
-
-
-def test_the_strict_service_is_content_with_the_request(strict, tile):
-    got = picture(row(tile), strictly(strict))
-    assert (got.origin, got.why) == ("wms", "")
-    assert png(got.pixels) == GOOD
-    assert strict.asked[0]["STYLES"] == ""
-
-
-def test_missing_styles_is_an_xml_error_with_status_200_that_is_quoted(strict, tile, monkeypatch):
-    ask = pictures.wms_request
-    monkeypatch.setattr(pictures, "wms_request", lambda *a: {k: v for k, v in ask(*a).items() if k != "STYLES"})
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert "text/xml" in got.why
-    assert "Missing required parameter STYLES" in got.why
-    assert "<" not in got.why
-
-
-def test_swapped_axes_are_a_blank_picture_that_is_recognised(strict, tile, monkeypatch):
-    monkeypatch.setattr(Strict, "map", staticmethod(lambda asked, old=Strict.map: old(asked | {"VERSION": "1.1.1"})))
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert "blank" in got.why
-    assert "axes" in got.why
-
-
-def test_a_wholly_transparent_picture_is_blank(strict, tile):
-    pixels = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 4), dtype=np.uint8)
-    pixels[..., 3] = 0
-    strict.answer = lambda asked: (200, "image/png", png(pixels))
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert "blank" in got.why
-
-
-def claiming(width, height):
-    """A picture that says it is of another size than it is."""
-    head = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
-    return GOOD[:12] + head + struct.pack(">I", zlib.crc32(head)) + GOOD[33:]
-
-
-ANSWERS = {
-    "a failing server": ((500, "text/plain", b"oops"), "500"),
-    "a page that is gone": ((404, "text/html", b"<h1>gone</h1>"), "404"),
-    "a redirect to nowhere": ((302, "text/html", b""), "302|does not answer|no picture"),
-    "a web page": ((200, "text/html", b"<html><body>Please <b>log in</b></body></html>"), "text/html.*Please log in"),
-    "json": ((200, "application/json", b'{"detail": "no such layer"}'), "no such layer"),
-    "no content type": ((200, "", GOOD), "no content type"),
-    "nothing": ((200, "image/png", b""), "cannot be read"),
-    "another size": ((200, "image/png", png(np.ones((10, 20, 3), np.uint8))), "20 x 10 px, not 256 x 256"),
-    "a bomb": ((200, "image/png", claiming(60_000, 60_000)), "cannot be read"),
-    "a large one": ((200, "image/png", claiming(9_000, 9_000)), "9000 x 9000 px, not 256 x 256"),
-    "too much": ((200, "image/png", bytes(pictures.MAX_ANSWER_BYTES + 1)), "more than 16 MB"),
-    "xml that calls itself a picture": ((200, "image/png", REPORT), "cannot be read"),
-}
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_what_is_no_picture_is_said_and_the_source_is_read(strict, tile, name):
-    answer, why = ANSWERS[name]
-    strict.answer = lambda asked: answer
-    got = picture(row(tile), strictly(strict))
-    assert got.origin == "source"
-    assert np.array_equal(got.pixels, from_source("worldcover", tile, BOX))
-    assert got.why
-    assert re.search(why, got.why), got.why
-
-
-def test_a_truncated_picture_is_recognised_wherever_it_was_cut(strict, tile):
-    for kept in [*range(0, 120, 3), *range(120, len(GOOD) - 20, len(GOOD) // 20)]:
-        strict.answer = lambda asked, kept=kept: (200, "image/png", GOOD[:kept])
-        got = picture(row(tile), strictly(strict))
-        assert (got.origin, bool(got.why)) == ("source", True), kept
-
-
-def test_a_rotten_picture_is_recognised(strict, tile):
-    rng = np.random.default_rng(1)
-    for _ in range(40):
-        data = bytearray(GOOD)
-        at = int(rng.integers(8, 200))
-        data[at : at + 8] = rng.bytes(8)
-        strict.answer = lambda asked, data=bytes(data): (200, "image/png", data)
-        assert picture(row(tile), strictly(strict)).origin in ("source", "wms")  # never an exception
-
-
-def test_a_service_that_hangs_is_left(strict, tile, monkeypatch):
-    monkeypatch.setattr(pictures, "TIMEOUT_S", (0.3, 0.3))
-    strict.answer = lambda asked: time.sleep(8) or (200, "image/png", GOOD)
-    start = time.monotonic()
-    got = picture(row(tile), strictly(strict))
-    assert time.monotonic() - start < 6
-    assert got.origin == "source"
-    assert "does not answer" in got.why
-
-
-def test_a_service_that_is_gone_is_said(tile):
-    wms = {"url": "http://127.0.0.1:9/wms", "version": "1.3.0", "layers": "l"}
-    got = picture(row(tile), {"worldcover": {"wms": wms}})
-    assert got.origin == "source"
-    assert "does not answer" in got.why
-
-
-def test_pictures_of_several_kinds_become_rgb(strict, tile):
-    base = Image.open(io.BytesIO(GOOD))
-    for mode, form, kind in (("P", "PNG", "image/png"), ("L", "PNG", "image/png"), ("RGB", "JPEG", "image/jpeg")):
-        out = io.BytesIO()
-        base.convert(mode).save(out, form)
-        answer = (200, kind, out.getvalue())
-        strict.answer = lambda asked, answer=answer: answer
-        got = picture(row(tile), strictly(strict))
-        assert (got.origin, got.pixels.shape) == ("wms", (SIZE, SIZE, 3)), mode
-
-
-def test_a_service_is_asked_for_both_sides_of_the_antimeridian(strict, tile):
-    """A quarter of the box lies west of it; the service answers each part in its own colours."""
-    halves = {}
-
-    def answer(asked):
-        south, west, north, east = map(float, asked["BBOX"].split(","))
-        assert west < east  # no service knows another box
-        pixels = np.random.default_rng(int(abs(west))).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), dtype=np.uint8)
-        halves[west, south, east, north] = pixels
-        return 200, "image/png", png(pixels)
-
-    strict.answer = answer
-    got = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strictly(strict))
-    assert (got.origin, got.why) == ("wms", "")
-    west, east = halves[179.75, -17, 180, -16], halves[-180, -17, -179.25, -16]
-    assert (west.shape[1], east.shape[1]) == (64, 192)
-    assert np.array_equal(got.pixels, np.concatenate([west, east], axis=1))
-
-
-@pytest.mark.parametrize("width", [SIZE, 63])
-def test_a_part_of_another_width_than_asked_for_is_recognised(strict, tile, width):
-    pixels = np.random.default_rng(0).integers(0, 255, (SIZE, width, 3), dtype=np.uint8)
-    strict.answer = lambda asked: (200, "image/png", png(pixels))
-    got = picture(row(tile, (179.75, -17.0, -179.25, -16.0)), strictly(strict))
-    assert got.origin != "wms"
-    assert f"{width} x 256 px, not 64 x 256" in got.why
-
-
-@pytest.mark.parametrize("crs", CRSS)
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("share", [0.999, 0.5, 0.001])
-def test_no_request_over_the_antimeridian_is_empty(strict, tile, version, crs, share):
-    def answer(asked):
-        a, b, c, d = map(float, asked["BBOX"].split(","))
-        assert a < c
-        assert b < d
-        return 200, "image/png", png(np.random.default_rng(0).integers(0, 255, (SIZE, int(asked["WIDTH"]), 3), "uint8"))
-
-    strict.answer = answer
-    box = (180 - 0.02 * share, 10.0, -180 + 0.02 * (1 - share), 10.02)
-    assert picture(row(tile, box), strictly(strict, version=version, crs=crs)).origin == "wms"
-    assert sum(int(asked["WIDTH"]) for asked in strict.asked) == SIZE
-
-
-# ------------------------------------------------------------------------------------------------- neither of both
-
-
-def test_without_a_service_the_source_is_read_and_that_is_said(tile):
+def test_without_a_service_the_source_is_read_with_that_reason(tile):
     for services in ({}, {"worldcover": None}, {"worldcover": {"wms": None}}, {"neighbours": 10}):
-        got = picture(row(tile), services)
-        assert (got.origin, got.why) == ("source", "no service configured")
-
-
-def test_where_both_fail_there_is_no_picture_but_both_reasons(strict, tmp_path):
-    strict.answer = lambda asked: (500, "text/plain", b"oops")
-    got = picture(row(tmp_path / "gone.tif"), strictly(strict))
-    assert (got.pixels, got.origin) == (None, "none")
-    assert "500" in got.why
-    assert "gone.tif" in got.why
-
-
-def test_a_sheet_is_made_of_what_there_is(strict, tile, tmp_path, caplog):
-    """One chip from the service, one from its source, one from neither."""
-    from kiln.explorer.chips import ChipFacts, Hit
-    from kiln.explorer.contact_sheet import draw_contact_sheet
-
-    far = (-0.3, 43.1, -0.2, 43.2)
-    chips = [
-        ChipFacts(f"c{n}", row(t, box)["dataset"], 2021, None, "item", str(t), 0.0, None, -0.5, 43.5, box)
-        for n, (t, box) in enumerate([(tile, BOX), (tile, far), (tmp_path / "gone.tif", far)])
-    ]
-    hits = [Hit(chip, 1 - n / 10) for n, chip in enumerate(chips)][1:]
-    origins = draw_contact_sheet(chips[0], hits, strictly(strict), untrained=False, path=tmp_path / "a.png")
-    assert origins == {"wms": 1, "source": 1, "none": 1}
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.format == "PNG"
-        grey = (np.asarray(image.convert("RGB")).astype(int) == [0xD9, 0xD9, 0xD6]).all(axis=-1)
-    assert 5_000 < grey.sum() < 60_000
-    assert "blank picture" in caplog.text
+        result = picture(row(tile), services)
+        assert (result.origin, result.why) == ("source", "no service configured")
 
 
 def test_datasets_without_an_archive_or_without_its_pictures_have_no_picture(tile, monkeypatch):
-    got = picture(row(tile) | {"dataset": "published"}, {})
-    assert (got.pixels, got.origin) == (None, "none")
-    assert "published: no way is known to draw its sources" in got.why
+    result = picture(row(tile) | {"dataset": "published"}, {})
+    assert (result.pixels, result.origin) == (None, "none")
+    assert "published: no way is known to draw its sources" in result.why
     archive = replace(registry.get_archive("worldcover"), name="toy", module="kiln.errors")
     monkeypatch.setattr(pictures, "archives", lambda: {"toy": archive})
     assert "toy: no way is known to draw" in picture(row(tile) | {"dataset": "toy"}, {}).why

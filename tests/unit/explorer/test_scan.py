@@ -1,4 +1,4 @@
-"""Products of a direction with every vector: the bound of the rough ones holds, whatever the vectors' lengths."""
+"""Products of a direction with every vector: the error bound of approximate ones holds for any length."""
 
 from types import SimpleNamespace
 
@@ -11,29 +11,29 @@ DIM = 256
 
 
 def matrix(vectors):
-    """What the scan reads of a matrix, of vectors [n, D]."""
+    """Return the columns of a matrix that the scan reads, for vectors [n, D]."""
     half = np.asarray(vectors, np.float16)
 
-    class Made(SimpleNamespace):
+    class Columns(SimpleNamespace):
         def __getitem__(self, name):
             return getattr(self, name)
 
-    return Made(vectors=half, norm=np.linalg.norm(half.astype(np.float32), axis=1))
+    return Columns(vectors=half, norm=np.linalg.norm(half.astype(np.float32), axis=1))
 
 
-def unit(made):
-    wide = made.vectors.astype(np.float64)
+def unit(scanned):
+    wide = scanned.vectors.astype(np.float64)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
-def alike(rng):
-    """Vectors that nearly point the same way, as those of a model often do."""
+def similar_vectors(rng):
+    """Return vectors of nearly one direction, as models often give."""
     return 5 + 0.05 * rng.standard_normal((3000, DIM))
 
 
-MADE = {
+VECTORS = {
     "all ways": lambda rng: rng.standard_normal((3000, DIM)),
-    "alike": alike,
+    "similar_vectors": similar_vectors,
     "very long": lambda rng: 20_000 * rng.uniform(-1, 1, (3000, DIM)),
     "very short": lambda rng: 1e-6 * rng.standard_normal((3000, DIM)),
     "long and short": lambda rng: 10.0 ** rng.uniform(-6, 4, (3000, 1)) * rng.uniform(-1, 1, (3000, DIM)),
@@ -43,30 +43,30 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", VECTORS)
 @pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("length", [1.0, 1e-4, 300.0])
-def test_rough_products_are_as_near_as_they_say(name, some, length):
+def test_approximate_products_are_within_their_error_bound(name, some, length):
     rng = np.random.default_rng(0)
-    made = matrix(MADE[name](rng))
-    direction = rng.standard_normal(made.vectors.shape[1]).astype(np.float32)
+    scanned = matrix(VECTORS[name](rng))
+    direction = rng.standard_normal(scanned.vectors.shape[1]).astype(np.float32)
     direction *= length / np.linalg.norm(direction)
-    rows = np.sort(rng.choice(len(made.vectors), len(made.vectors) // 3, replace=False)) if some else None
-    products, error = scan.approximate_products(made, direction, rows)
-    true = (unit(made) @ direction.astype(np.float64))[slice(None) if rows is None else rows]
-    assert products.shape == true.shape
-    assert (np.abs(products - true) <= error).all()
-    if name in ("all ways", "alike", "very long"):
+    rows = np.sort(rng.choice(len(scanned.vectors), len(scanned.vectors) // 3, replace=False)) if some else None
+    products, error = scan.approximate_products(scanned, direction, rows)
+    exact = (unit(scanned) @ direction.astype(np.float64))[slice(None) if rows is None else rows]
+    assert products.shape == exact.shape
+    assert (np.abs(products - exact) <= error).all()
+    if name in ("all ways", "similar_vectors", "very long"):
         assert error.max(initial=0) < 0.003 * length  # near enough to leave most chips out
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", VECTORS)
 def test_exact_products_are_those_of_float32(name):
     rng = np.random.default_rng(1)
-    made = matrix(MADE[name](rng))
-    direction = rng.standard_normal(made.vectors.shape[1]).astype(np.float32)
-    rows = rng.permutation(len(made.vectors))[:1500]
-    true = (unit(made) @ direction.astype(np.float64))[rows]
-    assert scan.exact_products(made, direction, rows) == pytest.approx(
-        true, abs=2e-6 * float(np.linalg.norm(direction))
+    scanned = matrix(VECTORS[name](rng))
+    direction = rng.standard_normal(scanned.vectors.shape[1]).astype(np.float32)
+    rows = rng.permutation(len(scanned.vectors))[:1500]
+    exact = (unit(scanned) @ direction.astype(np.float64))[rows]
+    assert scan.exact_products(scanned, direction, rows) == pytest.approx(
+        exact, abs=2e-6 * float(np.linalg.norm(direction))
     )

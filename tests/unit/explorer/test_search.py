@@ -19,7 +19,7 @@ from tests.support.ground import kind, marks, unit
 
 @dataclass(frozen=True)
 class Answer:
-    """A result by the matrix: rows and scores of the hits."""
+    """The result of a search with the matrix: rows and scores of the hits."""
 
     rows: np.ndarray
     scores: np.ndarray
@@ -27,8 +27,8 @@ class Answer:
     note: str
 
 
-def ask(opened, query):
-    """Search by the matrix."""
+def search_by_matrix(opened, query):
+    """Search with the matrix."""
     db, matrix = opened
     result = search.search(db, query, matrix)
     assert matrix.vectors[matrix.rows_of([h.chip.chip_id for h in result.hits])].tolist() == result.vectors.tolist()
@@ -42,8 +42,8 @@ def test_mean_is_the_cosine_to_likes_less_half_the_dislikes(opened, monkeypatch,
     monkeypatch.setattr(search, "MAX_EXACT_ROWS", 0 if by == "index" else 1 << 30)
     matrix, vectors = opened[1], unit(opened[1])
     liked, other = marks(opened[1], 2, likes), marks(opened[1], 4, dislikes)
-    got = ask(opened, Query(liked, other, k=20))
-    assert got.compared_by == by
+    answer = search_by_matrix(opened, Query(liked, other, k=20))
+    assert answer.compared_by == by
     direction = vectors[matrix.rows_of(liked)].mean(axis=0)
     if dislikes:
         direction = direction - 0.5 * vectors[matrix.rows_of(other)].mean(axis=0)
@@ -51,10 +51,10 @@ def test_mean_is_the_cosine_to_likes_less_half_the_dislikes(opened, monkeypatch,
     cosine[matrix.rows_of(liked + other)] = -9  # marked chips are no results
     best = np.argsort(-cosine)[:20]
     if by == "exact":
-        assert got.rows.tolist() == best.tolist()
-    assert len(set(got.rows.tolist()) & set(best.tolist())) >= 19
-    assert got.scores == pytest.approx(cosine[got.rows], abs=1e-4)
-    assert (np.diff(got.scores) <= 0).all()
+        assert answer.rows.tolist() == best.tolist()
+    assert len(set(answer.rows.tolist()) & set(best.tolist())) >= 19
+    assert answer.scores == pytest.approx(cosine[answer.rows], abs=1e-4)
+    assert (np.diff(answer.scores) <= 0).all()
 
 
 def test_the_index_finds_what_exact_search_finds(opened):
@@ -70,24 +70,24 @@ def test_the_index_finds_what_exact_search_finds(opened):
     assert found / 500 >= 0.98
 
 
-def test_linear_ranks_the_kind_that_is_liked_first(opened):
+def test_linear_ranks_the_liked_kind_first(opened):
     likes, dislikes = marks(opened[1], 1, 4), marks(opened[1], 3, 4)
-    got = ask(opened, Query(likes, dislikes, None, "linear", k=200))
-    assert got.compared_by == "exact"
-    assert "count as faint" in got.note
-    assert (kind(opened[1], got.rows) == 1).mean() > 0.95
-    assert not set(opened[1].ids(got.rows)) & {*likes, *dislikes}
-    assert (np.diff(got.scores) <= 0).all()
-    assert -1.5 < got.scores[-1] < got.scores[0] < 1.5
+    answer = search_by_matrix(opened, Query(likes, dislikes, None, "linear", k=200))
+    assert answer.compared_by == "exact"
+    assert "count as faint" in answer.note
+    assert (kind(opened[1], answer.rows) == 1).mean() > 0.95
+    assert not set(opened[1].ids(answer.rows)) & {*likes, *dislikes}
+    assert (np.diff(answer.scores) <= 0).all()
+    assert -1.5 < answer.scores[-1] < answer.scores[0] < 1.5
 
 
 def test_linear_takes_the_dislikes_into_account(opened):
-    """Two kinds are liked or not by turns: what is disliked must fall."""
+    """Dislike one of two kinds at a time; hardly any result is of that kind."""
     likes = marks(opened[1], 1, 5)
     for disliked in (0, 2):
-        got = ask(opened, Query(likes, marks(opened[1], disliked, 40), None, "linear", k=400))
-        assert got.note == ""
-        assert (kind(opened[1], got.rows) == disliked).mean() < 0.02
+        answer = search_by_matrix(opened, Query(likes, marks(opened[1], disliked, 40), None, "linear", k=400))
+        assert answer.note == ""
+        assert (kind(opened[1], answer.rows) == disliked).mean() < 0.02
 
 
 @pytest.mark.parametrize("method", ["mean", "linear"])
@@ -96,27 +96,31 @@ def test_filters_hold_for_every_result(opened, monkeypatch, method, exact_rows):
     monkeypatch.setattr(search, "MAX_EXACT_ROWS", exact_rows)
     triangle = {"type": "Polygon", "coordinates": [[[-125, 50], [-123.5, 50], [-125, 48.8], [-125, 50]]]}
     for values in ({"years": [2020]}, {"bbox": [-124.6, 49, -124.2, 49.6]}, {"area": triangle, "years": [2021]}):
-        where = ChipFilter.from_json(values)
-        got = ask(opened, Query(marks(opened[1], 1, 3), marks(opened[1], 2, 3), None, method, k=40, chip_filter=where))
-        assert len(got.rows) == 40
-        assert where.mask(opened[1])[got.rows].all()
+        chip_filter = ChipFilter.from_json(values)
+        answer = search_by_matrix(
+            opened, Query(marks(opened[1], 1, 3), marks(opened[1], 2, 3), None, method, k=40, chip_filter=chip_filter)
+        )
+        assert len(answer.rows) == 40
+        assert chip_filter.mask(opened[1])[answer.rows].all()
 
 
-def test_fewer_than_k_are_given_where_the_filters_leave_fewer(opened, monkeypatch):
+def test_fewer_than_k_are_returned_if_the_filters_leave_fewer(opened, monkeypatch):
     monkeypatch.setattr(search, "MAX_EXACT_ROWS", 0)
-    where = ChipFilter.from_json({"bbox": [-124.9, 49.7, -124.8, 49.8]})
-    left = int(where.mask(opened[1]).sum())
-    got = ask(opened, Query(marks(opened[1], 1, 1), k=500, chip_filter=where))
-    assert len(got.rows) == left - len(
-        np.intersect1d(opened[1].rows_of(marks(opened[1], 1, 1)), where.mask(opened[1]).nonzero()[0])
+    chip_filter = ChipFilter.from_json({"bbox": [-124.9, 49.7, -124.8, 49.8]})
+    left = int(chip_filter.mask(opened[1]).sum())
+    answer = search_by_matrix(opened, Query(marks(opened[1], 1, 1), k=500, chip_filter=chip_filter))
+    assert len(answer.rows) == left - len(
+        np.intersect1d(opened[1].rows_of(marks(opened[1], 1, 1)), chip_filter.mask(opened[1]).nonzero()[0])
     )
-    assert len(got.rows) < 30
+    assert len(answer.rows) < 30
 
 
-def test_filters_that_leave_nothing_say_where_the_data_lie(opened):
-    got = ask(opened, Query(marks(opened[1], 1, 1), chip_filter=ChipFilter.from_json({"bbox": [0, 0, 10, 10]})))
-    assert (len(got.rows), got.compared_by) == (0, "none")
-    assert "The filters leave no chip; the data lie within -125.00, 48.72, -123.29, 50.00." in got.note
+def test_the_note_of_an_empty_result_has_the_bounds_of_the_data(opened):
+    answer = search_by_matrix(
+        opened, Query(marks(opened[1], 1, 1), chip_filter=ChipFilter.from_json({"bbox": [0, 0, 10, 10]}))
+    )
+    assert (len(answer.rows), answer.compared_by) == (0, "none")
+    assert "The filters leave no chip; the data lie within -125.00, 48.72, -123.29, 50.00." in answer.note
 
 
 # ------------------------------------------------------------------------------------------- neighbourhoods
@@ -133,23 +137,23 @@ def haversine(lon1, lat1, lon2, lat2):
 def test_one_per_neighbourhood_is_the_greedy_choice(opened, method, km):
     matrix = opened[1]
     likes, dislikes = marks(opened[1], 1, 3), marks(opened[1], 2, 3)
-    got = ask(opened, Query(likes, dislikes, None, method, k=12, apart_km=km))
-    order = ask(opened, Query(likes, dislikes, None, method, k=500)).rows
-    kept = []
+    answer = search_by_matrix(opened, Query(likes, dislikes, None, method, k=12, apart_km=km))
+    order = search_by_matrix(opened, Query(likes, dislikes, None, method, k=500)).rows
+    chosen = []
     for row in order.tolist():
         place = float(matrix["lon"][row]), float(matrix["lat"][row])
-        if all(haversine(*place, float(matrix["lon"][o]), float(matrix["lat"][o])) >= km for o in kept):
-            kept.append(row)
-    assert got.rows.tolist()[: len(kept)] == kept[:12]
-    assert len(got.rows) == 12
+        if all(haversine(*place, float(matrix["lon"][o]), float(matrix["lat"][o])) >= km for o in chosen):
+            chosen.append(row)
+    assert answer.rows.tolist()[: len(chosen)] == chosen[:12]
+    assert len(answer.rows) == 12
 
 
 @pytest.mark.parametrize("exact_rows", [0, 1 << 30])
-def test_neighbourhoods_too_large_for_k_results_give_what_there_is(opened, monkeypatch, exact_rows):
+def test_neighbourhoods_too_large_for_k_results_give_fewer(opened, monkeypatch, exact_rows):
     monkeypatch.setattr(search, "MAX_EXACT_ROWS", exact_rows)
-    got = ask(opened, Query(marks(opened[1], 1, 1), k=50, apart_km=60))
-    assert 2 <= len(got.rows) < 20
-    assert len(ask(opened, Query(marks(opened[1], 1, 1), k=50, apart_km=20_000)).rows) == 1
+    answer = search_by_matrix(opened, Query(marks(opened[1], 1, 1), k=50, apart_km=60))
+    assert 2 <= len(answer.rows) < 20
+    assert len(search_by_matrix(opened, Query(marks(opened[1], 1, 1), k=50, apart_km=20_000)).rows) == 1
 
 
 # --------------------------------------------------------------------------------------------- what is refused
@@ -164,7 +168,7 @@ def test_equal_scores_are_ordered_by_id(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [
         ({"likes": ()}, "expected a like or a place, got none"),
         ({"likes": ("a",) * 1001}, "at most 1000 likes, got 1001"),
@@ -179,20 +183,20 @@ def test_equal_scores_are_ordered_by_id(tmp_path):
         ({"likes": ("a", "a", "a"), "dislikes": ("d", "e", "f"), "method": "linear"}, "got 1 and 3"),
     ],
 )
-def test_what_cannot_be_asked_is_said(query, said):
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_queries_are_errors(query, message):
+    with pytest.raises(ConfigError, match=message):
         Query(**query)
 
 
 def test_linear_over_too_many_is_refused(opened, monkeypatch):
     monkeypatch.setattr(search, "MAX_LINEAR_CHIPS", 100)
     with pytest.raises(ConfigError, match="at most 100 chips for linear, got 2400"):
-        ask(opened, Query(marks(opened[1], 1, 3), marks(opened[1], 2, 3), None, "linear"))
+        search_by_matrix(opened, Query(marks(opened[1], 1, 3), marks(opened[1], 2, 3), None, "linear"))
 
 
-def test_unknown_marks_and_an_empty_database_are_said(opened, tmp_path):
+def test_unknown_marks_and_an_empty_database_are_errors(opened, tmp_path):
     with pytest.raises(UnknownChipError, match="no chip 'x'"):
-        ask(opened, Query(("x",)))
+        search_by_matrix(opened, Query(("x",)))
     db = ExplorerDatabase(explorers.write(tmp_path / "db", []))
     with pytest.raises(ConfigError, match="the database is empty"):
         search.search(db, Query(("x",)), open_matrix(db, tmp_path / "cache"))
@@ -200,7 +204,7 @@ def test_unknown_marks_and_an_empty_database_are_said(opened, tmp_path):
         search.search(db, Query(("x",)))
 
 
-def test_marks_that_cancel_out_are_said(tmp_path):
+def test_marks_that_cancel_out_are_an_error(tmp_path):
     rows = [explorers.chip(n, n, 0, v) for n, v in enumerate([[1, 0, 0, 0], [1, 0, 0, 0], [-1, 0, 0, 0], [2, 0, 0, 0]])]
     db = ExplorerDatabase(explorers.write(tmp_path / "db", rows))
     with pytest.raises(ConfigError, match="cancel each other out"):
@@ -247,7 +251,7 @@ def test_the_table_and_the_matrix_give_equal_answers(opened, filters, likes, dis
 
 
 @pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS.keys())
-def test_through_the_index_too(opened, filters, monkeypatch):
+def test_the_table_and_the_matrix_agree_through_the_index(opened, filters, monkeypatch):
     monkeypatch.setattr(search, "MAX_EXACT_ROWS", 0)
     db, matrix = opened
     query = Query(marks(matrix, 1, 3), marks(matrix, 3, 2), k=25, chip_filter=ChipFilter.from_json(filters))
@@ -259,7 +263,7 @@ def test_through_the_index_too(opened, filters, monkeypatch):
     assert len(ids[0] & ids[1]) >= 0.95 * len(ids[0])
 
 
-def test_a_place_is_a_like_wherever_the_box_lies(opened):
+def test_a_place_outside_the_filters_box_is_a_like(opened):
     db, matrix = opened
     box = ChipFilter.from_json({"bbox": [-124.0, 49, -123.5, 49.6], "years": [2020]})
     query = Query(at=(-124.9, 49.9), k=5, chip_filter=box)
@@ -286,7 +290,7 @@ def test_the_table_alone_refuses_what_needs_the_matrix(opened, options):
         search.search(opened[0], query)
 
 
-def test_an_unknown_dataset_is_refused_both_ways(opened):
+def test_an_unknown_dataset_is_refused_with_and_without_the_matrix(opened):
     query = Query(marks(opened[1], 1, 1), chip_filter=ChipFilter(datasets=("x",)))
     for matrix in (None, opened[1]):
         with pytest.raises(ConfigError, match="expected a dataset of worldcover, got 'x'"):

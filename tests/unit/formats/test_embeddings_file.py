@@ -24,13 +24,13 @@ YEAR = [pa.field("year", pa.int16())]
 
 
 def write(path, chips, dim=4, storage="float32", row_group=ROW_GROUP, batch=3, about=None):
-    """A file of chips, given in batches as the engine does; each vector counts up from the chip's column."""
+    """Write chips in batches as the engine does; each vector counts up from the chip's column."""
     columns = embeddings_file.schema(dim, storage, YEAR, about or {"model": "x"})
     with embeddings_file.ShardWriter(path, columns, row_group) as out:
         for at in range(0, len(chips), batch):
             some = chips[at : at + batch]
-            made = {"embeddings": np.array([[c.col + d / 8 for d in range(dim)] for c in some], np.float32)}
-            out.append(some, vectors.store(made, storage))
+            values = {"embeddings": np.array([[c.col + d / 8 for d in range(dim)] for c in some], np.float32)}
+            out.append(some, vectors.store(values, storage))
     return path
 
 
@@ -40,12 +40,12 @@ def geo_of(path):
 
 @pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 def test_the_columns_are_those_of_the_contract(tmp_path, storage):
-    made = pq.read_schema(write(tmp_path / "o", [make_chip(1)], storage=storage))
+    columns = pq.read_schema(write(tmp_path / "o", [make_chip(1)], storage=storage))
     types = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
     scale = [("scale", pa.float32(), False)] if storage == "int8" else []
     bbox = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
     vector = pa.list_(pa.field("element", types[storage], nullable=False), 4)
-    assert [(f.name, f.type, f.nullable) for f in made] == [
+    assert [(f.name, f.type, f.nullable) for f in columns] == [
         ("chip_id", pa.string(), False),
         ("embeddings", vector, False),
         *scale,
@@ -68,9 +68,12 @@ def test_the_columns_are_those_of_the_contract(tmp_path, storage):
 
 
 def test_both_kinds_lie_side_by_side_each_with_its_scale():
-    made = [f.name for f in embeddings_file.schema(4, "int8", YEAR, {}, "both")]
-    assert made[:6] == ["chip_id", "embeddings", "scale", "embeddings_mean", "scale_mean", "geometry"]
-    assert [f.name for f in embeddings_file.schema(4, "float16", YEAR, {}, "both")][1:4] == [*made[1:5:2], "geometry"]
+    columns = [f.name for f in embeddings_file.schema(4, "int8", YEAR, {}, "both")]
+    assert columns[:6] == ["chip_id", "embeddings", "scale", "embeddings_mean", "scale_mean", "geometry"]
+    assert [f.name for f in embeddings_file.schema(4, "float16", YEAR, {}, "both")][1:4] == [
+        *columns[1:5:2],
+        "geometry",
+    ]
     assert [f.name for f in embeddings_file.schema(4, "float32", YEAR, {}, "mean")][1:3] == ["embeddings", "geometry"]
 
 
@@ -86,7 +89,7 @@ def test_duckdb_and_geopandas_read_int8_and_its_scale(tmp_path):
     assert "PLAIN_DICTIONARY" in chunk.encodings or "RLE_DICTIONARY" in chunk.encodings
 
 
-def test_what_goes_in_comes_out(tmp_path):
+def test_rows_are_read_back_as_they_were_written(tmp_path):
     chips = [make_chip(1), make_chip(2, datetime=None, cloud_fraction=0.5)]
     one, two = pq.read_table(write(tmp_path / "o", chips)).to_pylist()
     assert one["embeddings"] == [1.0, 1.125, 1.25, 1.375]
@@ -120,7 +123,7 @@ def test_geo_metadata_is_geoparquet_1_1_with_the_covering_and_the_bbox_of_all_ro
     assert column["crs"]["id"] == {"authority": "EPSG", "code": 4326}
 
 
-def test_a_footprint_in_two_parts_is_told_in_the_geometry_types(tmp_path):
+def test_the_geometry_types_include_footprints_in_two_parts(tmp_path):
     parts = shapely.MultiPolygon([shapely.box(179, 0, 180, 1), shapely.box(-180, 0, -179, 1)])
     path = write(tmp_path / "o", [make_chip(1), make_chip(2, footprint=parts)])
     geo = geo_of(path)
@@ -129,8 +132,8 @@ def test_a_footprint_in_two_parts_is_told_in_the_geometry_types(tmp_path):
 
 
 def test_kiln_metadata_is_what_was_given_in_a_fixed_order(tmp_path):
-    made = pq.read_metadata(write(tmp_path / "o", [make_chip(1)], about={"b": [1, 2], "a": {"z": 0.5, "y": None}}))
-    assert made.metadata[b"kiln"] == b'{"a": {"y": null, "z": 0.5}, "b": [1, 2]}'
+    file = pq.read_metadata(write(tmp_path / "o", [make_chip(1)], about={"b": [1, 2], "a": {"z": 0.5, "y": None}}))
+    assert file.metadata[b"kiln"] == b'{"a": {"y": null, "z": 0.5}, "b": [1, 2]}'
 
 
 def test_rows_are_written_in_groups_as_they_fill(tmp_path):
@@ -140,7 +143,7 @@ def test_rows_are_written_in_groups_as_they_fill(tmp_path):
     assert pq.read_table(path)["col"].to_pylist() == list(range(25))
 
 
-def test_row_groups_have_the_size_that_reads_well_from_afar(tmp_path):
+def test_row_groups_have_a_size_for_remote_reads(tmp_path):
     chips = [make_chip(n) for n in range(50)] * 700  # 35 000 rows
     found = pq.ParquetFile(write(tmp_path / "o", chips, batch=50)).metadata
     assert found.num_row_groups == 2
@@ -176,7 +179,7 @@ def test_equal_rows_make_byte_equal_files(tmp_path):
 
 @settings(deadline=None, max_examples=20)
 @given(st.data())
-def test_rows_are_the_same_bytes_however_they_are_given(tmp_path_factory, data):
+def test_the_bytes_of_rows_do_not_depend_on_how_they_are_appended(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cuts")
     count, row_group = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 12))
     state = pa.field("state", pa.dictionary(pa.int32(), pa.string()))
@@ -226,18 +229,18 @@ def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
         [make_chip(n) for n in range(50)], {"embeddings": np.ones((50, 256), np.float32)}, columns
     )
     before = pa.total_allocated_bytes()
-    most = 0
+    peak = 0
     with embeddings_file.ShardWriter(tmp_path / "o", columns, 100) as out:
         for _ in range(60):
             out.append([make_chip(n) for n in range(30)], {"embeddings": np.ones((30, 256), np.float32)})
-            out.append_rows(pa.concat_tables([some]).take(np.arange(50)))  # with buffers of its own
-            most = max(most, pa.total_allocated_bytes() - before)
+            out.append_rows(pa.concat_tables([some]).take(np.arange(50)))  # with their own buffers
+            peak = max(peak, pa.total_allocated_bytes() - before)
             assert len(out._chips) + sum(map(len, out._tables)) < 200
-    assert most < 8 * 100 * 256 * 4  # of 4800 rows
+    assert peak < 8 * 100 * 256 * 4  # of 4800 rows
     assert pq.ParquetFile(tmp_path / "o").metadata.num_rows == 4800
 
 
-def test_an_error_while_writing_closes_the_file_and_comes_through(tmp_path):
+def test_an_error_while_writing_closes_the_file_and_is_raised(tmp_path):
     columns = embeddings_file.schema(4, "float32", YEAR, {})
     with (
         pytest.raises(KeyError, match="year"),
@@ -252,7 +255,7 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def cut(west, east, south=0, north=1):
-    """A footprint over the antimeridian, cut there."""
+    """Return a footprint over the antimeridian, cut there."""
     return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
 
 
@@ -264,10 +267,10 @@ def boxes_in(path):
 def test_the_box_of_a_footprint_over_the_antimeridian_has_xmin_above_xmax(tmp_path, turned):
     over = cut(179.5, -179.75)
     over = shapely.MultiPolygon(list(over.geoms)[::-1]) if turned else over
-    beside = [shapely.box(178.5, 0, 179.5, 1), shapely.box(-179.75, 0, -178.75, 1)]
-    chips = [make_chip(n, footprint=f) for n, f in enumerate((beside[0], over, beside[1]))]
-    made = boxes_in(write(tmp_path / "o", chips))
-    assert made == [[178.5, 0, 179.5, 1], [179.5, 0, -179.75, 1], [-179.75, 0, -178.75, 1]]
+    neighbours = [shapely.box(178.5, 0, 179.5, 1), shapely.box(-179.75, 0, -178.75, 1)]
+    chips = [make_chip(n, footprint=f) for n, f in enumerate((neighbours[0], over, neighbours[1]))]
+    boxes = boxes_in(write(tmp_path / "o", chips))
+    assert boxes == [[178.5, 0, 179.5, 1], [179.5, 0, -179.75, 1], [-179.75, 0, -178.75, 1]]
 
 
 @pytest.mark.parametrize(
@@ -281,11 +284,11 @@ def test_the_box_of_a_footprint_over_the_antimeridian_has_xmin_above_xmax(tmp_pa
         (cut(179.5, -179.5) | shapely.box(178, 2, 179, 3), [178, 0, -179.5, 3]),  # three parts
     ],
 )
-def test_other_footprints_keep_their_least_and_greatest(tmp_path, footprint, box):
+def test_boxes_of_other_footprints_are_their_min_and_max(tmp_path, footprint, box):
     assert boxes_in(write(tmp_path / "o", [make_chip(1, footprint=footprint)])) == [box]
 
 
-def test_the_centre_of_a_box_over_the_antimeridian_is_there(tmp_path):
+def test_a_box_over_the_antimeridian_has_its_centre_there(tmp_path):
     footprints = [cut(179.5, -179.75), cut(179.75, -179.5), cut(179.5, -179.5), shapely.box(-2, 0, 1, 1)]
     chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
     box = pq.read_table(write(tmp_path / "o", chips))["bbox"].combine_chunks()

@@ -16,7 +16,7 @@ from tests.support.products import DIM, WORLD, YEAR, about, chip_at, drawn
 
 
 def write(path, groups, *, store="float32"):
-    """Row groups of the chips given as lists of (col, row)."""
+    """Write one row group for each list of (col, row)."""
     columns = embeddings_file.schema(DIM, store, [YEAR], about(storage=store))
     with GeoParquetWriter(path, columns) as out:
         for places in groups:
@@ -30,7 +30,7 @@ def geo_of(file):
     return json.loads(file.metadata.metadata[b"geo"])
 
 
-def test_geo_says_what_the_standard_asks_for(tmp_path):
+def test_geo_metadata_follows_the_standard(tmp_path):
     geo = geo_of(write(tmp_path / "a.parquet", [[(0, 0), (5, 3)]]))
     assert (geo["version"], geo["primary_column"]) == ("1.1.0", "geometry")
     column = geo["columns"]["geometry"]
@@ -49,7 +49,7 @@ def test_bbox_grows_over_all_row_groups(tmp_path):
     assert file.metadata.num_row_groups == 3
 
 
-def test_polygons_are_counterclockwise_as_the_metadata_says(tmp_path):
+def test_polygons_are_counterclockwise_as_the_metadata_states(tmp_path):
     file = write(tmp_path / "a.parquet", [[(0, 0), (1, 1)]])
     assert geo_of(file)["columns"]["geometry"]["orientation"] == "counterclockwise"
     rings = shapely.get_exterior_ring(shapely.from_wkb(file.read()["geometry"].to_numpy()))
@@ -77,7 +77,7 @@ def test_only_float32_vectors_are_split_by_byte(tmp_path, store, split):
     assert "RLE_DICTIONARY" not in vectors.encodings
 
 
-def test_the_schema_comes_back_as_it_was_given(tmp_path):
+def test_the_schema_is_read_back_as_it_was_written(tmp_path):
     columns = embeddings_file.schema(DIM, "float16", [YEAR], about(storage="float16"))
     read = write(tmp_path / "a.parquet", [[(0, 0)]], store="float16").schema_arrow
     assert read.remove_metadata().equals(columns.remove_metadata())

@@ -36,14 +36,14 @@ def test_the_ledger_has_the_columns_of_the_contract():
 
 
 def entry(expected, embedded=0, *drops, notes=()):
-    made = LedgerEntry(Unit("u", expected, "s3://b/u", "e1"), embedded=embedded, notes=list(notes))
+    unit_entry = LedgerEntry(Unit("u", expected, "s3://b/u", "e1"), embedded=embedded, notes=list(notes))
     for kind, count, reason in drops:
-        made.record_dropped(Dropped("u", kind, count, reason))
-    return made
+        unit_entry.record_dropped(Dropped("u", kind, count, reason))
+    return unit_entry
 
 
 @pytest.mark.parametrize(
-    ("made", "status", "reason"),
+    ("unit_entry", "status", "reason"),
     [
         (entry(3, 3), "embedded", ""),
         (entry(3, 1, ("nodata", 2, "sea")), "embedded", ""),
@@ -55,8 +55,8 @@ def entry(expected, embedded=0, *drops, notes=()):
         (entry(0, 0, ("failed", 0, "cannot be opened")), "failed", "cannot be opened"),
     ],
 )
-def test_a_unit_s_status_and_reason(made, status, reason):
-    row = made.as_row()
+def test_status_and_reason_of_a_unit_follow_from_its_counts(unit_entry, status, reason):
+    row = unit_entry.as_row()
     assert (row["status"], row["reason"]) == (status, reason)
     assert row["expected"] == row["embedded"] + row["skipped_nodata"] + row["skipped_cloud"] + row["failed"]
     assert (row["source"], row["etag"]) == ("s3://b/u", "e1")
@@ -67,7 +67,7 @@ def test_an_entry_with_unaccounted_chips_is_an_assertion_error():
         entry(3, 1).as_row()
 
 
-def test_a_ledger_survives_its_file_and_reads_as_text(tmp_path):
+def test_a_ledger_is_read_back_and_printed_as_text(tmp_path):
     ledger = ledger_table([entry(3, 3, notes=["a", "b"]), entry(2, 0, ("failed", 2, "x.tif: unreadable"))])
     write_ledger(tmp_path / "l.parquet", ledger)
     again = pq.read_table(tmp_path / "l.parquet")
@@ -89,7 +89,7 @@ def test_a_ledger_survives_its_file_and_reads_as_text(tmp_path):
     assert lines[2].endswith("x.tif: unreadable")
 
 
-def test_the_name_of_a_shards_ledger():
+def test_the_ledgers_name_follows_from_the_shards():
     assert ledger_name("s3://b/run/x-1.parquet") == "s3://b/run/x-1.ledger.parquet"
 
 
@@ -102,13 +102,13 @@ def test_a_damaged_or_other_file_is_an_error_that_names_it(tmp_path):
 
 
 def test_an_opened_unit_has_its_number_of_chips_and_notes():
-    made = LedgerEntry(Unit("u", 9, "s3://b/u", "e1", expected_known=False), embedded=2)
-    made.record_opened(Opened("u", 3, notes=("half the scene",)))
-    assert (made.accounted, made.unaccounted, made.unit.etag) == (2, 1, "e1")
-    made.record_dropped(Dropped("u", "failed", 1, "bad block"))
-    row = made.as_row()
+    unit_entry = LedgerEntry(Unit("u", 9, "s3://b/u", "e1", expected_known=False), embedded=2)
+    unit_entry.record_opened(Opened("u", 3, notes=("half the scene",)))
+    assert (unit_entry.accounted, unit_entry.unaccounted, unit_entry.unit.etag) == (2, 1, "e1")
+    unit_entry.record_dropped(Dropped("u", "failed", 1, "bad block"))
+    row = unit_entry.as_row()
     assert (row["expected"], row["expected_known"], row["notes"]) == (3, True, "half the scene")
-    assert made.failed_fraction == pytest.approx(1 / 3)
+    assert unit_entry.failed_fraction == pytest.approx(1 / 3)
 
 
 def test_a_failed_unit_of_unknown_size_failed_as_a_whole():

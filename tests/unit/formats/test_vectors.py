@@ -1,4 +1,4 @@
-"""Vectors in files: int8 and its scale, what is not finite, and which column is what."""
+"""Vectors in files: int8 and its scale, values that are not finite, and the columns of each kind."""
 
 import warnings
 
@@ -35,8 +35,8 @@ def test_int8_times_its_scale_is_within_half_a_step_of_every_finite_vector(value
     assert (scale[whole] > 0).all()
     error = np.abs(levels[whole] * scale[whole, None].astype(np.float64) - values[whole])
     assert (error <= 0.5001 * scale[whole, None].astype(np.float64)).all()
-    most = np.abs(values[whole]).max(axis=1)
-    assert (np.abs(levels[whole]).max(axis=1)[most > 1e-30] == 127).all(), "the scale is no larger than it has to be"
+    largest = np.abs(values[whole]).max(axis=1)
+    assert (np.abs(levels[whole]).max(axis=1)[largest > 1e-30] == 127).all(), "the scale is as small as possible"
 
 
 def test_half_goes_to_even_and_zeros_have_scale_one():
@@ -47,28 +47,28 @@ def test_half_goes_to_even_and_zeros_have_scale_one():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_a_vector_that_is_not_finite_is_seen_in_every_type(storage, bad):
+def test_a_vector_that_is_not_finite_is_detected_in_every_type(storage, bad):
     values = np.ones((3, 4), np.float32)
     values[1, 2] = bad
     assert vectors.finite_rows(vectors.store({"embeddings": values}, storage)).tolist() == [True, False, True]
 
 
-def test_what_float16_cannot_hold_is_seen_and_what_int8_can_is_kept():
+def test_values_beyond_float16_are_detected_and_fit_int8():
     values = np.array([[1e5, 1.0], [1.0, 1.0]], np.float32)
     assert vectors.finite_rows(vectors.store({"embeddings": values}, "float16")).tolist() == [False, True]
     assert vectors.finite_rows(vectors.store({"embeddings": values}, "int8")).tolist() == [True, True]
 
 
-def test_one_kind_of_two_that_is_not_finite_spoils_the_row():
+def test_a_row_is_invalid_if_one_of_its_two_kinds_is_not_finite():
     good, bad = np.ones((2, 4), np.float32), np.array([[1, 1, 1, 1], [1, np.nan, 1, 1]], np.float32)
-    made = vectors.store({"embeddings": good, "embeddings_mean": bad}, "int8")
-    assert list(made) == ["embeddings", "scale", "embeddings_mean", "scale_mean"]
-    assert vectors.finite_rows(made).tolist() == [True, False]
+    stored = vectors.store({"embeddings": good, "embeddings_mean": bad}, "int8")
+    assert list(stored) == ["embeddings", "scale", "embeddings_mean", "scale_mean"]
+    assert vectors.finite_rows(stored).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("embedding", vectors.EMBEDDINGS)
 @pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_numbers_come_back_from_the_columns_sliced_or_in_chunks(storage, embedding):
+def test_numbers_are_read_back_from_sliced_and_chunked_columns(storage, embedding):
     rng = np.random.default_rng(3)
     names = list(vectors.KINDS[embedding])
     values = {n: rng.normal(size=(20, 8)).astype(np.float32) * 10 for n in names}
@@ -84,7 +84,7 @@ def test_numbers_come_back_from_the_columns_sliced_or_in_chunks(storage, embeddi
             assert np.array_equal(vectors.read(batch, name), vectors.read(whole, name)[3:8])
 
 
-def test_which_kind_is_searched_with():
+def test_the_kind_to_search_with_is_selected():
     assert vectors.select_kind("class", None, "p") == "class"
     assert vectors.select_kind("mean", None, "p") == "mean"
     assert vectors.select_kind("both", None, "p") == "class"

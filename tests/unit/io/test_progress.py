@@ -26,7 +26,7 @@ def test_a_log_gets_a_line_each_interval_with_fraction_rate_and_time_left(monkey
     ]
 
 
-def test_a_terminal_gets_a_bar_that_knows_when_more_is_expected():
+def test_the_bar_of_a_terminal_grows_when_more_is_expected():
     code = "from kiln.io.progress import Progress as P; p = P(5, 'shard'); p.grow(5); p.advance(10); p.close()"
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))

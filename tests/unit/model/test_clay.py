@@ -55,20 +55,20 @@ def test_tokens_equal_the_reference_implementation(micro, case):
 
 
 def test_the_drawn_checkpoint_and_pixels_are_the_reference_s():
-    state = golden.checkpoint()["state_dict"]  # the last draws tell that none before them went astray
+    state = golden.checkpoint()["state_dict"]  # if the last draws are right, so are all before them
     assert state["model.proj.weight"][0, 0].item() == pytest.approx(-1.5500636, abs=1e-6)
     assert state["model.encoder.cls_token"][0, 0, 0].item() == pytest.approx(-0.0102160, abs=1e-6)
     for case, last in (("sentinel2_256", -0.851), ("naip_256", -1.11), ("worldcover_512", 0.207)):
         assert golden.pixels(case)[-1, -1, -1, -1].item() == pytest.approx(last, abs=1e-3)
 
 
-def test_the_drawn_checkpoint_is_bit_equal_to_the_kept_one(shared):
+def test_the_drawn_checkpoint_is_bit_equal_to_the_stored_one(shared):
     if shared is None:
         pytest.skip("no shared test data")
-    kept = torch.load(shared / "golden/clay_v1.5_micro.ckpt", weights_only=True)["state_dict"]
+    stored = torch.load(shared / "golden/clay_v1.5_micro.ckpt", weights_only=True)["state_dict"]
     drawn = golden.checkpoint()["state_dict"]
-    assert list(kept) == list(drawn)
-    assert [k for k in kept if not torch.equal(kept[k], drawn[k])] == []
+    assert list(stored) == list(drawn)
+    assert [k for k in stored if not torch.equal(stored[k], drawn[k])] == []
 
 
 # ----------------------------------------------------------------------------------------------- shapes
@@ -102,13 +102,13 @@ def test_a_vector_depends_on_gsd_time_place_and_wavelengths(micro32):
     assert (encode(micro32, pixels, gsd=1.0)[0, 0] - plain).abs().max() > 1e-4
     assert (encode(micro32, pixels, waves=[0.65, 0.56, 0.48, 0.842])[0, 0] - plain).abs().max() > 1e-4
     for given in ({"time": torch.ones(1, 4)}, {"latlon": torch.ones(1, 4)}):
-        told = {"time": torch.zeros(1, 4), "latlon": torch.zeros(1, 4)} | given
+        inputs = {"time": torch.zeros(1, 4), "latlon": torch.zeros(1, 4)} | given
         waves = torch.tensor([0.665, 0.56, 0.493, 0.842])
-        assert (micro32(pixels, wavelengths=waves, gsd=10.0, **told)[0, 0] - plain).abs().max() > 1e-4
+        assert (micro32(pixels, wavelengths=waves, gsd=10.0, **inputs)[0, 0] - plain).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(
-    ("shape", "waves", "meta", "says"),
+    ("shape", "waves", "meta", "message"),
     [
         ((1, 4, 12, 16), 4, (1, 4), "expected H and W in multiples of 8"),
         ((1, 4, 16, 15), 4, (1, 4), "expected H and W in multiples of 8"),
@@ -119,8 +119,8 @@ def test_a_vector_depends_on_gsd_time_place_and_wavelengths(micro32):
         ((1, 4, 16, 16), 4, (1, 2), r"time and latlon: expected \[1, 4\]"),
     ],
 )
-def test_shapes_that_do_not_fit_are_value_errors(micro32, shape, waves, meta, says):
-    with pytest.raises(ValueError, match=says):
+def test_shapes_that_do_not_fit_are_value_errors(micro32, shape, waves, meta, message):
+    with pytest.raises(ValueError, match=message):
         micro32(
             torch.zeros(shape),
             wavelengths=torch.full((waves,), 0.5),
@@ -134,7 +134,7 @@ def test_shapes_that_do_not_fit_are_value_errors(micro32, shape, waves, meta, sa
 
 
 def hand_position(row: int, col: int, dim: int, gsd: float) -> list[float]:
-    """The formula of the design in double precision, channel by channel."""
+    """Compute the formula of the design in double precision, channel by channel."""
     n = dim // 4
     omega = [gsd / 10000 ** (2 * (i / (n - 1)) / dim) for i in range(n)]
     parts = ((math.sin, col), (math.cos, col), (math.sin, row), (math.cos, row))
@@ -143,20 +143,20 @@ def hand_position(row: int, col: int, dim: int, gsd: float) -> list[float]:
 
 @pytest.mark.parametrize("gsd", [0.6, 1.0, 10.0])
 def test_positions_are_the_published_formula_also_at_31_patches(gsd):
-    made = clay.position_encoding(32, 3, 1016, gsd, torch.device("cpu"))
-    assert made.shape == (96, 1016)
+    encoded = clay.position_encoding(32, 3, 1016, gsd, torch.device("cpu"))
+    assert encoded.shape == (96, 1016)
     for row, col in ((0, 0), (0, 2), (31, 0), (31, 2)):
         expected = torch.tensor(hand_position(row, col, 1016, gsd))
-        torch.testing.assert_close(made[row * 3 + col], expected, rtol=0, atol=5e-5)
+        torch.testing.assert_close(encoded[row * 3 + col], expected, rtol=0, atol=5e-5)
 
 
 def test_wavelengths_are_encoded_as_sines_then_cosines_of_micrometres():
-    made = clay.wave_encoding(torch.tensor([0.665, 2.19]), 128)
-    assert made.shape == (2, 128)
-    assert made[1, 0].item() == pytest.approx(math.sin(2.19), abs=1e-6)
-    assert made[1, 64].item() == pytest.approx(math.cos(2.19), abs=1e-6)
-    assert made[0, 63].item() == pytest.approx(0.665e-4, rel=1e-3)  # omega of the last is 1/10000
-    assert made[0, 32].item() == pytest.approx(math.sin(0.665 * 10000 ** (-32 / 63)), abs=1e-6)
+    encoded = clay.wave_encoding(torch.tensor([0.665, 2.19]), 128)
+    assert encoded.shape == (2, 128)
+    assert encoded[1, 0].item() == pytest.approx(math.sin(2.19), abs=1e-6)
+    assert encoded[1, 64].item() == pytest.approx(math.cos(2.19), abs=1e-6)
+    assert encoded[0, 63].item() == pytest.approx(0.665e-4, rel=1e-3)  # omega of the last is 1/10000
+    assert encoded[0, 32].item() == pytest.approx(math.sin(0.665 * 10000 ** (-32 / 63)), abs=1e-6)
 
 
 def test_time_is_the_iso_week_of_52_at_noon():
@@ -186,7 +186,7 @@ def test_the_full_size_layout_is_the_published_one():
     assert sum(math.prod(s) for s in published.values()) == pytest.approx(311e6, rel=0.01)
 
 
-def test_the_encoder_can_be_copied_without_its_caches_growing_for_ever(micro32):
+def test_the_caches_of_a_copied_encoder_have_a_limit(micro32):
     encoder = copy.deepcopy(micro32)
     for n in range(clay.MAX_CACHED + 5):
         encode(encoder, torch.zeros(1, 4, 8, 8), gsd=1.0 + n, waves=[0.5 + n / 100, 0.6, 0.7, 0.8])

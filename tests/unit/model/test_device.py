@@ -11,7 +11,7 @@ from kiln.model import device
 from kiln.model.device import claim_device
 
 
-def test_a_named_device_is_taken_as_it_is(tmp_path):
+def test_a_named_device_is_used_without_a_claim(tmp_path):
     with (
         claim_device("cpu") as cpu,
         claim_device("cuda:1", 2, tmp_path) as gpu,

@@ -1,4 +1,4 @@
-"""Chips to vectors: normalisation, what the model is told, padding, what is kept, batches under way."""
+"""Chips to vectors: normalisation, inputs of the model, padding, kinds of vectors, concurrent batches."""
 
 import platform
 import subprocess
@@ -18,7 +18,7 @@ from tests import ROOT
 from tests.support import golden
 from tests.support.chips import PLAIN, make_chip
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # a GPU's way too where there is one
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # also on a GPU if there is one
 
 
 def chips(count: int, seed: int = 4) -> list:
@@ -28,15 +28,15 @@ def chips(count: int, seed: int = 4) -> list:
 
 @pytest.mark.parametrize("when", [None, datetime(2020, 2, 19, tzinfo=UTC)])
 @pytest.mark.parametrize("metadata", ["zeros", "as_trained"])
-def test_time_and_place_are_told_together_or_not_at_all(encoder, metadata, when):
+def test_time_and_place_are_passed_to_the_model_together_or_not_at_all(encoder, metadata, when):
     pixels = np.random.default_rng(2).normal(size=(2, 16, 16)).astype(np.float32)
     chip = make_chip(30, pixels=pixels, datetime=when)
     ours = Embedder(encoder, PLAIN, EmbedPolicy(metadata, 3.0), 2)([chip])["embeddings"]
     known = metadata == "as_trained" and when is not None
-    told = {"time": clay.encode_time(when) if known else [0.0] * 4}
-    told["latlon"] = clay.encode_latlon(-149.5, 10.5) if known else [0.0] * 4
-    told = {k: torch.tensor([v]) for k, v in told.items()}
-    theirs = encoder(torch.from_numpy(pixels)[None], wavelengths=torch.tensor([0.5, 0.6]), gsd=3.0, **told)[:, 0]
+    inputs = {"time": clay.encode_time(when) if known else [0.0] * 4}
+    inputs["latlon"] = clay.encode_latlon(-149.5, 10.5) if known else [0.0] * 4
+    inputs = {k: torch.tensor([v]) for k, v in inputs.items()}
+    theirs = encoder(torch.from_numpy(pixels)[None], wavelengths=torch.tensor([0.5, 0.6]), gsd=3.0, **inputs)[:, 0]
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
@@ -58,9 +58,9 @@ def test_class_tokens_means_and_patches_are_those_of_the_reference(
     monkeypatch, checkpoint_file, case, embedding, keep_patches
 ):
     about, reference = golden.CASES[case], golden.figures(case)
-    told = {name: iter(reference[name].tolist()) for name in ("time", "latlon")}
-    monkeypatch.setattr(batch, "encode_time", lambda when: next(told["time"]))
-    monkeypatch.setattr(batch, "encode_latlon", lambda lon, lat: next(told["latlon"]))
+    metadata = {name: iter(reference[name].tolist()) for name in ("time", "latlon")}
+    monkeypatch.setattr(batch, "encode_time", lambda when: next(metadata["time"]))
+    monkeypatch.setattr(batch, "encode_latlon", lambda lon, lat: next(metadata["latlon"]))
     bands, waves = tuple("abcdefghij"[: len(about["waves"])]), tuple(about["waves"])
     sensor = Sensor("golden", bands, (0.0,) * len(bands), (1.0,) * len(bands), waves, about["gsd"])
     chips = [make_chip(n, pixels=p) for n, p in enumerate(golden.pixels(case).numpy())]
@@ -81,41 +81,41 @@ def test_class_tokens_means_and_patches_are_those_of_the_reference(
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("embedding", ["class", "mean", "both"])
 @pytest.mark.parametrize("patches", [False, True])
-def test_what_is_kept_is_what_all_tokens_say(encoder, encoder_file, embedding, patches, device):
+def test_every_kind_of_vector_follows_from_all_tokens(encoder, encoder_file, embedding, patches, device):
     some = chips(3)
-    there = weights.load_encoder(encoder_file, device=device)
-    made = Embedder(there, WORLDCOVER, EmbedPolicy("zeros", 10.0, "float32", embedding, patches), 4)(some)
+    device_encoder = weights.load_encoder(encoder_file, device=device)
+    columns = Embedder(device_encoder, WORLDCOVER, EmbedPolicy("zeros", 10.0, "float32", embedding, patches), 4)(some)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (WORLDCOVER.mean, WORLDCOVER.std))
     x = torch.stack([torch.from_numpy(c.pixels.astype(np.float32)) for c in some])
     unknown = torch.zeros(3, 4)
     waves = torch.tensor(WORLDCOVER.wavelengths)
     tokens = encoder((x - mean) / std, wavelengths=waves, gsd=10.0, time=unknown, latlon=unknown)
-    wanted = {"class": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}
+    expected = {"class": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}
     names = {"class": ["class"], "mean": ["mean"], "both": ["class", "mean"]}[embedding]
     for column, name in zip(("embeddings", "embeddings_mean"), names, strict=False):
-        np.testing.assert_allclose(made.pop(column), wanted[name].numpy(), atol=2e-5)
+        np.testing.assert_allclose(columns.pop(column), expected[name].numpy(), atol=2e-5)
     if patches:
-        np.testing.assert_allclose(made.pop("patches"), tokens[:, 1:].flatten(1).numpy(), atol=5e-3)
-    assert not made
+        np.testing.assert_allclose(columns.pop("patches"), tokens[:, 1:].flatten(1).numpy(), atol=5e-3)
+    assert not columns
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_batches_under_way_do_not_disturb_one_another(encoder_file, device):
+def test_concurrent_batches_do_not_affect_one_another(encoder_file, device):
     embed = Embedder(weights.load_encoder(encoder_file, device=device), WORLDCOVER, EmbedPolicy("zeros"), 4)
     groups = [chips(4, seed) for seed in range(5)] + [chips(2, 9)]
     alone = [embed(group)["embeddings"] for group in groups]
-    started, made = [], []
+    started, results = [], []
     for group in groups:
         started.append(embed.start(group))
         if len(started) > embed.ahead:
-            made.append(started.pop(0)()["embeddings"])
-    made += [collect()["embeddings"] for collect in started]
-    assert [len(m) for m in made] == [4, 4, 4, 4, 4, 2]
-    for ours, theirs in zip(made, alone, strict=True):
+            results.append(started.pop(0)()["embeddings"])
+    results += [collect()["embeddings"] for collect in started]
+    assert [len(m) for m in results] == [4, 4, 4, 4, 4, 2]
+    for ours, theirs in zip(results, alone, strict=True):
         assert np.array_equal(ours, theirs)
 
 
-def test_a_batch_of_another_shape_or_type_finds_room(encoder):
+def test_a_batch_of_another_shape_or_type_is_embedded(encoder):
     embed = Embedder(encoder, WORLDCOVER, EmbedPolicy("zeros"), 2)
     small, large = chips(2), [make_chip(0, pixels=np.full((4, 24, 24), 700, np.uint16))]
     first = embed(small)["embeddings"]
@@ -128,18 +128,18 @@ def test_a_batch_of_another_shape_or_type_finds_room(encoder):
 FREED = """\
 import resource, torch
 from kiln.model.embedder import keep_memory
-kept = keep_memory()
+enabled = keep_memory()
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(kept, faults * resource.getpagesize())
+print(enabled, faults * resource.getpagesize())
 """
 
 
-def test_freed_memory_is_kept_for_the_next_batch():
-    """64 MB, taken again and again in a process of its own: in the end no page is faulted in. Not glibc says so."""
+def test_freed_memory_is_reused_by_the_next_batch():
+    """A process allocates 64 MB repeatedly: in the end no page is faulted in. Without glibc `keep_memory` is False."""
     done = subprocess.run([sys.executable, "-c", FREED], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    kept, faulted = done.stdout.split()
-    assert kept == str(platform.libc_ver()[0] == "glibc")
-    assert kept == "False" or int(faulted) < 1 << 22
+    enabled, faulted = done.stdout.split()
+    assert enabled == str(platform.libc_ver()[0] == "glibc")
+    assert enabled == "False" or int(faulted) < 1 << 22

@@ -1,4 +1,4 @@
-"""Matrices of whole numbers: against integer arithmetic, in any company, near float32, and where they cannot be."""
+"""Matrices of int8: integer arithmetic, independence of the batch, distance from float32, and refused hardware."""
 
 import copy
 
@@ -28,29 +28,31 @@ def rounded(plain: clay.ClayEncoder) -> clay.ClayEncoder:
 
 
 def layer(bias: bool, seed: int = 0) -> tuple[nn.Linear, int8.Int8Linear]:
-    """A linear layer of 96 to 40 numbers and the same in whole numbers."""
+    """Return a linear layer of 96 to 40 numbers and the same in int8."""
     torch.manual_seed(seed)
     linear = nn.Linear(96, 40, bias=bias).requires_grad_(False)
     name = "transformer.layers.0.0.to_qkv"
     state = {k.removeprefix(f"{name}."): v for k, v in int8.quantise_tensors({f"{name}.weight": linear.weight}).items()}
-    made = int8.Int8Linear(linear)
-    made.load_state_dict(state | ({"bias": linear.bias} if bias else {}))
-    return linear, made
+    quantised = int8.Int8Linear(linear)
+    quantised.load_state_dict(state | ({"bias": linear.bias} if bias else {}))
+    return linear, quantised
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_products_and_sums_are_those_of_whole_numbers(bias: bool) -> None:
-    linear, made = layer(bias)
+def test_products_and_sums_are_those_of_integers(bias: bool) -> None:
+    linear, quantised = layer(bias)
     x = torch.randn(3, 7, 96) * torch.logspace(-3, 3, 7)[:, None]
     weights, tokens = linear.weight.double().numpy(), x.double().numpy()
     scales = np.abs(weights).max(1, keepdims=True) / 127, np.abs(tokens).max(2, keepdims=True) / 63
     whole = np.rint(weights / scales[0]).astype(int), np.rint(tokens / scales[1]).astype(int)
-    wanted = np.einsum("btk,nk->btn", whole[1], whole[0]) * scales[1] * scales[0].T
+    expected = np.einsum("btk,nk->btn", whole[1], whole[0]) * scales[1] * scales[0].T
     if bias:
-        wanted += linear.bias.double().numpy()
-    off = np.abs(made(x).numpy() - wanted) / scales[1]
-    assert np.quantile(off, 0.99) < 1e-4, "but for numbers half-way between two, which float32 may round otherwise"
-    assert off.max() < 2 * scales[0].max() * 127
+        expected += linear.bias.double().numpy()
+    error = np.abs(quantised(x).numpy() - expected) / scales[1]
+    assert np.quantile(error, 0.99) < 1e-4, (
+        "except for numbers half-way between two integers, which float32 may round differently"
+    )
+    assert error.max() < 2 * scales[0].max() * 127
 
 
 def test_the_largest_sums_do_not_overflow() -> None:
@@ -58,27 +60,27 @@ def test_the_largest_sums_do_not_overflow() -> None:
     linear.weight[:] = 1.0
     name = "transformer.layers.3.1.net.1"
     tensors = int8.quantise_tensors({f"{name}.weight": linear.weight})
-    made = int8.Int8Linear(linear)
-    made.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items()})
+    quantised = int8.Int8Linear(linear)
+    quantised.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items()})
     for value in (1.0, -1.0):
-        assert made(torch.full((2, 96), value)).numpy() == pytest.approx(96 * value, rel=1e-6)
+        assert quantised(torch.full((2, 96), value)).numpy() == pytest.approx(96 * value, rel=1e-6)
 
 
-def test_a_row_of_zeros_stays_one() -> None:
-    _, made = layer(False)
-    assert torch.equal(made(torch.zeros(2, 96)), torch.zeros(2, 40))
+def test_a_row_of_zeros_stays_zero() -> None:
+    _, quantised = layer(False)
+    assert torch.equal(quantised(torch.zeros(2, 96)), torch.zeros(2, 40))
 
 
-def test_a_token_is_the_same_in_any_company() -> None:
-    _, made = layer(True)
+def test_a_token_does_not_depend_on_others_in_the_batch() -> None:
+    _, quantised = layer(True)
     x = torch.randn(5, 33, 96)
-    together = made(x)
-    assert torch.equal(made(x[2:3]), together[2:3])
-    x[0] *= 1000  # a neighbour with far larger numbers
-    assert torch.equal(made(x)[1:], together[1:])
+    together = quantised(x)
+    assert torch.equal(quantised(x[2:3]), together[2:3])
+    x[0] *= 1000  # another chip of the batch with far larger numbers
+    assert torch.equal(quantised(x)[1:], together[1:])
 
 
-def test_only_the_matrices_behind_a_layer_norm_are_whole_numbers(rounded: clay.ClayEncoder) -> None:
+def test_only_the_matrices_behind_a_layer_norm_are_int8(rounded: clay.ClayEncoder) -> None:
     whole = sorted(k for k, v in rounded.state_dict().items() if v.dtype == torch.int8)
     blocks = range(GEOMETRY.depth)
     assert whole == sorted(f"transformer.layers.{n}.{m}.weight" for n in blocks for m in ("0.to_qkv", "1.net.1"))
@@ -108,14 +110,14 @@ def test_a_padded_batch_gives_equal_vectors(rounded: clay.ClayEncoder) -> None:
 
 
 def test_an_encoder_may_be_copied_after_its_first_batch_or_before(rounded: clay.ClayEncoder) -> None:
-    told = {"wavelengths": torch.tensor(NAIP.wavelengths), "gsd": 1.0, "time": torch.zeros(1, 4)}
+    inputs = {"wavelengths": torch.tensor(NAIP.wavelengths), "gsd": 1.0, "time": torch.zeros(1, 4)}
     pixels = torch.randn(1, 4, 32, 32)
-    first = rounded(pixels, latlon=torch.zeros(1, 4), **told)
+    first = rounded(pixels, latlon=torch.zeros(1, 4), **inputs)
     for encoder in (copy.deepcopy(rounded), encoders.in_precision(rounded, "int8")):
-        assert torch.equal(encoder(pixels, latlon=torch.zeros(1, 4), **told), first)
+        assert torch.equal(encoder(pixels, latlon=torch.zeros(1, 4), **inputs), first)
 
 
-def test_floats_cannot_be_had_from_whole_numbers(rounded: clay.ClayEncoder) -> None:
+def test_int8_weights_cannot_be_loaded_as_float32(rounded: clay.ClayEncoder) -> None:
     with pytest.raises(WeightsError, match=r"expected weights for float32, got int8 ones\. Load the checkpoint"):
         encoders.in_precision(rounded, "float32")
 
@@ -125,7 +127,7 @@ def test_a_gpu_is_refused(plain: clay.ClayEncoder) -> None:
         encoders.in_precision(plain, "int8", "cuda:0")
 
 
-def test_a_processor_without_such_products_is_refused(plain: clay.ClayEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_int8_products_is_refused(plain: clay.ClayEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])  # qnnpack, as ARM has it
     with pytest.raises(ConfigError, match="int8: expected an x86 CPU"):
         encoders.in_precision(plain, "int8")

@@ -1,4 +1,4 @@
-"""Encoders in files: sizes read, damaged and foreign files, round trips, drawn weights, the full size."""
+"""Encoders in files: sizes, damaged and other files, round trips, drawn weights, the full size."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def micro32(checkpoint_file: Path) -> clay.ClayEncoder:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the small checkpoint after `change(checkpoint)`."""
+    """Return a function that writes the small checkpoint after `change(checkpoint)`."""
 
     def save(change: Callable[[dict[str, Any]], None]) -> Path:
         checkpoint = golden.checkpoint()
@@ -106,7 +106,7 @@ def test_a_misshapen_tensor_is_an_error_that_names_it(saved, name, shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "says"),
+    ("name", "shape", "message"),
     [
         ("cls_token", (1, 1, 60), r"norm\.weight: expected shape \(60,\), got \(64,\)"),
         (
@@ -121,9 +121,9 @@ def test_a_misshapen_tensor_is_an_error_that_names_it(saved, name, shape):
         ),
     ],
 )
-def test_a_tensor_that_sizes_are_read_from_contradicts_the_others(saved, name, shape, says):
+def test_a_tensor_that_contradicts_the_sizes_of_others_is_an_error(saved, name, shape, message):
     path = saved(lambda c: c["state_dict"].update({f"model.encoder.{name}": torch.zeros(shape)}))
-    with pytest.raises(WeightsError, match=says):
+    with pytest.raises(WeightsError, match=message):
         weights.load_encoder(path)
 
 
@@ -139,7 +139,7 @@ def test_heads_that_contradict_the_shapes_are_an_error(saved):
         weights.load_encoder(path)
 
 
-def test_without_own_head_sizes_the_model_size_decides(saved):
+def test_without_head_sizes_the_model_size_decides(saved):
     def change(c: dict[str, Any]) -> None:
         c["hyper_parameters"] = {"model_size": "large"}
 
@@ -147,19 +147,19 @@ def test_without_own_head_sizes_the_model_size_decides(saved):
         weights.load_encoder(saved(change))
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
-def test_a_truncated_checkpoint_is_an_error_that_names_the_file(tmp_path, checkpoint_file, share):
+@pytest.mark.parametrize("fraction", [0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_an_error_that_names_the_file(tmp_path, checkpoint_file, fraction):
     whole = checkpoint_file.read_bytes()
-    (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * share)])
+    (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(WeightsError, match=r"cut\.ckpt: expected a weights file, got a truncated or other one"):
         weights.load_encoder(tmp_path / "cut.ckpt")
 
 
-@pytest.mark.parametrize("share", [0.0001, 0.001, 0.5, 0.9999])
-def test_a_truncated_safetensors_file_is_an_error_that_names_the_file(tmp_path, encoder_file, share):
+@pytest.mark.parametrize("fraction", [0.0001, 0.001, 0.5, 0.9999])
+def test_a_truncated_safetensors_file_is_an_error_that_names_the_file(tmp_path, encoder_file, fraction):
     whole = encoder_file.read_bytes()
     cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(whole[: int(len(whole) * share)])
+    cut.write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
         weights.load_encoder(cut)
     with pytest.raises(WeightsError, match=r"cut\.safetensors: "):
@@ -180,7 +180,7 @@ def test_a_file_of_something_else_is_an_error_that_names_the_file(tmp_path, cont
         weights.read_metadata(path)
 
 
-def test_a_missing_file_and_a_folder_are_errors_that_say_what_to_do(tmp_path):
+def test_a_missing_file_and_a_folder_are_errors_with_advice(tmp_path):
     for path in (tmp_path / "none.safetensors", tmp_path):
         for read in (weights.load_encoder, weights.read_metadata):
             with pytest.raises(WeightsError, match=r"expected a weights file, got none\. Make it with"):
@@ -188,7 +188,7 @@ def test_a_missing_file_and_a_folder_are_errors_that_say_what_to_do(tmp_path):
 
 
 class Runs:
-    """Code that a pickle would run when it is read."""
+    """Code that runs when a pickle is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -201,7 +201,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
     trap = tmp_path / "ran"
     path = saved(lambda c: c.update(extra=Runs(trap)))
     torch.load(path, weights_only=False)
-    assert trap.exists()  # it is live
+    assert trap.exists()  # the code works
     trap.unlink()
     with pytest.raises(WeightsError, match="expected a checkpoint of tensors alone, got one with code"):
         weights.load_encoder(path)
@@ -209,7 +209,7 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({"cls_token": torch.zeros(1, 1, 64)}, "without `state_dict`"),
         ([torch.zeros(3)], "without `state_dict`"),
@@ -217,9 +217,9 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, saved):
     ],
     ids=["plain state dict", "list", "no prefix"],
 )
-def test_tensors_of_another_layout_are_an_error(tmp_path, content, says):
+def test_tensors_of_another_layout_are_an_error(tmp_path, content, message):
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(WeightsError, match=says):
+    with pytest.raises(WeightsError, match=message):
         weights.load_encoder(tmp_path / "other.ckpt")
 
 
@@ -243,7 +243,7 @@ def test_tokens_after_a_safetensors_round_trip_are_bit_equal(tmp_path, checkpoin
     path = tmp_path / "encoder.safetensors"
     weights.save_encoder(first, path, {"sha256": "ab", "precision": precision})
     again = weights.load_encoder(path, precision=precision)
-    assert again.geometry == first.geometry  # 4 heads of 16, which no shape tells
+    assert again.geometry == first.geometry  # 4 heads of 16, which follow from no shape
     pixels = golden.pixels("naip_256")[:, :, :64, :48]
     assert torch.equal(encode(again, pixels), encode(first, pixels))
     assert again.cls_token.dtype == weights.DTYPES[precision]
@@ -262,7 +262,7 @@ def test_equal_weights_make_byte_equal_safetensors(tmp_path, checkpoint_file):
 def test_untrained_weights_depend_on_seed_and_geometry_alone():
     small = clay.Geometry(dim=32, depth=1, heads=2, dim_head=16, mlp=64)
     first = weights.untrained_encoder(small, 1)
-    torch.rand(7)  # somebody else draws
+    torch.rand(7)  # another draw from the global generator
     again = weights.untrained_encoder(small, 1)
     other = weights.untrained_encoder(small, 2)
     a, b, c = (e.state_dict() for e in (first, again, other))
@@ -271,7 +271,7 @@ def test_untrained_weights_depend_on_seed_and_geometry_alone():
     pixels = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     vectors = encode(first, pixels)[:, 0]
     assert vectors.isfinite().all()
-    assert (vectors[0] - vectors[1]).abs().max() > 1e-2  # places stay apart
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-2  # other pixels give another vector
 
 
 def test_a_full_size_checkpoint_loads_in_bfloat16_and_encodes(tmp_path):

@@ -1,4 +1,4 @@
-"""Products over the antimeridian: order, bounds, and what other readers make of them."""
+"""Products over the antimeridian: order, bounds, and other readers."""
 
 import json
 
@@ -16,19 +16,16 @@ from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Unit
 from tests.support import products
 from tests.support.chips import make_chip
-from tests.support.products import (
-    about,
-    merge_shards,
-)  # fmt: skip
+from tests.support.products import about, merge_shards
 
 OVER = about(dataset="sentinel2", partition="2021", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
 
 
 @pytest.fixture(scope="module")
 def dateline(tmp_path_factory):
-    """1600 chips of a scene of zone 1 south, 16 columns of 100: of each row some lie west, one or two over, some east.
+    """Merge 1600 chips of a scene of zone 1 south: of each row, one or two of 16 cross the antimeridian.
 
-    Its folder of shards (two), its product and the record.
+    Returns the folder of its two shards, the record and the folder of the product.
     """
     run = tmp_path_factory.mktemp("dateline")
     grid = SceneGrid(25_600, 4096, Affine(10, 0, 160_000, 0, -10, 8_200_000), "EPSG:32701", 256)
@@ -45,7 +42,7 @@ def dateline(tmp_path_factory):
     return run, merge_shards(["a", "b"], run, f"{run}/p", row_group=200), run / "p"
 
 
-def test_a_product_over_the_antimeridian_tells_its_bounds_and_types(dateline):
+def test_a_product_over_the_antimeridian_has_its_bounds_and_types(dateline):
     _, record, folder = dateline
     geo = json.loads(pq.read_metadata(folder / "part-0000.parquet").metadata[b"geo"])["columns"]["geometry"]
     assert geo["geometry_types"] == ["MultiPolygon", "Polygon"]
@@ -60,46 +57,46 @@ def test_a_product_over_the_antimeridian_tells_its_bounds_and_types(dateline):
     assert item["bbox"] == geo["bbox"]
 
 
-def test_rows_over_the_antimeridian_lie_among_their_neighbours(dateline):
-    """From row to row of the product no step is long, the short way round, but where the curve goes to the other side.
+def test_rows_over_the_antimeridian_are_sorted_among_their_neighbours(dateline):
+    """Chips over the antimeridian are sorted into the rows of their hemisphere.
 
-    With centres at Greenwich the crossing chips would lie apart from both.
+    With centres computed at Greenwich, they would be sorted between the two hemispheres.
     """
     box = pq.read_table(dateline[2] / "part-0000.parquet")["bbox"].combine_chunks()
     west, east = np.asarray(box.field("xmin")), np.asarray(box.field("xmax"))
     side = np.sign(embeddings_file.box_centres(box)[0])  # hemisphere of each row's centre
-    assert np.count_nonzero(np.diff(side)) == 1  # one after the other
+    assert np.count_nonzero(np.diff(side)) == 1  # one hemisphere after the other
     over = west > east
     assert {-1.0, 1.0} >= set(side[over])
     for hemisphere in set(side[over]):
         at = np.flatnonzero(over & (side == hemisphere))
-        beside = np.flatnonzero(~over & (side == hemisphere))
-        assert beside.min() < at.max()
-        assert at.min() < beside.max()
+        others = np.flatnonzero(~over & (side == hemisphere))
+        assert others.min() < at.max()
+        assert at.min() < others.max()
 
 
-def test_geopandas_and_duckdb_read_what_is_at_the_antimeridian(dateline, duckdb_home):
-    """By their geometry, all; geopandas' own look at `bbox`, which knows no xmin > xmax, gives those beside it."""
+def test_geopandas_and_duckdb_read_chips_at_the_antimeridian(dateline, duckdb_home):
+    """Filters by geometry find all chips; the `bbox` filter of geopandas, without xmin > xmax, finds the polygons."""
     path = dateline[2] / "part-0000.parquet"
     frame = gpd.read_parquet(path)
     for window in ((179.95, -17.5, 180, -17.0), (-180, -17.5, -179.95, -17.0)):
-        want = frame[frame.intersects(shapely.box(*window))]
-        assert set(want.geom_type) == {"Polygon", "MultiPolygon"}
+        expected = frame[frame.intersects(shapely.box(*window))]
+        assert set(expected.geom_type) == {"Polygon", "MultiPolygon"}
         with duckdb.connect(config={"extension_directory": str(duckdb_home / ".duckdb" / "extensions")}) as con:
             con.load_extension("spatial")
             found = con.sql(
                 f"SELECT chip_id FROM '{path}' WHERE ST_Intersects(geometry, ST_MakeEnvelope{window})"
             ).fetchall()
-        assert sorted(f[0] for f in found) == sorted(want["chip_id"])
+        assert sorted(f[0] for f in found) == sorted(expected["chip_id"])
         some = gpd.read_parquet(path, bbox=window)
-        assert set(want["chip_id"][want.geom_type == "Polygon"]) <= set(some["chip_id"])
+        assert set(expected["chip_id"][expected.geom_type == "Polygon"]) <= set(some["chip_id"])
         assert len(some) < len(frame) / 10
 
 
 def test_gpio_finds_nothing_wrong_at_the_antimeridian(gpio, dateline):
     done = gpio("check", "all", str(dateline[2] / "part-0000.parquet"))
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    for want in ("✓ 29 checks passed", "✓ Data appears to be spatially ordered", "with proper metadata covering"):
-        assert want in said, said
-    assert "✗" not in said
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    for expected in ("✓ 29 checks passed", "✓ Data appears to be spatially ordered", "with proper metadata covering"):
+        assert expected in output, output
+    assert "✗" not in output

@@ -1,4 +1,4 @@
-"""One chip per lattice cell: which one stays, the ledger, and what is refused."""
+"""Deduplication to one chip per lattice cell: the choice of the chip, the ledger, and refused inputs."""
 
 import json
 import shutil
@@ -20,19 +20,14 @@ from kiln.product.deduplicate import ALL_REMOVED
 from scripts import merge as merge_script
 from tests.support import products
 from tests.support.chips import make_chip
-from tests.support.products import (
-    about,
-    digests,
-    merge_shards,
-    run_merge,
-)  # fmt: skip
+from tests.support.products import about, digests, merge_shards, run_merge
 
 UTM = {"chip_size": 16, "lattice": "utm", "lattice_gsd": 1.0, "anchor": [0, 0], "resampling": "none"}
 SCENES = about(dataset="naip", partition="nd-2019", lattice=UTM, chip_size=16)
 
 
 def write_scenes(folder, shards, kiln=SCENES, dropped=()):
-    """Shards of scenes: {shard: {scene: {(zone, col, row): nodata}}}. Scenes in `dropped` also lost a chip each."""
+    """Write shards: {shard: {scene: {(zone, col, row): nodata}}}. Scenes in `dropped` have one more chip, dropped."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, scenes in shards.items():
         chips, entries = [], []
@@ -51,9 +46,9 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
                     )
                 )  # fmt: skip
             entries.append(entry)
-        told = kiln | {"sources": {c.source: {"size": 1} for c in chips}}
+        metadata = kiln | {"sources": {c.source: {"size": 1} for c in chips}}
         with embeddings_file.ShardWriter(
-            folder / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], told)
+            folder / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], metadata)
         ) as out:
             if chips:
                 rng = np.random.default_rng(len(chips))
@@ -63,13 +58,13 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
 
 
 def merged(folder, names, out, **more):
-    """Record, rows and ledger of a product with one chip a cell."""
+    """Merge with one chip per cell; return record, rows and ledger."""
     record = merge_shards(names, folder, out, deduplicate=True, **more)
     rows = pa.concat_tables(pq.read_table(f"{out}/{f['name']}") for f in record["files"]).to_pylist()
     return record, rows, pq.read_table(f"{out}/ledger.parquet").to_pylist()
 
 
-def test_one_chip_a_cell_stays_that_with_the_least_nodata_then_the_first_by_name(tmp_path):
+def test_the_chip_with_the_least_nodata_of_a_cell_stays_then_the_first_by_name(tmp_path):
     scenes = {
         "one": {
             "b": {(14, 1, 1): 0.0, (14, 2, 1): 0.02, (14, 3, 1): 0.01},
@@ -95,7 +90,7 @@ def test_one_chip_a_cell_stays_that_with_the_least_nodata_then_the_first_by_name
     assert record["units"] == {"embedded": 3, "empty": 1}
 
 
-def test_units_that_lost_chips_before_keep_their_account_and_status(tmp_path):
+def test_units_with_dropped_chips_keep_their_counts_and_status(tmp_path):
     scenes = {"one": {"a": {(14, 1, 1): 0.0}, "b": {(14, 1, 1): 0.1}, "c": {(14, 1, 1): 0.2}}}
     names = write_scenes(tmp_path / "s", scenes, dropped={"b": "nodata", "c": "failed"})
     _, rows, ledger = merged(tmp_path / "s", names, tmp_path / "p")
@@ -134,7 +129,7 @@ def test_any_scenes_are_merged_to_the_best_chip_of_every_cell(tmp_path_factory, 
     shutil.rmtree(run)
 
 
-def test_a_unique_product_says_so_and_is_the_same_whatever_the_memory_or_the_shards(tmp_path):
+def test_a_deduplicated_product_is_marked_and_does_not_depend_on_memory_or_shards(tmp_path):
     draw = np.random.default_rng(4)
     scenes = {
         f"m{n}": {(14, int(c), int(r)): int(v) / 10 for c, r, v in draw.integers(0, (9, 9, 3), (40, 3))}
@@ -156,11 +151,11 @@ def test_a_unique_product_says_so_and_is_the_same_whatever_the_memory_or_the_sha
     assert {r["chip_id"] for r in merged(tmp_path / "t", again, tmp_path / "q")[1]} == {r["chip_id"] for r in rows}
 
 
-def test_chips_that_no_two_units_share_cannot_be_made_unique(broken, capsys):
+def test_deduplication_requires_the_utm_lattice(broken, capsys):
     plan, _, folder, product = broken
-    code, said = run_merge(capsys, plan, folder, product, "--deduplicate")
+    code, message = run_merge(capsys, plan, folder, product, "--deduplicate")
     assert code == 2
-    assert "--deduplicate expected chips of lattice utm" in said
+    assert "--deduplicate expected chips of lattice utm" in message
     assert not Path(f"{product}.json").exists()
     scene = about(dataset="naip", partition="nd-2019", lattice={"chip_size": 16, "lattice": "scene", "edge": "drop"})
     names = write_scenes(folder / "scene", {"one": {"a": {(14, 1, 1): 0.0}}}, kiln=scene)
@@ -168,7 +163,7 @@ def test_chips_that_no_two_units_share_cannot_be_made_unique(broken, capsys):
         merge_shards(names, folder / "scene", product, deduplicate=True)
 
 
-def test_rows_of_scenes_that_no_ledger_knows_are_refused(tmp_path):
+def test_rows_of_scenes_without_a_ledger_entry_are_refused(tmp_path):
     names = write_scenes(tmp_path / "s", {"one": {"a": {(14, 1, 1): 0.0}}, "two": {"b": {(14, 1, 1): 0.0}}})
     shutil.copy(tmp_path / "s" / "one.ledger.parquet", tmp_path / "s" / "two.ledger.parquet")
     with pytest.raises(ConfigError, match="units with the same one"):
@@ -179,7 +174,7 @@ def test_rows_of_scenes_that_no_ledger_knows_are_refused(tmp_path):
         merged(tmp_path / "s", names, tmp_path / "p")
 
 
-def test_the_main_makes_a_unique_product(tmp_path):
+def test_the_main_deduplicates_a_product(tmp_path):
     names = write_scenes(tmp_path / "s", {"one": {"a": {(14, 1, 1): 0.1}, "b": {(14, 1, 1): 0.0}}})
     lines = [plan_file.ShardPlan("naip", "nd-2019", n, (), 16, 0, 0, "s3://naip-analytic") for n in names]
     plan_file.write_plan(lines, f"{tmp_path}/plan.jsonl")

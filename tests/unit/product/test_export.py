@@ -1,4 +1,4 @@
-"""A year in the published run's layout: names, columns, order, and the same vectors."""
+"""A year exported in the published run's layout: names, columns, order and vectors."""
 
 import json
 from pathlib import Path
@@ -21,60 +21,60 @@ COLUMNS = [Column(k, 0, 40) for k in (0, 1, 7, 1358)]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Four columns of the published lattice in two parts; column 7 has holes."""
+def product(tmp_path_factory):
+    """Write a product of four columns of the published lattice in several parts; column 7 has holes."""
     run = tmp_path_factory.mktemp("export")
-    made = make_product(
+    product = make_product(
         run, columns=COLUMNS, kiln=about(dimensions=256), row_group=40, part_bytes=120_000,
         skip=lambda c, r: c == 7 and r % 3 == 0,
     )  # fmt: skip
-    assert len(made.record["files"]) > 1
-    return made
+    assert len(product.record["files"]) > 1
+    return product
 
 
 @pytest.fixture(scope="module")
-def out(made, tmp_path_factory):
+def exported(product, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    export_command.main(["--record", made.record_file, "--out", str(folder), "--version", "002"])
+    export_command.main(["--record", product.record_file, "--out", str(folder), "--version", "002"])
     return folder
 
 
-def test_files_are_named_as_the_published_ones(out):
-    want = [f"worldcover_embeddings_2021_{k}_v002.gpq" for k in (0, 1, 7, 1358)]
-    assert sorted(p.name for p in out.iterdir()) == sorted(want)
+def test_files_are_named_as_the_published_ones(exported):
+    expected = [f"worldcover_embeddings_2021_{k}_v002.gpq" for k in (0, 1, 7, 1358)]
+    assert sorted(p.name for p in exported.iterdir()) == sorted(expected)
 
 
-def test_the_version_is_part_of_the_name(made, tmp_path):
-    names = export_product(made.record_file, str(tmp_path), version="017")
+def test_the_version_is_part_of_the_name(product, tmp_path):
+    names = export_product(product.record_file, str(tmp_path), version="017")
     assert names[0] == "worldcover_embeddings_2021_0_v017.gpq"
     assert names == [f"worldcover_embeddings_2021_{k}_v017.gpq" for k in (0, 1, 7, 1358)]  # west to east
 
 
-def test_columns_are_counted_from_125_west_in_chips_of_512(made):
-    rows = made.rows()
+def test_columns_are_counted_from_125_west_in_chips_of_512(product):
+    rows = product.rows()
     x = np.array([int(c.split(":x")[1].split(":")[0]) for c in rows["chip_id"].to_pylist()])
     assert np.array_equal(rows["col"].to_numpy(), (x - 660000) // 512)
     assert ((x - 660000) % 512 == 0).all()
 
 
-def test_the_column_in_the_name_is_where_the_rows_are(out):
-    for path in out.iterdir():
+def test_the_column_in_the_name_is_where_the_rows_are(exported):
+    for path in exported.iterdir():
         column = int(path.name.split("_")[3])
         frame = gpd.read_parquet(path)
         west = frame.geometry.bounds["minx"].to_numpy()
         assert np.allclose((west + 125) * 12000 / 512, column, atol=1e-6)
 
 
-def test_a_file_has_just_embeddings_and_bbox(out):
-    for path in out.iterdir():
+def test_a_file_has_just_embeddings_and_bbox(exported):
+    for path in exported.iterdir():
         schema = pq.read_schema(path)
         assert schema.names == ["embeddings", "bbox"]
         assert pa.types.is_fixed_size_list(schema.field("embeddings").type)
         assert schema.field("bbox").type == pa.binary()
 
 
-def test_bbox_is_the_primary_geometry_and_a_polygon(out):
-    for path in out.iterdir():
+def test_bbox_is_the_primary_geometry_and_a_polygon(exported):
+    for path in exported.iterdir():
         geo = json.loads(pq.ParquetFile(path).metadata.metadata[b"geo"])
         assert geo["primary_column"] == "bbox"
         assert geo["columns"]["bbox"]["geometry_types"] == ["Polygon"]
@@ -85,14 +85,14 @@ def test_bbox_is_the_primary_geometry_and_a_polygon(out):
         assert geo["columns"]["bbox"]["bbox"] == frame.total_bounds.tolist()
 
 
-def test_rows_go_from_north_to_south(out):
-    for path in out.iterdir():
+def test_rows_go_from_north_to_south(exported):
+    for path in exported.iterdir():
         north = gpd.read_parquet(path).geometry.bounds["maxy"].to_numpy()
         assert (np.diff(north) < 0).all()
 
 
-def test_vectors_and_footprints_are_the_products(out):
-    for path in out.iterdir():
+def test_vectors_and_footprints_are_the_products(exported):
+    for path in exported.iterdir():
         column = int(path.name.split("_")[3])
         chips = [chip_at(WORLD, 2021, column, r) for r in range(40) if not (column == 7 and r % 3 == 0)]
         table = pq.read_table(path)
@@ -104,69 +104,69 @@ def test_vectors_and_footprints_are_the_products(out):
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_the_type_of_the_vectors_is_kept(tmp_path, store):
-    made = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(storage=store))
-    (name, _) = export_product(made.record_file, str(tmp_path / "out"))
-    kind = pq.read_schema(tmp_path / "out" / name).field("embeddings").type
+    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(storage=store))
+    (name, _) = export_product(product.record_file, str(tmp_path / "exported"))
+    kind = pq.read_schema(tmp_path / "exported" / name).field("embeddings").type
     assert kind.value_type == {"float32": pa.float32(), "float16": pa.float16()}[store]
 
 
-def test_equal_products_give_equal_files(made, out, tmp_path):
-    export_product(made.record_file, str(tmp_path))
-    for path in out.iterdir():
+def test_equal_products_give_equal_files(product, exported, tmp_path):
+    export_product(product.record_file, str(tmp_path))
+    for path in exported.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 def test_quarters_are_refused(tmp_path, capsys):
     lattice = {"chip_size": 512, "pixels_per_degree": 12000, "encode": "quarters"}
-    made = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(lattice=lattice))
+    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(lattice=lattice))
     with pytest.raises(SystemExit) as e:
-        export_command.main(["--record", made.record_file, "--out", str(tmp_path / "out")])
+        export_command.main(["--record", product.record_file, "--out", str(tmp_path / "exported")])
     assert e.value.code == 2
     assert "embedded in quarters" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "exported").exists()
 
 
-def test_another_dataset_is_refused(made, tmp_path):
+def test_another_dataset_is_refused(product, tmp_path):
     record = tmp_path / "r.json"
-    record.write_text(json.dumps(made.record | {"dataset": "naip"}))
+    record.write_text(json.dumps(product.record | {"dataset": "naip"}))
     with pytest.raises(ConfigError, match="archive with a published layout, got one of naip"):
-        export_product(str(record), str(tmp_path / "out"), product=made.uri)
+        export_product(str(record), str(tmp_path / "exported"), product=product.uri)
 
 
 def test_a_column_without_chips_is_an_empty_file(tmp_path):
-    made = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
-    names = export_product(made.record_file, str(tmp_path / "out"))
+    product = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
+    names = export_product(product.record_file, str(tmp_path / "exported"))
     assert len(names) == 2
     for name in names:
-        rows = pq.read_table(tmp_path / "out" / name)
+        rows = pq.read_table(tmp_path / "exported" / name)
         assert (len(rows), rows.column_names) == (0, ["embeddings", "bbox"])
 
 
 def test_a_missing_part_is_named(tmp_path, capsys):
-    made = make_product(tmp_path, columns=COLUMNS[:2])
-    (Path(made.uri) / "part-0000.parquet").unlink()
+    product = make_product(tmp_path, columns=COLUMNS[:2])
+    (Path(product.uri) / "part-0000.parquet").unlink()
     with pytest.raises(SystemExit) as e:
-        export_command.main(["--record", made.record_file, "--out", str(tmp_path / "out")])
+        export_command.main(["--record", product.record_file, "--out", str(tmp_path / "exported")])
     assert e.value.code == 1
     assert "part-0000.parquet: does not exist" in capsys.readouterr().err
 
 
-def test_s3_gets_the_same_files(bucket, made, out):
-    export_command.main(["--record", made.record_file, "--out", f"{bucket}/published"])
-    there = storage.listing(f"{bucket}/published")
-    assert {u.rpartition("/")[2] for u in there} == {p.name for p in out.iterdir()}
-    for uri in there:
-        assert storage.read_bytes(uri) == (out / uri.rpartition("/")[2]).read_bytes()
+def test_an_export_to_s3_has_the_same_files(bucket, product, exported):
+    export_command.main(["--record", product.record_file, "--out", f"{bucket}/published"])
+    uploaded = storage.listing(f"{bucket}/published")
+    assert {u.rpartition("/")[2] for u in uploaded} == {p.name for p in exported.iterdir()}
+    for uri in uploaded:
+        assert storage.read_bytes(uri) == (exported / uri.rpartition("/")[2]).read_bytes()
 
 
 def test_int8_is_written_as_the_float32_it_stands_for(tmp_path):
     kiln = about(storage="int8", embedding="both")
-    made = make_product(tmp_path / "run", columns=COLUMNS[:1], kiln=kiln)
-    export_product(made.record_file, str(tmp_path / "out"))
-    file = tmp_path / "out" / "worldcover_embeddings_2021_0_v002.gpq"
+    product = make_product(tmp_path / "run", columns=COLUMNS[:1], kiln=kiln)
+    export_product(product.record_file, str(tmp_path / "exported"))
+    file = tmp_path / "exported" / "worldcover_embeddings_2021_0_v002.gpq"
     assert pq.read_schema(file).names == ["embeddings", "bbox"]
     assert pq.read_schema(file).field("embeddings").type.value_type == pa.float32()
-    rows = made.rows().sort_by("row")
+    rows = product.rows().sort_by("row")
     levels = np.array(rows["embeddings"].to_pylist(), np.float32)
-    theirs = np.array(pq.read_table(file)["embeddings"].to_pylist(), np.float32)
-    assert np.array_equal(theirs, levels * rows["scale"].to_numpy()[:, None])
+    written = np.array(pq.read_table(file)["embeddings"].to_pylist(), np.float32)
+    assert np.array_equal(written, levels * rows["scale"].to_numpy()[:, None])

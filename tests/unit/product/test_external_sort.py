@@ -1,4 +1,4 @@
-"""The external sort: memory, types of vectors, and what stays on disk after an error."""
+"""The external sort: memory, types of vectors, and temporary files after an error."""
 
 import json
 import os
@@ -18,16 +18,8 @@ from kiln.errors import StorageError
 from kiln.formats import vectors
 from kiln.product import external_sort, merge
 from tests import ROOT
-from tests.support.products import (
-    about,
-    digests,
-    merge_shards,
-    write_shards,
-)  # fmt: skip
-
-GRID = [Column(k, 0, 40) for k in range(40)]  # 1600 chips
-WIDE = about(dimensions=1024)  # as Clay's
-
+from tests.support.merges import GRID, WIDE
+from tests.support.products import about, digests, merge_shards, write_shards
 
 PEAK = """
 import json, sys
@@ -35,7 +27,7 @@ from kiln.product.merge import MergeOptions, merge
 
 options = MergeOptions(memory_bytes=32 << 20, row_group_rows=2048)
 record = merge(json.loads(sys.argv[1]), sys.argv[2], sys.argv[2], sys.argv[3], options=options)
-for line in open("/proc/self/status"):  # ru_maxrss would begin with that of the process that started this one
+for line in open("/proc/self/status"):  # ru_maxrss would start with the value of the parent process
     if line.startswith("VmHWM"):
         print(json.dumps({"rows": record.rows, "peak": int(line.split()[1]) << 10}))
 """
@@ -43,7 +35,7 @@ for line in open("/proc/self/status"):  # ru_maxrss would begin with that of the
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    """Four times the vectors, 262 MB in place of 66, are sorted in the same memory, give or take."""
+    """Four times the vectors, 262 MB instead of 66, are sorted in nearly the same memory."""
     dim, columns = 1024, [Column(k, 0, 100) for k in range(160)]
 
     def vectors(chips):
@@ -62,9 +54,9 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
             capture_output=True, text=True, cwd=ROOT, timeout=100,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        assert told["rows"] == len(chosen) * 40 * 100
-        peaks.append(told["peak"])
+        report = json.loads(done.stdout)
+        assert report["rows"] == len(chosen) * 40 * 100
+        peaks.append(report["peak"])
     shutil.rmtree(tmp_path)
     assert peaks[1] - peaks[0] < 3 * size / 2
 
@@ -74,7 +66,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 
 @pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
 @pytest.mark.parametrize("embedding", ["mean", "both"])
-def test_vectors_of_every_type_and_kind_come_through_with_their_scales(tmp_path, storage, embedding):
+def test_vectors_of_every_type_and_kind_are_unchanged_with_their_scales(tmp_path, storage, embedding):
     kiln = about(storage=storage, embedding=embedding, dimensions=64, patches={"shape": [2, 2, 64]})
     _, names, folder = write_shards(tmp_path, columns=GRID[:12], kiln=kiln, skip=lambda c, r: (c * r) % 5 == 1)
     seen = []
@@ -88,12 +80,12 @@ def test_vectors_of_every_type_and_kind_come_through_with_their_scales(tmp_path,
     after = pa.concat_tables(pq.read_table(f"{out}/{f['name']}") for f in record["files"])
     assert after.sort_by("chip_id").replace_schema_metadata(None).equals(before.replace_schema_metadata(None))
     assert after.schema.remove_metadata().equals(before.schema.remove_metadata())
-    told = json.loads(after.schema.metadata[b"kiln"])
-    assert (told["storage"], told["embedding"]) == (storage, embedding)
-    assert "patches" not in told, "they stay beside the shards"
+    metadata = json.loads(after.schema.metadata[b"kiln"])
+    assert (metadata["storage"], metadata["embedding"]) == (storage, embedding)
+    assert "patches" not in metadata, "patches stay next to the shards"
 
 
-def test_shards_that_begin_anywhere_in_their_row_groups_are_gathered_right(tmp_path):
+def test_vectors_that_begin_within_a_buffer_are_sorted_correctly(tmp_path):
     """Batches end within row groups, so that vectors begin in the middle of their buffers."""
     _, names, folder = write_shards(tmp_path, columns=GRID[:9], kiln=about(storage="int8"), row_group=70)
     with pytest.MonkeyPatch.context() as patch:
@@ -103,7 +95,7 @@ def test_shards_that_begin_anywhere_in_their_row_groups_are_gathered_right(tmp_p
     assert digests(tmp_path / "o1") == digests(tmp_path / "o9000") == digests(tmp_path / f"o{64 << 20}")
 
 
-def test_an_error_in_the_middle_leaves_no_bucket_behind(tmp_path, monkeypatch):
+def test_an_error_leaves_no_temporary_file_or_thread(tmp_path, monkeypatch):
     _, names, folder = write_shards(tmp_path, columns=GRID[:8])
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -115,18 +107,18 @@ def test_an_error_in_the_middle_leaves_no_bucket_behind(tmp_path, monkeypatch):
     assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
-def test_on_a_disk_that_knows_no_direct_writes_the_same_bytes_come_out(tmp_path, monkeypatch):
+def test_a_disk_without_direct_writes_gets_the_same_bytes(tmp_path, monkeypatch):
     _, names, folder = write_shards(tmp_path, columns=GRID[:6], kiln=about(storage="float16"))
     merge_shards(names, folder, str(tmp_path / "direct"), memory=1, row_group=40)
     opened, refused = os.open, []
 
-    def refuse(path, flags, *args, **told):
+    def refuse_direct(path, flags, *args, **options):
         if flags & getattr(os, "O_DIRECT", 0):
             refused.append(path)
             raise OSError(22, "Invalid argument")
-        return opened(path, flags, *args, **told)
+        return opened(path, flags, *args, **options)
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse_direct)
     merge_shards(names, folder, str(tmp_path / "plain"), memory=1, row_group=40)
     assert refused
     assert digests(tmp_path / "plain") == digests(tmp_path / "direct")

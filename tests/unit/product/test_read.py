@@ -9,33 +9,32 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
-from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file
 from kiln.io import storage
 from kiln.io.range_file import RangeFile
 from kiln.product.read import read_product
 from tests.support.chips import make_chip
+from tests.support.merges import GRID
 from tests.support.products import YEAR, about, make_product
 
-GRID = [Column(k, 0, 40) for k in range(40)]  # 1600 chips
 SIDE = 512 / 12000  # degrees of a chip
 WINDOW = (-125 + 10.5 * SIDE, 50 - 14.5 * SIDE, -125 + 14.5 * SIDE, 50 - 10.5 * SIDE)  # meets 5 x 5 chips
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def product(tmp_path_factory):
     kiln = about(dimensions=256, storage="float16")
     product = make_product(tmp_path_factory.mktemp("read"), columns=GRID, kiln=kiln, row_group=100, part_bytes=300_000)
     assert len(product.record["files"]) > 2
     return product
 
 
-def test_a_product_is_read_from_all_its_parts_in_order(made):
-    chips = read_product(made.uri)
+def test_a_product_is_read_from_all_its_parts_in_order(product):
+    chips = read_product(product.uri)
     assert isinstance(chips, gpd.GeoDataFrame)
     assert chips.crs.to_epsg() == 4326
-    rows = made.rows()
+    rows = product.rows()
     assert chips["chip_id"].tolist() == rows["chip_id"].to_pylist()
     assert list(chips.columns) == [name for name in rows.column_names if name != "bbox"]
     assert shapely.equals(chips.geometry.values, shapely.from_wkb(rows["geometry"].to_numpy())).all()
@@ -44,33 +43,33 @@ def test_a_product_is_read_from_all_its_parts_in_order(made):
     assert np.array_equal(vectors, np.asarray(rows["embeddings"].combine_chunks().flatten()).reshape(len(rows), -1))
 
 
-def test_folder_and_record_are_the_same_product(made):
-    pd.testing.assert_frame_equal(read_product(made.record_file), read_product(Path(made.uri)))
+def test_folder_and_record_are_the_same_product(product):
+    pd.testing.assert_frame_equal(read_product(product.record_file), read_product(Path(product.uri)))
 
 
-def test_a_bounding_box_selects_the_chips_that_meet_it(made):
-    chips = read_product(made.uri, bbox=WINDOW)
-    everything = read_product(made.uri)
+def test_a_bounding_box_selects_the_chips_that_meet_it(product):
+    chips = read_product(product.uri, bbox=WINDOW)
+    everything = read_product(product.uri)
     expected = everything[everything.intersects(shapely.box(*WINDOW))]
     assert len(chips) == 25
     assert chips["chip_id"].tolist() == expected["chip_id"].tolist()
 
 
-def test_columns_come_in_the_requested_order_with_the_geometry(made):
-    assert list(read_product(made.uri, columns=["row", "chip_id"]).columns) == ["row", "chip_id", "geometry"]
-    assert list(read_product(made.uri, columns=["geometry", "bbox"]).columns) == ["geometry", "bbox"]
-    assert list(read_product(made.uri, columns=[]).columns) == ["geometry"]
+def test_columns_come_in_the_requested_order_with_the_geometry(product):
+    assert list(read_product(product.uri, columns=["row", "chip_id"]).columns) == ["row", "chip_id", "geometry"]
+    assert list(read_product(product.uri, columns=["geometry", "bbox"]).columns) == ["geometry", "bbox"]
+    assert list(read_product(product.uri, columns=[]).columns) == ["geometry"]
 
 
-def test_a_box_without_chips_gives_an_empty_frame_with_all_columns(made):
-    chips = read_product(made.uri, bbox=(0, 0, 1, 1))
-    assert (len(chips), list(chips.columns)) == (0, list(read_product(made.uri).columns))
-    assert chips.dtypes.to_dict() == read_product(made.uri).dtypes.to_dict()
+def test_a_box_without_chips_gives_an_empty_frame_with_all_columns(product):
+    chips = read_product(product.uri, bbox=(0, 0, 1, 1))
+    assert (len(chips), list(chips.columns)) == (0, list(read_product(product.uri).columns))
+    assert chips.dtypes.to_dict() == read_product(product.uri).dtypes.to_dict()
 
 
 def test_int8_vectors_stay_as_stored_with_their_scale(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
-    chips = read_product(made.uri)
+    product = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
+    chips = read_product(product.uri)
     vectors = np.stack(chips["embeddings"])
     assert vectors.dtype == np.int8
     assert {"scale", "scale_mean", "embeddings_mean"} <= set(chips.columns)
@@ -78,21 +77,21 @@ def test_int8_vectors_stay_as_stored_with_their_scale(tmp_path):
     assert np.abs(plain).max() == pytest.approx(127 * chips["scale"].max())
 
 
-def test_only_the_needed_pieces_are_read_from_s3(made, bucket, monkeypatch):
-    for path in Path(made.uri).glob("*.parquet"):
+def test_only_the_needed_pieces_are_read_from_s3(product, bucket, monkeypatch):
+    for path in Path(product.uri).glob("*.parquet"):
         storage.write_bytes(f"{bucket}/p/{path.name}", path.read_bytes())
-    storage.write_bytes(f"{bucket}/p.json", Path(made.record_file).read_bytes())
+    storage.write_bytes(f"{bucket}/p.json", Path(product.record_file).read_bytes())
     sizes = []
     read = RangeFile.read
     monkeypatch.setattr(RangeFile, "read", lambda self, n=-1: sizes.append(n) or read(self, n))
     chips = read_product(f"{bucket}/p", bbox=WINDOW)
-    assert 0 < sum(sizes) < sum(f["size"] for f in made.record["files"]) / 2
-    pd.testing.assert_frame_equal(chips, read_product(made.uri, bbox=WINDOW))
+    assert 0 < sum(sizes) < sum(f["size"] for f in product.record["files"]) / 2
+    pd.testing.assert_frame_equal(chips, read_product(product.uri, bbox=WINDOW))
     some, columns = sum(sizes), ["chip_id", "nodata_fraction"]
     read_product(f"{bucket}/p.json", bbox=WINDOW, columns=columns)
     assert sum(sizes) - some < some
     pd.testing.assert_frame_equal(
-        read_product(f"{bucket}/p.json", columns=columns), read_product(made.uri, columns=columns)
+        read_product(f"{bucket}/p.json", columns=columns), read_product(product.uri, columns=columns)
     )
 
 
@@ -126,12 +125,12 @@ def test_boxes_and_chips_over_the_antimeridian(tmp_path, bbox, names, row_group)
 
 
 @pytest.mark.parametrize("bbox", [(0, 1, 1, 0), (0, 0, 1), (0, 0, 1, float("nan"))])
-def test_what_is_no_box_is_refused(made, bbox):
+def test_wrong_boxes_are_refused(product, bbox):
     with pytest.raises(ConfigError, match="bbox: expected west, south, east, north"):
-        read_product(made.uri, bbox=bbox)
+        read_product(product.uri, bbox=bbox)
 
 
-def test_what_is_no_product_is_refused(made, tmp_path, bucket):
+def test_paths_without_a_product_are_refused(product, tmp_path, bucket):
     for uri in (str(tmp_path), str(tmp_path / "gone"), f"{bucket}/gone"):
         with pytest.raises(SourceError, match="expected the folder or record of a product, got no part file"):
             read_product(uri)
@@ -141,22 +140,22 @@ def test_what_is_no_product_is_refused(made, tmp_path, bucket):
     with pytest.raises(ConfigError, match="expected the record of a product, got another file"):
         read_product(str(tmp_path / "other.json"))
     with pytest.raises(ConfigError, match="expected columns of the product, got nothing, nowhere"):
-        read_product(made.uri, columns=["chip_id", "nothing", "nowhere"])
+        read_product(product.uri, columns=["chip_id", "nothing", "nowhere"])
 
 
-def test_damaged_and_missing_parts_are_named(made, tmp_path):
+def test_damaged_and_missing_parts_are_named(product, tmp_path):
     part = tmp_path / "part-0000.parquet"
-    part.write_bytes((Path(made.uri) / "part-0000.parquet").read_bytes()[:-100])
+    part.write_bytes((Path(product.uri) / "part-0000.parquet").read_bytes()[:-100])
     with pytest.raises(SourceError, match=r"part-0000\.parquet: expected a Parquet file, got a damaged one"):
         read_product(tmp_path)
     record = tmp_path.with_suffix(".json")
-    record.write_bytes(Path(made.record_file).read_bytes())
+    record.write_bytes(Path(product.record_file).read_bytes())
     part.unlink()
     with pytest.raises(SourceError, match=r"part-0000.parquet: expected a part of a product, got no file"):
         read_product(record)
 
 
 def test_a_product_without_chips_is_an_empty_frame(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
-    assert len(read_product(made.uri)) == 0
-    assert pq.read_schema(Path(made.uri) / "part-0000.parquet").names[0] in read_product(made.uri).columns
+    product = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
+    assert len(read_product(product.uri)) == 0
+    assert pq.read_schema(Path(product.uri) / "part-0000.parquet").names[0] in read_product(product.uri).columns

@@ -1,4 +1,4 @@
-"""The STAC of a product: valid, self-contained, and true to the files it describes."""
+"""The STAC of a product: valid, self-contained, and consistent with the files."""
 
 import hashlib
 import json
@@ -19,20 +19,20 @@ def load(path):
     return json.loads(Path(path).read_text())
 
 
-def everything(made):
-    """The collection and its items by path, as they lie on disk."""
-    root = Path(made.uri)
+def stac_objects(product):
+    """Return the collection and its items on disk, by path."""
+    root = Path(product.uri)
     paths = [root / "collection.json", *sorted((root / "items").glob("*.json"))]
     return {p: load(p) for p in paths if p.exists()}
 
 
 def assert_valid(value):
-    """Against the core schemas that pystac brings; those of extensions cannot be had without a network."""
+    """Validate with the core schemas of pystac; the schemas of extensions need a network."""
     validate_dict({**value, "stac_extensions": []})
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def product(tmp_path_factory):
     run = tmp_path_factory.mktemp("stac")
     kiln = about(dimensions=256)
     product = make_product(run, columns=GRID, kiln=kiln, row_group=100, part_bytes=300_000)
@@ -40,27 +40,27 @@ def made(tmp_path_factory):
     return product
 
 
-def test_collection_and_items_are_valid_stac(made):
-    for value in everything(made).values():
+def test_collection_and_items_are_valid_stac(product):
+    for value in stac_objects(product).values():
         assert value["stac_version"].startswith("1.")
         assert_valid(value)
 
 
-def test_the_validation_here_can_fail(made):
-    value = next(iter(everything(made).values()))
+def test_the_validation_here_can_fail(product):
+    value = next(iter(stac_objects(product).values()))
     with pytest.raises(pystac.errors.STACValidationError):
         assert_valid({k: v for k, v in value.items() if k != "license"})
 
 
-def test_there_is_one_item_for_each_part(made):
-    whole = everything(made)
-    assert set(made.record["stac"]) == {str(p.relative_to(made.uri)) for p in whole}
+def test_there_is_one_item_for_each_part(product):
+    whole = stac_objects(product)
+    assert set(product.record["stac"]) == {str(p.relative_to(product.uri)) for p in whole}
     parts = [Path(v["assets"]["embeddings"]["href"]).name for v in whole.values() if v["type"] == "Feature"]
-    assert sorted(parts) == [f["name"] for f in made.record["files"]]
+    assert sorted(parts) == [f["name"] for f in product.record["files"]]
 
 
-def test_items_carry_what_the_embedding_extension_requires(made):
-    for value in everything(made).values():
+def test_items_carry_what_the_embedding_extension_requires(product):
+    for value in stac_objects(product).values():
         fields = value["properties"] if value["type"] == "Feature" else value
         assert any("/embeddings/" in e for e in value["stac_extensions"])
         assert fields["emb:type"] == "chip"
@@ -76,9 +76,9 @@ def test_items_carry_what_the_embedding_extension_requires(made):
             assert fields["emb:quantization"]["quantized_dtype"] == "float32"
 
 
-def test_float16_is_said(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:2], kiln=about(storage="float16"))
-    for value in everything(made).values():
+def test_float16_is_declared(tmp_path):
+    product = make_product(tmp_path, columns=GRID[:2], kiln=about(storage="float16"))
+    for value in stac_objects(product).values():
         fields = value["properties"] if value["type"] == "Feature" else value
         assert fields["data_type"] == "float16"
     assert fields["emb:quantization"] == {
@@ -86,8 +86,8 @@ def test_float16_is_said(tmp_path):
     }  # fmt: skip
 
 
-def test_every_prefix_in_use_has_its_extension_declared(made):
-    for value in everything(made).values():
+def test_every_prefix_in_use_has_its_extension_declared(product):
+    for value in stac_objects(product).values():
         parts = [value, value.get("properties", {}), *value.get("assets", {}).values()]
         used = {k.partition(":")[0] for part in parts for k in part if ":" in k}
         declared = {e.split("/")[3] for e in value["stac_extensions"]}
@@ -95,8 +95,8 @@ def test_every_prefix_in_use_has_its_extension_declared(made):
         assert {"embeddings" if u == "emb" else u for u in used} <= declared
 
 
-def test_links_and_assets_are_relative_and_resolve_on_disk(made):
-    for path, value in everything(made).items():
+def test_links_and_assets_are_relative_and_resolve_on_disk(product):
+    for path, value in stac_objects(product).items():
         own = [x["href"] for x in value["links"] if not x["rel"].startswith("emb:")]
         assert own
         for href in [*own, *(a["href"] for a in value["assets"].values())]:
@@ -105,26 +105,26 @@ def test_links_and_assets_are_relative_and_resolve_on_disk(made):
             assert (path.parent / href).resolve().is_file(), href
 
 
-def test_items_and_collection_point_at_each_other(made):
-    whole = everything(made)
+def test_items_and_collection_point_at_each_other(product):
+    whole = stac_objects(product)
     collection = next(iter(whole.values()))
-    listed = {(Path(made.uri) / x["href"]).resolve() for x in collection["links"] if x["rel"] == "item"}
+    listed = {(Path(product.uri) / x["href"]).resolve() for x in collection["links"] if x["rel"] == "item"}
     items = {p.resolve(): v for p, v in whole.items() if v["type"] == "Feature"}
     assert listed == set(items)
     for path, item in items.items():
         assert item["collection"] == collection["id"]
         for rel in ("collection", "parent"):
             (href,) = [x["href"] for x in item["links"] if x["rel"] == rel]
-            assert (path.parent / href).resolve() == (Path(made.uri) / "collection.json").resolve()
+            assert (path.parent / href).resolve() == (Path(product.uri) / "collection.json").resolve()
 
 
-def test_pystac_walks_from_the_collection_to_every_item(made):
-    collection = pystac.Collection.from_file(f"{made.uri}/collection.json")
-    assert {i.id for i in collection.get_items()} == {v["id"] for v in everything(made).values() if "bbox" in v}
+def test_pystac_walks_from_the_collection_to_every_item(product):
+    collection = pystac.Collection.from_file(f"{product.uri}/collection.json")
+    assert {i.id for i in collection.get_items()} == {v["id"] for v in stac_objects(product).values() if "bbox" in v}
 
 
-def test_checksums_sizes_and_row_counts_are_those_of_the_files(made):
-    for path, value in everything(made).items():
+def test_checksums_sizes_and_row_counts_are_those_of_the_files(product):
+    for path, value in stac_objects(product).items():
         if value["type"] != "Feature":
             continue
         asset = value["assets"]["embeddings"]
@@ -134,9 +134,9 @@ def test_checksums_sizes_and_row_counts_are_those_of_the_files(made):
         assert value["properties"]["table:row_count"] == pq.ParquetFile(path.parent / asset["href"]).metadata.num_rows
 
 
-def test_bounds_are_those_of_the_rows(made):
+def test_bounds_are_those_of_the_rows(product):
     boxes = []
-    for path, value in everything(made).items():
+    for path, value in stac_objects(product).items():
         if value["type"] != "Feature":
             continue
         geo = json.loads(pq.ParquetFile(path.parent / value["assets"]["embeddings"]["href"]).metadata.metadata[b"geo"])
@@ -144,45 +144,45 @@ def test_bounds_are_those_of_the_rows(made):
         assert value["bbox"] == boxes[-1]
         ring = value["geometry"]["coordinates"][0]
         assert {tuple(c) for c in ring} == {(x, y) for x in boxes[-1][::2] for y in boxes[-1][1::2]}
-    extent = load(f"{made.uri}/collection.json")["extent"]
+    extent = load(f"{product.uri}/collection.json")["extent"]
     side = 512 / 12000
     assert extent["spatial"]["bbox"] == [pytest.approx([-125, 50 - 20 * side, -125 + 20 * side, 50], abs=1e-9)]
     assert extent["temporal"]["interval"] == [["2021-01-01T00:00:00Z", "2021-12-31T23:59:59Z"]]
 
 
-def test_items_span_the_real_year_of_the_composite(made):
-    for value in everything(made).values():
+def test_items_span_the_real_year_of_the_composite(product):
+    for value in stac_objects(product).values():
         if value["type"] == "Feature":
             p = value["properties"]
             assert p["datetime"] is None
             assert (p["start_datetime"], p["end_datetime"]) == ("2021-01-01T00:00:00Z", "2021-12-31T23:59:59Z")
 
 
-def test_quarters_say_the_size_of_a_quarter(tmp_path):
+def test_the_chip_size_of_quarters_is_that_of_a_quarter(tmp_path):
     lattice = {"chip_size": 512, "pixels_per_degree": 12000, "encode": "quarters"}
-    made = make_product(tmp_path, columns=GRID[:2], kiln=about(lattice=lattice))
-    assert load(f"{made.uri}/collection.json")["emb:chip_layout"]["chip_size"] == [256, 256]
+    product = make_product(tmp_path, columns=GRID[:2], kiln=about(lattice=lattice))
+    assert load(f"{product.uri}/collection.json")["emb:chip_layout"]["chip_size"] == [256, 256]
 
 
-def test_untrained_weights_are_said_where_a_person_reads(tmp_path):
-    made = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
-    assert "UNTRAINED" in load(f"{made.uri}/collection.json")["description"]
-    made = make_product(tmp_path / "b", columns=GRID[:2])
-    assert "UNTRAINED" not in load(f"{made.uri}/collection.json")["description"]
+def test_the_description_warns_of_untrained_weights(tmp_path):
+    product = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
+    assert "UNTRAINED" in load(f"{product.uri}/collection.json")["description"]
+    product = make_product(tmp_path / "b", columns=GRID[:2])
+    assert "UNTRAINED" not in load(f"{product.uri}/collection.json")["description"]
 
 
 def test_a_product_without_chips_is_a_valid_collection_without_items(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
-    ((_, collection),) = everything(made).items()
+    product = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
+    ((_, collection),) = stac_objects(product).items()
     assert_valid(collection)
     assert not [x for x in collection["links"] if x["rel"] == "item"]
     assert collection["emb:dimensions"] == DIM
-    assert (Path(made.uri) / collection["assets"]["ledger"]["href"]).is_file()
+    assert (Path(product.uri) / collection["assets"]["ledger"]["href"]).is_file()
 
 
-def test_int8_is_told_as_linear_with_the_columns_of_its_scales(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
-    whole = everything(made)
+def test_int8_is_declared_as_linear_with_its_scale_columns(tmp_path):
+    product = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
+    whole = stac_objects(product)
     for value in whole.values():
         assert_valid(value)
     (item,) = (v for v in whole.values() if v["type"] == "Feature")
@@ -195,7 +195,7 @@ def test_int8_is_told_as_linear_with_the_columns_of_its_scales(tmp_path):
     assert item["properties"]["data_type"] == "int8"
     assert item["properties"]["emb:runtime_parameters"]["embedding"] == "both"
     assert item["assets"]["embeddings"]["title"] == "GeoParquet of chips: class token and mean of the patch tokens"
-    file = pq.ParquetFile(Path(made.uri) / made.record["files"][0]["name"])
+    file = pq.ParquetFile(Path(product.uri) / product.record["files"][0]["name"])
     assert {"scale", "scale_mean"} <= set(file.schema_arrow.names)
     (collection,) = (v for v in whole.values() if v["type"] == "Collection")
     assert "One Clay v1.5 class token and mean of the patch tokens per chip" in collection["description"]

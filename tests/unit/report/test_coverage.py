@@ -25,7 +25,7 @@ VOID = {"meta", "br", "link", "img", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Tables as lists of (class of the row, its cells' text); raises for tags that do not close."""
+    """A parsed page: tables as lists of (class of the row, texts of its cells). Tags that do not close are an error."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -59,22 +59,22 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Two years; in 2021 a column failed for a hostile reason and another is open sea."""
+def products(tmp_path_factory):
+    """Write products of two years; in 2021 one column failed with a reason that contains HTML, and one is sea."""
     run = tmp_path_factory.mktemp("coverage")
-    why = "tile <script>alert(\"x\")</script> & 'more' unreadable"
+    reason = "tile <script>alert(\"x\")</script> & 'more' unreadable"
     return (
         make_product(run, 2020, columns=GRID),
-        make_product(run, 2021, columns=GRID, fail=lambda c: why if c == 6 else "", skip=lambda c, r: c == 2),
+        make_product(run, 2021, columns=GRID, fail=lambda c: reason if c == 6 else "", skip=lambda c, r: c == 2),
     )
 
 
-def records_of(*made, **changes):
-    return [ProductRecord.from_json(m.record | changes) for m in made]
+def records_of(*products, **changes):
+    return [ProductRecord.from_json(m.record | changes) for m in products]
 
 
-def page_of(*made):
-    return ledger_page.ledger_page(records_of(*made), [m.uri for m in made])
+def page_of(*products):
+    return ledger_page.ledger_page(records_of(*products), [m.uri for m in products])
 
 
 # -------------------------------------------------------------------------------------------------------- raster
@@ -94,8 +94,8 @@ def test_every_cell_counts_the_chips_that_cover_it():
     assert (grid[:, 600:] == 0).all()
 
 
-def test_chips_side_by_side_neither_overlap_nor_gape(made):
-    chips = coverage.read_boxes(records_of(made[0])[0], made[0].uri)
+def test_neighbouring_chips_neither_overlap_nor_leave_gaps(products):
+    chips = coverage.read_boxes(records_of(products[0])[0], products[0].uri)
     assert chips.shape == (100, 4)
     west, south = chips[:, :2].min(axis=0)
     east, north = chips[:, 2:4].max(axis=0)
@@ -112,16 +112,16 @@ def test_the_longer_side_has_the_cells():
 
 
 def test_boxes_are_those_of_all_parts(tmp_path):
-    made = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
-    assert len(made.record["files"]) > 1
-    assert len(coverage.read_boxes(records_of(made)[0], made.uri)) == 100
+    product = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
+    assert len(product.record["files"]) > 1
+    assert len(coverage.read_boxes(records_of(product)[0], product.uri)) == 100
 
 
 # ----------------------------------------------------------------------------------------------------------- map
 
 
-def shares(path):
-    """Width, height, and the share of pixels in the colour of full coverage."""
+def pixel_counts(path):
+    """Return width, height, the fraction of pixels in the colour of full coverage, and the number of red ones."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -130,49 +130,49 @@ def shares(path):
     return pixels.shape[1], pixels.shape[0], full, red
 
 
-def test_the_map_has_a_panel_for_each_product(made, tmp_path):
+def test_the_map_has_a_panel_for_each_product(products, tmp_path):
     for n in (1, 2):
-        coverage.draw_coverage(records_of(*made[:n]), [m.uri for m in made[:n]], tmp_path / f"{n}.png")
-    one, two = shares(tmp_path / "1.png"), shares(tmp_path / "2.png")
+        coverage.draw_coverage(records_of(*products[:n]), [m.uri for m in products[:n]], tmp_path / f"{n}.png")
+    one, two = pixel_counts(tmp_path / "1.png"), pixel_counts(tmp_path / "2.png")
     assert two[0] == pytest.approx(2 * one[0], abs=2)
     assert two[1] == one[1]
     assert one[2] > 0.3
     assert 0.2 < two[2] < one[2]  # two columns are missing in 2021
-    assert one[3] == 0 < two[3]  # failures are said in red
+    assert one[3] == 0 < two[3]  # failures are written in red
 
 
-def test_untrained_and_missing_are_said_on_the_map(tmp_path):
-    made = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
-    coverage.draw_coverage(records_of(made), [made.uri], tmp_path / "a.png")
-    assert shares(tmp_path / "a.png")[3] > 50
+def test_untrained_weights_and_missing_shards_are_marked_on_the_map(tmp_path):
+    product = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
+    coverage.draw_coverage(records_of(product), [product.uri], tmp_path / "a.png")
+    assert pixel_counts(tmp_path / "a.png")[3] > 50
     missing = records_of(make_product(tmp_path / "b", columns=GRID[:2]), missing_shards=["x"])
     coverage.draw_coverage(missing, [str(tmp_path / "b/products/2021")], tmp_path / "b.png")
-    assert shares(tmp_path / "b.png")[3] > 50
+    assert pixel_counts(tmp_path / "b.png")[3] > 50
 
 
-def test_a_product_without_chips_is_a_map_of_nothing(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
-    coverage.draw_coverage(records_of(made), [made.uri], tmp_path / "a.png")
-    assert shares(tmp_path / "a.png")[2] == 0
+def test_a_product_without_chips_is_an_empty_map(tmp_path):
+    product = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
+    coverage.draw_coverage(records_of(product), [product.uri], tmp_path / "a.png")
+    assert pixel_counts(tmp_path / "a.png")[2] == 0
 
 
 def test_one_chip_is_a_map(tmp_path):
-    made = make_product(tmp_path, columns=[Column(3, 4, 1)])
-    coverage.draw_coverage(records_of(made), [made.uri], tmp_path / "a.png")
-    assert shares(tmp_path / "a.png")[2] > 0.2
+    product = make_product(tmp_path, columns=[Column(3, 4, 1)])
+    coverage.draw_coverage(records_of(product), [product.uri], tmp_path / "a.png")
+    assert pixel_counts(tmp_path / "a.png")[2] > 0.2
 
 
-def test_equal_products_make_equal_maps(made, tmp_path):
+def test_equal_products_make_equal_maps(products, tmp_path):
     for name in "ab":
-        coverage.draw_coverage(records_of(made[1]), [made[1].uri], tmp_path / name)
+        coverage.draw_coverage(records_of(products[1]), [products[1].uri], tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------- page
 
 
-def test_the_page_has_totals_and_every_unit(made):
-    page = Page(page_of(*made))
+def test_the_page_has_totals_and_every_unit(products):
+    page = Page(page_of(*products))
     totals, units = page.tables
     assert [c for _, c in totals[1:]] == [
         ["worldcover 2020", "100", "100", "0", "0", "0", "10 embedded"],
@@ -182,51 +182,51 @@ def test_the_page_has_totals_and_every_unit(made):
     assert "".join(page.text).startswith("Ledger")
 
 
-def test_failed_units_come_first_of_their_product(made):
-    _, units = Page(page_of(made[1])).tables
+def test_failed_units_come_first_of_their_product(products):
+    _, units = Page(page_of(products[1])).tables
     assert [kind for kind, _ in units[1:]] == ["failed"] + ["embedded"] * 2 + ["empty"] + ["embedded"] * 6
     failed = units[1][1]
     assert failed[0].startswith("worldcover:2021:512:x0663072:")
     assert failed[1:7] == ["10", "0", "0", "0", "10", "failed"]
 
 
-def test_failed_units_come_first_of_all_products(made):
-    _, units = Page(page_of(*made)).tables
+def test_failed_units_come_first_of_all_products(products):
+    _, units = Page(page_of(*products)).tables
     assert units[1][0] == "failed"
 
 
-def test_reasons_are_shown_as_they_are_and_escaped(made):
-    text = page_of(made[1])
+def test_reasons_are_shown_as_they_are_and_escaped(products):
+    text = page_of(products[1])
     assert "<script" not in text
     page = Page(text)
     assert "script" not in page.tags
     assert page.tables[1][1][1][7] == "tile <script>alert(\"x\")</script> & 'more' unreadable"
 
 
-def test_a_long_ledger_is_cut_after_the_failed_and_says_so(tmp_path, monkeypatch):
-    made = make_product(tmp_path, columns=GRID, fail=lambda c: "broken" if c > 6 else "")
+def test_a_long_ledger_is_cut_after_the_failed_units_with_a_note(tmp_path, monkeypatch):
+    product = make_product(tmp_path, columns=GRID, fail=lambda c: "broken" if c > 6 else "")
     monkeypatch.setattr(ledger_page, "MAX_ROWS", 5)
-    page = Page(page_of(made))
+    page = Page(page_of(product))
     assert [kind for kind, _ in page.tables[1][1:]] == ["failed"] * 3 + ["embedded"] * 2
     assert "5 more units are in the products' ledger.parquet" in "".join(page.text)
 
 
-def test_untrained_and_missing_are_said_on_the_page(made, tmp_path):
-    assert "UNTRAINED" not in page_of(*made)
-    assert "are missing" not in page_of(*made)
-    told = make_product(tmp_path, columns=GRID[:2], kiln=about(untrained=True))
-    records = records_of(told, missing_shards=["a", "b", "c"])
-    page = Page(ledger_page.ledger_page(records, [told.uri]))
+def test_untrained_weights_and_missing_shards_are_reported_on_the_page(products, tmp_path):
+    assert "UNTRAINED" not in page_of(*products)
+    assert "are missing" not in page_of(*products)
+    product = make_product(tmp_path, columns=GRID[:2], kiln=about(untrained=True))
+    records = records_of(product, missing_shards=["a", "b", "c"])
+    page = Page(ledger_page.ledger_page(records, [product.uri]))
     assert "UNTRAINED weights" in "".join(page.text)
     assert "3 shards are missing" in "".join(page.text)
 
 
-def test_the_main_writes_both(made, tmp_path, capsys):
+def test_the_main_writes_both(products, tmp_path, capsys):
     png, page = tmp_path / "map.png", tmp_path / "ledger.html"
-    records = [m.record_file for m in made]
+    records = [m.record_file for m in products]
     coverage_script.main(["--records", *records, "--map", str(png), "--ledger", str(page)])
-    assert shares(png)[2] > 0.2
-    assert page.read_text() == page_of(*made)
+    assert pixel_counts(png)[2] > 0.2
+    assert page.read_text() == page_of(*products)
     with pytest.raises(SystemExit) as e:
         coverage_script.main(["--records", *records, "--products", "one", "--map", str(png), "--ledger", str(page)])
     assert e.value.code == 2
@@ -234,14 +234,14 @@ def test_the_main_writes_both(made, tmp_path, capsys):
 
 
 def test_pages_and_maps_of_a_product_on_s3(bucket, tmp_path):
-    made = make_product(tmp_path, columns=GRID, product=f"{bucket}/products/2021")
+    product = make_product(tmp_path, columns=GRID, product=f"{bucket}/products/2021")
     coverage_script.main(
-        ["--records", made.record_file, "--map", f"{bucket}/map.png", "--ledger", f"{bucket}/ledger.html"]
+        ["--records", product.record_file, "--map", f"{bucket}/map.png", "--ledger", f"{bucket}/ledger.html"]
     )
 
     assert storage.read_bytes(f"{bucket}/map.png")[:4] == b"\x89PNG"
-    assert storage.read_bytes(f"{bucket}/ledger.html").decode() == page_of(made)
-    assert json.loads(storage.read_bytes(made.record_file)) == made.record
+    assert storage.read_bytes(f"{bucket}/ledger.html").decode() == page_of(product)
+    assert json.loads(storage.read_bytes(product.record_file)) == product.record
 
 
 # ------------------------------------------------------------------------------------------------ the antimeridian
@@ -250,7 +250,7 @@ TWO_SIDES = ((178.5, 0, 179.5, 1), (179.5, 0, -179.5, 1), (-179.5, 0, -178.5, 1)
 
 
 def product_of(folder, *footprints):
-    """A product of one file, and its record."""
+    """Write a product of one file; return its record."""
     columns = embeddings_file.schema(2, "float32", [YEAR], about())
     folder.mkdir()
     with embeddings_file.ShardWriter(folder / "part-0000.parquet", columns) as out:
@@ -271,7 +271,7 @@ def footprint(west, south, east, north):
     return shapely.MultiPolygon([shapely.box(west, south, 180, north), shapely.box(-180, south, east, north)])
 
 
-def test_chips_beside_and_over_the_antimeridian_lie_side_by_side(tmp_path):
+def test_chips_near_and_over_the_antimeridian_are_drawn_side_by_side(tmp_path):
     record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
     chips = coverage.read_boxes(record, str(tmp_path / "a"))
     assert chips[1, :4].tolist() == [179.5, 0, 180.5, 1]
@@ -302,21 +302,21 @@ def test_other_chips_stay_where_they_are(boxes):
     assert np.array_equal(coverage.join_over_antimeridian([chips])[0], chips)
 
 
-def test_the_map_of_a_chip_over_the_antimeridian_is_no_map_of_the_world(tmp_path):
+def test_the_map_of_chips_over_the_antimeridian_is_not_as_wide_as_the_world(tmp_path):
     record = product_of(tmp_path / "a", *(footprint(*b) for b in TWO_SIDES))
     coverage.draw_coverage([record], [str(tmp_path / "a")], tmp_path / "a.png")
-    there = product_of(tmp_path / "b", *(footprint(8.5 + n, 0, 9.5 + n, 1) for n in range(3)))
-    coverage.draw_coverage([there], [str(tmp_path / "b")], tmp_path / "b.png")
-    assert shares(tmp_path / "a.png")[2] == pytest.approx(shares(tmp_path / "b.png")[2], rel=0.05)
-    assert shares(tmp_path / "a.png")[2] > 0.1
+    elsewhere = product_of(tmp_path / "b", *(footprint(8.5 + n, 0, 9.5 + n, 1) for n in range(3)))
+    coverage.draw_coverage([elsewhere], [str(tmp_path / "b")], tmp_path / "b.png")
+    assert pixel_counts(tmp_path / "a.png")[2] == pytest.approx(pixel_counts(tmp_path / "b.png")[2], rel=0.05)
+    assert pixel_counts(tmp_path / "a.png")[2] > 0.1
 
 
-def test_longitudes_beyond_180_are_written_as_those_of_the_west():
+def test_longitudes_above_180_are_labelled_as_western_ones():
     figure = Figure()
     axes = figure.add_subplot()
     panel = coverage.Panel("a", chips_of((178.5, 0, 181.5, 1)), dict.fromkeys(LEDGER_COUNTS, 0))
     coverage.draw_panel(axes, panel, (178.0, 0.0, 182.0, 1.0))
     figure.canvas.draw()
-    told = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}
-    assert {"179", "-180", "-179"} <= told
-    assert not any(float(x) > 180 for x in told if x)
+    labels = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}
+    assert {"179", "-180", "-179"} <= labels
+    assert not any(float(x) > 180 for x in labels if x)

@@ -1,4 +1,4 @@
-"""What a run says it has made."""
+"""The summary that a run prints at its end."""
 
 import json
 
@@ -15,7 +15,7 @@ EXACT = {"search": "exact", "rows": 1234, "recall_at_10": 1.0}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def products(tmp_path_factory):
     run = tmp_path_factory.mktemp("summary")
     return (
         make_product(run, 2020, columns=[Column(k, 0, 200) for k in range(10)], kiln=about(untrained=True)),
@@ -23,14 +23,14 @@ def made(tmp_path_factory):
     )
 
 
-def text_of(made, index=EXACT, pictures=(), **changes):
-    records = [ProductRecord.from_json(m.record | changes) for m in made]
+def text_of(products, index=EXACT, pictures=(), **changes):
+    records = [ProductRecord.from_json(m.record | changes) for m in products]
     summary = IndexSummary("results/x/explorer", **index)
-    return summary_text(records, [m.uri for m in made], summary, pictures).splitlines()
+    return summary_text(records, [m.uri for m in products], summary, pictures).splitlines()
 
 
-def test_the_table_has_the_counts_of_every_product(made):
-    head, rule, one, two, *_ = text_of(made)
+def test_the_table_has_the_counts_of_every_product(products):
+    head, rule, one, two, *_ = text_of(products)
     assert head.split() == [
         "product",
         "expected",
@@ -47,8 +47,8 @@ def test_the_table_has_the_counts_of_every_product(made):
     assert two.split() == ["worldcover", "2021", "100", "81", "9", "0", "10", "9", "embedded,", "1", "failed"]
 
 
-def test_numbers_stand_below_each_other(made):
-    head, _, one, two, *_ = text_of(made)
+def test_numbers_are_right_aligned(products):
+    head, _, one, two, *_ = text_of(products)
     for name in ("expected", "embedded", "failed"):
         end = head.index(name) + len(name)
         assert one[end - 1].isdigit()
@@ -56,34 +56,34 @@ def test_numbers_stand_below_each_other(made):
         assert one[end] == two[end] == " "
 
 
-def test_untrained_and_missing_are_said_only_where_true(made):
-    assert any("UNTRAINED" in x for x in text_of(made))
-    assert not any("UNTRAINED" in x for x in text_of(made[1:]))
-    assert not any("missing" in x for x in text_of(made))
-    assert any(x.startswith("4 shards are missing") for x in text_of(made, missing_shards=["a", "b"]))
+def test_untrained_weights_and_missing_shards_are_reported_only_where_present(products):
+    assert any("UNTRAINED" in x for x in text_of(products))
+    assert not any("UNTRAINED" in x for x in text_of(products[1:]))
+    assert not any("missing" in x for x in text_of(products))
+    assert any(x.startswith("4 shards are missing") for x in text_of(products, missing_shards=["a", "b"]))
 
 
-def test_it_says_where_products_database_and_pictures_are(made):
-    lines = text_of(made, pictures=["a/similar.png", "a/coverage.png"])
-    for m in made:
+def test_the_paths_of_products_database_and_pictures_are_listed(products):
+    lines = text_of(products, pictures=["a/similar.png", "a/coverage.png"])
+    for m in products:
         assert f"product   {m.uri}/" in lines
     assert "explorer  results/x/explorer  (1,234 chips, exact search)" in lines
     assert lines[-2:] == ["picture   a/similar.png", "picture   a/coverage.png"]
 
 
-def test_the_recall_of_an_index_is_said(made):
-    lines = text_of(made, {"search": "IVF_SQ", "rows": 6000, "recall_at_10": 0.98765})
+def test_the_recall_of_an_index_is_reported(products):
+    lines = text_of(products, {"search": "IVF_SQ", "rows": 6000, "recall_at_10": 0.98765})
     assert "explorer  results/x/explorer  (6,000 chips, IVF_SQ, recall@10 0.988)" in lines
 
 
-def test_the_main_prints_it(made, tmp_path, capsys):
+def test_the_main_prints_the_summary(products, tmp_path, capsys):
     (tmp_path / "index.json").write_text(json.dumps(EXACT))
-    records = [m.record_file for m in made]
+    records = [m.record_file for m in products]
     summary_script.main(["--records", *records, "--index", str(tmp_path / "index.json"), "--db", "results/x/explorer"])
-    assert capsys.readouterr().out.strip().splitlines() == text_of(made)
+    assert capsys.readouterr().out.strip().splitlines() == text_of(products)
 
 
-def test_a_missing_record_is_said(tmp_path, capsys):
+def test_a_missing_record_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         summary_script.main(["--records", str(tmp_path / "gone.json"), "--index", "x", "--db", "y"])
     assert e.value.code == 1

@@ -1,4 +1,4 @@
-"""How far runs are, and the commands that redo what is missing or failed."""
+"""The status of runs, and the commands that repeat missing and failed shards."""
 
 import json
 import os
@@ -26,23 +26,23 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def made(top, year=2021, folder=FOLDER, **options):
-    """Shards of four columns each: the plan, the shards' names, their folder."""
+def write_run(top, year=2021, folder=FOLDER, **options):
+    """Write shards of four columns each; return the plan, the names and the folder of the shards."""
     (top / folder).mkdir(parents=True, exist_ok=True)
     return write_shards(top / folder, year, **({"columns": GRID} | options))
 
 
-def said(capsys, *arguments):
+def status_output(capsys, *arguments):
     status.main(list(arguments))
     return capsys.readouterr().out
 
 
-def machine(capsys, *arguments):
-    return json.loads(said(capsys, *arguments, "--json"))
+def status_json(capsys, *arguments):
+    return json.loads(status_output(capsys, *arguments, "--json"))
 
 
 def numbers(out, label):
-    """The row of a partition."""
+    """Return the numbers in the row of a partition."""
     return next(x for x in out.splitlines() if x.startswith(f"{label} ")).split()[1:]
 
 
@@ -51,18 +51,18 @@ def shard(name, year=2021, folder=FOLDER):
 
 
 def files_of(command):
-    """Flags and files of a printed command."""
+    """Return flags and files of a printed command."""
     words = shlex.split(command)
     at = words.index("--")
     return words[:at], words[at + 1 :]
 
 
-def drop(name, **where):
+def delete_shard(name, **where):
     Path(shard(name, **where)).unlink()
 
 
 def to_s3(top, prefix):
-    """Every file below a folder, on object storage."""
+    """Copy every file below a folder to object storage."""
     for path in sorted(p for p in top.rglob("*") if p.is_file()):
         storage.write_bytes(f"{prefix}/{path.relative_to(top).as_posix()}", path.read_bytes())
 
@@ -79,23 +79,23 @@ def test_columns_are_aligned_and_a_rule_is_as_wide():
 
 
 def test_a_finished_run_has_nothing_to_do(here, capsys):
-    made(here, skip=lambda col, row: row == 0)
-    out = said(capsys)
+    write_run(here, skip=lambda col, row: row == 0)
+    out = status_output(capsys)
     assert numbers(out, "2021") == ["3", "3", "0", "0", "0", "108", "120", "0"]
     assert out.splitlines()[-1] == "Nothing to do: all 3 shards are done, none with failures."
     assert "snakemake" not in out
-    assert said(capsys, "results/sample") == said(capsys, "./results/sample/") == out
+    assert status_output(capsys, "results/sample") == status_output(capsys, "./results/sample/") == out
 
 
 def test_missing_and_failing_shards_are_counted_and_redone_by_name(here, capsys):
-    _, names, _ = made(here, fail=lambda col: "a.tif: unreadable" if col in (5, 6) else "")
-    drop(names[2])
-    out = said(capsys, "results/sample")
+    _, names, _ = write_run(here, fail=lambda col: "a.tif: unreadable" if col in (5, 6) else "")
+    delete_shard(names[2])
+    out = status_output(capsys, "results/sample")
     assert numbers(out, "2021") == ["3", "2", "1", "1", "2", "60", "80", "0"]
     lines = out.splitlines()
-    told = [x.strip() for x in lines[lines.index("What failed:") + 1 :]][:2]
-    assert all(x.startswith(f"{names[1]}: worldcover:2021:") for x in told)
-    assert all(x.endswith(": a.tif: unreadable") for x in told)
+    failures = [x.strip() for x in lines[lines.index("What failed:") + 1 :]][:2]
+    assert all(x.startswith(f"{names[1]}: worldcover:2021:") for x in failures)
+    assert all(x.endswith(": a.tif: unreadable") for x in failures)
     at = lines.index("1 shard missing:")
     assert lines[at:] == [
         "1 shard missing:",
@@ -106,25 +106,25 @@ def test_missing_and_failing_shards_are_counted_and_redone_by_name(here, capsys)
         "  snakemake --cores all",
     ]
     assert max(map(len, lines[: lines.index("What failed:")])) <= 100
-    assert not list(here.glob("redo*")), "a list that nobody needs"
+    assert not list(here.glob("redo*")), "one file needs no list"
 
 
 def test_config_and_cores_are_repeated(here, capsys):
-    _, names, _ = made(here)
-    drop(names[0])
-    out = said(capsys, "results/sample", "--configfile", "config/a b.yaml", "c.yaml", "--cores", "4")
+    _, names, _ = write_run(here)
+    delete_shard(names[0])
+    out = status_output(capsys, "results/sample", "--configfile", "config/a b.yaml", "c.yaml", "--cores", "4")
     assert f"  snakemake --configfile 'config/a b.yaml' c.yaml --cores 4 -- {shard(names[0])}\n" in out
     assert out.endswith("  snakemake --configfile 'config/a b.yaml' c.yaml --cores 4\n")
 
 
-def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
-    _, names, _ = made(here)
+def test_a_missing_or_damaged_ledger_is_a_failure(here, capsys):
+    _, names, _ = write_run(here)
     ledgers = [Path(ledger_name(shard(n))) for n in names]
     ledgers[0].unlink()
     whole = ledgers[1].read_bytes()
     ledgers[1].write_bytes(whole[: len(whole) // 2])
     pq.write_table(pa.table({"unit_id": ["u"]}), ledgers[2])
-    out = said(capsys, "results/sample")
+    out = status_output(capsys, "results/sample")
     assert numbers(out, "2021") == ["3", "3", "0", "3", "0", "0", "0", "0"]
     assert f"  {names[0]}: the ledger is gone\n" in out
     assert f"  {names[1]}: {ledgers[1]}: expected a Parquet file, got a damaged one (" in out
@@ -133,8 +133,8 @@ def test_a_ledger_that_is_gone_or_not_whole_is_a_failure(here, capsys):
 
 
 @pytest.mark.parametrize("damage", ["nulls", "types", "bytes"])
-def test_a_ledger_of_other_contents_is_told_not_a_traceback(here, capsys, damage):
-    _, names, _ = made(here)
+def test_a_ledger_of_other_contents_is_a_failure_without_a_traceback(here, capsys, damage):
+    _, names, _ = write_run(here)
     path = ledger_name(shard(names[0]))
     ledger = pq.read_table(path)
     at = ledger.column_names.index("failed")
@@ -145,31 +145,31 @@ def test_a_ledger_of_other_contents_is_told_not_a_traceback(here, capsys, damage
     else:
         whole = Path(path).read_bytes()
         Path(path).write_bytes(b"PAR1" + bytes(len(whole) - 12) + whole[-8:])
-    found = machine(capsys, "results/sample")["folders"][0]["partitions"][0]
+    found = status_json(capsys, "results/sample")["folders"][0]["partitions"][0]
     assert [f["shard"] for f in found["failures"]] == [names[0]]
     assert path in found["failures"][0]["reason"]
 
 
-def test_the_plan_written_last_is_taken_and_the_others_are_told(here, capsys):
-    first, old, _ = made(here, columns=GRID[:4])
+def test_the_plan_written_last_is_used_and_the_others_are_named(here, capsys):
+    first, old, _ = write_run(here, columns=GRID[:4])
     Path(first).rename(f"{FOLDER}/plan-2021-zz.jsonl")
-    second, new, _ = made(here)
+    second, new, _ = write_run(here)
     Path(second).rename(f"{FOLDER}/plan-2021-aa.jsonl")
     os.utime(f"{FOLDER}/plan-2021-zz.jsonl", (1000, 1000))
-    out = said(capsys, "results/sample")
+    out = status_output(capsys, "results/sample")
     assert numbers(out, "2021")[:2] == [str(len(new))] * 2
     assert "2021: plan-2021-aa.jsonl was written last and is taken; left alone: plan-2021-zz.jsonl" in out
     os.utime(f"{FOLDER}/plan-2021-aa.jsonl", (500, 500))
-    out = said(capsys, "results/sample")
+    out = status_output(capsys, "results/sample")
     assert numbers(out, "2021")[0] == str(len(old))
     assert "plan-2021-zz.jsonl was written last" in out
-    out = said(capsys, "--plans", f"./{FOLDER}/plan-2021-aa.jsonl")
+    out = status_output(capsys, "--plans", f"./{FOLDER}/plan-2021-aa.jsonl")
     assert numbers(out, "2021")[0] == str(len(new))
     assert "written last" not in out
 
 
 def test_two_named_plans_of_one_partition_are_refused(here, capsys):
-    plan, _, _ = made(here)
+    plan, _, _ = write_run(here)
     Path(f"{FOLDER}/plan-2021-b.jsonl").write_bytes(Path(plan).read_bytes())
     with pytest.raises(SystemExit) as e:
         status.main(["--plans", f"{FOLDER}/plan-2021.jsonl", f"{FOLDER}/plan-2021-b.jsonl"])
@@ -178,8 +178,8 @@ def test_two_named_plans_of_one_partition_are_refused(here, capsys):
 
 
 def many(top, partitions, shards=1):
-    """A plan of many partitions, its names beside it, and every shard of it: copies of one with 40 chips."""
-    _, names, folder = made(top, columns=GRID[:4], folder="results/model/worldcover-00000000")
+    """Write a plan of many partitions, its file of names, and its shards: copies of one with 40 chips."""
+    _, names, folder = write_run(top, columns=GRID[:4], folder="results/model/worldcover-00000000")
     one = folder / f"{names[0]}.parquet"
     naip = "results/sample/naip-1a2b3c4d"
     lines = [
@@ -201,8 +201,8 @@ def test_a_plan_of_many_partitions_shows_those_with_work_and_the_sum(here, capsy
     shards = many(here, partitions)
     if not names:
         Path("results/sample/naip-1a2b3c4d/plan-ab12.json").unlink()
-    drop(shards[7], year=partitions[7], folder="results/sample/naip-1a2b3c4d")
-    out = said(capsys, "results/sample")
+    delete_shard(shards[7], year=partitions[7], folder="results/sample/naip-1a2b3c4d")
+    out = status_output(capsys, "results/sample")
     assert [x.split()[0] for x in out.splitlines()[2:4]] == ["n07-2019", "total"]
     assert numbers(out, "total") == ["40", "39", "1", "0", "0", "1,560", "1,560", "0"]
     assert "Not shown: 39 partitions" in out
@@ -210,50 +210,50 @@ def test_a_plan_of_many_partitions_shows_those_with_work_and_the_sum(here, capsy
 
 def test_more_than_three_partitions_have_a_sum(here, capsys):
     many(here, [f"n{k}-2019" for k in range(3)])
-    assert "total" not in said(capsys, "results/sample")
+    assert "total" not in status_output(capsys, "results/sample")
     many(here, [f"n{k}-2019" for k in range(4)], shards=2)
-    out = said(capsys, "results/sample")
+    out = status_output(capsys, "results/sample")
     assert numbers(out, "total")[:2] == ["8", "8"]
     assert len(out.split("\n\n")[0].splitlines()) == 2 + 4 + 1
 
 
-def test_many_files_go_to_a_list_and_the_command_reads_it(here, capsys):
+def test_many_files_are_written_to_a_list_that_the_command_reads(here, capsys):
     shards = many(here, ["nd-2019", "ks-2020"], shards=10)
     folder = "results/sample/naip-1a2b3c4d"
     lost = [n for n in shards if n[-1] not in "5"]
     for n in lost[:8]:
-        drop(n, year=n[:7], folder=folder)
-    assert "redo" not in said(capsys, "results/sample"), "eight are still named"
+        delete_shard(n, year=n[:7], folder=folder)
+    assert "redo" not in status_output(capsys, "results/sample"), "eight files are named on the command line"
     for n in lost[8:]:
-        drop(n, year=n[:7], folder=folder)
-    assert len(machine(capsys, "results/sample")["commands"][0]) == 4 + len(lost)
-    assert not list(here.glob("redo*")), "asked for JSON, it writes nothing"
-    out = said(capsys, "results/sample", "--list", "a list.txt")
+        delete_shard(n, year=n[:7], folder=folder)
+    assert len(status_json(capsys, "results/sample")["commands"][0]) == 4 + len(lost)
+    assert not list(here.glob("redo*")), "with --json no list is written"
+    out = status_output(capsys, "results/sample", "--list", "a list.txt")
     assert "18 shards missing (the list was written to a list-missing.txt):" in out
     assert "  snakemake --cores all -- $(cat 'a list-missing.txt')\n" in out
-    wanted = sorted(shard(n, n[:7], folder) for n in lost)
-    assert sorted(Path("a list-missing.txt").read_text().splitlines()) == wanted
+    expected = sorted(shard(n, n[:7], folder) for n in lost)
+    assert sorted(Path("a list-missing.txt").read_text().splitlines()) == expected
     for n in shards:
         Path(ledger_name(shard(n, n[:7], folder))).unlink()
         storage.write_bytes(shard(n, n[:7], folder), b"rows")
-    assert "--force -- $(cat redo-failed.txt)" in said(capsys, "results/sample")
+    assert "--force -- $(cat redo-failed.txt)" in status_output(capsys, "results/sample")
     assert len(Path("redo-failed.txt").read_text().splitlines()) == 20
 
 
 def test_only_the_first_twenty_failed_units_are_shown(here, capsys):
-    made(here, columns=[Column(k, 0, 2) for k in range(23)], fail=lambda col: f"scene {col}: dark")
-    out = said(capsys, "results/sample")
+    write_run(here, columns=[Column(k, 0, 2) for k in range(23)], fail=lambda col: f"scene {col}: dark")
+    out = status_output(capsys, "results/sample")
     assert out.count(": dark\n") == 20
     assert "\n  and 3 more\n" in out
-    assert len(machine(capsys)["folders"][0]["partitions"][0]["failures"]) == 23
+    assert len(status_json(capsys)["folders"][0]["partitions"][0]["failures"]) == 23
 
 
-def test_two_fingerprints_are_two_tables_and_commands_of_their_own(here, capsys):
+def test_two_fingerprints_have_separate_tables_and_commands(here, capsys):
     other = FOLDER.replace("1a2b3c4d", "99887766")
-    names = [made(here, folder=f)[1][0] for f in (FOLDER, other)]
-    drop(names[0], folder=FOLDER)
-    drop(names[1], folder=other)
-    out = said(capsys, "results/sample")
+    names = [write_run(here, folder=f)[1][0] for f in (FOLDER, other)]
+    delete_shard(names[0], folder=FOLDER)
+    delete_shard(names[1], folder=other)
+    out = status_output(capsys, "results/sample")
     assert [x.split()[0] for x in out.splitlines() if "shards  done" in x] == [Path(f).name for f in (FOLDER, other)]
     for name, folder in zip(names, (FOLDER, other), strict=True):
         assert f"{folder}, 1 shard missing:\n  snakemake --cores all -- {shard(name, folder=folder)}\n" in out
@@ -261,20 +261,20 @@ def test_two_fingerprints_are_two_tables_and_commands_of_their_own(here, capsys)
 
 def test_datasets_of_one_config_are_redone_together(here, capsys):
     other = "results/sample/other-99887766"
-    names = [made(here, folder=f)[1][0] for f in (FOLDER, other)]
-    drop(names[0], folder=FOLDER)
-    drop(names[1], folder=other)
-    first, last = machine(capsys, "results/sample")["commands"]
+    names = [write_run(here, folder=f)[1][0] for f in (FOLDER, other)]
+    delete_shard(names[0], folder=FOLDER)
+    delete_shard(names[1], folder=other)
+    first, last = status_json(capsys, "results/sample")["commands"]
     assert sorted(first[4:]) == sorted([shard(names[0]), shard(names[1], folder=other)])
     assert last == ["snakemake", "--cores", "all"]
 
 
-def test_without_a_run_all_of_them_are_shown(here, capsys):
-    made(here)
-    _, names, _ = made(here, folder="results/other/worldcover-1a2b3c4d")
-    drop(names[0], folder="results/other/worldcover-1a2b3c4d")
+def test_without_a_named_run_all_runs_are_shown(here, capsys):
+    write_run(here)
+    _, names, _ = write_run(here, folder="results/other/worldcover-1a2b3c4d")
+    delete_shard(names[0], folder="results/other/worldcover-1a2b3c4d")
     Path("results/models/x").mkdir(parents=True)
-    out = said(capsys)
+    out = status_output(capsys)
     assert [x for x in out.splitlines() if x in ("results/other", "results/sample")] == [
         "results/other",
         "results/sample",
@@ -283,31 +283,31 @@ def test_without_a_run_all_of_them_are_shown(here, capsys):
     assert "results/sample, " not in out
 
 
-def test_a_run_elsewhere_is_redone_there(here, tmp_path_factory, capsys):
+def test_the_command_for_a_run_elsewhere_names_its_directory(here, tmp_path_factory, capsys):
     place = tmp_path_factory.mktemp("else where")
-    _, names, folder = made(place)
+    _, names, folder = write_run(place)
     (folder / f"{names[0]}.parquet").unlink()
-    out = said(capsys, str(place / "results" / "sample"))
+    out = status_output(capsys, str(place / "results" / "sample"))
     assert f"  snakemake --cores all --directory '{place}' -- {shard(names[0])}\n" in out
 
 
 def test_checkpoints_of_unfinished_shards_are_counted(here, capsys):
-    made(here, 2020)
-    made(here, 2021)
+    write_run(here, 2020)
+    write_run(here, 2021)
     for n in range(3):
         storage.write_bytes(f"checkpoints/sample/worldcover-1a2b3c4d/2021/unit-{n}.parquet", b"part")
-        storage.write_bytes(f"kept/worldcover-1a2b3c4d/2020/unit-{n}.parquet", b"part")
+        storage.write_bytes(f"elsewhere/worldcover-1a2b3c4d/2020/unit-{n}.parquet", b"part")
     storage.write_bytes("checkpoints/sample/worldcover-1a2b3c4d/2021/note.txt", b"")
     storage.write_bytes("checkpoints/sample/worldcover-ffffffff/2021/unit.parquet", b"part")
-    assert [p["checkpoints"] for p in machine(capsys)["folders"][0]["partitions"]] == [0, 3]
-    out = said(capsys, "results/sample", "--checkpoints", "kept/")
+    assert [p["checkpoints"] for p in status_json(capsys)["folders"][0]["partitions"]] == [0, 3]
+    out = status_output(capsys, "results/sample", "--checkpoints", "elsewhere/")
     assert (numbers(out, "2020")[-1], numbers(out, "2021")[-1]) == ("3", "0")
 
 
 def test_json_has_what_the_table_has(here, capsys):
-    _, names, _ = made(here, fail=lambda col: "dark" if col == 5 else "")
-    drop(names[2])
-    found = machine(capsys, "results/sample")
+    _, names, _ = write_run(here, fail=lambda col: "dark" if col == 5 else "")
+    delete_shard(names[2])
+    found = status_json(capsys, "results/sample")
     (folder,) = found["folders"]
     (partition,) = folder["partitions"]
     (failure,) = partition.pop("failures")
@@ -337,44 +337,46 @@ def test_json_has_what_the_table_has(here, capsys):
         (["ftp://b/results/sample"], "no plan in it"),
     ],
 )
-def test_a_wrong_run_is_said_and_ends_with_2(here, capsys, arguments, why):
-    made(here)
+def test_a_wrong_run_is_an_error_with_exit_code_2(here, capsys, arguments, why):
+    write_run(here)
     with pytest.raises(SystemExit) as e:
         status.main(arguments)
     assert e.value.code == 2
     assert why in capsys.readouterr().err
 
 
-def test_no_run_at_all_is_said(here, capsys):
+def test_no_run_at_all_is_an_error(here, capsys):
     with pytest.raises(SystemExit) as e:
         status.main([])
     assert e.value.code == 2
     assert "no run with a plan below results/" in capsys.readouterr().err
 
 
-def test_a_run_on_object_storage_is_as_on_a_disk(here, bucket, capsys, monkeypatch):
-    _, names, _ = made(here, fail=lambda col: "dark" if col == 5 else "")
+def test_a_run_on_object_storage_is_reported_as_on_a_disk(here, bucket, capsys, monkeypatch):
+    _, names, _ = write_run(here, fail=lambda col: "dark" if col == 5 else "")
     storage.write_bytes("checkpoints/sample/worldcover-1a2b3c4d/2021/unit.parquet", b"part")
-    drop(names[2])
+    delete_shard(names[2])
     to_s3(here, f"{bucket}/deep/er")
-    local = said(capsys, "results/sample").splitlines()
-    asked = []
+    local = status_output(capsys, "results/sample").splitlines()
+    operations = []
     client = storage.s3_client(bucket.removeprefix("s3://"))
-    client.meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
-    remote = said(capsys, f"{bucket}/deep/er/results/sample").splitlines()
+    client.meta.events.register("before-call.s3", lambda model, **_: operations.append(model.name))
+    remote = status_output(capsys, f"{bucket}/deep/er/results/sample").splitlines()
     where = f"--default-storage-provider s3 --default-storage-prefix {bucket}/deep/er"
     assert [x.replace("--cores all", f"--cores all {where}") for x in local] == remote
-    assert sorted(asked) == ["GetObject"] * 3 + ["ListObjectsV2"] * 2, "plan, two ledgers; the run, its parts"
+    assert sorted(operations) == ["GetObject"] * 3 + ["ListObjectsV2"] * 2, (
+        "GetObject: plan and two ledgers; ListObjectsV2: run and checkpoints"
+    )
 
 
 def test_several_plans_on_object_storage_must_be_named(here, bucket, capsys):
-    plan, _, _ = made(here)
+    plan, _, _ = write_run(here)
     Path(f"{FOLDER}/plan-2021-b.jsonl").write_bytes(Path(plan).read_bytes())
     to_s3(here, bucket)
     with pytest.raises(SystemExit) as e:
         status.main([f"{bucket}/results/sample"])
     assert e.value.code == 2
     assert "Name one with --plans" in capsys.readouterr().err
-    out = said(capsys, "--plans", f"{bucket}/{FOLDER}/plan-2021-b.jsonl")
+    out = status_output(capsys, "--plans", f"{bucket}/{FOLDER}/plan-2021-b.jsonl")
     assert numbers(out, "2021")[:3] == ["3", "3", "0"]
     assert out.endswith("Nothing to do: all 3 shards are done, none with failures.\n")

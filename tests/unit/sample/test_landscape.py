@@ -1,4 +1,4 @@
-"""The landscape at any points: straight grids, bent ones, and ones with the grain of single metres."""
+"""The landscape at any points: straight grids, bent grids, and grids with grain."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ PPD = 1000
 
 
 def grids(size=200, seed=7):
-    """The same points, west of a shore, as a straight grid and as full arrays."""
+    """Return the same points, west of a shore, as a straight grid and as full arrays."""
     x = (-96 + (np.arange(size) + 0.5) / PPD)[None]
     y = (43.9 - (np.arange(size) + 0.5) / PPD)[:, None]
     straight = PointGrid(x, y, (PPD, PPD), seed)
@@ -18,7 +18,7 @@ def grids(size=200, seed=7):
     return straight, straight._replace(x=full[0], y=full[1])
 
 
-def test_the_same_points_give_the_same_picture_however_they_are_given():
+def test_straight_and_full_grids_of_the_same_points_give_the_same_picture():
     straight, bent = grids()
     (one, coast), (two, shore) = (draw(grid, [2020]) for grid in (straight, bent))
     assert one.shape == (1, 4, 200, 200)

@@ -17,7 +17,7 @@ def photographs(tmp_path_factory):
     return out, make_naip(out, seed=7)
 
 
-def test_the_manifest_lists_every_scene_and_what_is_none(photographs):
+def test_the_manifest_lists_every_scene_and_other_files(photographs):
     out, written = photographs
     lines = (out / "manifest.txt").read_text().splitlines()
     scenes = [line for line in lines if parse_key(line)]
@@ -30,7 +30,7 @@ def test_the_manifest_lists_every_scene_and_what_is_none(photographs):
     assert sum(p.stat().st_size for p in written) < 20e6
 
 
-def test_scenes_are_where_their_names_say(photographs):
+def test_scenes_are_located_where_their_names_place_them(photographs):
     alphas = 0
     for path in photographs[1][:-1]:
         key = parse_key(str(path.relative_to(photographs[0])))

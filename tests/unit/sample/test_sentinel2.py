@@ -15,7 +15,7 @@ BUCKET = "https://sentinel-cogs.s3.us-west-2.amazonaws.com"
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Items by id, with the pixels of their assets."""
+    """Write the archive; return its items by id, with the pixels of their assets."""
     out = tmp_path_factory.mktemp("sentinel2")
     make_sentinel2(out, seed=7)
     found = {}
@@ -33,7 +33,7 @@ def scenes(tmp_path_factory):
     return found
 
 
-def test_items_lie_where_their_links_say(scenes):
+def test_items_are_stored_at_their_canonical_links(scenes):
     for name, (key, item, pixels) in scenes.items():
         year, month = int(name[10:14]), int(name[14:16])
         assert key == f"sentinel-s2-l2a-cogs/14/T/QP/{year}/{month}/{name}/{name}.json"
@@ -60,7 +60,7 @@ def test_the_offset_is_that_of_the_baseline_and_not_applied(scenes):
     assert reds[1] - reds[0] == pytest.approx(1000, abs=150)
 
 
-def test_classes_tell_what_the_pixels_show(scenes):
+def test_classes_match_the_pixels(scenes):
     for _, item, pixels in scenes.values():
         offset = 1000 if item["properties"]["s2:processing_baseline"] >= "04.00" else 0
         scl = pixels["scl"]

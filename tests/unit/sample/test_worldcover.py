@@ -83,8 +83,8 @@ def test_the_broad_shape_repeats_without_a_seam():
         ((-1, 43), (0, 43), 2),
     ],
 )
-def test_neighbours_fit(first, second, axis):
-    """The step over a border is like its neighbours: no seam, and no jump where a tile is missing."""
+def test_neighbouring_tiles_join_without_a_seam(first, second, axis):
+    """The step over a border is like those near it: no seam, and no jump to a missing tile."""
     both = np.concatenate([draw_tile(*corner, PPD, 2020, 7) for corner in (first, second)], axis=axis)
     steps = np.abs(np.diff(both.astype(np.int64), axis=axis))
     steps = steps.mean(axis=tuple(n for n in range(3) if n != axis))
@@ -144,8 +144,8 @@ def test_unknown_year_and_tiny_tiles(tmp_path):
         draw_tile(-1, 43, 0, 2020, 7)
 
 
-def test_a_tile_keeps_its_pixels_whatever_is_drawn_beside_it():
-    """Digits of what the function has always drawn: chips of old runs stay what they were."""
+def test_the_pixels_of_a_tile_never_change():
+    """The digest pins what the function has always drawn, so that chips of old runs stay valid."""
     drawn = hashlib.sha256(draw_tile(-1, 43, 48, 2021, 7).tobytes()).hexdigest()
     assert np.array_equal(draw_tile_years(-1, 43, 48, [2020, 2021], 7)[1], draw_tile(-1, 43, 48, 2021, 7))
     assert drawn.startswith("588fa9d13f368a1b")

@@ -18,7 +18,7 @@ def run():
 
 
 def printed(line, **values):
-    """A shell line as Snakemake fills it in."""
+    """Return a shell line as Snakemake fills it in."""
 
     class Fill(string.Formatter):
         def get_field(self, name, args, kwargs):
@@ -46,7 +46,7 @@ def test_an_embed_command_is_the_same_in_a_rule_and_in_an_array_job(run):
 
 
 @pytest.mark.parametrize("text", ["plain", "with space", "{braces}", "quote'd", "$HOME", "a{wildcards.x}b", ""])
-def test_whatever_a_config_holds_reaches_the_script_unchanged(text):
+def test_config_values_reach_the_script_unchanged(text):
     line = printed(
         commands.shell_line(["printf", "%s|", text, f"{text}/<partition>"], ""), **{"wildcards.partition": "p"}
     )
@@ -56,12 +56,12 @@ def test_whatever_a_config_holds_reaches_the_script_unchanged(text):
 
 def test_every_command_names_a_script_that_exists(run):
     naip = run.dataset("naip")
-    made = [
+    built = [
         commands.encoder_weights_command(run), commands.embed_command(run, naip),
         commands.index_command(run), commands.contact_sheet_command(run),
         commands.coverage_command(), commands.summary_command(run), commands.estimate_command(run),
     ]  # fmt: skip
-    for command in made:
+    for command in built:
         assert command[:2] == ["python", "-m"]
         assert (ROOT / (command[2].replace(".", "/") + ".py")).is_file(), command[2]
 

@@ -32,12 +32,12 @@ def change(config, path, value):
     return changed
 
 
-def test_the_default_config_is_right(config):
+def test_the_default_config_is_valid(config):
     check_config(config)
 
 
 @pytest.mark.parametrize("name", ["conus", "naip", "sentinel2", "bay-area-2021"])
-def test_the_ready_configs_are_right(config, name):
+def test_the_ready_configs_are_valid(config, name):
     changes = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
 
     def merge(base, changes):
@@ -104,7 +104,7 @@ def test_every_key_has_a_description_and_unknown_keys_are_refused_everywhere():
         assert schema["properties"][archive]["additionalProperties"] is False
 
 
-def test_random_types_are_told_apart_from_a_bug(config):
+def test_values_of_random_types_raise_only_config_errors(config):
     rng = random.Random(0)
     values = [None, [], {}, "x", -1, 0.5, True, [None], {"a": 1}]
     for _ in range(300):

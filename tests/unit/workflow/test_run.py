@@ -1,4 +1,4 @@
-"""A run without Snakemake: fingerprints, names of files, what is selected, and what contradicts itself."""
+"""A run without Snakemake: fingerprints, file names, selections, and contradicting settings."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from kiln.errors import ConfigError
 from kiln.workflow.run import Run, section_flags
 from tests import ROOT
 
-PINNED = {  # fingerprints of the sample's datasets; a change re-embeds archives, and CHANGELOG.md must say so
+PINNED = {  # fingerprints of the sample's datasets; a change embeds archives again and belongs in CHANGELOG.md
     "worldcover": "8cd6f2dc",
     "naip": "b1c8a60f",
     "sentinel2": "3320938b",
@@ -25,7 +25,7 @@ def config():
 
 
 def planned(tmp_path, monkeypatch, config, **changes):
-    """A run in a folder of its own, whose plans have `SHARDS`."""
+    """Return a run in a temporary folder; its plans have `SHARDS`."""
     monkeypatch.chdir(tmp_path)
     run = Run(copy.deepcopy(config) | changes)
     for dataset in run.datasets.values():
@@ -88,7 +88,7 @@ def test_with_allow_missing_products_are_made_of_the_shards_that_exist(tmp_path,
     assert naip.targets()[2:] == [naip.record("nd-2019")]
 
 
-def test_the_index_takes_what_is_selected(tmp_path, monkeypatch, config):
+def test_the_index_takes_the_selected_products(tmp_path, monkeypatch, config):
     index = copy.deepcopy(config["index"])
     index["select"] |= {"datasets": ["naip"], "partitions": ["va-2016"]}
     run = planned(tmp_path, monkeypatch, config, index=index)
@@ -130,7 +130,7 @@ def test_without_the_checkpoints_digest_nothing_but_the_encoder_can_run(tmp_path
         run.require_checkpoint_digest()
 
 
-def test_a_dataset_that_is_not_asked_for_is_named(config):
+def test_the_error_for_a_dataset_outside_the_config_names_it(config):
     with pytest.raises(ConfigError, match="datasets: expected naip among them, got worldcover"):
         Run(config | {"datasets": ["worldcover"]}).dataset("naip")
 

@@ -1,4 +1,4 @@
-"""Products that the tests of the build share; read only."""
+"""Products shared by the tests of the build; read only."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from tests.support.products import about, make_product
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The same 100 places in 2020 and 2021; read only."""
+    """Write products of the same 100 places in 2020 and 2021."""
     run = tmp_path_factory.mktemp("two")
     return make_product(run, 2020, columns=GRID, row_group=30, part_bytes=20_000), make_product(run, 2021, columns=GRID)
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """6000 chips whose vectors lie in 40 clusters, as scenes do."""
+    """Write a product of 6000 chips whose vectors lie in 40 clusters, as those of scenes do."""
     dim, rng = 64, np.random.default_rng(5)
     centres = rng.standard_normal((40, dim))
 
@@ -31,5 +31,5 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """100 places with class tokens and means, both as int8."""
+    """Write a product of 100 places with class tokens and means, both as int8."""
     return make_product(tmp_path_factory.mktemp("both"), columns=GRID, kiln=INT8)

@@ -1,4 +1,4 @@
-"""The database: what is in it, how it grows, on disk and on S3, what is measured."""
+"""Building the database: its content, its growth, disk and S3, and the measured recall."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_the_table_holds_every_chip_with_its_facts_and_float16_vector(tmp_path, 
     assert row["cloud_fraction"] is None
 
 
-def test_the_tables_metadata_says_how_the_vectors_were_made(tmp_path, two):
+def test_the_tables_metadata_has_the_settings_of_the_vectors(tmp_path, two):
     build_of(tmp_path / "db", *two)
     (dataset, kiln), *rest = ExplorerDatabase(str(tmp_path / "db")).metadata.items()
     assert (dataset, rest) == ("worldcover", [])
@@ -71,18 +71,18 @@ def test_filter_columns_have_indexes(tmp_path, two):
 def test_the_main_writes_a_record_last(tmp_path, two):
     db, record = tmp_path / "db", tmp_path / "index.json"
     build_index.main(["--records", *(m.record_file for m in two), "--db", str(db), "--record", str(record)])
-    told = json.loads(record.read_text())
-    assert (told["rows"], told["search"], told["recall_at_10"]) == (200, "exact", 1.0)
-    assert [p["partition"] for p in told["products"]] == ["2020", "2021"]
+    content = json.loads(record.read_text())
+    assert (content["rows"], content["search"], content["recall_at_10"]) == (200, "exact", 1.0)
+    assert [p["partition"] for p in content["products"]] == ["2020", "2021"]
 
 
 def test_a_product_without_chips_makes_a_database_without_chips(tmp_path):
-    made = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
-    assert build_of(tmp_path / "db", made)["rows"] == 0
+    product = make_product(tmp_path, columns=GRID[:2], skip=lambda c, r: True)
+    assert build_of(tmp_path / "db", product)["rows"] == 0
     assert ready(tmp_path / "db") == {}
 
 
-def test_an_empty_product_beside_a_full_one_is_fine(tmp_path, two):
+def test_an_empty_product_can_be_indexed_with_a_full_one(tmp_path, two):
     empty = make_product(tmp_path, 2021, columns=GRID[:2], skip=lambda c, r: True)
     assert build_of(tmp_path / "db", two[0], empty)["rows"] == 100
 
@@ -108,7 +108,7 @@ def test_a_second_run_of_an_indexed_table_changes_nothing(tmp_path, many, monkey
     assert files(db) == before
 
 
-def test_a_new_product_is_added_to_what_is_there(tmp_path, two):
+def test_a_new_product_is_added_to_the_table(tmp_path, two):
     build_of(tmp_path / "db", two[0])
     assert build_of(tmp_path / "db", *two)["rows"] == 200
     assert ready(tmp_path / "db") == wanted(*two)
@@ -139,12 +139,12 @@ def test_a_product_that_is_left_out_is_removed(tmp_path, two):
     build_of(tmp_path / "db", *two)
     build_of(tmp_path / "db", two[1])
     assert ready(tmp_path / "db") == wanted(two[1])
-    build_of(tmp_path / "db", *two)  # and can come back
+    build_of(tmp_path / "db", *two)  # it can be added again
     assert ready(tmp_path / "db") == wanted(*two)
 
 
 def test_many_vanished_rows_are_removed(tmp_path):
-    """More than one statement's worth of ids."""
+    """The ids do not fit into one statement."""
     whole = make_product(tmp_path / "a", columns=[Column(k, 0, 60) for k in range(20)])
     part = make_product(tmp_path / "b", columns=[Column(k, 0, 60) for k in range(20)], skip=lambda c, r: r > 2)
     build_of(tmp_path / "db", whole)
@@ -228,27 +228,27 @@ def test_the_database_on_s3_is_the_one_on_disk(bucket, two, tmp_path):
     assert ready(f"{bucket}/explorer") == ready(tmp_path / "db")
 
 
-def test_a_place_where_no_database_can_be_is_said(tmp_path, two):
+def test_a_path_that_cannot_hold_a_database_is_an_error(tmp_path, two):
     (tmp_path / "db").write_text("a file, not a folder")
     with pytest.raises(KilnError):
         build_of(tmp_path / "db", *two)
 
 
-def test_float16_products_are_taken_as_they_are(tmp_path):
-    made = make_product(tmp_path, columns=GRID, kiln=about(storage="float16"))
-    build_of(tmp_path / "db", made)
-    assert pq.read_schema(f"{made.uri}/part-0000.parquet").field("embeddings").type.value_type == pa.float16()
-    assert ready(tmp_path / "db") == wanted(made)
+def test_float16_products_are_stored_unchanged(tmp_path):
+    product = make_product(tmp_path, columns=GRID, kiln=about(storage="float16"))
+    build_of(tmp_path / "db", product)
+    assert pq.read_schema(f"{product.uri}/part-0000.parquet").field("embeddings").type.value_type == pa.float16()
+    assert ready(tmp_path / "db") == wanted(product)
 
 
-def test_a_folder_that_a_killed_maker_left_without_a_version_is_built_anew(tmp_path, two):
+def test_a_folder_without_a_version_left_by_a_killed_build_is_rebuilt(tmp_path, two):
     (tmp_path / "db" / "chips.lance" / "data").mkdir(parents=True)
     (tmp_path / "db" / "chips.lance" / "data" / "half.lance").write_bytes(b"half")
     assert build_of(tmp_path / "db", *two)["rows"] == 200
     assert ready(tmp_path / "db") == wanted(*two)
 
 
-# ------------------------------------------------------------------------------------- what is measured, colours
+# ------------------------------------------------------------------------------------- measurements and colours
 
 
 def test_time_and_recall_at_the_chosen_settings_are_recorded(tmp_path, two):
@@ -257,26 +257,28 @@ def test_time_and_recall_at_the_chosen_settings_are_recorded(tmp_path, two):
     measured = state_of(db)[0]["measured"]
     assert (measured["rows"], measured["recall_at_10"]) == (200, 1.0)
     assert 0 < measured["query_ms"] < 60_000
-    told = json.loads(record.read_text())
-    assert told["settings"] == {"probes": database.probes(200), "refine": database.REFINE_FACTOR, "metric": "cosine"}
-    assert "query_ms" not in told, "equal runs write equal records"
+    content = json.loads(record.read_text())
+    assert content["settings"] == {"probes": database.probes(200), "refine": database.REFINE_FACTOR, "metric": "cosine"}
+    assert "query_ms" not in content, "equal runs write equal records"
 
 
 def test_colours_are_fitted_once_for_a_version_and_again_for_the_next(tmp_path, two):
     db = tmp_path / "db"
     build_of(db, two[0])
     first = state_of(db)[1]
-    kept = Path(colours.colours_uri(str(db), first)).read_bytes()
+    first_colours = Path(colours.colours_uri(str(db), first)).read_bytes()
     build_of(db, two[0])
-    assert Path(colours.colours_uri(str(db), first)).read_bytes() == kept
+    assert Path(colours.colours_uri(str(db), first)).read_bytes() == first_colours
     build_of(db, *two)
     second = state_of(db)[1]
     assert second != first
     assert colours.read_colours(str(db), second)
-    assert Path(colours.colours_uri(str(db), first)).read_bytes() == kept, "readers of the old version keep theirs"
+    assert Path(colours.colours_uri(str(db), first)).read_bytes() == first_colours, (
+        "readers of the old version keep their colours"
+    )
 
 
-def test_a_database_of_before_there_were_colours_gets_them(tmp_path, two):
+def test_a_database_without_colours_gets_them(tmp_path, two):
     db = tmp_path / "db"
     build_of(db, *two)
     version = state_of(db)[1]

@@ -18,11 +18,11 @@ from tests.support.products import about, make_product
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Stands in for the end of the process."""
 
 
 def killed_at(name):
-    """Ends every build that comes to `name`, until it is undone."""
+    """End every build that calls `name`; return the patch to undo."""
     patch = pytest.MonkeyPatch()
 
     def end(*args, **kwargs):
@@ -58,8 +58,8 @@ def test_a_killed_growth_leaves_readers_on_the_old_version_and_the_next_run_comp
     assert ready(db) == wanted(*two)
 
 
-def test_a_killed_growth_can_be_taken_back(tmp_path, two):
-    """The next run asks for the old products again: nothing of the killed one shows."""
+def test_a_killed_growth_can_be_undone(tmp_path, two):
+    """The next run has the old products again; no row of the killed run is visible."""
     db = tmp_path / "db"
     build_of(db, two[0])
     patch = killed_at("create_indexes")
@@ -70,8 +70,8 @@ def test_a_killed_growth_can_be_taken_back(tmp_path, two):
     assert ready(db) == wanted(two[0])
 
 
-def test_a_killed_build_with_other_weights_never_mixes_with_what_was_there(tmp_path, two):
-    """Old product; a new table of other weights dies half-way; then the old products grow."""
+def test_a_killed_build_with_other_weights_never_mixes_with_the_old_rows(tmp_path, two):
+    """A build with other weights is killed half-way. Then products with the old weights are built."""
     db = tmp_path / "db"
     build_of(db, two[0])
     other = make_product(tmp_path, 2020, columns=GRID, kiln=OTHER, vectors=seeded(2))
@@ -85,8 +85,8 @@ def test_a_killed_build_with_other_weights_never_mixes_with_what_was_there(tmp_p
     assert ExplorerDatabase(str(db)).metadata["worldcover"]["weights_sha256"] == about()["weights_sha256"]
 
 
-def test_a_killed_growth_with_changed_rows_never_mixes_with_what_was_there(tmp_path, two):
-    """A changed product dies half-way into the table; then the old one comes back beside a new one."""
+def test_a_killed_growth_with_changed_rows_never_mixes_with_the_old_rows(tmp_path, two):
+    """A build with a changed product is killed half-way. Then the old product is built with a new one."""
     db = tmp_path / "db"
     build_of(db, two[0])
     changed = make_product(tmp_path, 2020, columns=GRID, vectors=seeded(3))
@@ -99,7 +99,7 @@ def test_a_killed_growth_with_changed_rows_never_mixes_with_what_was_there(tmp_p
 
 
 def counted(original, done, n):
-    """`original`, which notes its call in `done`, or ends the process instead of the n-th."""
+    """Wrap `original`: add each call to `done`, and end the process instead of the n-th."""
 
     def change(*args, **kwargs):
         if len(done) == n:
@@ -111,7 +111,7 @@ def counted(original, done, n):
 
 
 def killed_before(monkeypatch, n):
-    """Ends the build before its n-th change of the database; the list returned grows with each."""
+    """End the build before its n-th change of the database; return the list of changes made so far."""
     from lancedb.db import LanceDBConnection
     from lancedb.merge import LanceMergeInsertBuilder
     from lancedb.table import LanceTable, Tags
@@ -129,8 +129,8 @@ def killed_before(monkeypatch, n):
     return done
 
 
-def test_a_run_killed_before_any_of_its_steps_is_mended_by_the_next(tmp_path, two):
-    """2020 gives way to 2021 and the run ends anywhere; then both are asked for, then the first again."""
+def test_the_next_run_repairs_a_run_killed_before_any_of_its_steps(tmp_path, two):
+    """2021 replaces 2020 and the run is killed at any step. Then both are built, then 2020 alone."""
     base = tmp_path / "base"
     build_of(base, two[0])
     old, new, both = wanted(two[0]), wanted(two[1]), wanted(*two)
@@ -168,7 +168,7 @@ build_index.main(sys.argv[3:])
 
 
 def at_once(tmp_path, commands):
-    """Runs the script with each command at the same moment: [(exit status, stderr)]."""
+    """Run the script with every command at the same time; return [(exit status, stderr)]."""
     start = tmp_path / f"start-{time.monotonic_ns()}"
     waiting = [tmp_path / f"{start.name}-{n}" for n in range(len(commands))]
     running = [
@@ -193,7 +193,7 @@ def at_once(tmp_path, commands):
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["a new database", "a growing one"])
-def test_two_runs_at_once_lose_and_double_nothing(tmp_path, two, fresh):
+def test_two_runs_at_once_neither_lose_nor_duplicate_rows(tmp_path, two, fresh):
     db = tmp_path / "db"
     if not fresh:
         build_of(db, two[0])
@@ -204,7 +204,7 @@ def test_two_runs_at_once_lose_and_double_nothing(tmp_path, two, fresh):
             assert "Traceback" not in err, err
             assert "error:" in err
             assert not Path(f"{tmp_path}/{n}.json").exists()
-    assert build_of(db, *two)["rows"] == 200  # mends what a conflict left undone
+    assert build_of(db, *two)["rows"] == 200  # completes what a conflict left undone
     assert ready(db) == wanted(*two)
     latest = lancedb.connect(str(db)).open_table("chips").search().limit(1000).to_arrow()["chip_id"].to_pylist()
     assert len(latest) == len(set(latest)) == 200

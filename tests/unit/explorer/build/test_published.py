@@ -1,4 +1,4 @@
-"""Embedding files that others published: each layout as its makers write it, and files that are none of them."""
+"""Published embedding files of others: every layout, and files of another one."""
 
 import json
 from datetime import UTC, date, datetime
@@ -32,18 +32,20 @@ def boxes(n, west=-125.0, north=50.0, side=0.05):
 
 
 def tensor_gpq(path, given, footprints):
-    """As Clay's run over WorldCover: a tensor of the Arrow extension beside WKB."""
+    """Write a file like Clay's run over WorldCover: a tensor of the Arrow extension, and WKB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(given))
     crs = pyproj.CRS("EPSG:4326").to_json_dict()
-    told = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs}
-    about = {"geo": json.dumps({"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": told}})}
+    column_metadata = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs}
+    about = {
+        "geo": json.dumps({"version": "1.0.0", "primary_column": "geometry", "columns": {"geometry": column_metadata}})
+    }
     wkb = pa.array(shapely.to_wkb(footprints).tolist(), pa.binary())
     pq.write_table(pa.table({"embeddings": column, "geometry": wkb}, metadata=about), path, compression="zstd")
 
 
 def pandas_gpq(path, given, footprints):
-    """The same from GeoPandas, which makes a list of the tensor."""
+    """Write the same with GeoPandas, which turns the tensor into a list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(given))
     frame = gpd.GeoDataFrame({"embeddings": tensor}, geometry=footprints, crs="EPSG:4326")
@@ -53,7 +55,7 @@ def pandas_gpq(path, given, footprints):
 def clay_v1(
     path, given, footprints, day="20190904", uri="s3://naip-analytic/nd/2019/60cm/rgbir_cog/47099/m_4709963_se.tif"
 ):
-    """As Clay's runs over NAIP and Sentinel-2: GeoArrow from WKT, lists, the scene in the footer."""
+    """Write a file like Clay's runs over NAIP and Sentinel-2: GeoArrow from WKT, lists, the scene in the footer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"geometry": ga.as_geoarrow([g.wkt for g in footprints]), "embeddings": list(given)}
     geoarrow_io.write_geoparquet_table(pa.table(columns, metadata={"date": day, "gsd": "0.6", "uri": uri}), path)
@@ -110,14 +112,14 @@ def test_clays_worldcover_files_are_read(tmp_path, write):
     assert rows["nodata_fraction"].null_count == 10
 
 
-def test_a_geometry_of_another_name_is_found_by_the_files_metadata(tmp_path):
+def test_a_geometry_column_of_another_name_is_found_by_the_files_metadata(tmp_path):
     frame = gpd.GeoDataFrame({"embeddings": list(vectors(3)), "bbox": boxes(3)}, geometry="bbox", crs="EPSG:4326")
     frame.to_parquet(tmp_path / V002.format(0))
     rows = rows_of(*files_of("wc", tmp_path, layout="clay-worldcover-v002"))
     assert rows["bbox"][2].as_py()["ymax"] == boxes(3)[2].bounds[3]
 
 
-def test_clays_naip_files_tell_day_and_scene_in_their_footer(tmp_path):
+def test_day_and_scene_of_clays_naip_files_are_read_from_the_footer(tmp_path):
     clay_v1(tmp_path / "nd" / "m_4709963_se.parquet", vectors(4), boxes(4))
     rows = rows_of(*files_of("clay-naip", tmp_path, layout="clay-v1"))
     (first, *_) = rows.to_pylist()
@@ -127,7 +129,7 @@ def test_clays_naip_files_tell_day_and_scene_in_their_footer(tmp_path):
     assert first["item_id"] == "m_4709963_se"
 
 
-def test_clays_sentinel_files_write_the_day_with_dashes(tmp_path):
+def test_a_day_with_dashes_of_clays_sentinel_files_is_read(tmp_path):
     uri = (
         "s3://sentinel-cogs/sentinel-s2-l2a-cogs/29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json"
     )
@@ -157,7 +159,7 @@ def test_major_tom_rows_have_their_own_times_and_products(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float64(), pa.int8()])
-def test_columns_of_ones_own_are_mapped_whatever_their_numbers(tmp_path, kind):
+def test_named_columns_are_mapped_for_every_number_type(tmp_path, kind):
     given = np.arange(12).reshape(3, 4)
     values = pa.array(given.reshape(-1).tolist(), pa.float64()).cast(kind)
     rows = {
@@ -168,10 +170,10 @@ def test_columns_of_ones_own_are_mapped_whatever_their_numbers(tmp_path, kind):
     }
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
     columns = {"vector": "v", "geometry": "where", "id": "key", "datetime": "day"}
-    made = rows_of(*files_of("own", tmp_path, columns=columns, year=1999)).to_pylist()
-    assert [r["chip_id"] for r in made] == ["own:7", "own:8", "own:9"]
-    assert made[1]["embeddings"] == [4, 5, 6, 7]
-    assert made[1]["datetime"] == datetime(2021, 5, 2, tzinfo=UTC)
+    found = rows_of(*files_of("own", tmp_path, columns=columns, year=1999)).to_pylist()
+    assert [r["chip_id"] for r in found] == ["own:7", "own:8", "own:9"]
+    assert found[1]["embeddings"] == [4, 5, 6, 7]
+    assert found[1]["datetime"] == datetime(2021, 5, 2, tzinfo=UTC)
 
 
 # ---------------------------------------------------------------------------------------------- places and vectors
@@ -186,7 +188,7 @@ def test_a_footprint_drawn_the_long_way_round_crosses_the_antimeridian(tmp_path)
     assert abs(abs(lon[0]) - 180) < 1e-9
 
 
-def test_footprints_in_metres_are_brought_to_degrees(tmp_path):
+def test_footprints_in_metres_are_converted_to_degrees(tmp_path):
     frame = gpd.GeoDataFrame({"embedding": list(vectors(2)), "id": ["a", "b"]}, geometry=boxes(2), crs="EPSG:4326")
     frame.to_crs("EPSG:32610").to_parquet(tmp_path / "a.parquet")
     rows = rows_of(*files_of("x", tmp_path, layout="earth-index"))
@@ -216,7 +218,7 @@ def test_rows_without_a_vector_or_a_place_are_dropped_and_counted(tmp_path):
     assert dict(file.dropped) == {"the vector is missing, not finite or beyond float16": 4, "no geometry": 2}
 
 
-def test_rows_are_numbered_by_their_place_in_the_file_whatever_is_dropped(tmp_path, monkeypatch):
+def test_dropped_rows_do_not_change_the_numbers_of_later_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "BATCH_ROWS", 3)  # rows of a batch
     given = vectors(8)
     given[4] = np.nan
@@ -228,7 +230,7 @@ def test_rows_are_numbered_by_their_place_in_the_file_whatever_is_dropped(tmp_pa
 # ----------------------------------------------------------------------------------------------------- which files
 
 
-def test_a_pattern_or_one_file_can_be_asked_for(tmp_path, monkeypatch):
+def test_files_are_selected_by_folder_pattern_or_name(tmp_path, monkeypatch):
     for name in ("a/1.parquet", "a/2.parquet", "b/1.parquet", "b/note.txt"):
         earth_index(tmp_path / name, vectors(2), [shapely.Point(1, 2)] * 2, [f"{name}-{k}" for k in range(2)])
     assert [f.partition for f in files_of("x", tmp_path, layout="earth-index")] == ["a/1", "a/2", "b/1"]
@@ -267,7 +269,7 @@ GOOD = {"name": "x", "files": "f", "model": "m", "layout": "clay-v1"}
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("entries", "message"),
     [
         ({"name": "x"}, "expected a list"),
         ([GOOD, GOOD], "expected different names, got x twice"),
@@ -281,18 +283,18 @@ GOOD = {"name": "x", "files": "f", "model": "m", "layout": "clay-v1"}
         ([GOOD | {"folder": "f"}], "unknown folder"),
     ],
 )
-def test_an_entry_that_is_none_is_named(told, said):
-    with pytest.raises(ConfigError, match=said):
-        published_sets.read_sets(told)
+def test_a_wrong_entry_is_an_error_that_names_it(entries, message):
+    with pytest.raises(ConfigError, match=message):
+        published_sets.read_sets(entries)
 
 
-def test_a_place_without_files_is_said(tmp_path):
+def test_a_path_without_files_is_an_error(tmp_path):
     for nowhere in (tmp_path, tmp_path / "none", tmp_path / "none.parquet", tmp_path / "*.gpq"):
         with pytest.raises(ConfigError, match="x: no file of"):
             files_of("x", nowhere, layout="clay-v1")
 
 
-def test_another_layout_is_said_with_the_columns_that_are_there(tmp_path):
+def test_the_error_for_another_layout_lists_the_columns_of_the_file(tmp_path):
     earth_index(tmp_path / "a.parquet", vectors(2), [shapely.Point(1, 2)] * 2)
     with pytest.raises(
         SourceError, match="no column unique_id, timestamp, product_id, which major-tom names; it has id"
@@ -305,7 +307,7 @@ def test_a_truncated_file_is_named(tmp_path):
     earth_index(tmp_path / "b.parquet", vectors(2), [shapely.Point(1, 2)] * 2)
     path = tmp_path / "b.parquet"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(SourceError, match=r"b\.parquet: expected a Parquet file"):
+    with pytest.raises(SourceError, match=r"b\.parquet: expected a complete Parquet file, got a broken one"):
         files_of("x", tmp_path, layout="earth-index")
 
 
@@ -322,7 +324,7 @@ def test_vectors_of_another_length_are_refused_in_a_file_and_between_files(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "said"),
+    ("column", "values", "message"),
     [
         ("embedding", ["text", "text"], "expected vectors as lists of numbers, got string"),
         ("embedding", [["a"], ["b"]], "expected vectors as lists of numbers, got lists of string"),
@@ -333,10 +335,10 @@ def test_vectors_of_another_length_are_refused_in_a_file_and_between_files(tmp_p
         ("unique_id", ["a", None], "1 rows without unique_id"),
     ],
 )
-def test_columns_of_another_kind_are_said(tmp_path, column, values, said):
+def test_columns_of_another_type_are_errors(tmp_path, column, values, message):
     major_tom(tmp_path / "a.parquet", vectors(2), boxes(2))
     rows = pq.read_table(tmp_path / "a.parquet")
     rows = rows.set_column(rows.schema.get_field_index(column), column, pa.array(values))
     pq.write_table(rows, tmp_path / "a.parquet")
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         rows_of(*files_of("x", tmp_path, layout="major-tom"))

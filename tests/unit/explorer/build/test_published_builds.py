@@ -26,9 +26,9 @@ from tests.support.products import DIM, about
 
 def test_a_folder_of_published_files_becomes_an_explorer_in_one_command(tmp_path):
     wanted = publish(tmp_path / "synced", "36LXK", 12) | publish(tmp_path / "synced", "36LYK", 7)
-    told = json.dumps([ENTRY | {"files": str(tmp_path / "synced")}])
+    entries = json.dumps([ENTRY | {"files": str(tmp_path / "synced")}])
     db = tmp_path / "db"
-    build_index.main(["--published", told, "--db", str(db), "--record", str(tmp_path / "r.json")])
+    build_index.main(["--published", entries, "--db", str(db), "--record", str(tmp_path / "r.json")])
     assert ready(db) == wanted
     reader = ExplorerDatabase(str(db))
     (chip,), vectors = reader.chips(["tiles:36LXK-3"])
@@ -53,7 +53,7 @@ def test_published_files_grow_change_and_vanish(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "table_rows", lambda s, *a: read.append(s.partition[:5]) or whole(s, *a))
     build([], [], str(db), Select(), published_of(folder))
     assert ready(db) == first | second
-    assert read == ["36LYK"], "only what is new"
+    assert read == ["36LYK"], "only the new file is read"
     changed = publish(folder, "36LXK", 9, seed=1)
     build([], [], str(db), Select(), published_of(folder))
     assert ready(db) == changed | second
@@ -67,22 +67,22 @@ def test_published_files_grow_change_and_vanish(tmp_path, monkeypatch):
 
 def test_select_and_max_rows_hold_for_published_files(tmp_path):
     publish(tmp_path / "synced", "36LXK", 12)
-    made = published_of(tmp_path / "synced")
-    assert build([], [], str(tmp_path / "a"), Select(bbox=(30, -11, 30.5, -10)), made)["rows"] == 5
+    sets = published_of(tmp_path / "synced")
+    assert build([], [], str(tmp_path / "a"), Select(bbox=(30, -11, 30.5, -10)), sets)["rows"] == 5
     with pytest.raises(ConfigError, match="leaves no chip"):
-        build([], [], str(tmp_path / "b"), Select(years=(2019,)), made)
+        build([], [], str(tmp_path / "b"), Select(years=(2019,)), sets)
     with pytest.raises(ConfigError, match=r"max_rows: expected at most 11 chips, got 12"):
-        build([], [], str(tmp_path / "c"), Select(max_rows=11), made)
+        build([], [], str(tmp_path / "c"), Select(max_rows=11), sets)
 
 
-def test_ids_that_come_twice_in_published_files_are_refused(tmp_path):
+def test_duplicate_ids_in_published_files_are_refused(tmp_path):
     publish(tmp_path / "synced", "36LXK", 5)
     publish(tmp_path / "synced" / "again", "36LXK", 3)
     with pytest.raises(SourceError, match=r"tiles:36LXK-0 is there already"):
         build([], [], str(tmp_path / "db"), Select(), published_of(tmp_path / "synced"))
 
 
-def test_dropped_rows_are_told(tmp_path, caplog):
+def test_dropped_rows_are_logged(tmp_path, caplog):
     publish(tmp_path / "synced", "36LXK", 5)
     path = tmp_path / "synced" / "36LXK_2024-01-01_2025-01-01.parquet"
     rows = pq.read_table(path)
@@ -94,7 +94,7 @@ def test_dropped_rows_are_told(tmp_path, caplog):
     assert "tiles: 1 rows dropped: the vector is missing, not finite or beyond float16" in caplog.text
 
 
-def test_published_vectors_of_another_model_or_length_are_never_beside_others(tmp_path, two):
+def test_published_vectors_of_another_model_or_length_are_refused(tmp_path, two):
     publish(tmp_path / "synced", "36LXK", 5)
     publish(tmp_path / "wide", "36LYK", 5, dim=16)
     record, product = [two[0].record_file], [two[0].uri]
@@ -116,23 +116,23 @@ def test_published_vectors_of_the_same_weights_are_searched_with_kilns_own(tmp_p
 
 
 def test_a_table_of_several_models_is_refused(tmp_path, two):
-    """No build writes one; a table from elsewhere is not opened."""
+    """No build writes such a table, but another program can."""
     db = tmp_path / "db"
     build_of(db, two[0])
     table = lancedb.connect(str(db)).open_table("chips")
     rows = table.search().limit(100).to_arrow()
     names = pa.array(["worldcover"] * 50 + ["tiles"] * 50)
-    told = json.dumps({"worldcover": about(), "tiles": about(model="another model")})
+    metadata = json.dumps({"worldcover": about(), "tiles": about(model="another model")})
     mixed = rows.set_column(rows.schema.get_field_index("dataset"), "dataset", names)
     other = lancedb.connect(str(tmp_path / "mixed")).create_table(
-        "chips", mixed.replace_schema_metadata({"kiln": told})
+        "chips", mixed.replace_schema_metadata({"kiln": metadata})
     )
     other.tags.create("ready", other.version)
     with pytest.raises(ConfigError, match="expected vectors of one model, got 2"):
         ExplorerDatabase(str(tmp_path / "mixed"))
 
 
-def test_nothing_to_index_is_said(tmp_path, capsys):
+def test_nothing_to_index_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         build_index.main(["--db", str(tmp_path / "db"), "--record", str(tmp_path / "r.json")])
     assert e.value.code == 2

@@ -25,7 +25,7 @@ def test_ivf_sq_is_built_above_the_threshold_and_its_recall_is_true(tmp_path, ma
     unit = np.asarray(rows["embeddings"].combine_chunks().flatten(), np.float16).reshape(6000, -1).astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     found = 0
-    for q in range(0, 6000, 200):  # against a search of our own
+    for q in range(0, 6000, 200):  # compared with a search by NumPy
         best = set(ids[np.argsort(-(unit @ unit[q]), kind="stable")[:10]])
         found += len(best & {r["chip_id"] for r in similar(db, unit[q], 10)})
     assert found / 300 >= 0.95
@@ -61,9 +61,9 @@ def test_a_recall_under_095_fails(tmp_path, two, monkeypatch, measured, good):
 
 def test_recall_is_measured_for_chips_and_for_means_of_marks(monkeypatch):
     vectors = np.random.default_rng(0).standard_normal((100, 16)).astype(np.float32)
-    asked = recall.draw_queries(vectors)
-    assert np.linalg.norm(asked, axis=1) == pytest.approx(np.ones(100), abs=1e-5)
-    cosine = (asked * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)
+    queries = recall.draw_queries(vectors)
+    assert np.linalg.norm(queries, axis=1) == pytest.approx(np.ones(100), abs=1e-5)
+    cosine = (queries * vectors).sum(axis=1) / np.linalg.norm(vectors, axis=1)
     assert (cosine > 0.999).sum() in range(50, 75)  # chips, and single likes
     assert (cosine < 0.95).sum() in range(25, 50)  # means
 

@@ -25,7 +25,7 @@ def test_select_takes_datasets_partitions_years_and_bbox(tmp_path, two):
     assert build_of(tmp_path / "d", *two, datasets=("worldcover",), years=(2020, 2021))["rows"] == 200
 
 
-def test_another_selection_makes_another_content(tmp_path, two):
+def test_another_selection_changes_the_rows(tmp_path, two):
     build_of(tmp_path / "db", *two, years=(2021,))
     assert build_of(tmp_path / "db", *two)["rows"] == 200
     assert ready(tmp_path / "db") == wanted(*two)
@@ -74,45 +74,45 @@ def test_the_main_refuses_an_unknown_key_of_select(tmp_path, two, capsys):
 # ----------------------------------------------------------------------------------------------- broken products
 
 
-def exit_of(capsys, db, *made):
-    """Exit status and what a person reads of the script."""
+def run_index(capsys, db, *products):
+    """Run the script; return the exit status and the message."""
     try:
-        build_index.main(["--records", *(m.record_file for m in made), "--db", str(db), "--record", f"{db}.json"])
+        build_index.main(["--records", *(m.record_file for m in products), "--db", str(db), "--record", f"{db}.json"])
     except SystemExit as e:
         return e.code, capsys.readouterr().err
     return 0, capsys.readouterr().err
 
 
 def test_a_truncated_part_is_named(tmp_path, capsys):
-    made = make_product(tmp_path, columns=GRID)
-    path = Path(made.uri) / "part-0000.parquet"
+    product = make_product(tmp_path, columns=GRID)
+    path = Path(product.uri) / "part-0000.parquet"
     path.write_bytes(path.read_bytes()[:-5])
-    code, said = exit_of(capsys, tmp_path / "db", made)
+    code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 1
-    assert "Traceback" not in said
-    assert str(path) in said
+    assert "Traceback" not in message
+    assert str(path) in message
 
 
 def test_a_product_of_another_size_than_its_record_is_named(tmp_path, capsys):
-    made = make_product(tmp_path / "a", columns=GRID)
+    product = make_product(tmp_path / "a", columns=GRID)
     less = make_product(tmp_path / "b", columns=GRID[:5])
-    path = Path(made.uri) / "part-0000.parquet"
+    path = Path(product.uri) / "part-0000.parquet"
     path.write_bytes((Path(less.uri) / "part-0000.parquet").read_bytes())
-    code, said = exit_of(capsys, tmp_path / "db", made)
+    code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 1
-    assert "Traceback" not in said
-    assert str(path) in said
-    assert "Merge the product again" in said
+    assert "Traceback" not in message
+    assert str(path) in message
+    assert "Merge the product again" in message
 
 
 def test_a_missing_part_is_named(tmp_path, capsys):
-    made = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
-    assert len(made.record["files"]) > 1
-    (Path(made.uri) / "part-0001.parquet").unlink()
-    code, said = exit_of(capsys, tmp_path / "db", made)
+    product = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
+    assert len(product.record["files"]) > 1
+    (Path(product.uri) / "part-0001.parquet").unlink()
+    code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 1
-    assert "Traceback" not in said
-    assert "part-0001.parquet: does not exist" in said
+    assert "Traceback" not in message
+    assert "part-0001.parquet: does not exist" in message
 
 
 def test_a_vector_beyond_float16_is_named(tmp_path, capsys):
@@ -121,18 +121,18 @@ def test_a_vector_beyond_float16_is_named(tmp_path, capsys):
         vectors[17] *= 1e7
         return vectors
 
-    made = make_product(tmp_path, columns=GRID, vectors=huge)
-    code, said = exit_of(capsys, tmp_path / "db", made)
+    product = make_product(tmp_path, columns=GRID, vectors=huge)
+    code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 1
-    assert "Traceback" not in said
-    assert chip_at(WORLD, 2021, 1, 7).chip_id in said
-    assert "float16" in said
+    assert "Traceback" not in message
+    assert chip_at(WORLD, 2021, 1, 7).chip_id in message
+    assert "float16" in message
 
 
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"dataset": "worldcover"}', "[]"])
-def test_a_record_that_is_none_is_named(tmp_path, capsys, two, text):
-    made = make_product(tmp_path, columns=GRID[:2])
-    Path(made.record_file).write_text(text)
-    code, said = exit_of(capsys, tmp_path / "db", made)
+def test_a_broken_record_is_an_error_that_names_it(tmp_path, capsys, two, text):
+    product = make_product(tmp_path, columns=GRID[:2])
+    Path(product.record_file).write_text(text)
+    code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 2
-    assert made.record_file in said
+    assert product.record_file in message

@@ -23,7 +23,7 @@ from tests.support.products import WORLD, about, chip_at, drawn
 @pytest.mark.parametrize(
     ("kind", "column"), [(None, "embeddings"), ("class", "embeddings"), ("mean", "embeddings_mean")], ids=str
 )
-def test_int8_becomes_float16_and_one_kind_of_both_is_searched_with(tmp_path, both, kind, column):
+def test_int8_becomes_float16_and_one_kind_of_two_is_indexed(tmp_path, both, kind, column):
     db, record = tmp_path / "db", tmp_path / "r.json"
     select = json.dumps({"embedding": kind})
     build_index.main(["--records", both.record_file, "--db", str(db), "--record", str(record), "--select", select])
@@ -34,7 +34,7 @@ def test_int8_becomes_float16_and_one_kind_of_both_is_searched_with(tmp_path, bo
     assert similar(ExplorerDatabase(str(db)), vector, 1)[0]["chip_id"] == chip_id
 
 
-def test_vectors_of_int8_are_near_those_that_were_rounded(tmp_path, both):
+def test_vectors_of_int8_are_near_the_exact_ones(tmp_path, both):
     build_of(tmp_path / "db", both)
     for row in range(10):
         chip = chip_at(WORLD, 2021, 4, row)
@@ -42,7 +42,7 @@ def test_vectors_of_int8_are_near_those_that_were_rounded(tmp_path, both):
         assert np.abs(ready(tmp_path / "db")[chip.chip_id] - exact).max() <= np.abs(exact).max() / 254 * 1.1
 
 
-def test_another_kind_is_a_new_table_and_never_beside_the_first(tmp_path, both):
+def test_another_kind_makes_a_new_table(tmp_path, both):
     db = tmp_path / "db"
     first = build_of(db, both)
     second = build_of(db, both, embedding="mean")
@@ -53,18 +53,18 @@ def test_another_kind_is_a_new_table_and_never_beside_the_first(tmp_path, both):
 
 
 def test_a_kind_that_products_do_not_hold_is_refused(tmp_path, two, both):
-    with pytest.raises(ConfigError, match=r"2020: its vectors are of kind class, not mean: change index\.select"):
+    with pytest.raises(ConfigError, match=r"2020: expected vectors of kind mean, got class\. Change index\.select"):
         build_of(tmp_path / "db", two[0], embedding="mean")
     with pytest.raises(ConfigError, match=r"index\.select\.embedding: expected class or mean, got 'best'"):
         build_of(tmp_path / "db", both, embedding="best")
     assert not (tmp_path / "db").exists()
 
 
-def test_means_are_never_beside_class_tokens_of_the_same_weights(tmp_path, both):
+def test_means_and_class_tokens_of_the_same_weights_are_refused_together(tmp_path, both):
     publish(tmp_path / "synced", "36LXK", 5)
-    told = {"model": "Clay v1.5", "weights": about()["weights_sha256"], "embedding": "class"}
-    theirs = published_of(tmp_path / "synced", **told)
+    identity = {"model": "Clay v1.5", "weights": about()["weights_sha256"], "embedding": "class"}
+    published = published_of(tmp_path / "synced", **identity)
     with pytest.raises(ConfigError, match=r"tiles: Clay v1\.5, class, 8 numbers; worldcover: Clay v1\.5, mean, 8"):
-        build([both.record_file], [both.uri], str(tmp_path / "db"), Select(embedding="mean"), theirs)
-    build([both.record_file], [both.uri], str(tmp_path / "db"), Select(), theirs)
+        build([both.record_file], [both.uri], str(tmp_path / "db"), Select(embedding="mean"), published)
+    build([both.record_file], [both.uri], str(tmp_path / "db"), Select(), published)
     assert len(ready(tmp_path / "db")) == 105

@@ -1,4 +1,4 @@
-"""A database of the explorer, and servers over it."""
+"""Fixtures: a database of the explorer and its servers."""
 
 import pytest
 
@@ -14,7 +14,7 @@ COLUMNS = [Column(k, 0, 10) for k in range(10)]
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """A database of 100 chips in each of two years, whose sources are a tile on this machine."""
+    """Build a database of 100 chips in each of two years; their source is a local tile."""
     folder = tmp_path_factory.mktemp("server")
     tile = write_tile(folder / "archive", 2021, -125, 49, draw_tile(-125, 49, 240, 2021, 7))
     products = [make_product(folder, y, columns=COLUMNS, source=str(tile)) for y in (2020, 2021)]
@@ -24,14 +24,14 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def web(run):
-    made = ExplorerServer(str(run / "db"), run / "cache")
-    yield made
-    made.stop()
+    server = ExplorerServer(str(run / "db"), run / "cache")
+    yield server
+    server.stop()
 
 
 @pytest.fixture
 def other(tmp_path):
-    """Starts servers that end with the test."""
+    """Return a function that starts servers; they stop when the test ends."""
     started = []
 
     def start(db, **options):
@@ -39,5 +39,5 @@ def other(tmp_path):
         return started[-1]
 
     yield start
-    for made in started:
-        made.stop()
+    for server in started:
+        server.stop()

@@ -17,48 +17,48 @@ def wait_for(condition):
     assert condition()
 
 
-def test_the_next_version_is_followed_and_who_is_answered_keeps_theirs(tmp_path, other, monkeypatch):
+def test_the_next_version_is_served_and_running_requests_finish_on_the_old_one(tmp_path, other, monkeypatch):
     db = tmp_path / "db"
     rows = [explorers.chip(n, n, 0, [1, n, 0, 0]) for n in range(10)]
-    made = other(explorers.write(db, rows[:5]))
-    made.follower.start()
-    first = made.get("/api/version").json()["version"]
+    server = other(explorers.write(db, rows[:5]))
+    server.follower.start()
+    first = server.get("/api/version").json()["version"]
     arrived, release, search = threading.Event(), threading.Event(), version.search
 
-    def held(*args):
+    def delayed(*args):
         arrived.set()
         release.wait(10)
         return search(*args)
 
-    monkeypatch.setattr(version, "search", held)
+    monkeypatch.setattr(version, "search", delayed)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(made.post, "/api/search", {"likes": ["test:00000"], "k": 50})
+        answer = pool.submit(server.post, "/api/search", {"likes": ["test:00000"], "k": 50})
         arrived.wait(10)
         explorers.write(db, rows)
-        wait_for(lambda: made.get("/api/version").json()["version"] != first)
+        wait_for(lambda: server.get("/api/version").json()["version"] != first)
         release.set()
-        told = answer.result().json()
-    assert (told["version"], len(told["results"])) == (first, 4)
-    assert len(made.post("/api/search", {"likes": ["test:00000"], "k": 50}).json()["results"]) == 9
-    assert made.get("/api/about").json()["rows"] == 10
+        result = answer.result().json()
+    assert (result["version"], len(result["results"])) == (first, 4)
+    assert len(server.post("/api/search", {"likes": ["test:00000"], "k": 50}).json()["results"]) == 9
+    assert server.get("/api/about").json()["rows"] == 10
 
 
-def test_a_build_without_a_tag_is_not_shown_and_a_lost_database_is_said(tmp_path, other):
+def test_an_untagged_build_is_not_served_and_a_lost_database_is_reported(tmp_path, other):
     db = tmp_path / "db"
-    made = other(explorers.write(db, [explorers.chip(n, n, 0, [1, n, 0, 0]) for n in range(5)]))
-    made.follower.start()
-    first = made.get("/api/version").json()
+    server = other(explorers.write(db, [explorers.chip(n, n, 0, [1, n, 0, 0]) for n in range(5)]))
+    server.follower.start()
+    first = server.get("/api/version").json()
     table = database.connect(str(db)).open_table("chips")
     table.delete("chip_id = 'test:00001'")
     time.sleep(0.5)
-    assert made.get("/api/version").json() == first
-    db.rename(tmp_path / "gone")  # in one step: a database that is half removed is told of in other words
-    wait_for(lambda: made.get("/api/version").json()["problem"])
-    told = made.get("/api/version").json()
-    assert told["version"] == first["version"]
-    # connecting makes the folder again if it goes between the two looks at it: "no finished explorer database there"
-    assert re.search(r"no (finished )?explorer database there", told["problem"])
-    assert made.get("/api/chip?id=test:00001").status_code == 200  # what is open stays open
+    assert server.get("/api/version").json() == first
+    db.rename(tmp_path / "gone")  # in one step: a partly removed database is reported with another message
+    wait_for(lambda: server.get("/api/version").json()["problem"])
+    state = server.get("/api/version").json()
+    assert state["version"] == first["version"]
+    # connecting creates the folder again if it is renamed between the two checks: "no finished explorer database there"
+    assert re.search(r"no (finished )?explorer database there", state["problem"])
+    assert server.get("/api/chip?id=test:00001").status_code == 200  # the open version stays usable
     explorers.write(db, [explorers.chip(n, n, 0, [1, n, 0, 0]) for n in range(6)])
-    wait_for(lambda: made.get("/api/about").json()["rows"] == 6)
-    wait_for(lambda: made.get("/api/version").json()["problem"] is None)
+    wait_for(lambda: server.get("/api/about").json()["rows"] == 6)
+    wait_for(lambda: server.get("/api/version").json()["problem"] is None)

@@ -1,4 +1,4 @@
-"""Map tiles: pixels against the chips that lie there, at every zoom, beside each other, over the antimeridian."""
+"""Map tiles: pixels of chips at every zoom, of neighbouring tiles, and over the antimeridian."""
 
 import io
 
@@ -24,7 +24,7 @@ def pixels(data):
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory):
-    """A block of 20 x 20 chips side by side at 10 E, 45 N, two lone ones, and one over the antimeridian."""
+    """Build the matrix of a block of 20 x 20 chips at 10 E, 45 N, two single ones, and one over the antimeridian."""
     folder = tmp_path_factory.mktemp("tiles")
     places = [(10 + 0.04 * c, 45 + 0.04 * r) for c in range(20) for r in range(20)]
     places += [(-60.0, -30.0), (-60.0, -30.5), (180.0, 0.0)]
@@ -36,7 +36,7 @@ def matrix(tmp_path_factory):
 
 
 def place(lon, lat, z):
-    """Tile and pixel of a place."""
+    """Return tile and pixel of a place."""
     x, y = min(float(map_x(lon)) * 2**z * SIZE, 2**z * SIZE - 1), float(map_y(lat)) * 2**z * SIZE
     return int(x) // SIZE, int(y) // SIZE, int(x) % SIZE, int(y) % SIZE
 
@@ -63,7 +63,7 @@ def test_a_block_without_gaps_is_drawn_without_gaps(matrix):
 
 
 def test_tiles_side_by_side_join(matrix):
-    """Four tiles of a zoom, halved, show chips where the tile above them does."""
+    """Four tiles, scaled down by two, show chips where their parent tile does."""
     x, y, _, _ = place(10.4, 45.4, 8)
     above = pixels(draw_tile(matrix, "coverage", 8, x, y))[..., 3] > 0
     below = np.zeros((2 * SIZE, 2 * SIZE), bool)
@@ -77,17 +77,17 @@ def test_tiles_side_by_side_join(matrix):
 
 
 @pytest.mark.parametrize("z", [0, 3])
-def test_few_chips_can_be_seen_from_far(matrix, z):
+def test_few_chips_are_visible_at_low_zoom(matrix, z):
     x, y, column, line = place(-60, -30, z)
     got = pixels(draw_tile(matrix, "coverage", z, x, y))[..., 3]
     assert got[line - 1 : line + 2, column - 1 : column + 2].all()
 
 
-def test_many_chips_are_dots_that_count(matrix, monkeypatch):
+def test_many_chips_are_dots_weighted_by_their_count(matrix, monkeypatch):
     monkeypatch.setattr(map_tiles, "FEW_CHIPS", 0)
     got = pixels(draw_tile(matrix, "coverage", 0, 0, 0))[..., 3]
-    wanted = {place(lon, lat, 0)[:1:-1] for lon, lat in zip(matrix["lon"], matrix["lat"], strict=True)}
-    assert {tuple(map(int, p)) for p in np.argwhere(got)} == wanted
+    expected = {place(lon, lat, 0)[:1:-1] for lon, lat in zip(matrix["lon"], matrix["lat"], strict=True)}
+    assert {tuple(map(int, p)) for p in np.argwhere(got)} == expected
     _, _, block_x, block_y = place(10.4, 45.4, 0)
     _, _, lone_x, lone_y = place(-60, -30, 0)
     assert got[block_y, block_x] > got[lone_y, lone_x]

@@ -28,7 +28,7 @@ def test_a_picture_is_read_from_the_source_once(web, monkeypatch):
     assert headers["x-picture-why"] == "no service configured"
     assert pixels.shape == (256, 256, 3)
     assert np.ptp(pixels) > 20
-    monkeypatch.setattr(pictures, "picture", None)  # what is kept is not made again
+    monkeypatch.setattr(pictures, "picture", None)  # a cached picture is not drawn again
     assert (picture(web, CHIP.chip_id)[1] == pixels).all()
 
 
@@ -40,9 +40,9 @@ def test_a_missing_picture_is_a_grey_square_with_the_reason(other, tmp_path):
         explorers.chip(4, 0, 0, [1, 0, 0, 0], source=__file__),
         explorers.chip(5, 180, 0, [1, 0, 0, 0], source="ünknown\r\nX-Evil: 1"),
     ]
-    made = other(explorers.write(tmp_path / "db", rows))
+    server = other(explorers.write(tmp_path / "db", rows))
     for n in range(1, 6):
-        headers, pixels = picture(made, f"test:{n:05d}")
+        headers, pixels = picture(server, f"test:{n:05d}")
         assert headers["x-picture-from"] == "none"
         assert headers["x-picture-why"].isascii()
         assert "x-evil" not in headers
@@ -50,41 +50,41 @@ def test_a_missing_picture_is_a_grey_square_with_the_reason(other, tmp_path):
         assert (pixels[0] == 217).all()
 
 
-def test_a_picture_of_no_chip_is_refused(web):
+def test_a_picture_of_an_unknown_chip_is_refused(web):
     for name in ("nope", "../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "a" * 5000):
         assert web.get(f"/api/picture/{name}.png").status_code == 404
 
 
-def test_a_service_that_fails_is_told_and_one_that_hangs_rests(run, tmp_path, serve, monkeypatch):
-    """A service that answers with an error, then one that lets us wait: the source's picture is shown."""
+def test_a_failing_service_is_reported_and_a_slow_one_is_paused(run, tmp_path, serve, monkeypatch):
+    """The service answers with an error, then counts as slow; the source's picture is shown."""
     version = Version(str(run / "db"), run / "cache")
     row, next_row = (chip.to_json() for chip in version.matrix.facts([0, 1]))
     service = serve(status=500)
     wms = {"worldcover": {"wms": {"url": f"{service.url}/wms", "version": "1.3.0", "layers": "a"}}}
     cache = PictureCache(tmp_path / "pictures", wms)
-    shown = cache.get(row)
-    assert shown.origin == "source"
-    assert "the service answers 500" in shown.why
-    asked = len(service.requests)
-    assert cache.get(row).why == shown.why
-    assert len(service.requests) == asked  # kept, for an hour
+    first = cache.get(row)
+    assert first.origin == "source"
+    assert "the service answers 500" in first.why
+    requests_before = len(service.requests)
+    assert cache.get(row).why == first.why
+    assert len(service.requests) == requests_before  # cached for an hour
     monkeypatch.setattr(picture_cache, "STAND_IN_LIFETIME_S", 0.0)
     assert cache.get(row).origin == "source"
-    assert len(service.requests) > asked  # then asked again
-    monkeypatch.setattr(picture_cache, "SLOW_S", -1.0)  # every failure counts as one that kept us waiting
+    assert len(service.requests) > requests_before  # then requested again
+    monkeypatch.setattr(picture_cache, "SLOW_S", -1.0)  # every failure counts as a slow one
     cache.get(next_row)
-    asked = len(service.requests)
+    requests_before = len(service.requests)
     resting = cache.get(row)
     assert "the service is paused" in resting.why
     assert resting.origin == "source"
-    assert len(service.requests) == asked
+    assert len(service.requests) == requests_before
 
 
-def test_kept_pictures_stay_below_their_bound(run, tmp_path):
+def test_cached_pictures_stay_below_their_limit(run, tmp_path):
     version = Version(str(run / "db"), run / "cache")
     cache = PictureCache(tmp_path / "pictures", {}, max_bytes=300_000)
     for row in (chip.to_json() for chip in version.matrix.facts(range(20))):
         assert cache.get(row).origin == "source"
-    kept = sum(p.stat().st_size for p in (tmp_path / "pictures").iterdir())
-    assert 0 < kept <= 300_000
-    assert PictureCache(tmp_path / "pictures", {})._bytes == kept
+    cached_bytes = sum(p.stat().st_size for p in (tmp_path / "pictures").iterdir())
+    assert 0 < cached_bytes <= 300_000
+    assert PictureCache(tmp_path / "pictures", {})._bytes == cached_bytes

@@ -18,7 +18,7 @@ FACTS = {
 
 
 def nearest(k, year=None):
-    """The chips most like CHIP, by NumPy."""
+    """Return the nearest chips of CHIP, computed by NumPy: ids and cosines."""
     chips = [chip_at(WORLD, y, c, r) for y in (2020, 2021) for c in range(10) for r in range(10)]
     unit = drawn(chips).astype(np.float16).astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -30,13 +30,13 @@ def nearest(k, year=None):
 
 
 def test_a_search_gives_facts_and_similarities_in_order(web):
-    told = web.post("/api/search", {"likes": [CHIP.chip_id], "k": 12}).json()
+    answer = web.post("/api/search", {"likes": [CHIP.chip_id], "k": 12}).json()
     ids, cosine = nearest(12)
-    assert [r["chip_id"] for r in told["results"]] == ids
-    assert [r["similarity"] for r in told["results"]] == pytest.approx(cosine, abs=1e-5)
-    assert set(told["results"][0]) == FACTS | {"similarity"}
-    assert (told["method"], told["note"]) == ("mean", "")
-    assert 0 < told["ms"] < 5000
+    assert [r["chip_id"] for r in answer["results"]] == ids
+    assert [r["similarity"] for r in answer["results"]] == pytest.approx(cosine, abs=1e-5)
+    assert set(answer["results"][0]) == FACTS | {"similarity"}
+    assert (answer["method"], answer["note"]) == ("mean", "")
+    assert 0 < answer["ms"] < 5000
     by_year = web.post("/api/search", {"likes": [CHIP.chip_id], "k": 5, "filters": {"years": [2020]}}).json()
     assert [r["chip_id"] for r in by_year["results"]] == nearest(5, 2020)[0]
 
@@ -44,21 +44,21 @@ def test_a_search_gives_facts_and_similarities_in_order(web):
 def test_a_search_by_linear_and_one_per_neighbourhood(web):
     ids = nearest(20)[0]
     body = {"likes": ids[:3], "dislikes": ids[-3:], "method": "linear", "k": 6, "apart_km": 8}
-    told = web.post("/api/search", body).json()
-    assert (told["method"], len(told["results"])) == ("linear", 6)
-    assert "count as faint" in told["note"]
-    assert not {r["chip_id"] for r in told["results"]} & {*ids[:3], *ids[-3:]}
+    answer = web.post("/api/search", body).json()
+    assert (answer["method"], len(answer["results"])) == ("linear", 6)
+    assert "count as faint" in answer["note"]
+    assert not {r["chip_id"] for r in answer["results"]} & {*ids[:3], *ids[-3:]}
 
 
-def test_areas_outside_the_data_give_no_result_and_say_where_it_lies(web):
+def test_an_area_outside_the_data_gives_no_result_and_the_bounds_of_the_data(web):
     area = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}
-    told = web.post("/api/search", {"likes": [CHIP.chip_id], "filters": {"area": area}}).json()
-    assert told["results"] == []
-    assert "the data lie within -125.00" in told["note"]
+    answer = web.post("/api/search", {"likes": [CHIP.chip_id], "filters": {"area": area}}).json()
+    assert answer["results"] == []
+    assert "the data lie within -125.00" in answer["note"]
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ({}, "expected a like or a place, got none"),
         ({"likes": "x"}, "likes: expected a valid list, got 'x'"),
@@ -79,17 +79,17 @@ def test_areas_outside_the_data_give_no_result_and_say_where_it_lies(web):
         ({"likes": ["x"], "limit": 3}, "apart_km, filters, got 'limit'"),
     ],
 )
-def test_searches_that_cannot_be_made_say_why(web, body, said):
-    assert said in refused(web.post("/api/search", body), 422)
+def test_wrong_searches_are_refused_with_a_reason(web, body, message):
+    assert message in refused(web.post("/api/search", body), 422)
 
 
-def test_unknown_marks_are_said(web):
-    said = refused(web.post("/api/search", {"likes": [CHIP.chip_id, "gone:1", "gone:2"]}), 404)
-    assert said == "no chip 'gone:1' and 1 more in this database"
+def test_unknown_marks_are_refused(web):
+    message = refused(web.post("/api/search", {"likes": [CHIP.chip_id, "gone:1", "gone:2"]}), 404)
+    assert message == "no chip 'gone:1' and 1 more in this database"
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'{"k": NaN}', b"\xff\xfe", b"[" * 100_000])
-def test_what_is_no_json_is_refused(web, data):
+def test_a_body_without_valid_json_is_refused(web, data):
     refused(web.post("/api/search", data=data, headers={"Content-Type": "application/json"}), 400)
 
 
@@ -99,7 +99,7 @@ def test_too_large_a_request_is_refused(web):
     pieces = (b" " * 65536 for _ in range(100))  # of unknown length
     try:
         answer = web.post("/api/search", data=pieces, headers=headers)
-    except ConnectionError:  # the server hung up on what still came
+    except ConnectionError:  # the server closed the connection during the upload
         return
     refused(answer, 413)
 
@@ -134,7 +134,7 @@ def test_results_are_exported_as_geojson_and_geoparquet(web, tmp_path, embedding
     refused(web.post("/api/export", body | {"embeddings": "yes"}), 422)
 
 
-def test_an_export_of_nothing_is_a_file_too(web, tmp_path):
+def test_an_empty_export_is_a_valid_file(web, tmp_path):
     body = {"likes": [CHIP.chip_id], "filters": {"bbox": [0, 0, 1, 1]}}
     assert web.post("/api/export", body).json() == {"type": "FeatureCollection", "features": []}
     (tmp_path / "none.parquet").write_bytes(web.post("/api/export", body | {"format": "geoparquet"}).content)

@@ -1,4 +1,4 @@
-"""The explorer's server: the page, the map, chips, what it refuses."""
+"""The explorer's server: the page, the map, chips, and refused requests."""
 
 import io
 import re
@@ -20,22 +20,22 @@ FACTS = {
 }
 
 
-def test_about_tells_what_is_there(web):
-    told = web.get("/api/about").json()
-    assert (told["rows"], told["dimensions"], told["untrained"]) == (200, 8, False)
-    (dataset,) = told["datasets"]
+def test_about_describes_the_database(web):
+    about = web.get("/api/about").json()
+    assert (about["rows"], about["dimensions"], about["untrained"]) == (200, 8, False)
+    (dataset,) = about["datasets"]
     side = 512 / 12000
     assert (dataset["name"], dataset["years"], dataset["rows"]) == ("worldcover", [2020, 2021], 200)
     assert dataset["bounds"] == pytest.approx([-125, 50 - 10 * side, -125 + 10 * side, 50])
     assert dataset["dates"] == ["2020-06-01T00:00:00Z", "2021-06-01T00:00:00Z"]
-    assert told["bounds"] == dataset["bounds"]
-    assert (told["methods"], told["max_results"], told["max_outlines"]) == (["mean", "linear"], 500, 20000)
-    assert told["base_map"] is None
-    assert web.get("/api/chip", params={"id": told["example"]}).json()["year"] == 2021
-    assert web.get("/api/version").json() == {"version": told["version"], "problem": None}
+    assert about["bounds"] == dataset["bounds"]
+    assert (about["methods"], about["max_results"], about["max_outlines"]) == (["mean", "linear"], 500, 20000)
+    assert about["base_map"] is None
+    assert web.get("/api/chip", params={"id": about["example"]}).json()["year"] == 2021
+    assert web.get("/api/version").json() == {"version": about["version"], "problem": None}
 
 
-def test_every_answer_has_the_headers_of_safety(web):
+def test_every_answer_has_the_security_headers(web):
     for path in ("/", "/api/about", "/api/tiles/coverage/0/0/0.png", "/page/none.js", "/nothing", "/api/chip?id=x"):
         headers = web.get(path).headers
         rules = dict(rule.strip().split(" ", 1) for rule in headers["content-security-policy"].split(";"))
@@ -54,14 +54,14 @@ def test_the_page_and_its_files_are_served_and_nothing_else(web, run, other, tmp
     (folder / "index.html").write_text("<title>a page</title>")
     (folder / "a.mjs").write_text("export {}")
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
-    made = other(str(run / "db"), page=folder)
-    assert "a page" in made.get("/").text
-    assert "javascript" in made.get("/page/a.mjs").headers["content-type"]
+    server = other(str(run / "db"), page=folder)
+    assert "a page" in server.get("/").text
+    assert "javascript" in server.get("/page/a.mjs").headers["content-type"]
     for path in ("/page/../secret.txt", "/page/%2e%2e/secret.txt", "/page/..%2fsecret.txt", "/page//etc/passwd",
                  "/page/", "/page/link.txt", "/secret.txt", "/page/..%5csecret.txt", "/page/a.mjs%00"):  # fmt: skip
         with socket.create_connection(
-            ("127.0.0.1", int(made.address.rpartition(":")[2])), 5
-        ) as raw:  # no client tidies it
+            ("127.0.0.1", int(server.address.rpartition(":")[2])), 5
+        ) as raw:  # a client would normalise the path
             raw.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             answer = b"".join(iter(lambda: raw.recv(65536), b"")).decode()
         assert "secret" not in answer.partition("\r\n\r\n")[2], path
@@ -83,8 +83,8 @@ def test_only_this_machines_names_are_answered(web):
 
 
 @pytest.mark.parametrize("path", ["/api/search", "/api/export"])
-def test_another_page_cannot_ask_in_a_visitors_name(web, path):
-    """A form of another page sends such types without asking first; JSON is asked for, and not allowed."""
+def test_cross_site_requests_are_refused(web, path):
+    """A form of another page can send these types without a preflight request; JSON needs one, which is not allowed."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         refused(web.post(path, data='{"likes": ["x"]}', headers={"Content-Type": kind}), 415)
     assert (
@@ -114,14 +114,16 @@ def test_tiles_are_drawn_and_not_sent_twice(web):
 @pytest.mark.parametrize(
     "path", ["coverage/25/0/0", "coverage/3/8/0", "nothing/3/0/0", "colours/0/0/0.png?years=x", "colours/0/0/0.png?q=1"]
 )
-def test_tiles_that_are_none_are_refused(web, path):
+def test_wrong_tiles_are_refused(web, path):
     refused(web.get(f"/api/tiles/{path}" + ("" if "png" in path else ".png")), 422)
 
 
-def test_outlines_of_what_is_in_view(web):
+def test_outlines_are_those_of_the_chips_in_view(web):
     west, south, east, north = CHIP.footprint.bounds
-    told = web.get(f"/api/chips?bbox={west + 0.001},{south + 0.001},{east - 0.001},{north - 0.001}&years=2021").json()
-    (feature,) = told["features"]
+    outlines = web.get(
+        f"/api/chips?bbox={west + 0.001},{south + 0.001},{east - 0.001},{north - 0.001}&years=2021"
+    ).json()
+    (feature,) = outlines["features"]
     assert feature["properties"] == {"chip_id": CHIP.chip_id, "dataset": "worldcover", "year": 2021}
     assert feature["geometry"]["coordinates"][0][0] == pytest.approx([west, south], abs=1e-6)
     assert len(web.get("/api/chips?bbox=-180,-90,180,90").json()["features"]) == 200
@@ -134,22 +136,22 @@ def test_too_many_outlines_are_counted(web, monkeypatch):
 
 
 @pytest.mark.parametrize("query", ["", "bbox=1,2,3", "bbox=a,b,c,d", "bbox=0,5,1,2", "bbox=0,0,1,1&max_cloud=2"])
-def test_views_that_are_none_are_refused(web, query):
+def test_wrong_views_are_refused(web, query):
     refused(web.get(f"/api/chips?{query}"), 422)
 
 
-def test_a_chip_by_id_and_by_place(web):
-    told = web.get("/api/chip", params={"id": CHIP.chip_id}).json()
-    assert set(told) == FACTS
-    assert told["bbox"] == pytest.approx(list(CHIP.footprint.bounds))
-    assert (told["year"], told["datetime"], told["cloud_fraction"]) == (2021, "2021-06-01T00:00:00Z", None)
+def test_a_chip_is_found_by_id_and_by_place(web):
+    chip = web.get("/api/chip", params={"id": CHIP.chip_id}).json()
+    assert set(chip) == FACTS
+    assert chip["bbox"] == pytest.approx(list(CHIP.footprint.bounds))
+    assert (chip["year"], chip["datetime"], chip["cloud_fraction"]) == (2021, "2021-06-01T00:00:00Z", None)
     lon, lat = CHIP.center
-    assert web.get(f"/api/chip?at={lon},{lat}").json() == told
+    assert web.get(f"/api/chip?at={lon},{lat}").json() == chip
     older = web.get(f"/api/chip?at={lon},{lat}&years=2020").json()
     assert older["chip_id"] == chip_at(WORLD, 2020, 4, 3).chip_id
 
 
-def test_chips_that_are_not_there_are_said(web):
+def test_missing_chips_and_wrong_places_are_refused(web):
     assert "no chip 'worldcover:x'" in refused(web.get("/api/chip?id=worldcover:x"), 404)
     assert "the nearest is worldcover:" in refused(web.get("/api/chip?at=-125.2,49.9"), 404)
     assert "no chip covers 10.0, 10.0" in refused(web.get("/api/chip?at=10,10"), 404)
@@ -157,17 +159,17 @@ def test_chips_that_are_not_there_are_said(web):
         refused(web.get(f"/api/chip?{query}"), 422)
 
 
-def test_an_empty_database_is_served_and_says_so(tmp_path, other):
-    made = other(explorers.write(tmp_path / "db", []))
-    told = made.get("/api/about").json()
-    assert (told["rows"], told["datasets"], told["bounds"], told["example"]) == (0, [], None, None)
-    assert made.get("/api/tiles/coverage/3/1/1.png").status_code == 200
-    assert made.get("/api/chips?bbox=-180,-90,180,90").json()["features"] == []
-    assert "the database is empty" in refused(made.post("/api/search", {"likes": ["x"]}), 422)
-    assert "the database is empty" in refused(made.get("/api/chip?at=0,0"), 404)
+def test_an_empty_database_is_served(tmp_path, other):
+    server = other(explorers.write(tmp_path / "db", []))
+    about = server.get("/api/about").json()
+    assert (about["rows"], about["datasets"], about["bounds"], about["example"]) == (0, [], None, None)
+    assert server.get("/api/tiles/coverage/3/1/1.png").status_code == 200
+    assert server.get("/api/chips?bbox=-180,-90,180,90").json()["features"] == []
+    assert "the database is empty" in refused(server.post("/api/search", {"likes": ["x"]}), 422)
+    assert "the database is empty" in refused(server.get("/api/chip?at=0,0"), 404)
 
 
-def test_a_bug_is_a_plain_answer(web, monkeypatch):
+def test_a_bug_is_answered_without_details(web, monkeypatch):
     def broken(*args):
         raise KeyError("a secret detail")
 

@@ -31,6 +31,6 @@ def test_a_base_map_is_a_source_for_the_page_and_may_be_reached():
         {"url": "https://a.example;script-src *//{z}/{x}/{y}"}, {"wms": {"layers": "a"}},
     ],
 )  # fmt: skip
-def test_what_is_no_base_map_is_refused(value):
+def test_wrong_base_maps_are_refused(value):
     with pytest.raises(ConfigError, match="base map"):
         parse_base_map(value)
