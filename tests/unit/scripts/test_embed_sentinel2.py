@@ -30,6 +30,7 @@ from kiln.model import weights as encoders
 from kiln.model.identity import RECIPE
 from scripts import embed
 from tests.conftest import ROOT
+from tests.support.embed_jobs import ledger_closes, read_files, run_failing_job
 from tests.support.items import BUCKET, FILES, write_item
 
 MEAN = [1105, 1355, 1552, 1887, 2422, 2630, 2743, 2785, 2388, 1835]  # the design's table, blue to swir22
@@ -52,11 +53,6 @@ def make_plan(path, *entries, chip=16):
     return path
 
 
-@pytest.fixture(autouse=True)
-def no_array_job(monkeypatch):
-    monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
-
-
 @pytest.fixture
 def run(tmp_path, encoder_file):
     """Does a plan's only line, and gives its rows and its ledger by the item's id."""
@@ -76,26 +72,6 @@ def flags(units, folder, weights, *more, root):
     told = ["sentinel2", "--units", units, "--index", 0, "--folder", folder, "--weights", weights, "--threads", 1]
     told += ["--vector-dtype", "float32"]
     return [str(t) for t in (*told, *more, f"--rewrite={BUCKET}={root}")]
-
-
-def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
-
-
-def fails(capsys, argv):
-    """Exit code and stderr of a job that ends with an error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as e:
-        embed.main(argv)
-    return e.value.code, capsys.readouterr().err
-
-
-def closes(ledger, rows):
-    """Whether every unit's account closes, and the sum is the rows'."""
-    for e in ledger.values():
-        assert e["expected"] == e["embedded"] + e["skipped_nodata"] + e["skipped_cloud"] + e["failed"]
-    assert sum(e["embedded"] for e in ledger.values()) == len(rows)
-    return True
 
 
 # ------------------------------------------------------------------------------------------------- what it writes
@@ -169,7 +145,7 @@ def test_the_ledger_closes_and_counts_nodata_and_cloud_apart(tmp_path, run):
     (made[3].folder / "B06.tif").unlink()
     gone = {"id": NAMES[4], "href": f"{BUCKET}/gone.json"}
     rows, ledger = run([*made, gone])
-    assert closes(ledger, rows)
+    assert ledger_closes(ledger, rows)
     names = ("status", "expected", "expected_known", "embedded", "skipped_nodata", "skipped_cloud", "failed")
     estimate = (10_980 // 16) ** 2
     assert {k: tuple(e[n] for n in names) for k, e in ledger.items()} == {
@@ -243,8 +219,8 @@ def test_two_runs_give_byte_equal_files(tmp_path, run):
     made = [write_item(tmp_path, n, seed=i, blockysize=16) for i, n in enumerate(NAMES[:3])]
     run(made, folder=tmp_path / "a")
     run(made, "--read-threads", 1, "--read-ahead-mb", 0, folder=tmp_path / "b")
-    assert len(files(tmp_path / "a")) == 2
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert len(read_files(tmp_path / "a")) == 2
+    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
 
 
 def test_where_an_item_was_found_does_not_change_the_file(tmp_path, run):
@@ -252,7 +228,7 @@ def test_where_an_item_was_found_does_not_change_the_file(tmp_path, run):
     shutil.copy(made.folder / f"{made.entry['id']}.json", tmp_path / "elsewhere.json")
     run([made], folder=tmp_path / "a")
     run([made.entry | {"href": str(tmp_path / "elsewhere.json")}], folder=tmp_path / "b")
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
 
 
 def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
@@ -277,8 +253,8 @@ def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
         return read(self, band, **how)
 
     monkeypatch.setattr(assets.BandFiles, "read", breaks)
-    assert fails(capsys, argv)[0] == 1
-    assert files(tmp_path / "shards") == {}
+    assert run_failing_job(capsys, argv)[0] == 1
+    assert read_files(tmp_path / "shards") == {}
     monkeypatch.setattr(assets.BandFiles, "read", read)
     server.status = 0
     asked = []
@@ -286,7 +262,7 @@ def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
     embed.main(argv)
     assert NAMES[0] not in asked
     assert NAMES[2] in asked
-    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+    assert read_files(tmp_path / "shards") == read_files(tmp_path / "whole")
 
 
 # ----------------------------------------------------------------------------------------- what ends a job, and when
@@ -298,10 +274,10 @@ def test_a_store_that_refuses_ends_the_job_before_the_weights_load(tmp_path, cap
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
     units = make_plan(tmp_path / "plan.gz", made.entry)
-    code, said = fails(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
+    code, said = run_failing_job(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
     assert (code, len(said.splitlines())) == (2, 1)
     assert "403" in said
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
 
 
 @pytest.mark.parametrize(
@@ -316,14 +292,16 @@ def test_a_store_that_refuses_ends_the_job_before_the_weights_load(tmp_path, cap
 def test_wrong_flags_are_errors_that_name_them(tmp_path, capsys, encoder_file, more, message):
     units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
     argv = [a for a in flags(units, tmp_path / "shards", encoder_file, root=tmp_path) if not a.startswith("--rewrite")]
-    code, said = fails(capsys, [*argv, *more])
+    code, said = run_failing_job(capsys, [*argv, *more])
     assert code == 2
     assert message in said
 
 
 def test_a_plan_of_another_archive_is_refused(tmp_path, capsys):
     plan_file.write_plan([replace(shard_of(), dataset="naip")], str(tmp_path / "plan.gz"))
-    code, said = fails(capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path))
+    code, said = run_failing_job(
+        capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path)
+    )
     assert (code, "expected a plan of sentinel2, got one of naip" in said) == (2, True)
 
 
@@ -331,7 +309,7 @@ def test_an_index_past_the_end_does_nothing_and_is_no_error(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
     embed.main(flags(units, tmp_path / "shards", "not-even-there", "--index", 1, root=tmp_path))
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
     assert "past the end" in caplog.text
 
 

@@ -20,6 +20,7 @@ from scripts import embed
 from tests.conftest import ROOT
 from tests.support import plans
 from tests.support.archives import mosaic, random_pixels, write_tile
+from tests.support.embed_jobs import read_files, run_failing_job
 
 MEAN, STD = [1552, 1355, 1105, 2743], [1888, 1757, 1809, 1742]  # red, green, blue, nir of the design's table
 WAVES = [0.665, 0.56, 0.493, 0.842]
@@ -57,17 +58,6 @@ def flags(plan, tmp_path, encoder_file, monkeypatch):
     return make
 
 
-def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
-
-
-def fails(capsys, argv):
-    """Exit code and stderr of a job that ends with an error."""
-    with pytest.raises(SystemExit) as e:
-        embed.main(argv)
-    return e.value.code, capsys.readouterr().err
-
-
 # ------------------------------------------------------------------------------------------- what it writes
 
 
@@ -84,7 +74,7 @@ def test_every_row_is_the_class_token_of_its_own_pixels(
     archive, plan, flags, tmp_path, encoder, more, gsd, time_, place
 ):
     embed.main(flags("--index", 1, "--batch-size", 3, *more))
-    (name,) = [n for n in files(tmp_path / "shards") if not n.endswith(".ledger.parquet")]
+    (name,) = [n for n in read_files(tmp_path / "shards") if not n.endswith(".ledger.parquet")]
     rows = pq.read_table(tmp_path / "shards" / name).to_pylist()
     assert len(rows) > 12
     world = mosaic(archive, 2021, 10, 46, 2, 2, 48)
@@ -106,7 +96,7 @@ def test_every_row_is_the_class_token_of_its_own_pixels(
 def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
     embed.main(flags("--index", 0))
     shard = plan[1][0].name
-    assert set(files(tmp_path / "shards")) == {f"{shard}.parquet", f"{shard}.ledger.parquet"}
+    assert set(read_files(tmp_path / "shards")) == {f"{shard}.parquet", f"{shard}.ledger.parquet"}
     rows = pq.read_table(tmp_path / "shards" / f"{shard}.parquet")
     ledger = pq.read_table(tmp_path / "shards" / f"{shard}.ledger.parquet").to_pylist()
     assert tuple(e["unit_id"] for e in ledger) == plan[1][0].units
@@ -138,9 +128,9 @@ def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file,
 def test_two_runs_give_byte_equal_files(flags, tmp_path):
     for folder, more in (("a", []), ("b", ["--read-threads", 1, "--read-ahead-mb", 0])):
         embed.main(flags("--index", 1, *more, folder=tmp_path / folder))
-    made = files(tmp_path / "a")
+    made = read_files(tmp_path / "a")
     assert len(made) == 2
-    assert made == files(tmp_path / "b")
+    assert made == read_files(tmp_path / "b")
 
 
 def test_a_bucket_gets_the_same_bytes_as_a_folder(flags, tmp_path, bucket, plan):
@@ -148,13 +138,13 @@ def test_a_bucket_gets_the_same_bytes_as_a_folder(flags, tmp_path, bucket, plan)
     embed.main(flags("--index", 1))
     embed.main(flags("--index", 1, units=f"{bucket}/plan.gz", folder=f"{bucket}/run/shards"))
     there = {uri.rpartition("/")[2]: storage.read_bytes(uri) for uri in storage.listing(f"{bucket}/run/shards")}
-    assert there == files(tmp_path / "shards")
+    assert there == read_files(tmp_path / "shards")
 
 
 def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(flags, tmp_path, plan):
     embed.main(flags("--index", 1, "--output", tmp_path / "elsewhere" / "x.parquet"))
-    assert set(files(tmp_path / "elsewhere")) == {"x.parquet"}
-    assert set(files(tmp_path / "shards")) == {f"{plan[1][1].name}.ledger.parquet"}
+    assert set(read_files(tmp_path / "elsewhere")) == {"x.parquet"}
+    assert set(read_files(tmp_path / "shards")) == {f"{plan[1][1].name}.ledger.parquet"}
 
 
 # --------------------------------------------------------------------------------------- which shard, and when
@@ -163,18 +153,18 @@ def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(fl
 def test_the_index_of_an_array_job_picks_the_line(flags, tmp_path, monkeypatch, plan):
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "1")
     embed.main(flags())
-    assert f"{plan[1][1].name}.parquet" in files(tmp_path / "shards")
+    assert f"{plan[1][1].name}.parquet" in read_files(tmp_path / "shards")
     embed.main(flags("--index", 0, folder=tmp_path / "flag"))  # the flag wins
-    assert f"{plan[1][0].name}.parquet" in files(tmp_path / "flag")
+    assert f"{plan[1][0].name}.parquet" in read_files(tmp_path / "flag")
     embed.main(flags("--shard", plan[1][0].name, folder=tmp_path / "name"))  # and the name before both
-    assert files(tmp_path / "name") == files(tmp_path / "flag")
+    assert read_files(tmp_path / "name") == read_files(tmp_path / "flag")
 
 
 def test_an_index_past_the_end_does_nothing_and_is_no_error(flags, tmp_path, monkeypatch, plan, caplog):
     caplog.set_level("INFO")
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", str(len(plan[1])))
     embed.main(flags(weights="not-even-there"))
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
     assert "past the end" in caplog.text
 
 
@@ -188,20 +178,20 @@ def test_a_finished_shard_is_left_alone_without_looking_at_weights(flags, tmp_pa
 
 def test_overwrite_does_a_finished_shard_again(flags, tmp_path, plan):
     embed.main(flags("--index", 0))
-    good = files(tmp_path / "shards")
+    good = read_files(tmp_path / "shards")
     path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     path.write_bytes(b"damaged")
     embed.main(flags("--index", 0))
     assert path.read_bytes() == b"damaged"
     embed.main(flags("--index", 0, "--overwrite"))
-    assert files(tmp_path / "shards") == good
+    assert read_files(tmp_path / "shards") == good
 
 
 def test_a_failed_overwrite_leaves_the_finished_shard(flags, tmp_path, capsys):
     embed.main(flags("--index", 0))
-    good = files(tmp_path / "shards")
-    assert fails(capsys, flags("--index", 0, "--overwrite", weights="not-even-there"))[0] == 1
-    assert files(tmp_path / "shards") == good
+    good = read_files(tmp_path / "shards")
+    assert run_failing_job(capsys, flags("--index", 0, "--overwrite", weights="not-even-there"))[0] == 1
+    assert read_files(tmp_path / "shards") == good
 
 
 def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_path, capsys, plan):
@@ -209,19 +199,19 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
     path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     identity = json.loads(pq.read_schema(path).metadata[b"kiln"])["fingerprint"]
     embed.main(flags("--index", 0, "--expect-fingerprint", identity[:8], folder=tmp_path / "right"))
-    assert len(files(tmp_path / "right")) == 2
+    assert len(read_files(tmp_path / "right")) == 2
     for more in (
         ["--vector-dtype", "float16"],
         ["--max-nodata", "0.5"],
         ["--metadata", "as_published"],
         ["--gsd", "actual"],
     ):
-        code, said = fails(
+        code, said = run_failing_job(
             capsys, flags("--index", 0, "--expect-fingerprint", identity[:8], *more, folder=tmp_path / "wrong")
         )
         assert code == 2
         assert f"expected fingerprint {identity[:8]}" in said
-    assert files(tmp_path / "wrong") == {}
+    assert read_files(tmp_path / "wrong") == {}
 
 
 # ----------------------------------------------------------------------------------------------------- errors
@@ -245,10 +235,10 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
     ],
 )
 def test_wrong_flags_are_errors_of_one_line_and_leave_nothing(flags, tmp_path, capsys, more, code, says):
-    found, said = fails(capsys, flags(*more))
+    found, said = run_failing_job(capsys, flags(*more))
     assert says in said
     assert found == code
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "3", '{"dataset": "worldcover"}', "\xff\xfe", "null"])
@@ -256,13 +246,13 @@ def test_a_damaged_plan_is_an_error_that_names_the_line(flags, tmp_path, capsys,
     bad = tmp_path / "bad.gz"
     first = gzip.decompress(plan[0].read_bytes()).splitlines()[0]
     bad.write_bytes(gzip.compress(first + b"\n" + text.encode("latin-1") + b"\n"))
-    code, said = fails(capsys, flags("--index", 1, units=bad))
+    code, said = run_failing_job(capsys, flags("--index", 1, units=bad))
     assert (code, "bad.gz, line 2: expected a shard of a plan" in said) == (2, True)
 
 
 def test_an_index_that_is_no_number_is_an_error(flags, capsys, monkeypatch):
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "x")
-    assert fails(capsys, flags())[0] == 2
+    assert run_failing_job(capsys, flags())[0] == 2
 
 
 def test_more_failures_than_allowed_fail_the_shard_with_its_ledger_in_the_log(flags, tmp_path, capsys, caplog):
@@ -272,24 +262,24 @@ def test_more_failures_than_allowed_fail_the_shard_with_its_ledger_in_the_log(fl
         if west == 11:
             path.write_bytes(b"damaged")
     units, lines = make_plan(root, tmp_path / "bad.gz", region=(10, 45, 12, 46), per_shard=100)
-    code, said = fails(capsys, flags("--index", 0, "--max-failed-fraction", 0.1, units=units))
+    code, said = run_failing_job(capsys, flags("--index", 0, "--max-failed-fraction", 0.1, units=units))
     assert code == 1
     assert "max_failed_fraction: expected at most 10% of the shard to fail" in said
     assert "not a readable GeoTIFF" in said
     for unit in lines[0].units:
         assert unit in caplog.text
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
     embed.main(flags("--index", 0, "--max-failed-fraction", 0.6, units=units))
-    assert len(files(tmp_path / "shards")) == 2
+    assert len(read_files(tmp_path / "shards")) == 2
 
 
 def test_an_archive_of_another_resolution_fails_before_the_weights_load(flags, tmp_path, capsys, monkeypatch):
     write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(24, 1))
     units, _ = make_plan(tmp_path / "archive", tmp_path / "bad.gz", region=(10, 45, 11, 46))
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
-    code, said = fails(capsys, flags("--index", 0, units=units))
+    code, said = run_failing_job(capsys, flags("--index", 0, units=units))
     assert (code, "expected 48 x 48 px, got 24 x 24" in said) == (2, True)
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
 
 
 def test_a_throttled_archive_ends_the_job_so_that_it_is_tried_again(flags, tmp_path, capsys, serve):
@@ -297,13 +287,13 @@ def test_a_throttled_archive_ends_the_job_so_that_it_is_tried_again(flags, tmp_p
     server = serve({f"/{path.relative_to(tmp_path / 'archive')}": path.read_bytes()})
     units, _ = make_plan(server.url, tmp_path / "http.gz", region=(10, 45, 11, 46))
     server.status = 503
-    code, said = fails(capsys, flags("--index", 0, units=units))
+    code, said = run_failing_job(capsys, flags("--index", 0, units=units))
     assert code == 1
     assert "503. Try again later" in said
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
     server.status = 0
     embed.main(flags("--index", 0, units=units))
-    assert len(files(tmp_path / "shards")) == 2
+    assert len(read_files(tmp_path / "shards")) == 2
 
 
 # --------------------------------------------------------------------------------------------------- signals
@@ -339,26 +329,26 @@ def test_sigterm_in_the_middle_leaves_nothing(halfway, tmp_path):
     assert process.returncode == 143
     assert "terminated; nothing partial is left" in said
     assert "Traceback" not in said
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
 
 
 def test_sigterm_is_obeyed_at_once_though_a_read_hangs(halfway, tmp_path):
     process, _, _ = halfway
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 143  # a container is killed some seconds after it was asked to end
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
 
 
 def test_after_sigkill_another_run_gives_byte_equal_files_and_sweeps_up(halfway, tmp_path):
     process, server, argv = halfway
     process.kill()
     process.wait()
-    assert [n.endswith(".partial") for n in files(tmp_path / "shards")] == [True]
+    assert [n.endswith(".partial") for n in read_files(tmp_path / "shards")] == [True]
     server.release.set()
     embed.main(argv)
     embed.main([*argv, "--folder", str(tmp_path / "clean")])
-    assert len(files(tmp_path / "clean")) == 2
-    assert files(tmp_path / "shards") == files(tmp_path / "clean")
+    assert len(read_files(tmp_path / "clean")) == 2
+    assert read_files(tmp_path / "shards") == read_files(tmp_path / "clean")
 
 
 # ------------------------------------------------------------------------------------------------ as a script
@@ -386,7 +376,7 @@ def test_it_runs_from_a_folder_elsewhere_with_pythonpath(flags, tmp_path, plan):
     )
     assert done.returncode == 0, done.stderr
     assert "rows of 3 units" in done.stderr
-    assert len(files(tmp_path / "shards")) == 2
+    assert len(read_files(tmp_path / "shards")) == 2
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
@@ -396,7 +386,7 @@ def test_there_are_no_checkpoints_and_the_same_bytes_with_their_folder(flags, tm
     made = []
     for name, more in (("a", []), ("b", ["--checkpoints", tmp_path / "checkpoints"])):
         embed.main(flags("--index", 0, *more, folder=tmp_path / name))
-        made.append(files(tmp_path / name))
+        made.append(read_files(tmp_path / name))
     assert len(made[0]) == 2
     assert made[0] == made[1]
     assert not (tmp_path / "checkpoints").exists()

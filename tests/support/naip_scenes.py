@@ -1,0 +1,82 @@
+"""NAIP scenes of known pixels, and sources that read them."""
+
+from contextlib import closing
+
+import numpy as np
+import rasterio
+import rasterio.warp
+import rasterio.windows
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
+
+from kiln.archives.naip.keys import parse_key
+from kiln.archives.naip.source import NaipSource
+from kiln.engine.read_ahead import read_ahead
+from kiln.formats.records import Chip, Dropped
+
+CHIP_SIZE = 16
+KEY = "nd/2019/100cm/rgbir_cog/47099/m_4709963_se_14_1_20190904.tif"
+OTHER_KEY = "va/2016/100cm/rgbir_cog/37078/m_3707801_ne_17_1_20160620.tif"
+UNDATED = "id/2015/100cm/rgbir_cog/48117/m_4811716_se_11_1.tif"
+TRANSFORM = from_origin(500_000, 5_209_000, 1, 1)
+COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+GRID_CORNER = (31_250 * CHIP_SIZE, 325_500 * CHIP_SIZE)  # a corner of four cells of 16 m in zone 14
+
+
+def scene_pixels(height=40, width=56, seed=1, bands=4, dtype="uint8"):
+    """[bands, height, width] above 0."""
+    return np.random.default_rng(seed).integers(1, 255, (bands, height, width)).astype(dtype)
+
+
+def write_scene(root, key, pixels, colours=None, **profile):
+    """A scene in its place; `profile` overrides what rasterio is told."""
+    path = root / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, height, width = pixels.shape
+    told = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": pixels.dtype}
+    told |= {"crs": "EPSG:26914", "transform": TRANSFORM, "compress": "deflate", **profile}
+    if colours:
+        told |= {"photometric": "RGB", "alpha": "unspecified" if ColorInterp.alpha in colours else "no"}
+    with rasterio.open(path, "w", **told) as file:
+        if colours:
+            file.colorinterp = colours
+        file.write(pixels)
+    return path
+
+
+def make_source(root, *keys, chip=CHIP_SIZE, max_nodata=0.05, **more):
+    return NaipSource(keys or [KEY], archive=str(root), chip=chip, max_nodata=max_nodata, **more)
+
+
+def read_events(source):
+    """All that a source gives, after its check."""
+    source.check()
+    return read_checked_source(source, 2)
+
+
+def read_checked_source(source, threads=1, ahead=1 << 30):
+    """All that a source gives that was checked."""
+    with closing(read_ahead(source.reads(), threads, ahead)) as loaded:
+        return list(source.chips(loaded))
+
+
+def read_chips(source):
+    return [e for e in read_events(source) if isinstance(e, Chip)]
+
+
+def read_dropped(source):
+    return [(e.unit_id, e.kind, e.count, e.reason) for e in read_events(source) if isinstance(e, Dropped)]
+
+
+def only_reason(source):
+    """Why the only scene failed before it was opened; that nothing else came of it."""
+    (event,) = read_events(source)
+    assert isinstance(event, Dropped)
+    assert (event.kind, event.count) == ("failed", parse_key(KEY).estimate(CHIP_SIZE)[0])
+    return event.reason
+
+
+def comparable(chip):
+    """All of a chip but where its scene lies."""
+    names = [n for n in Chip.__dataclass_fields__ if n not in ("pixels", "source", "sources")]
+    return [getattr(chip, n) for n in names] + [chip.pixels.tobytes()]

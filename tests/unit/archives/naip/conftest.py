@@ -1,0 +1,37 @@
+"""Servers and buckets of NAIP scenes."""
+
+import boto3
+import pytest
+
+from kiln.archives import raster_reading
+from tests.support.naip_scenes import (
+    KEY,
+    OTHER_KEY,
+    scene_pixels,
+    write_scene,
+)
+
+
+@pytest.fixture
+def scene_server(tmp_path, serve, monkeypatch, impatient):
+    """Two scenes of several strips on a web server and the same on disk."""
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
+    pixels = [scene_pixels(seed=n) for n in range(2)]
+    files = {
+        f"/{k}": write_scene(tmp_path, k, p, tiled=True, blockxsize=16, blockysize=16).read_bytes()
+        for k, p in zip((KEY, OTHER_KEY), pixels, strict=True)
+    }
+    return serve(files)
+
+
+@pytest.fixture
+def paid(tmp_path, bucket, forgetful):
+    """The bucket that readers pay for, with two scenes."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="naip-analytic")
+    for n, key in enumerate((KEY, OTHER_KEY)):
+        client.upload_file(str(write_scene(tmp_path, key, scene_pixels(seed=n))), "naip-analytic", key)
+    yield
+    for key in (KEY, OTHER_KEY):
+        client.delete_object(Bucket="naip-analytic", Key=key)
+    client.delete_bucket(Bucket="naip-analytic")

@@ -1,0 +1,129 @@
+"""NAIP scenes that are damaged, cut off or of another kind: each fails with a reason, its neighbours are read."""
+
+import pytest
+from affine import Affine
+
+from kiln.archives import raster_reading
+from kiln.archives.naip.keys import parse_key
+from kiln.errors import ConfigError
+from tests.support.naip_scenes import (
+    KEY,
+    OTHER_KEY,
+    TRANSFORM,
+    UNDATED,
+    make_source,
+    only_reason,
+    read_chips,
+    read_dropped,
+    read_events,
+    scene_pixels,
+    write_scene,
+)
+
+
+def damage_truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_offsets(path):
+    """Make the file's directory point its strips beyond its end."""
+    data = bytearray(path.read_bytes())
+    start = int.from_bytes(data[4:8], "little")
+    for i in range(int.from_bytes(data[start : start + 2], "little")):
+        at = start + 2 + 12 * i
+        if int.from_bytes(data[at : at + 2], "little") == 273:  # StripOffsets
+            data[at + 8 : at + 12] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda p: p.unlink(), "does not exist"),
+        (lambda p: p.write_bytes(b""), "empty, 0 bytes"),
+        (lambda p: p.write_bytes(b"<!DOCTYPE html><html>Sign in to the proxy</html>"), "not a readable GeoTIFF"),
+    ],
+    ids=["missing", "zero bytes", "html"],
+)
+def test_a_file_that_is_no_scene_fails_with_a_reason(tmp_path, damage, says):
+    path = write_scene(tmp_path, KEY, scene_pixels())
+    damage(path)
+    reason = only_reason(make_source(tmp_path))
+    assert reason.startswith(f"{path}: ")
+    assert says in reason
+
+
+@pytest.mark.parametrize("damage", [damage_truncated, damage_offsets], ids=["truncated", "lying offsets"])
+def test_a_scene_whose_pixels_cannot_be_read_fails_with_a_reason(tmp_path, damage):
+    path = write_scene(tmp_path, KEY, scene_pixels(), compress=None, blockysize=40)
+    damage(path)
+    opened, *rest = read_events(make_source(tmp_path))
+    assert (opened.expected, sum(e.count for e in rest), {e.kind for e in rest}) == (6, 6, {"failed"})
+    assert all(e.reason.startswith(f"{path}: not a readable GeoTIFF") for e in rest)
+
+
+def test_of_a_scene_that_is_cut_off_only_the_rows_that_are_missing_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 1)
+    path = write_scene(tmp_path, KEY, scene_pixels(64, 48), compress=None, blockysize=8)
+    path.write_bytes(path.read_bytes()[: -10 * 48 * 4])  # the last 10 rows, of which 2 are of the block before the last
+    chips = read_chips(make_source(tmp_path))
+    assert {c.row for c in chips} == {0, 1, 2}
+    assert [(kind, count) for _, kind, count, _ in read_dropped(make_source(tmp_path))] == [("failed", 3)]
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"bands": 3}, "expected the 4 bands R G B NIR, got 3 bands"),
+        ({"bands": 5}, "got 5 bands"),
+        ({"dtype": "uint16"}, "expected pixels of uint8, got uint16"),
+        ({"crs": None}, "no CRS or no transform"),
+        ({"transform": Affine.identity()}, "no CRS or no transform"),
+        ({"transform": TRANSFORM * Affine.rotation(10)}, "square and north-up"),
+        ({"transform": TRANSFORM * Affine.rotation(90)}, "square and north-up"),
+        ({"transform": TRANSFORM * Affine.rotation(180)}, "square and north-up"),
+        ({"transform": TRANSFORM * Affine.scale(1, -1)}, "square and north-up"),
+        ({"transform": TRANSFORM * Affine.scale(1, 1.1)}, "square and north-up"),
+    ],
+    ids=[
+        "3 bands",
+        "5 bands",
+        "uint16",
+        "no crs",
+        "no place",
+        "rotated",
+        "quarter turn",
+        "half turn",
+        "flip",
+        "oblong",
+    ],
+)
+def test_a_raster_that_is_no_naip_scene_fails_with_a_reason(tmp_path, told, says):
+    pixels = scene_pixels(bands=told.pop("bands", 4), dtype=told.pop("dtype", "uint8"))
+    write_scene(tmp_path, KEY, pixels, **told)
+    assert says in only_reason(make_source(tmp_path))
+
+
+def test_a_crs_that_leads_nowhere_on_earth_fails_with_a_reason(tmp_path):
+    write_scene(tmp_path, KEY, scene_pixels(), crs='LOCAL_CS["drawing board",UNIT["metre",1]]')
+    assert "CRS" in only_reason(make_source(tmp_path))
+
+
+def test_a_broken_scene_does_not_touch_its_neighbours(tmp_path):
+    write_scene(tmp_path, KEY, scene_pixels(16, 16, 1))
+    write_scene(tmp_path, OTHER_KEY, scene_pixels(16, 16, 2)).write_bytes(b"no TIFF")
+    write_scene(tmp_path, UNDATED, scene_pixels(16, 16, 3))
+    told = [(type(e).__name__, e.unit_id) for e in read_events(make_source(tmp_path, KEY, OTHER_KEY, UNDATED))]
+    first, second, third = (parse_key(k).unit_id for k in (KEY, OTHER_KEY, UNDATED))
+    assert told == [("Opened", first), ("Chip", first), ("Dropped", second), ("Opened", third), ("Chip", third)]
+
+
+def test_a_key_that_is_no_scene_is_a_wrong_plan():
+    with pytest.raises(ConfigError, match="expected keys of NAIP scenes"):
+        make_source("/nowhere", "nd/2019/readme.txt")
+
+
+@pytest.mark.parametrize("chip", [255, 4])
+def test_a_chip_size_off_the_models_patch_is_a_wrong_setting(chip):
+    with pytest.raises(ConfigError, match="multiple of the model's patch"):
+        make_source("/nowhere", chip=chip)

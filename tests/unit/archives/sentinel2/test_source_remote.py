@@ -1,0 +1,191 @@
+"""Sentinel-2 items on a web server or in a bucket: the same chips, few requests, and errors."""
+
+from collections import Counter
+
+import boto3
+import pytest
+
+from kiln.archives.sentinel2 import assets
+from kiln.engine.read_ahead import read_ahead
+from kiln.errors import ConfigError, TransientError
+from kiln.formats.records import Chip, Dropped
+from kiln.io import gdal, storage
+from tests.support.items import BUCKET, write_item
+from tests.support.sentinel2_scenes import (
+    OTHER_NAME,
+    comparable,
+    make_source,
+    read_chips,
+    read_dropped,
+    read_events,
+    scl_mask,
+)
+
+
+@pytest.fixture
+def item_server(tmp_path, serve, monkeypatch):
+    """Two items on a web server, and on disk; GDAL gives up early and forgets what other tests asked for."""
+    quick = {"GDAL_HTTP_MAX_RETRY": "0", "GDAL_HTTP_LOW_SPEED_TIME": "1", "GDAL_HTTP_TIMEOUT": "2"}
+    monkeypatch.setattr(assets, "REQUEST_THREADS", 3)  # the server takes few connections at a time
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | quick | {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"})
+    made = [write_item(tmp_path, seed=1), write_item(tmp_path, OTHER_NAME, seed=2)]
+    files = {f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    server = serve(files)
+    server.made = made
+    return server
+
+
+def make_remote_source(server, *made, **more):
+    return make_source("", *(made or server.made), rewrite=[(BUCKET, server.url)], **more)
+
+
+def served_path(server, made, name):
+    return next(k for k in server.files if made.entry["id"] in k and k.endswith(name))
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_items_over_http_give_the_chips_of_local_ones(tmp_path, item_server, ranges):
+    item_server.ranges = ranges
+    source = make_remote_source(item_server)
+    theirs = read_chips(source)
+    assert [comparable(c) for c in theirs] == [
+        comparable(c) for c in read_chips(make_source(tmp_path, *item_server.made))
+    ]
+    assert len(theirs) == 32
+    assert all(s.startswith(item_server.url) for c in theirs for s in (c.source, *c.sources))
+    assert {v["etag"] for v in source.provenance().values()} == {"one"}
+    assert len(source.provenance()) == 22
+
+
+def test_items_in_a_bucket_give_the_chips_of_local_ones(tmp_path, bucket):
+    made = write_item(tmp_path)
+    for path in made.folder.iterdir():
+        boto3.client("s3").upload_file(str(path), bucket[5:], str(path.relative_to(tmp_path)))
+    theirs = read_chips(make_source("", made, rewrite=[("https://other", "x"), (BUCKET, bucket)]))
+    assert [comparable(c) for c in theirs] == [comparable(c) for c in read_chips(make_source(tmp_path, made))]
+    assert all(s.startswith(bucket) for c in theirs for s in c.sources)
+
+
+def test_the_first_rule_that_fits_rewrites_items_and_assets(tmp_path):
+    made = write_item(tmp_path)
+    rules = [("s3://sentinel-cogs", "/x"), (BUCKET, str(tmp_path)), ("https://", "/y")]
+    assert len(read_chips(make_source("", made, rewrite=rules))) == 16
+    entry = made.entry | {"href": made.entry["href"].replace(BUCKET, "s3://sentinel-cogs")}
+    assert len(read_chips(make_source("", entry, rewrite=[("s3://sentinel-cogs", str(tmp_path)), *rules]))) == 16
+
+
+def test_of_a_scene_that_cannot_pass_no_pixel_of_a_band_is_asked_for(tmp_path, serve, monkeypatch):
+    made = write_item(tmp_path, side=512, scl=scl_mask(256, 8), compress=None)
+    server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in made.folder.iterdir()})
+    source = make_remote_source(server, made)
+    assert [(k, n) for k, n, _ in read_dropped(source)] == [("cloud", 1024)]
+    got = Counter()
+    for method, path, asked in server.requests:
+        if method == "GET":
+            first, last = (asked or "bytes=0-10000000").removeprefix("bytes=").split("-")
+            got[path.rpartition("/")[2]] += min(int(last), len(server.files[path]) - 1) - int(first) + 1
+    assert {n for n in got if n.endswith(".tif")} == {"SCL.tif", "B04.tif"}
+    assert got["B04.tif"] < len(server.files[served_path(server, made, "B04.tif")]) / 10
+
+
+def test_no_byte_of_a_band_is_asked_for_twice(tmp_path, serve):
+    tiles = {"driver": "COG", "blocksize": 128, "compress": "deflate"}
+    made = write_item(tmp_path, side=512, **tiles)
+    server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in made.folder.iterdir()})
+    chips = read_chips(make_remote_source(server, made, chip=64))
+    assert len(chips) == 64
+    asked, total = 0, 0
+    for path, data in server.files.items():
+        if path.endswith(".tif"):
+            total += len(data)
+            for method, where, span in server.requests:
+                if method == "GET" and where == path:
+                    first, last = span.removeprefix("bytes=").split("-")
+                    asked += min(int(last), len(data) - 1) - int(first) + 1
+    assert total * 0.8 < asked < total * 1.1  # headers twice, overviews never
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_store_that_fails_ends_the_job_so_that_it_is_tried_again(item_server, status):
+    item_server.status = status
+    with pytest.raises(TransientError, match=str(status)):
+        read_events(make_remote_source(item_server))
+    source = make_remote_source(item_server)
+    item_server.status = 0
+    source.check()
+    item_server.status = status
+    with pytest.raises(TransientError):
+        list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
+
+
+def test_a_connection_that_breaks_ends_the_job_so_that_it_is_tried_again(item_server):
+    source = make_remote_source(item_server)
+    source.check()
+    item_server.break_at = len(item_server.files[served_path(item_server, item_server.made[0], "B08.tif")]) // 2
+    with pytest.raises(TransientError):
+        list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
+
+
+def test_a_host_that_vanished_ends_the_job_so_that_it_is_tried_again(item_server):
+    source = make_remote_source(item_server)
+    item_server.stop()
+    with pytest.raises(TransientError, match="connection"):
+        source.check()
+
+
+@pytest.mark.parametrize("when", ["check", "read"])
+def test_a_store_that_hangs_ends_the_job_so_that_it_is_tried_again(item_server, monkeypatch, when):
+    monkeypatch.setattr(storage.http, "TIMEOUT_S", (0.5, 0.5))
+    source = make_remote_source(item_server)
+    if when == "read":
+        source.check()
+    item_server.hang = 4
+    with pytest.raises(TransientError):
+        source.check() if when == "check" else list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
+
+
+@pytest.mark.parametrize("status", [403, 401])
+def test_a_store_that_refuses_everything_ends_the_job_before_the_weights_load(item_server, status):
+    item_server.status = status
+    with pytest.raises(ConfigError, match=f"{status}.*set credentials, or read from a mirror"):
+        make_remote_source(item_server).check()
+
+
+def test_a_range_that_is_not_satisfied_is_a_failed_row(item_server):
+    item_server.status = 416
+    reasons = [r for _, _, r in read_dropped(make_remote_source(item_server))]
+    assert len(reasons) == 2
+    assert all("416" in r for r in reasons)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s, k: s.files.pop(k), "does not exist"),
+        (lambda s, k: s.files.update({k: b"<html>Sign in to the proxy</html>"}), "not a readable raster"),
+        (lambda s, k: s.files.update({k: s.files[k][: len(s.files[k]) // 2]}), "B11.tif: swir16 is"),
+        (lambda s, k: s.files.update({k: b""}), "empty, 0 bytes"),
+    ],
+    ids=["404", "html", "half", "empty"],
+)
+def test_an_asset_that_is_bad_on_the_server_fails_its_item_alone(item_server, change, says):
+    change(item_server, served_path(item_server, item_server.made[0], "B11.tif"))
+    found = read_events(make_remote_source(item_server))
+    assert len([e for e in found if isinstance(e, Chip)]) == 16
+    assert {e.unit_id for e in found if isinstance(e, Chip)} == {item_server.made[1].unit_id}
+    (reason,) = {e.reason for e in found if isinstance(e, Dropped) and e.kind == "failed"}
+    assert says in reason
+    assert "B11.tif" in reason
+
+
+@pytest.mark.parametrize(("change", "says"), [("etag", "was replaced while"), ("gone", "was removed while")])
+def test_an_asset_that_changes_after_the_check_fails_its_item(item_server, change, says):
+    source = make_remote_source(item_server)
+    source.check()
+    for name in [k for k in item_server.files if k.endswith("B08.tif")]:
+        item_server.files[name] = b"another file"
+        if change == "gone":
+            del item_server.files[name]
+    found = list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
+    assert all(says in e.reason for e in found if isinstance(e, Dropped))
+    assert not [e for e in found if isinstance(e, Chip)]

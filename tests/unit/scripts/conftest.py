@@ -1,0 +1,38 @@
+"""Fixtures of the embedding scripts' tests."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from kiln.formats.ledger import ledger_name
+from kiln.model.embedder import Embedder
+from scripts import embed
+from tests.support.naip_jobs import flags
+
+
+@pytest.fixture(autouse=True)
+def no_array_job(monkeypatch):
+    monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
+
+
+@pytest.fixture
+def run_naip(tmp_path, encoder_file):
+    """Does a line of a plan, and gives its rows and its ledger by the scene's key."""
+
+    def do(units, line=0, *more, folder=tmp_path / "shards"):
+        embed.main(flags(units, line, folder, encoder_file, *more))
+        (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
+        ledger = pq.read_table(ledger_name(str(rows))).to_pylist()
+        return pq.read_table(rows).to_pylist(), {e["unit_id"]: e for e in ledger}
+
+    return do
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """Ids of the chips that this process encodes."""
+    ids = []
+    start = Embedder.start
+    monkeypatch.setattr(
+        Embedder, "start", lambda self, chips: ids.extend(c.chip_id for c in chips) or start(self, chips)
+    )
+    return ids

@@ -1,0 +1,111 @@
+"""A job of NAIP whose scenes are on a web server or in the requester-pays bucket."""
+
+import boto3
+import pytest
+
+from kiln.archives.naip.source import NaipSource
+from kiln.model import weights as encoders
+from tests.support.embed_jobs import read_files, run_failing_job
+from tests.support.naip_jobs import ND_KEYS, flags, make_plan, unit_id
+from tests.support.naip_scenes import scene_pixels, write_scene
+
+
+@pytest.fixture
+def scene_server(tmp_path, serve, impatient):
+    """A local archive of two scenes, a server of the same, and a plan of each."""
+    made = {
+        f"/{k}": write_scene(tmp_path / "near", k, scene_pixels(seed=n)).read_bytes() for n, k in enumerate(ND_KEYS[:2])
+    }
+    server = serve(made)
+    near, _ = make_plan(tmp_path / "near.gz", ND_KEYS[:2], tmp_path / "near")
+    slow_server, _ = make_plan(tmp_path / "far.gz", ND_KEYS[:2], server.url)
+    return server, near, slow_server
+
+
+def without_place(rows):
+    return [{k: v for k, v in r.items() if k not in ("source", "sources")} for r in rows]
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_scenes_over_http_give_the_rows_of_local_ones(tmp_path, run_naip, scene_server, ranges):
+    server, near, slow_server = scene_server
+    server.ranges = ranges
+    rows, ledger = run_naip(slow_server, folder=tmp_path / "far")
+    assert without_place(rows) == without_place(run_naip(near, folder=tmp_path / "near-shards")[0])
+    assert len(rows) == 12
+    assert {e["etag"] for e in ledger.values()} == {"one"}
+
+
+@pytest.fixture
+def paid(tmp_path, bucket, scene_server):
+    """The bucket that readers pay for, with the scenes of `remote`."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="naip-analytic")
+    for key in ND_KEYS[:2]:
+        client.upload_file(str(tmp_path / "near" / key), "naip-analytic", key)
+    yield
+    for key in ND_KEYS[:2]:
+        client.delete_object(Bucket="naip-analytic", Key=key)
+    client.delete_bucket(Bucket="naip-analytic")
+
+
+@pytest.mark.usefixtures("paid")
+def test_scenes_in_the_paid_bucket_give_the_rows_of_local_ones(tmp_path, run_naip, scene_server):
+    units, lines = make_plan(tmp_path / "s3.gz", ND_KEYS[:2], "s3://naip-analytic")
+    assert lines[0].archive == "s3://naip-analytic"
+    rows, _ = run_naip(units, folder=tmp_path / "paid")
+    assert without_place(rows) == without_place(run_naip(scene_server[1], folder=tmp_path / "near-shards")[0])
+
+
+def test_a_throttling_server_ends_the_job_so_that_it_is_tried_again(
+    tmp_path, run_naip, capsys, scene_server, encoder_file
+):
+    server, _, slow_server = scene_server
+    server.status = 503
+    code, said = run_failing_job(capsys, flags(slow_server, 0, tmp_path / "shards", encoder_file))
+    assert (code, "503. Try again later" in said) == (1, True)
+    assert read_files(tmp_path / "shards") == {}
+    server.status = 0
+    assert len(run_naip(slow_server)[0]) == 12
+
+
+def test_a_scene_that_vanished_since_the_plan_is_a_failed_row(run_naip, scene_server):
+    server, _, slow_server = scene_server
+    del server.files[f"/{ND_KEYS[0]}"]
+    rows, ledger = run_naip(slow_server)
+    assert [ledger[unit_id(k)]["status"] for k in ND_KEYS[:2]] == ["failed", "embedded"]
+    assert ledger[unit_id(ND_KEYS[0])]["reason"] == f"{server.url}/{ND_KEYS[0]}: does not exist"
+    assert len(rows) == 6
+
+
+def test_a_scene_that_changes_while_it_is_read_ends_the_job_and_the_next_try_is_of_one_version(
+    tmp_path, run_naip, scene_server, monkeypatch, capsys, encoder_file
+):
+    server, _, slow_server = scene_server
+    load = NaipSource._load
+
+    def late(self, key, strip):
+        server.etag = "two"
+        return load(self, key, strip)
+
+    monkeypatch.setattr(NaipSource, "_load", late)
+    code, said = run_failing_job(capsys, flags(slow_server, 0, tmp_path / "shards", encoder_file))
+    assert (code, "was replaced while it was read. Try again" in said) == (1, True)
+    assert read_files(tmp_path / "shards") == {}
+    rows, ledger = run_naip(slow_server)
+    assert ({e["etag"] for e in ledger.values()}, len(rows)) == ({"two"}, 12)
+
+
+def test_a_server_that_refuses_ends_the_job_before_the_weights_load(
+    tmp_path, capsys, scene_server, encoder_file, monkeypatch
+):
+    server, _, slow_server = scene_server
+    server.status = 403
+    monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
+    code, said = run_failing_job(capsys, flags(slow_server, 0, tmp_path / "shards", encoder_file))
+    assert code == 2
+    assert "403" in said
+    assert "Set AWS credentials: readers of a requester-pays bucket pay" in said
+    assert len(said.splitlines()) == 1
+    assert {m for m, _, _ in server.requests} == {"HEAD"}
+    assert read_files(tmp_path / "shards") == {}
