@@ -82,7 +82,7 @@ def test_a_cell_is_counted_east_and_north_from_the_zones_origin():
     ("crs", "zone"),
     [("EPSG:26914", 14), ("EPSG:32614", 14), ("EPSG:6343", 14), ("EPSG:32702", 2), ("EPSG:5070", None)],
 )
-def test_a_zone_is_known_on_every_datum(crs, zone):
+def test_the_zone_is_known_on_every_datum(crs, zone):
     assert utm_grid.zone_of(crs) == zone
     assert utm_grid.zone_of(rasterio.CRS.from_string(crs).to_wkt()) == zone
 
@@ -96,7 +96,7 @@ def test_a_zone_is_known_on_every_datum(crs, zone):
     width=st.integers(1, 60),
     gsd=st.sampled_from([0.6, 1.0, 2.0]),
 )
-def test_the_cells_of_a_scene_are_those_its_extent_touches_wherever_it_begins(west, north, size, height, width, gsd):
+def test_the_cells_of_a_scene_are_those_its_extent_touches(west, north, size, height, width, gsd):
     grid = utm_grid.UtmGrid(14, CHIP, gsd)
     side = CHIP * gsd
     transform = from_origin(west, north, size, size)
@@ -131,7 +131,7 @@ def test_pixels_on_the_grid_are_copied_and_the_rest_of_their_cells_is_nodata(wes
     assert len(aligned.cells) * CHIP**2 == aligned.pixels[0].size
 
 
-def test_two_scenes_that_begin_elsewhere_agree_where_they_overlap():
+def test_two_scenes_of_different_origins_agree_where_they_overlap():
     ground = drawn(80, 80)
     one = align(ground[:, :50, :50], at(3, -5), HERE, GRID)
     two = align(ground[:, 20:, 30:], at(33, -25), HERE, GRID)
@@ -158,7 +158,7 @@ def test_pixels_of_half_a_metre_become_the_mean_of_their_four():
     assert np.count_nonzero(aligned.pixels) == mean.size
 
 
-def test_pixels_of_60_centimetres_weigh_what_they_share_with_a_metre():
+def test_pixels_of_60_centimetres_are_weighted_by_their_overlap_with_a_metre():
     pixels = drawn(50, 50)
     aligned = align(pixels, at(0, 0, 0.6), HERE, GRID)
     fine = pixels.repeat(3, axis=1).repeat(3, axis=2)  # of 20 cm, which both divide by
@@ -199,7 +199,7 @@ def test_a_scene_of_one_crs_is_resampled_as_gdal_does(size, west, north):
     size=st.sampled_from([0.5, 0.6, 0.9, 1.0, 2.5]),
     crs=st.sampled_from([HERE, "EPSG:32614"]),
 )
-def test_ground_of_one_colour_keeps_it_and_the_collar_does_not_bleed(x, y, size, crs):
+def test_ground_of_one_colour_keeps_it_and_nodata_does_not_bleed_in(x, y, size, crs):
     pixels = np.zeros((4, 60, 60), np.uint8)
     pixels[:, 7:50, 11:53] = np.array([200, 3, 90, 1])[:, None, None]
     aligned = align(pixels, at(x, y, size), crs, GRID)
@@ -209,7 +209,7 @@ def test_ground_of_one_colour_keeps_it_and_the_collar_does_not_bleed(x, y, size,
     assert abs(np.count_nonzero(valid) - area) < 2 * (43 + 42) * size + 4  # as large as before, up to its rim
 
 
-def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_take_nothing_away():
+def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_remove_nothing():
     dark = np.zeros((4, 64, 64), np.uint8)
     dark[3, ::2, ::2] = 1  # a quarter of the pixels, and 1 at that: rounds to 0
     dark[2, 1::2] = dark[2, :, 1::2] = 1
@@ -224,7 +224,7 @@ def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_take_nothing_away():
     assert not there[3].any()
 
 
-def test_a_valid_pixel_that_rounds_to_nothing_is_one_in_the_first_band():
+def test_a_valid_pixel_that_rounds_to_zero_becomes_one_in_the_first_band():
     pixels = np.zeros((4, 4, 4), np.uint8)
     for n, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         pixels[n, y, x] = 1  # four valid pixels, whose mean is a quarter in each band
@@ -237,7 +237,7 @@ def test_a_valid_pixel_that_rounds_to_nothing_is_one_in_the_first_band():
     ("crs", "size"),
     [(HERE, 1.0), (HERE, 0.6), (HERE, 2.5), ("EPSG:32614", 0.6), ("EPSG:5070", 2.0), ("EPSG:26913", 1.0)],
 )
-def test_rows_made_apart_are_those_of_the_whole_image(monkeypatch, crs, size):
+def test_rows_resampled_separately_equal_those_of_the_whole_image(monkeypatch, crs, size):
     pixels = drawn(330, 110)
     pixels[:, 40:60, 30:70] = 0
     west, north = pyproj.Transformer.from_crs(HERE, crs, always_xy=True).transform(WEST + 3.3, NORTH + 1.2)
@@ -276,7 +276,7 @@ def slope(transform, crs, height, width):
 
 @pytest.mark.parametrize("crs", ["EPSG:5070", "EPSG:26913", "EPSG:6343", "ESRI:102720"])
 @pytest.mark.parametrize("size", [0.6, 1.0, 2.0])
-def test_a_scene_in_another_crs_is_warped_to_where_it_lies(crs, size):
+def test_a_scene_in_another_crs_is_warped_to_its_place(crs, size):
     height, width = 300, 350
     metre = pyproj.CRS(crs).axis_info[0].unit_conversion_factor
     east, north = pyproj.Transformer.from_crs(HERE, crs, always_xy=True).transform(WEST, NORTH)
@@ -309,12 +309,12 @@ def test_a_scene_far_from_its_zone_is_refused():
 # ------------------------------------------------------------------------------------------------------ the layout
 
 
-def test_the_layout_of_a_scenes_own_lattice_is_what_it_always_was():
+def test_the_layout_of_the_scene_lattice_is_stable():
     assert chip_layout(256) == {"chip_size": 256, "lattice": "scene", "edge": "drop"}
     assert chip_layout(16, "scene", 0.6, "align") == {"chip_size": 16, "lattice": "scene", "edge": "align"}
 
 
-def test_the_layout_of_the_common_lattice_says_its_anchor_and_resampling():
+def test_the_layout_of_the_common_lattice_contains_anchor_and_resampling():
     right = {"chip_size": 256, "lattice": "utm", "lattice_gsd": 1.0, "anchor": [0, 0], "resampling": RESAMPLING}
     assert chip_layout(256, "utm", 1) == chip_layout(256, "utm", 1.0) == right
     assert isinstance(chip_layout(256, "utm", 1)["lattice_gsd"], float)
@@ -333,13 +333,13 @@ def test_the_layout_of_the_common_lattice_says_its_anchor_and_resampling():
         ((256, "scene", 1.0, "wrap"), "expected drop or align"),
     ],
 )
-def test_a_layout_that_cannot_be_is_a_wrong_setting(told, says):
+def test_an_impossible_layout_is_a_config_error(told, says):
     with pytest.raises(ConfigError, match=says):
         chip_layout(*told)
 
 
 @pytest.mark.parametrize(("lattice", "is_error"), [("utm", False), ("scene", True)])
-def test_deduplicate_needs_the_lattice_that_scenes_share(lattice, is_error):
+def test_deduplicate_needs_the_common_lattice(lattice, is_error):
     section = {"chip_size": 256, "lattice": lattice, "lattice_gsd": 1.0, "edge": "drop", "deduplicate": True}
     if not is_error:
         assert chip_lattice(section) == chip_layout(256, "utm")

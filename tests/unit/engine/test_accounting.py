@@ -52,7 +52,7 @@ def test_every_expected_chip_is_embedded_skipped_or_failed(tmp_path_factory, tol
     assert outcome.rows == len(rows)
 
 
-def test_a_chip_that_a_source_forgets_is_noticed(tmp_path):
+def test_a_chip_missing_from_the_source_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="u: 2 of 3 chips accounted for"):
         embed(ListSource([make_chip(1), make_chip(2)], {"u": 3}), Echo(), tmp_path / "o")
 
@@ -111,7 +111,7 @@ def test_more_failures_than_allowed_raise_with_the_ledger_in_the_log(tmp_path, c
     assert len(logged.splitlines()) == 5  # a title, the columns' names, three units
 
 
-def test_a_unit_of_which_nothing_is_known_counts_as_failed_altogether(tmp_path):
+def test_a_unit_of_unknown_size_counts_as_entirely_failed(tmp_path):
     def source() -> ListSource:
         return ListSource([Dropped("a", "failed", 0, "a.tif: unreadable"), make_chip(1, "b")], {"a": 0, "b": 1})
 

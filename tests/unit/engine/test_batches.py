@@ -15,7 +15,7 @@ from tests.support.engine import Echo, embed
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from([0.6, 1.0, 1.0 + 2**-52, "dropped"]), max_size=30), st.integers(1, 5), st.booleans())
-def test_a_batch_has_one_pixel_size_where_each_chip_s_own_is_told(told, size, one_gsd):
+def test_a_batch_has_one_pixel_size_where_the_encoder_receives_that_of_each_chip(told, size, one_gsd):
     events = [
         Dropped("u", "nodata", 1, str(n)) if gsd == "dropped" else make_chip(n, pixel_size=gsd)
         for n, gsd in enumerate(told)
@@ -29,7 +29,7 @@ def test_a_batch_has_one_pixel_size_where_each_chip_s_own_is_told(told, size, on
         assert len(some) == size or (one_gsd and some[-1] != after[0])
 
 
-def test_long_stretches_without_a_chip_are_told_as_they_go(tmp_path, monkeypatch):
+def test_long_stretches_without_a_chip_are_reported_during_the_stretch(tmp_path, monkeypatch):
     told, seen = [0], []
     advance = Progress.advance
     monkeypatch.setattr(

@@ -37,7 +37,7 @@ from tests.support.engine import Echo
 # -------------------------------------------------------------------------- which units have checkpoints, and their use
 
 
-def test_scenes_of_which_all_is_known_have_a_part_each_and_failed_ones_have_none(tmp_path):
+def test_complete_scenes_have_a_checkpoint_and_failed_ones_have_none(tmp_path):
     without = embed_scenes(Scenes(SHARD), tmp_path / "without")
     assert embed_scenes(Scenes(SHARD), tmp_path / "with", tmp_path / "parts") == without
     assert list(checkpoint_names(tmp_path / "parts")) == CHECKPOINTED
@@ -51,7 +51,9 @@ def test_scenes_of_which_all_is_known_have_a_part_each_and_failed_ones_have_none
     st.integers(1, 7),
     st.permutations(list(SHARD)),
 )
-def test_it_does_not_matter_which_scenes_were_finished(tmp_path_factory, finished, row_group, batch, order):
+def test_file_and_ledger_do_not_depend_on_which_scenes_have_checkpoints(
+    tmp_path_factory, finished, row_group, batch, order
+):
     folder = tmp_path_factory.mktemp("any")
     shard = {u: SHARD[u] for u in order}
     with row_groups(row_group):
@@ -73,9 +75,7 @@ def test_it_does_not_matter_which_scenes_were_finished(tmp_path_factory, finishe
     ids=lambda u: " ".join(u) or "none",
 )
 @pytest.mark.parametrize("gsd", [10.0, None])
-def test_vectors_of_a_real_encoder_are_bit_equal_whichever_scenes_were_finished(
-    tmp_path, encoder, encoded, finished, gsd
-):
+def test_vectors_of_a_real_encoder_are_bit_equal_with_any_checkpoints(tmp_path, encoder, encoded, finished, gsd):
     class Noisy(Scenes):
         def chip(self, u, n, value):
             made = super().chip(u, n, value)
@@ -97,7 +97,7 @@ def test_vectors_of_a_real_encoder_are_bit_equal_whichever_scenes_were_finished(
     assert sorted(encoded) == sorted(i for i in done if i.rpartition(":")[0] not in finished)
 
 
-def test_a_shard_that_is_finished_but_for_its_file_loads_no_weights(tmp_path):
+def test_a_shard_with_all_checkpoints_loads_no_weights(tmp_path):
     shard = {u: SHARD[u] for u in CHECKPOINTED}
     without = embed_scenes(Scenes(shard), tmp_path / "without", tmp_path / "parts")
     with row_groups(2), pytest.MonkeyPatch.context() as patch:
@@ -110,7 +110,7 @@ def test_a_shard_that_is_finished_but_for_its_file_loads_no_weights(tmp_path):
 # -------------------------------------------------------------------------------------------------------- jobs that die
 
 
-def test_a_store_that_is_busy_in_the_middle_costs_no_scene_that_was_finished(tmp_path, encoded):
+def test_a_transient_error_loses_no_finished_scene(tmp_path, encoded):
     mended = {"s:a": [1, 2], "s:b": ["n"], "s:c": [3, 4], "s:d": [5, 6], "s:e": [7]}
     without = embed_scenes(Scenes(mended), tmp_path / "without")
     with pytest.raises(TransientError, match="busy"):
@@ -125,9 +125,7 @@ def test_a_store_that_is_busy_in_the_middle_costs_no_scene_that_was_finished(tmp
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), Terminated(), KeyboardInterrupt()], ids=repr)
-def test_what_was_finished_before_the_encoder_broke_is_kept_whole_though_it_was_being_written(
-    tmp_path, monkeypatch, error
-):
+def test_checkpoints_in_writing_are_completed_when_the_encoder_fails(tmp_path, monkeypatch, error):
     class Breaks(Echo):
         def __call__(self, pixels, **told):
             if len(self.sizes) == 2:
@@ -153,7 +151,7 @@ def test_what_was_finished_before_the_encoder_broke_is_kept_whole_though_it_was_
     assert sorted(again.read) == ["s:2", "s:3"]
 
 
-def test_a_shard_that_failed_too_often_keeps_its_parts_and_once_mended_only_the_rest_is_encoded(tmp_path, encoded):
+def test_a_shard_with_too_many_failures_keeps_its_checkpoints_for_the_retry(tmp_path, encoded):
     mended = SHARD | {"s:d": [20, 21], "s:g": [22, 23, 24]}
     without = embed_scenes(Scenes(mended), tmp_path / "without")
     with pytest.raises(TooManyFailuresError):
@@ -169,7 +167,7 @@ def test_a_shard_that_failed_too_often_keeps_its_parts_and_once_mended_only_the_
 # ------------------------------------------------------------------------------------------------- entries and progress
 
 
-def test_an_entry_comes_back_as_it_was(tmp_path):
+def test_a_ledger_entry_and_its_rows_survive_a_checkpoint(tmp_path):
     unit = Unit("s:ä/ü:1", 7, "s3://b/x y.tif", 'W/"1"', True, "12 e")
     entry = LedgerEntry(unit, 2, 3, 2, 0, [], ["sea; open", 'clouds\n"thick"'], ["né", "b; c"])
     rows = embeddings_file.chip_table(
@@ -186,7 +184,7 @@ def test_an_entry_comes_back_as_it_was(tmp_path):
     assert parts.read_finished([unit], other)[unit_id][0].cast(other).equals(rows.cast(other))
 
 
-def test_progress_of_a_job_that_goes_on_ends_at_its_total_and_tells_the_pace_of_this_try_alone(tmp_path, monkeypatch):
+def test_the_progress_of_a_resumed_job_ends_at_its_total_with_the_rate_of_this_try(tmp_path, monkeypatch):
     seen: list[Progress] = []
     close = Progress.close
     monkeypatch.setattr(Progress, "close", lambda self: seen.append(self) or close(self))
@@ -202,7 +200,7 @@ def test_progress_of_a_job_that_goes_on_ends_at_its_total_and_tells_the_pace_of_
 # ---------------------------------------------------------------------------------------------- unusual orders of chips
 
 
-def test_rows_keep_their_order_where_only_some_units_can_be_kept(tmp_path):
+def test_rows_keep_their_order_if_only_some_units_have_checkpoints(tmp_path):
     shard = {"s:a": [1, 0, 2], "s:b": [3], "s:c": [4, 5], "s:d": [6], "s:e": [7]}
     plain = ("s:b", "s:d")
     without = embed_scenes(Scenes(shard), tmp_path / "without", batch=2)
@@ -212,7 +210,7 @@ def test_rows_keep_their_order_where_only_some_units_can_be_kept(tmp_path):
     assert sorted(again.read) == ["s:a", "s:b", "s:d"]
 
 
-def test_units_whose_chips_come_among_others_are_whole_or_not_kept(tmp_path):
+def test_units_with_interleaved_chips_have_complete_checkpoints_or_none(tmp_path):
     class Mixed(Scenes):
         def chips(self, loaded):
             events = [list(super(Mixed, self).chips(iter([piece]))) for piece in loaded]
@@ -231,7 +229,7 @@ def test_units_whose_chips_come_among_others_are_whole_or_not_kept(tmp_path):
     assert all(a == b for a, b in rows.values()), rows
 
 
-def test_units_that_no_source_ever_opens_are_never_kept(tmp_path):
+def test_units_that_are_never_opened_have_no_checkpoints(tmp_path):
     class Unsure(Scenes):
         def chips(self, loaded):
             yield from (e for e in super().chips(loaded) if not isinstance(e, Opened))

@@ -23,7 +23,7 @@ from tests.support.checkpoints import METADATA, SHARD, Scenes, checkpoint_names,
         (METADATA, "", False),
     ],
 )
-def test_a_part_is_of_one_state_of_the_files_settings_and_software(tmp_path, about, version, used):
+def test_a_checkpoint_is_used_only_for_the_same_files_settings_and_software(tmp_path, about, version, used):
     embed_scenes(Scenes(SHARD), tmp_path / "first", tmp_path / "parts")
     before = checkpoint_names(tmp_path / "parts")
     again = Scenes(SHARD, version)
@@ -34,7 +34,7 @@ def test_a_part_is_of_one_state_of_the_files_settings_and_software(tmp_path, abo
     assert len(names) == len(before) * (1 if used or not version else 2)
 
 
-def test_the_parts_of_a_shard_are_removed_in_all_their_states_and_nothing_else_is(tmp_path):
+def test_all_checkpoints_of_a_shard_are_deleted_and_no_other_file(tmp_path):
     shard, other = {"s:a": [1], "s:b": [2], "s:c": ["n"]}, {"s:aa": [3], "s:a-b": [4], "s": [5]}
     for version in "12":
         embed_scenes(Scenes(shard, version), tmp_path / "o", tmp_path / "parts")
@@ -49,7 +49,7 @@ def test_the_parts_of_a_shard_are_removed_in_all_their_states_and_nothing_else_i
     assert left == {"s-aa", "s-a-b", "s", "README.txt", "s-a.parquet", "s-a", *(n for n in left if n[0] == ".")}
 
 
-def test_removing_parts_that_never_were_is_no_error(tmp_path):
+def test_deleting_checkpoints_that_do_not_exist_is_no_error(tmp_path):
     Checkpoints.for_metadata(str(tmp_path / "never"), METADATA).delete(Scenes(SHARD).units())
     assert not (tmp_path / "never").exists()
 
@@ -108,7 +108,7 @@ def another_unit(part, other):
     ],
     ids=lambda f: f.__name__,
 )  # fmt: skip
-def test_a_part_that_is_none_is_told_and_its_scene_done_again(tmp_path, caplog, spoil):
+def test_a_damaged_checkpoint_is_reported_and_its_scene_is_embedded_again(tmp_path, caplog, spoil):
     without = embed_scenes(Scenes(SHARD), tmp_path / "without", tmp_path / "parts")
     part, other = (tmp_path / "parts" / checkpoint_names(tmp_path / "parts")[u] for u in ("s:c", "s:a"))
     whole = part.read_bytes()
@@ -121,7 +121,7 @@ def test_a_part_that_is_none_is_told_and_its_scene_done_again(tmp_path, caplog, 
     assert part.read_bytes() == whole
 
 
-def test_a_part_on_s3_that_is_none_is_told_by_its_name_there(tmp_path, bucket, caplog):
+def test_a_damaged_checkpoint_on_s3_is_reported_by_its_uri(tmp_path, bucket, caplog):
     without = embed_scenes(Scenes(SHARD), tmp_path / "without", f"{bucket}/parts")
     (part,) = [uri for uri in storage.listing(f"{bucket}/parts") if "/s-c-" in uri]
     storage.write_bytes(part, b"<html>")
@@ -134,7 +134,7 @@ def test_a_part_on_s3_that_is_none_is_told_by_its_name_there(tmp_path, bucket, c
     assert storage.listing(bucket) == {}
 
 
-def test_a_folder_s_name_is_no_column(tmp_path):
+def test_a_hive_folder_name_is_not_read_as_a_column(tmp_path):
     folder = tmp_path / "year=2019" / "state=nd"
     without = embed_scenes(Scenes(SHARD), tmp_path / "without", folder)
     again = Scenes(SHARD)
@@ -143,7 +143,7 @@ def test_a_folder_s_name_is_no_column(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["parts/", "./parts", "a/../parts", "parts//deep"])
-def test_a_folder_may_be_spelled_in_many_ways(tmp_path, monkeypatch, folder):
+def test_the_folder_of_checkpoints_has_many_spellings(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     embed_scenes(Scenes(SHARD), tmp_path / "first", folder)

@@ -58,7 +58,7 @@ def checkpoint_files(folder, unit):
     [["s:a"], ["s:h"], ["s:c", "s:e"], ["s:b", "s:f"], CHECKPOINTED, []],
     ids=lambda u: " ".join(u) or "none",
 )
-def test_patches_and_scales_are_bit_equal_whichever_scenes_were_finished(tmp_path, encoder, encoded, finished):
+def test_patches_and_scales_are_bit_equal_with_any_checkpoints(tmp_path, encoder, encoded, finished):
     folder = tmp_path / "parts"
     without = embed_with_patches(RandomScenes(SHARD), tmp_path / "without", encoder=encoder)
     assert embed_with_patches(RandomScenes(SHARD), tmp_path / "first", folder, encoder=encoder) == without
@@ -77,7 +77,7 @@ def test_patches_and_scales_are_bit_equal_whichever_scenes_were_finished(tmp_pat
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "rotten", "others"])
-def test_a_part_without_its_own_whole_patches_is_done_again(tmp_path, encoder, encoded, caplog, damage):
+def test_a_checkpoint_without_its_own_complete_patches_is_ignored(tmp_path, encoder, encoded, caplog, damage):
     folder = tmp_path / "parts"
     without = embed_with_patches(RandomScenes(SHARD), tmp_path / "first", folder, encoder=encoder)
     patches_, _ = (
@@ -103,7 +103,7 @@ def test_a_part_without_its_own_whole_patches_is_done_again(tmp_path, encoder, e
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), TransientError("busy")], ids=repr)
-def test_patches_of_a_scene_that_was_not_finished_leave_nothing_behind(tmp_path, encoder, error):
+def test_patches_of_an_unfinished_scene_leave_no_file(tmp_path, encoder, error):
     class Breaks:
         cls_token, seen = encoder.cls_token, 0
 
@@ -124,7 +124,7 @@ def test_patches_of_a_scene_that_was_not_finished_leave_nothing_behind(tmp_path,
     assert not list(folder.iterdir())
 
 
-def test_patches_of_parts_on_a_store_come_back(bucket, tmp_path, encoder, encoded):
+def test_patches_of_checkpoints_on_s3_are_reused(bucket, tmp_path, encoder, encoded):
     folder = f"{bucket}/parts"
 
     def embed_there(source, path):

@@ -41,7 +41,7 @@ def test_a_full_disk_ends_the_job_and_leaves_nothing_partial(tmp_path, scenes):
     assert [p.name for p in tmp_path.rglob("*")] == ["parts"]
 
 
-def test_a_full_disk_of_the_parts_alone_ends_the_job_too(tmp_path, monkeypatch):
+def test_a_full_disk_of_checkpoints_ends_the_job(tmp_path, monkeypatch):
     atomic = storage.atomic
 
     @contextmanager
@@ -57,7 +57,7 @@ def test_a_full_disk_of_the_parts_alone_ends_the_job_too(tmp_path, monkeypatch):
         assert checkpoint_names(tmp_path / "parts") == {}
 
 
-def test_parts_that_other_jobs_make_and_remove_meanwhile_are_no_error(tmp_path):
+def test_checkpoints_written_and_deleted_by_other_jobs_are_no_error(tmp_path):
     stop = threading.Event()
     (tmp_path / "parts").mkdir()
 

@@ -98,7 +98,7 @@ def test_a_shard_is_a_file_a_ledger_and_a_result_that_names_them(tmp_path, encod
     assert metadata_of(output)["fingerprint"] == result.fingerprint
 
 
-def test_ledger_and_patches_lie_together_where_the_file_lies_elsewhere(tmp_path, encoder_file):
+def test_patches_are_next_to_the_ledger_if_the_file_is_elsewhere(tmp_path, encoder_file):
     ledger = str(tmp_path / "ledgers" / "s.ledger.parquet")
     options = EmbedOptions(patches=True, threads=1)
     result = embed_shard(
@@ -112,7 +112,7 @@ def test_ledger_and_patches_lie_together_where_the_file_lies_elsewhere(tmp_path,
     assert metadata_of(result.patches)["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
 
 
-def test_the_metadata_holds_what_the_source_the_weights_and_the_options_are(tmp_path, encoder_file):
+def test_the_metadata_describes_source_weights_and_options(tmp_path, encoder_file):
     info = make_info(lattice={"chip_size": 16, "edge": "drop"}, max_cloud=0.5, metadata="as_published")
     result = embed_shard(
         make_source(info=info), weights=encoder_file, output=str(tmp_path / "s.parquet"), options=EXACT

@@ -34,7 +34,7 @@ def test_an_error_of_the_encoder_ends_the_job_and_its_threads(tmp_path):
     assert threads_left() == []
 
 
-def test_an_error_of_the_source_s_stitching_ends_the_job_and_its_threads(tmp_path):
+def test_an_error_of_the_source_ends_the_job_and_its_threads(tmp_path):
     class Broken(ListSource):
         def chips(self, loaded):
             yield next(loaded).value
@@ -71,7 +71,7 @@ def test_a_vector_is_bit_equal_alone_and_among_any_others(tmp_path, encoder):
     assert run([3], "alone") == {"u:3": together["u:3"]}
 
 
-def test_the_encoder_sees_full_batches_whatever_comes(tmp_path):
+def test_the_encoder_receives_full_batches(tmp_path):
     echo = Echo()
     events = [make_chip(1), Dropped("u", "cloud", 4), *(make_chip(n) for n in range(2, 8))]
     embed(ListSource(events, {"u": 11}), echo, tmp_path / "o", batch=3)
@@ -79,7 +79,7 @@ def test_the_encoder_sees_full_batches_whatever_comes(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(tmp_path, encoder, size):
+def test_chips_of_different_pixel_sizes_are_encoded_with_their_own(tmp_path, encoder, size):
     rng = np.random.default_rng(5)
     pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
     gsds = [1.0, 0.6, 0.6, 2.5, 1.0, 1.0, 0.6]
@@ -102,7 +102,7 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
         assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
 
 
-def test_rows_wait_for_their_row_group_without_pixels(tmp_path):
+def test_rows_that_wait_for_their_row_group_hold_no_pixels(tmp_path):
     chips = [make_chip(n) for n in range(9)]
     embed(ListSource(chips, {"u": 9}), Echo(), tmp_path / "o")
     assert sum(c.pixels.nbytes for c in chips) == 0
@@ -112,7 +112,7 @@ def test_rows_wait_for_their_row_group_without_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_path, encoder, storage):
+def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, encoder, storage):
     rng = np.random.default_rng(11)
     pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
     pixels[3, 0, 0, 0] = np.nan
@@ -159,7 +159,7 @@ def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
         assert len(seen) == 1
 
 
-def test_patches_that_float16_cannot_hold_have_failed(tmp_path):
+def test_patches_that_float16_cannot_represent_fail(tmp_path):
     beside = tmp_path / "o.patches"
     source = ListSource([make_chip(1), make_chip(2), make_chip(3)], {"u": 3})
     outcome = embed(source, Echo({2: 1e6}), tmp_path / "o", patches=beside)

@@ -56,9 +56,7 @@ def class_token(encoder, pixels, week=None, place=None, gsd=1.0):
     [(ND_KEYS[0], [], True), (UNDATED_KEY, [], False), (ND_KEYS[0], ["--metadata", "zeros"], False)],
     ids=["dated", "undated", "zeros asked for"],
 )
-def test_every_row_is_the_class_token_of_its_pixels_and_of_date_and_place_where_both_are_known(
-    tmp_path, run_naip, encoder, key, more, told
-):
+def test_every_row_is_the_class_token_of_pixels_date_and_place(tmp_path, run_naip, encoder, key, more, told):
     pixels = scene_pixels(40, 56)
     path = write_scene(tmp_path, key, pixels)
     rows, ledger = run_naip(make_plan(tmp_path / "plan.gz", [key], tmp_path)[0], 0, "--batch-size", 4, *more)
@@ -78,7 +76,7 @@ def test_every_row_is_the_class_token_of_its_pixels_and_of_date_and_place_where_
     assert ledger[unit_id(key)]["notes"] == ("no date in the name" if key == UNDATED_KEY else "")
 
 
-def test_the_ledger_closes_and_estimates_give_way_to_what_scenes_hold(tmp_path, run_naip):
+def test_the_ledger_closes_and_opened_scenes_replace_their_estimates(tmp_path, run_naip):
     holed = scene_pixels(40, 56, 2)
     holed[:, :20, :20] = 0
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(40, 56, 1))
@@ -101,7 +99,7 @@ def test_the_ledger_closes_and_estimates_give_way_to_what_scenes_hold(tmp_path, 
     assert list(ledger) == [unit_id(k) for k in ND_KEYS[:5]]
 
 
-def test_an_empty_scene_that_is_smaller_than_a_chip_says_so_in_the_ledger(tmp_path, run_naip):
+def test_a_scene_smaller_than_a_chip_has_a_reason_in_the_ledger(tmp_path, run_naip):
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(12, 12))
     rows, ledger = run_naip(make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)[0])
     assert rows == []
@@ -109,7 +107,7 @@ def test_an_empty_scene_that_is_smaller_than_a_chip_says_so_in_the_ledger(tmp_pa
     assert "smaller than a chip" in ledger[unit_id(ND_KEYS[0])]["reason"]
 
 
-def test_a_resolution_other_than_the_keys_is_a_note_in_the_ledger(tmp_path, run_naip):
+def test_another_resolution_than_that_of_the_key_is_noted_in_the_ledger(tmp_path, run_naip):
     transform = rasterio.transform.from_origin(5e5, 5.2e6, 5, 5)
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(16, 16), transform=transform)
     rows, ledger = run_naip(make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)[0])
@@ -117,7 +115,7 @@ def test_a_resolution_other_than_the_keys_is_a_note_in_the_ledger(tmp_path, run_
     assert [r["pixel_size"] for r in rows] == [5]
 
 
-def test_flush_adds_the_chips_at_the_right_and_bottom_and_another_fingerprint(tmp_path, run_naip):
+def test_aligned_edges_add_chips_at_right_and_bottom_and_change_the_fingerprint(tmp_path, run_naip):
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(40, 56))
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)
     dropped, _ = run_naip(units, folder=tmp_path / "drop")
@@ -129,7 +127,7 @@ def test_flush_adds_the_chips_at_the_right_and_bottom_and_another_fingerprint(tm
     assert embeddings_file.read_metadata(a)["fingerprint"] != embeddings_file.read_metadata(b)["fingerprint"]
 
 
-def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run_naip, encoder_file):
+def test_the_metadata_of_the_file_describes_its_vectors(tmp_path, run_naip, encoder_file):
     path = write_scene(tmp_path, ND_KEYS[0], scene_pixels(16, 16))
     run_naip(make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)[0])
     (made,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
@@ -155,7 +153,7 @@ def test_two_runs_give_byte_equal_files(tmp_path, run_naip):
 # ------------------------------------------------------------------------------------------------------- damaged scenes
 
 
-def test_bad_scenes_are_failed_rows_with_a_reason_and_the_others_are_embedded(tmp_path, run_naip):
+def test_damaged_scenes_fail_with_a_reason_and_the_others_are_embedded(tmp_path, run_naip):
     good = {ND_KEYS[0]: scene_pixels(seed=1), ND_KEYS[8]: scene_pixels(seed=2)}
     for key, pixels in good.items():
         write_scene(tmp_path, key, pixels)
@@ -201,7 +199,7 @@ def test_more_failed_scenes_than_allowed_fail_the_shard_with_its_ledger_in_the_l
 # ------------------------------------------------------------------------------------------------ which shard, and when
 
 
-def test_an_index_past_the_end_does_nothing_and_is_no_error(tmp_path, caplog):
+def test_an_index_past_the_end_is_logged_and_no_error(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     units, lines = make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)
     embed.main(flags(units, len(lines), tmp_path / "shards", "not-even-there"))
@@ -233,7 +231,7 @@ def test_a_plan_of_worldcover_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("size", "more"), [(0.6, []), (2.5, []), (2.5, ["--lattice=utm", "--lattice-gsd=1.5"])])
-def test_an_actual_gsd_is_that_of_each_scenes_pixels_or_of_the_lattice(tmp_path, run_naip, encoder, size, more):
+def test_an_actual_gsd_is_the_pixel_size_of_each_scene_or_of_the_lattice(tmp_path, run_naip, encoder, size, more):
     transform = rasterio.transform.from_origin(5e5, 5.2e6, size, size)
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(80, 80), transform=transform)
     write_scene(tmp_path, ND_KEYS[1], scene_pixels(80, 80), transform=rasterio.transform.from_origin(5e5, 5.2e6, 1, 1))
@@ -258,7 +256,7 @@ def test_an_actual_gsd_is_that_of_each_scenes_pixels_or_of_the_lattice(tmp_path,
 # --------------------------------------------------------------------------------------------------- the common lattice
 
 
-def test_the_common_lattice_is_said_in_the_file_and_in_another_fingerprint(tmp_path, run_naip):
+def test_the_common_lattice_is_in_the_metadata_and_changes_the_fingerprint(tmp_path, run_naip):
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(80, 80))
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)
     told = [["--lattice=utm"], ["--lattice=utm", "--lattice-gsd=0.6"], []]
@@ -274,7 +272,7 @@ def test_the_common_lattice_is_said_in_the_file_and_in_another_fingerprint(tmp_p
     assert [a["gsd"] for a in abouts] == [1.0] * 3
 
 
-def test_flush_edges_of_the_common_lattice_are_refused_before_anything_is_read(tmp_path, capsys, encoder_file):
+def test_aligned_edges_on_the_common_lattice_are_refused_before_any_read(tmp_path, capsys, encoder_file):
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)
     code, said = run_failing_job(
         capsys, flags(units, 0, tmp_path / "shards", encoder_file, "--lattice", "utm", "--edge", "align")
@@ -309,7 +307,7 @@ ALL_KINDS = ("--vector-dtype", "int8", "--embedding", "both", "--patches")
 
 
 @pytest.mark.parametrize("where", ["disk", "store"])
-def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
+def test_a_job_writes_int8_both_kinds_and_patches_with_their_metadata(
     tmp_path, request, run_naip, encoder, encoder_file, where
 ):
     pixels = {key: scene_pixels(40, 56, n) for n, key in enumerate(ND_KEYS[:2])}
@@ -343,7 +341,7 @@ def test_a_job_writes_int8_both_kinds_and_patches_and_says_what_they_are(
     assert {uri: storage.read_bytes(uri) for uri in storage.listing(folder)} == before
 
 
-def test_kinds_types_and_patches_have_a_fingerprint_each_and_the_defaults_the_old_one():
+def test_kinds_types_and_patches_change_the_fingerprint_and_defaults_do_not():
     told = {
         "weights": "a5" * 32, "precision": "float32", "metadata": "zeros", "gsd": "as_trained", "max_nodata": 0.05,
         "max_cloud": None, "lattice": {"chip_size": 16},

@@ -51,7 +51,7 @@ def test_the_state_column_stays_a_dictionary_from_shard_to_product(tmp_path, enc
     assert read.geometry.is_valid.all()
 
 
-def test_an_undated_state_and_year_can_be_merged(tmp_path, encoder_file):
+def test_a_partition_of_undated_scenes_can_be_merged(tmp_path, encoder_file):
     write_scene(tmp_path, UNDATED_KEY, scene_pixels())
     units, lines = make_plan(tmp_path / "plan.gz", [UNDATED_KEY], tmp_path)
     embed_all(units, lines, tmp_path / "shards", encoder_file)
@@ -77,9 +77,7 @@ def real_archive(shared, tmp_path_factory):
     return root
 
 
-def test_real_scenes_go_from_manifest_to_a_search_that_finds_them_beside_worldcover(
-    real_archive, tmp_path, encoder_file, capsys
-):
+def test_real_scenes_are_found_by_a_search_together_with_worldcover(real_archive, tmp_path, encoder_file, capsys):
     records, rows = [], {}
     _, every = make_plan(tmp_path / "every.gz", REAL_KEYS, real_archive, chip=256)
     for partition in [line.partition for line in every]:
@@ -127,7 +125,7 @@ def test_real_scenes_go_from_manifest_to_a_search_that_finds_them_beside_worldco
     assert json.loads(capsys.readouterr().out)["query"]["chip_id"] == query
 
 
-def test_overlapping_scenes_are_merged_to_one_chip_a_cell(tmp_path, encoder_file):
+def test_overlapping_scenes_are_merged_to_one_chip_per_cell(tmp_path, encoder_file):
     west, north = 31_250 * 16, 325_500 * 16
     holed = scene_pixels(64, 64, 2)
     holed[:, 20, 20:24] = 0  # 4 of 256 pixels of a cell that both scenes have

@@ -27,7 +27,7 @@ def without_place(rows):
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
-def test_scenes_over_http_give_the_rows_of_local_ones(tmp_path, run_naip, scene_server, ranges):
+def test_rows_over_http_equal_local_ones(tmp_path, run_naip, scene_server, ranges):
     server, near, slow_server = scene_server
     server.ranges = ranges
     rows, ledger = run_naip(slow_server, folder=tmp_path / "far")
@@ -50,16 +50,14 @@ def paid(tmp_path, bucket, scene_server):
 
 
 @pytest.mark.usefixtures("paid")
-def test_scenes_in_the_paid_bucket_give_the_rows_of_local_ones(tmp_path, run_naip, scene_server):
+def test_rows_of_the_requester_pays_bucket_equal_local_ones(tmp_path, run_naip, scene_server):
     units, lines = make_plan(tmp_path / "s3.gz", ND_KEYS[:2], "s3://naip-analytic")
     assert lines[0].archive == "s3://naip-analytic"
     rows, _ = run_naip(units, folder=tmp_path / "paid")
     assert without_place(rows) == without_place(run_naip(scene_server[1], folder=tmp_path / "near-shards")[0])
 
 
-def test_a_throttling_server_ends_the_job_so_that_it_is_tried_again(
-    tmp_path, run_naip, capsys, scene_server, encoder_file
-):
+def test_a_throttling_server_ends_the_job_and_a_retry_succeeds(tmp_path, run_naip, capsys, scene_server, encoder_file):
     server, _, slow_server = scene_server
     server.status = 503
     code, said = run_failing_job(capsys, flags(slow_server, 0, tmp_path / "shards", encoder_file))
@@ -69,7 +67,7 @@ def test_a_throttling_server_ends_the_job_so_that_it_is_tried_again(
     assert len(run_naip(slow_server)[0]) == 12
 
 
-def test_a_scene_that_vanished_since_the_plan_is_a_failed_row(run_naip, scene_server):
+def test_a_scene_removed_after_planning_fails_in_the_ledger(run_naip, scene_server):
     server, _, slow_server = scene_server
     del server.files[f"/{ND_KEYS[0]}"]
     rows, ledger = run_naip(slow_server)
@@ -78,7 +76,7 @@ def test_a_scene_that_vanished_since_the_plan_is_a_failed_row(run_naip, scene_se
     assert len(rows) == 6
 
 
-def test_a_scene_that_changes_while_it_is_read_ends_the_job_and_the_next_try_is_of_one_version(
+def test_a_scene_replaced_while_it_is_read_ends_the_job_and_a_retry_reads_one_version(
     tmp_path, run_naip, scene_server, monkeypatch, capsys, encoder_file
 ):
     server, _, slow_server = scene_server
@@ -96,7 +94,7 @@ def test_a_scene_that_changes_while_it_is_read_ends_the_job_and_the_next_try_is_
     assert ({e["etag"] for e in ledger.values()}, len(rows)) == ({"two"}, 12)
 
 
-def test_a_server_that_refuses_ends_the_job_before_the_weights_load(
+def test_a_refusing_server_ends_the_job_before_the_weights_load(
     tmp_path, capsys, scene_server, encoder_file, monkeypatch
 ):
     server, _, slow_server = scene_server

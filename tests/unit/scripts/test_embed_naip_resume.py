@@ -75,7 +75,7 @@ def check_resumed_job(server, encoded, tmp_path, argv, place, checkpoints):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
-def test_a_job_that_was_killed_goes_on_behind_its_finished_scenes(tmp_path, slow_server, encoded, encoder_file, how):
+def test_a_killed_job_resumes_after_its_finished_scenes(tmp_path, slow_server, encoded, encoder_file, how):
     server, units = slow_server
     checkpoints = tmp_path / "checkpoints" / "run" / "nd-2019"
     argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--checkpoints", checkpoints)
@@ -87,9 +87,7 @@ def test_a_job_that_was_killed_goes_on_behind_its_finished_scenes(tmp_path, slow
     check_resumed_job(server, encoded, tmp_path, argv, tmp_path / "shards", checkpoints)
 
 
-def test_a_job_that_was_killed_goes_on_with_shards_and_parts_on_s3(
-    tmp_path, bucket, slow_server, encoded, encoder_file
-):
+def test_a_killed_job_resumes_with_shards_and_checkpoints_on_s3(tmp_path, bucket, slow_server, encoded, encoder_file):
     server, units = slow_server
     checkpoints = f"{bucket}/checkpoints/run/nd-2019"
     argv = flags(units, 0, f"{bucket}/shards", encoder_file, "--batch-size", 2, "--checkpoints", checkpoints)
@@ -119,9 +117,7 @@ def test_two_jobs_of_one_shard_at_once_leave_the_same_file_and_no_checkpoints(tm
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_a_server_that_throttles_in_the_middle_costs_no_finished_scene(
-    tmp_path, slow_server, encoded, capsys, encoder_file
-):
+def test_throttling_during_a_job_loses_no_finished_scene(tmp_path, slow_server, encoded, capsys, encoder_file):
     server, units = slow_server
     more = ["--batch-size", 2, "--read-threads", 1, "--checkpoints", tmp_path / "checkpoints"]
     argv = flags(units, 0, tmp_path / "shards", encoder_file, *more)
@@ -147,7 +143,7 @@ def test_a_server_that_throttles_in_the_middle_costs_no_finished_scene(
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_a_shard_with_too_many_failures_costs_a_start_once_it_is_mended(
+def test_a_shard_with_too_many_failures_resumes_once_its_scene_is_repaired(
     tmp_path, slow_server, encoded, capsys, encoder_file
 ):
     server, units = slow_server
@@ -171,7 +167,7 @@ def leave_checkpoints(capsys, units, folder, weights, checkpoints, allowed=0):
     return {n: d for n, d in read_files(checkpoints).items() if n[0] != "."}
 
 
-def test_parts_of_scenes_of_another_archive_are_not_used(tmp_path, capsys, encoded, encoder_file):
+def test_checkpoints_of_another_archive_are_not_used(tmp_path, capsys, encoded, encoder_file):
     for root in ("here", "there"):
         for n, key in enumerate(ND_KEYS[:2]):
             write_scene(tmp_path / root, key, scene_pixels(seed=n))
@@ -187,7 +183,7 @@ def test_parts_of_scenes_of_another_archive_are_not_used(tmp_path, capsys, encod
 
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("how", ["other size", "same size", "other etag", "no etag"])
-def test_parts_of_scenes_that_were_replaced_are_not_used(tmp_path, serve, capsys, encoder_file, how):
+def test_checkpoints_of_replaced_scenes_are_not_used(tmp_path, serve, capsys, encoder_file, how):
     paths = [write_scene(tmp_path / "near", k, scene_pixels(seed=n), compress=None) for n, k in enumerate(ND_KEYS[:2])]
     server = serve(
         {f"/{k}": p.read_bytes() for k, p in zip(ND_KEYS, paths, strict=False)}, etag="" if "no" in how else "a"
@@ -208,7 +204,7 @@ def test_parts_of_scenes_that_were_replaced_are_not_used(tmp_path, serve, capsys
     assert read_files(tmp_path / "checkpoints") == {}
 
 
-def test_parts_of_other_flags_are_not_used_and_go_with_the_rest(tmp_path, capsys, encoded, encoder_file):
+def test_checkpoints_of_other_flags_are_not_used_and_are_deleted_with_the_rest(tmp_path, capsys, encoded, encoder_file):
     for n, key in enumerate(ND_KEYS[:2]):
         write_scene(tmp_path, key, scene_pixels(seed=n))
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:3], tmp_path)
@@ -223,7 +219,9 @@ def test_parts_of_other_flags_are_not_used_and_go_with_the_rest(tmp_path, capsys
     assert list(read_files(tmp_path / "checkpoints")) == ["naip-nd-2019-of-another-0123456789ab.parquet"]
 
 
-def test_a_whole_shard_whose_parts_cannot_be_removed_is_no_failure(tmp_path, encoder_file, monkeypatch, caplog):
+def test_a_complete_shard_whose_checkpoints_cannot_be_deleted_is_no_failure(
+    tmp_path, encoder_file, monkeypatch, caplog
+):
     write_scene(tmp_path, ND_KEYS[0], scene_pixels())
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)
 

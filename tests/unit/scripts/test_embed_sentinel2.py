@@ -118,7 +118,7 @@ def test_every_row_is_the_class_token_of_its_pixels_date_and_place(tmp_path, run
     assert ledger[made.entry["id"]]["notes"] == "no_offset"
 
 
-def test_what_is_encoded_has_lost_the_offset(tmp_path, run, encoder):
+def test_pixels_are_encoded_without_the_offset(tmp_path, run, encoder):
     made = write_item(tmp_path, side=16, low=1500, properties=LATE)
     (row,), ledger = run([made], "--metadata", "zeros")
     assert row["embeddings"] == pytest.approx(class_token(encoder, made.bands - 1000), abs=1e-4)
@@ -133,7 +133,7 @@ def test_an_actual_gsd_is_the_pixel_size_of_the_scene(tmp_path, run, encoder):
     assert row["pixel_size"] == 10
 
 
-def test_the_ledger_closes_and_counts_nodata_and_cloud_apart(tmp_path, run):
+def test_the_ledger_closes_and_counts_nodata_and_cloud_separately(tmp_path, run):
     scl = np.full((32, 32), 5, np.uint8)
     scl[:8], scl[8:16, :16] = 0, 9
     made = [
@@ -185,7 +185,7 @@ def about_of(folder):
     return embeddings_file.read_metadata(made)
 
 
-def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run):
+def test_the_metadata_of_the_file_describes_its_vectors(tmp_path, run):
     made = write_item(tmp_path, side=16)
     rows, _ = run([made], "--offset-max-dark-fraction", "0.01")
     about = about_of(tmp_path / "shards")
@@ -223,7 +223,7 @@ def test_two_runs_give_byte_equal_files(tmp_path, run):
     assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
 
 
-def test_where_an_item_was_found_does_not_change_the_file(tmp_path, run):
+def test_the_address_of_an_item_does_not_change_the_file(tmp_path, run):
     made = write_item(tmp_path)
     shutil.copy(made.folder / f"{made.entry['id']}.json", tmp_path / "elsewhere.json")
     run([made], folder=tmp_path / "a")
@@ -231,7 +231,7 @@ def test_where_an_item_was_found_does_not_change_the_file(tmp_path, run):
     assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
 
 
-def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
+def test_an_interrupted_job_keeps_the_checkpoints_of_its_finished_items(
     tmp_path, run, encoder_file, capsys, serve, monkeypatch
 ):
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)
@@ -268,7 +268,7 @@ def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
 # ----------------------------------------------------------------------------------------- what ends a job, and when
 
 
-def test_a_store_that_refuses_ends_the_job_before_the_weights_load(tmp_path, capsys, serve, encoder_file, monkeypatch):
+def test_a_refusing_server_ends_the_job_before_the_weights_load(tmp_path, capsys, serve, encoder_file, monkeypatch):
     made = write_item(tmp_path)
     server = serve({}, status=403)
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)
@@ -305,7 +305,7 @@ def test_a_plan_of_another_archive_is_refused(tmp_path, capsys):
     assert (code, "expected a plan of sentinel2, got one of naip" in said) == (2, True)
 
 
-def test_an_index_past_the_end_does_nothing_and_is_no_error(tmp_path, caplog):
+def test_an_index_past_the_end_is_logged_and_no_error(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
     embed.main(flags(units, tmp_path / "shards", "not-even-there", "--index", 1, root=tmp_path))
@@ -328,7 +328,7 @@ def test_help_shows_every_flag_and_does_not_import_torch():
 # --------------------------------------------------------------------------------------------------- the real scene
 
 
-def test_the_real_scene_is_embedded_where_its_files_say_it_lies(shared, run, encoder):
+def test_a_real_scene_is_embedded_at_the_place_of_its_files(shared, run, encoder):
     if not shared:
         pytest.skip("no real scene here")
     root = shared / "archive" / "sentinel-cogs"

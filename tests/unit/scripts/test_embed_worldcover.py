@@ -93,7 +93,7 @@ def test_every_row_is_the_class_token_of_its_own_pixels(
         assert row["year"] == 2021
 
 
-def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
+def test_a_shard_and_its_ledger_agree(plan, flags, tmp_path):
     embed.main(flags("--index", 0))
     shard = plan[1][0].name
     assert set(read_files(tmp_path / "shards")) == {f"{shard}.parquet", f"{shard}.ledger.parquet"}
@@ -107,7 +107,7 @@ def test_a_shard_and_its_ledger_tell_the_same(plan, flags, tmp_path):
         assert e["etag"]
 
 
-def test_the_file_says_how_its_vectors_came_to_be(flags, tmp_path, encoder_file, archive):
+def test_the_metadata_of_the_file_describes_its_vectors(flags, tmp_path, encoder_file, archive):
     units, lines = make_plan(archive, tmp_path / "quarters.gz", encode="quarters")
     embed.main(flags("--index", 0, "--vector-dtype", "float16", "--encode", "quarters", units=units))
     path = tmp_path / "shards" / f"{lines[0].name}.parquet"
@@ -141,7 +141,7 @@ def test_a_bucket_gets_the_same_bytes_as_a_folder(flags, tmp_path, bucket, plan)
     assert there == read_files(tmp_path / "shards")
 
 
-def test_the_embeddings_may_go_elsewhere_while_the_ledger_stays_in_the_folder(flags, tmp_path, plan):
+def test_output_moves_the_embeddings_and_leaves_the_ledger_in_the_folder(flags, tmp_path, plan):
     embed.main(flags("--index", 1, "--output", tmp_path / "elsewhere" / "x.parquet"))
     assert set(read_files(tmp_path / "elsewhere")) == {"x.parquet"}
     assert set(read_files(tmp_path / "shards")) == {f"{plan[1][1].name}.ledger.parquet"}
@@ -160,7 +160,7 @@ def test_the_index_of_an_array_job_picks_the_line(flags, tmp_path, monkeypatch, 
     assert read_files(tmp_path / "name") == read_files(tmp_path / "flag")
 
 
-def test_an_index_past_the_end_does_nothing_and_is_no_error(flags, tmp_path, monkeypatch, plan, caplog):
+def test_an_index_past_the_end_is_logged_and_no_error(flags, tmp_path, monkeypatch, plan, caplog):
     caplog.set_level("INFO")
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", str(len(plan[1])))
     embed.main(flags(weights="not-even-there"))
@@ -176,7 +176,7 @@ def test_a_finished_shard_is_left_alone_without_looking_at_weights(flags, tmp_pa
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_overwrite_does_a_finished_shard_again(flags, tmp_path, plan):
+def test_overwrite_embeds_a_finished_shard_again(flags, tmp_path, plan):
     embed.main(flags("--index", 0))
     good = read_files(tmp_path / "shards")
     path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
@@ -194,7 +194,7 @@ def test_a_failed_overwrite_leaves_the_finished_shard(flags, tmp_path, capsys):
     assert read_files(tmp_path / "shards") == good
 
 
-def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_path, capsys, plan):
+def test_an_expected_fingerprint_must_match_flags_and_weights(flags, tmp_path, capsys, plan):
     embed.main(flags("--index", 0))
     path = tmp_path / "shards" / f"{plan[1][0].name}.parquet"
     identity = json.loads(pq.read_schema(path).metadata[b"kiln"])["fingerprint"]
@@ -234,7 +234,7 @@ def test_an_expected_fingerprint_must_be_that_of_flags_and_weights(flags, tmp_pa
         (["--index", "0", "--max-nodata", "5"], 2, "nodata"),
     ],
 )
-def test_wrong_flags_are_errors_of_one_line_and_leave_nothing(flags, tmp_path, capsys, more, code, says):
+def test_wrong_flags_are_errors_of_one_line_and_leave_no_files(flags, tmp_path, capsys, more, code, says):
     found, said = run_failing_job(capsys, flags(*more))
     assert says in said
     assert found == code
@@ -250,7 +250,7 @@ def test_a_damaged_plan_is_an_error_that_names_the_line(flags, tmp_path, capsys,
     assert (code, "bad.gz, line 2: expected a shard of a plan" in said) == (2, True)
 
 
-def test_an_index_that_is_no_number_is_an_error(flags, capsys, monkeypatch):
+def test_an_array_index_that_is_not_a_number_is_an_error(flags, capsys, monkeypatch):
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "x")
     assert run_failing_job(capsys, flags())[0] == 2
 
@@ -282,7 +282,7 @@ def test_an_archive_of_another_resolution_fails_before_the_weights_load(flags, t
     assert read_files(tmp_path / "shards") == {}
 
 
-def test_a_throttled_archive_ends_the_job_so_that_it_is_tried_again(flags, tmp_path, capsys, serve):
+def test_a_throttled_archive_ends_the_job_and_a_retry_succeeds(flags, tmp_path, capsys, serve):
     path = write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(48, 1))
     server = serve({f"/{path.relative_to(tmp_path / 'archive')}": path.read_bytes()})
     units, _ = make_plan(server.url, tmp_path / "http.gz", region=(10, 45, 11, 46))
@@ -320,7 +320,7 @@ def halfway(tmp_path, archive, serve, flags):
     process.stderr.close()
 
 
-def test_sigterm_in_the_middle_leaves_nothing(halfway, tmp_path):
+def test_sigterm_during_a_job_leaves_no_files(halfway, tmp_path):
     process, server, _ = halfway
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
@@ -332,14 +332,14 @@ def test_sigterm_in_the_middle_leaves_nothing(halfway, tmp_path):
     assert read_files(tmp_path / "shards") == {}
 
 
-def test_sigterm_is_obeyed_at_once_though_a_read_hangs(halfway, tmp_path):
+def test_sigterm_ends_a_job_at_once_even_if_a_read_hangs(halfway, tmp_path):
     process, _, _ = halfway
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 143  # a container is killed some seconds after it was asked to end
     assert read_files(tmp_path / "shards") == {}
 
 
-def test_after_sigkill_another_run_gives_byte_equal_files_and_sweeps_up(halfway, tmp_path):
+def test_a_run_after_sigkill_gives_byte_equal_files_and_removes_partial_ones(halfway, tmp_path):
     process, server, argv = halfway
     process.kill()
     process.wait()
@@ -366,7 +366,7 @@ def test_help_shows_every_flag_and_does_not_import_torch():
     assert done.stdout.endswith("exit 0 False\n")
 
 
-def test_it_runs_from_a_folder_elsewhere_with_pythonpath(flags, tmp_path, plan):
+def test_the_script_runs_from_another_folder_with_pythonpath(flags, tmp_path, plan):
     done = subprocess.run(
         [sys.executable, "-m", "scripts.embed", *flags("--index", 1)],
         cwd=tmp_path,
@@ -382,7 +382,7 @@ def test_it_runs_from_a_folder_elsewhere_with_pythonpath(flags, tmp_path, plan):
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 
-def test_there_are_no_checkpoints_and_the_same_bytes_with_their_folder(flags, tmp_path):
+def test_a_checkpoints_folder_changes_no_bytes_and_stays_absent(flags, tmp_path):
     made = []
     for name, more in (("a", []), ("b", ["--checkpoints", tmp_path / "checkpoints"])):
         embed.main(flags("--index", 0, *more, folder=tmp_path / name))

@@ -32,7 +32,7 @@ from tests.support.naip_plans import (
 # --------------------------------------------------------------------------------------------------------------- counts
 
 
-def test_lines_that_are_no_scenes_are_counted_by_kind():
+def test_lines_that_are_not_scenes_are_counted_by_kind():
     lines = [
         *("manifest.txt", "readme.html"),
         "al/2017/100cm/fgdc/30085/m_3008501_ne_16_1_20171018.txt",
@@ -58,7 +58,7 @@ def test_lines_that_are_no_scenes_are_counted_by_kind():
     }
 
 
-def test_what_looks_like_a_scene_and_cannot_be_read_is_listed_with_its_whole_key():
+def test_keys_that_look_like_scenes_but_cannot_be_parsed_are_listed_in_full():
     bad = [
         STEM + "_20191131.tif",
         STEM.replace("4809732", "4809700") + ".tif",
@@ -72,7 +72,7 @@ def test_what_looks_like_a_scene_and_cannot_be_read_is_listed_with_its_whole_key
     assert all(key in plan.report(counts) for key in bad)
 
 
-def test_the_report_tells_every_figure_of_the_account(caplog, tmp_path):
+def test_the_report_contains_every_count(caplog, tmp_path):
     lines = [
         scene_key(0),
         scene_key(0),
@@ -109,7 +109,7 @@ MANIFEST = st.lists(
         [SceneFilter(), SceneFilter(years=frozenset({2018})), SceneFilter(bbox=BoundingBox(-100.2, 46.5, -100.0, 46.8))]
     ),
 )
-def test_the_account_of_any_manifest_adds_up_and_every_scene_is_kept_once(lines, keep):
+def test_the_counts_of_any_manifest_add_up_and_every_scene_is_selected_once(lines, keep):
     keys, counts = selected_keys(lines, keep)
     assert counts.lines == len(lines)
     assert len(set(keys)) == len(keys)
@@ -117,7 +117,7 @@ def test_the_account_of_any_manifest_adds_up_and_every_scene_is_kept_once(lines,
     assert {parse_key(k).scene for k in keys} == {s.scene for s in map(parse_key, lines) if s and keep.matches(s)}
 
 
-def test_keys_said_twice_are_counted_and_kept_once():
+def test_repeated_keys_are_counted_and_selected_once():
     keys, counts = selected_keys([scene_key(0), scene_key(1), scene_key(0), scene_key(0)])
     assert keys == [scene_key(0), scene_key(1)]
     assert (counts.duplicates, counts.superseded) == (2, 0)
@@ -130,7 +130,7 @@ def test_the_newest_release_of_a_scene_wins_whatever_the_order(order):
     assert (counts.superseded, counts.duplicates) == (2, 0)
 
 
-def test_the_same_name_in_two_states_or_two_years_is_kept_in_both():
+def test_the_same_name_in_two_states_or_two_years_is_selected_in_both():
     name = "100cm/rgbir_cog/39075/m_3907513_sw_18_1_20170730.tif"
     keys = [f"de/2017/{name}", f"nj/2017/{name}", f"nj/2018/{name}"]
     assert selected_keys(keys)[0] == keys
@@ -144,7 +144,7 @@ def test_the_same_name_twice_in_one_state_and_year_is_one_unit():
         assert selected_keys(order)[0] == keys[:1], "the block that the quadrangle's number begins with"
 
 
-def test_scenes_without_a_date_and_with_one_of_the_next_year_are_kept_and_counted():
+def test_scenes_without_a_date_or_with_one_of_the_next_year_are_selected_and_counted():
     undated = ["id/2015/100cm/rgbir_cog/48117/m_4811716_se_11_1.tif"]
     undated += ["id/2015/100cm/rgbir_cog/44112/4411233_nw_12_1.tif"]
     later = "tx/2016/100cm/rgbir_cog/26098/m_2609819_nw_14_1_20170104.tif"
@@ -185,7 +185,7 @@ def distances(key, box):
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(-104, -98), st.floats(44, 48), st.floats(1e-6, 2), st.floats(1e-6, 2))
-def test_a_bounding_box_takes_the_scenes_whose_quarter_quadrangle_it_meets_or_passes_within_300_m(w, s, wide, high):
+def test_a_bounding_box_selects_the_scenes_whose_quarter_quadrangle_is_within_300_m(w, s, wide, high):
     box = (w, s, w + wide, s + high)
     keys = set(selected_keys(DEGREES, SceneFilter(bbox=box))[0])
     for key in DEGREES:
@@ -198,7 +198,7 @@ DEGREES = [scene_key(n) for n in range(0, 256 * 20, 3)]
 
 
 @pytest.mark.parametrize(("metres", "taken"), [(-100, True), (200, True), (290, True), (310, False), (1000, False)])
-def test_a_box_beside_a_scene_takes_it_up_to_300_metres_away_on_every_side(metres, taken):
+def test_a_bounding_box_selects_a_scene_up_to_300_metres_away_on_every_side(metres, taken):
     key = "nd/2019/100cm/rgbir_cog/47099/m_4709963_se_14_1_20190904.tif"
     west, south, east, north = -99.1875, 47.0, -99.125, 47.0625
     up, side = metres / 111_195, metres / 111_195 / 0.6812
@@ -218,14 +218,14 @@ def test_a_bounding_box_selects_scenes(tmp_path):
 
 
 @pytest.mark.parametrize("box", [(3, 2, 1, 4), (1, 4, 3, 2), (1, 2, 1, 4), (float("nan"), 1, 2, 3), (0, 0, 200, 1)])
-def test_a_bounding_box_that_is_none_is_refused(tmp_path, box):
+def test_an_impossible_bounding_box_is_refused(tmp_path, box):
     assert "bbox: expected [west, south, east, north]" in refusal("x", tmp_path, bbox=list(box))
 
 
 # ------------------------------------------------------------------------------------------------------------- the plan
 
 
-def test_a_shard_says_what_its_job_needs(tmp_path):
+def test_a_shard_contains_what_its_job_needs(tmp_path):
     keys = scene_keys(3)
     settings = {"archive": "/data/naip", "chip_size": 512}
     (shard,) = plans.lines(plan_bytes(write_file(tmp_path, manifest_text(keys)), tmp_path / "plan.gz", **settings))
@@ -248,7 +248,7 @@ def test_the_archive_is_the_bucket_if_no_other_is_given(tmp_path):
     assert shard["archive"] == "s3://naip-analytic"
 
 
-def test_every_shard_holds_scenes_of_one_state_and_year_and_no_more_than_twice_what_was_asked(tmp_path):
+def test_every_shard_holds_scenes_of_one_state_and_year_and_at_most_twice_the_requested_number(tmp_path):
     keys = [*scene_keys(300), *scene_keys(250, year=2016), *scene_keys(300, state="sd")]
     shards = plans.lines(
         plan_bytes(write_file(tmp_path, manifest_text(keys)), tmp_path / "plan.gz", scenes_per_shard=20)
@@ -261,7 +261,7 @@ def test_every_shard_holds_scenes_of_one_state_and_year_and_no_more_than_twice_w
     assert 14 < len(keys) / len(shards) < 28
 
 
-def test_the_plan_is_the_same_bytes_from_plain_gzip_zip_http_and_s3_and_twice(tmp_path, serve, bucket):
+def test_the_plan_is_the_same_bytes_from_plain_gzip_zip_http_and_s3(tmp_path, serve, bucket):
     data = manifest_text(MIXED)
     plain = plan_bytes(write_file(tmp_path, data), tmp_path / "one.gz", scenes_per_shard=10)
     assert len(plans.units(plain)) == len(MIXED)
@@ -283,7 +283,7 @@ def test_the_plan_is_the_same_bytes_from_plain_gzip_zip_http_and_s3_and_twice(tm
     assert plan_bytes(sources[-1], f"{bucket}/out/plan.gz", scenes_per_shard=10) == plain
 
 
-def test_the_plan_is_the_same_bytes_from_lines_in_another_order_or_said_twice_or_with_crlf(tmp_path):
+def test_the_plan_is_the_same_bytes_from_shuffled_repeated_or_crlf_lines(tmp_path):
     plain = plan_bytes(write_file(tmp_path, manifest_text(MIXED)), tmp_path / "plan.gz", scenes_per_shard=10)
     shuffled = random.Random(1).sample(MIXED, len(MIXED))
     for data in (
@@ -295,12 +295,12 @@ def test_the_plan_is_the_same_bytes_from_lines_in_another_order_or_said_twice_or
         assert plan_bytes(write_file(tmp_path, data), tmp_path / "other.gz", scenes_per_shard=10) == plain
 
 
-def test_a_byte_order_mark_before_the_first_key_loses_no_scene(tmp_path):
+def test_a_byte_order_mark_loses_no_scene(tmp_path):
     data = b"\xef\xbb\xbf" + manifest_text(MIXED)
     assert sorted(plans.units(plan_bytes(write_file(tmp_path, data), tmp_path / "plan.gz"))) == sorted(MIXED)
 
 
-def test_a_plan_is_replaced_by_the_next_one_and_left_alone_by_one_that_fails(tmp_path):
+def test_a_plan_is_replaced_by_the_next_one_but_not_by_a_failed_one(tmp_path):
     out = tmp_path / "plan.gz"
     first = plan_bytes(write_file(tmp_path, manifest_text(MIXED)), out)
     assert plan_bytes(write_file(tmp_path, manifest_text(MIXED[:9])), out) != first

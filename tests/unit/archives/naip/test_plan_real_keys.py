@@ -19,7 +19,7 @@ from tests.support.naip_plans import (
 )
 
 
-def test_the_manifest_of_the_real_scenes_is_accounted_for(shared, tmp_path):
+def test_every_line_of_the_real_manifest_is_counted(shared, tmp_path):
     if shared is None:
         pytest.skip("needs the folder of real pixels")
     manifest = shared / "archive" / "naip-analytic" / "manifest.txt"
@@ -51,7 +51,7 @@ def real(real_keys):
     return partitions, counts, list(shard_plans(partitions, "s3://naip-analytic", 100, 256))
 
 
-def test_every_one_of_the_740_327_real_keys_is_a_scene_and_accounted_for(real):
+def test_all_740_327_real_keys_are_scenes_and_counted(real):
     partitions, counts, _ = real
     check_counts(counts)
     assert (counts.lines, counts.scenes, counts.filtered, counts.unreadable) == (740_327, 740_327, 0, [])
@@ -75,7 +75,7 @@ def test_no_two_real_scenes_of_the_plan_have_the_same_id(real):
     assert [i for i, n in ids.most_common(5) if n > 1] == []
 
 
-def test_real_shards_have_about_100_scenes_never_more_than_200_and_unique_names(real):
+def test_real_shards_have_about_100_scenes_at_most_200_and_unique_names(real):
     shards = real[2]
     sizes = [len(s.units) for s in shards]
     assert max(sizes) <= 200
@@ -87,7 +87,7 @@ def test_real_shards_have_about_100_scenes_never_more_than_200_and_unique_names(
     assert all(50 < sum(n) / len(n) < 150 for n in by_partition.values() if len(n) > 1)
 
 
-def test_estimates_of_real_shards_are_some_hundred_chips_and_megabytes_a_scene(real):
+def test_estimates_of_real_shards_are_hundreds_of_chips_and_megabytes_per_scene(real):
     for s in real[2]:
         assert 400 < s.expected / len(s.units) < 4000
         assert 100e6 < s.read_bytes / len(s.units) < 1e9
@@ -113,7 +113,7 @@ def test_one_real_key_added_or_removed_changes_at_most_two_shards(real, nominal)
         assert len(fewer - whole) <= 2
 
 
-def test_a_newer_release_of_one_real_scene_changes_the_shards_of_that_state_and_year_alone(real_keys, real):
+def test_a_newer_release_of_one_real_scene_changes_only_shards_of_its_state_and_year(real_keys, real):
     dated = [k for k in real_keys if k.startswith(("vt/2016", "ri/"))]
     before = {(s.partition, s.name) for s in real[2] if s.partition.startswith(("vt-2016", "ri-"))}
     key = next(k for k in dated if k.startswith("vt/2016") and not parse_key(k).released)

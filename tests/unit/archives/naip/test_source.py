@@ -82,7 +82,7 @@ def test_footprints_and_centres_follow_the_files_own_transform_and_crs(tmp_path,
             assert (chip.crs, chip.pixel_size) == (f"EPSG:{epsg}", pytest.approx(gsd))
 
 
-def test_a_row_tells_its_scene_state_year_and_day(tmp_path):
+def test_a_chip_has_its_scene_state_year_and_day(tmp_path):
     write_scene(tmp_path, KEY, scene_pixels(16, 16))
     (chip,) = read_chips(make_source(tmp_path))
     assert (chip.unit_id, chip.item_id) == (
@@ -95,7 +95,7 @@ def test_a_row_tells_its_scene_state_year_and_day(tmp_path):
     assert (chip.nodata_fraction, chip.cloud_fraction) == (0, None)
 
 
-def test_a_stem_that_occurs_in_two_states_gives_ids_that_differ(tmp_path):
+def test_a_name_that_occurs_in_two_states_gives_different_ids(tmp_path):
     twice = [KEY, KEY.replace("nd/", "mn/"), KEY.replace("2019/", "2020/")]
     for key in twice:
         write_scene(tmp_path, key, scene_pixels())
@@ -104,14 +104,14 @@ def test_a_stem_that_occurs_in_two_states_gives_ids_that_differ(tmp_path):
 
 
 @pytest.mark.parametrize(("gsd", "noted"), [(1.0, False), (1.19, False), (0.81, False), (1.25, True), (0.6, True)])
-def test_a_file_wins_over_its_key_and_a_large_disagreement_is_noted(tmp_path, gsd, noted):
+def test_the_pixel_size_of_the_file_overrides_that_of_the_key_with_a_note(tmp_path, gsd, noted):
     write_scene(tmp_path, KEY, scene_pixels(16, 16), transform=from_origin(0, 5e6, gsd, gsd), crs="EPSG:26914")
     opened, chip = read_events(make_source(tmp_path))
     assert chip.pixel_size == pytest.approx(gsd)
     assert opened.notes == ((f"pixels of {gsd:g} m, where the key says 1 m",) if noted else ())
 
 
-def test_an_opened_scene_says_how_many_chips_it_has(tmp_path):
+def test_an_opened_scene_has_its_number_of_chips(tmp_path):
     write_scene(tmp_path, KEY, scene_pixels(40, 56))
     source = make_source(tmp_path)
     opened = read_events(source)[0]
@@ -120,14 +120,14 @@ def test_an_opened_scene_says_how_many_chips_it_has(tmp_path):
     assert opened == Opened(unit.unit_id, 6, "", ())
 
 
-def test_a_scene_without_a_date_has_no_datetime_and_says_so(tmp_path):
+def test_a_scene_without_a_date_has_no_datetime_and_a_note(tmp_path):
     write_scene(tmp_path, UNDATED, scene_pixels(16, 16))
     opened, chip = read_events(make_source(tmp_path, UNDATED))
     assert chip.datetime is None
     assert opened.notes == ("no date in the name",)
 
 
-def test_a_scene_smaller_than_a_chip_expects_none_and_says_why(tmp_path):
+def test_a_scene_smaller_than_a_chip_expects_none_and_has_a_reason(tmp_path):
     write_scene(tmp_path, KEY, scene_pixels(15, 40))
     opened, *rest = read_events(make_source(tmp_path, edge="align"))
     assert opened.expected == 0
@@ -160,7 +160,7 @@ def test_an_empty_chip_is_dropped_whatever_the_limit(tmp_path):
     assert [c.col for c in read_chips(make_source(tmp_path, max_nodata=1.0))] == [1]
 
 
-def test_zeros_in_a_band_tagged_alpha_take_no_chip_away(tmp_path):
+def test_zeros_in_a_band_tagged_alpha_remove_no_chip(tmp_path):
     pixels = scene_pixels(32, 32)
     pixels[3] = 0
     path = write_scene(tmp_path, KEY, pixels, (*COLOURS, ColorInterp.alpha))
@@ -172,7 +172,7 @@ def test_zeros_in_a_band_tagged_alpha_take_no_chip_away(tmp_path):
     assert np.array_equal(chips[3].pixels, pixels[:, 16:, 16:])
 
 
-def test_the_real_scene_whose_band_4_is_tagged_alpha_gives_all_its_chips(shared):
+def test_a_real_scene_whose_band_4_is_tagged_alpha_gives_all_its_chips(shared):
     if not shared:
         pytest.skip("no real scenes here")
     path = shared / "archive" / "naip-analytic" / OTHER_KEY
@@ -190,7 +190,7 @@ def test_the_real_scene_whose_band_4_is_tagged_alpha_gives_all_its_chips(shared)
 
 @pytest.mark.parametrize("how", [{}, {"edge": "align"}, {"lattice": "utm"}, {"lattice": "utm", "lattice_gsd": 1.5}])
 @pytest.mark.parametrize("blocks", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 32}, {"interleave": "band"}])
-def test_strips_are_whole_blocks_each_read_once_and_give_the_chips_of_the_whole(tmp_path, monkeypatch, how, blocks):
+def test_strips_are_whole_blocks_read_once_and_give_the_chips_of_a_whole_read(tmp_path, monkeypatch, how, blocks):
     path = write_scene(tmp_path, KEY, scene_pixels(217, 80), transform=from_origin(*GRID_CORNER, 1, 1), **blocks)
     source = make_source(tmp_path, **how)
     whole = [comparable(c) for c in read_chips(source)]
@@ -210,7 +210,7 @@ def test_strips_are_whole_blocks_each_read_once_and_give_the_chips_of_the_whole(
 
 
 @pytest.mark.parametrize("how", [{}, {"lattice": "utm", "lattice_gsd": 2.0}])
-def test_no_more_of_a_scene_is_held_than_the_budget_and_what_rows_at_hand_need(tmp_path, monkeypatch, how):
+def test_strips_in_memory_stay_within_the_budget_and_the_rows_in_work(tmp_path, monkeypatch, how):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 1)
     write_scene(tmp_path, KEY, scene_pixels(1600, 64), transform=from_origin(*GRID_CORNER, 1, 1), blockysize=16)
     source = make_source(tmp_path, **how)

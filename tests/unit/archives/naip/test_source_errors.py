@@ -45,7 +45,7 @@ def damage_offsets(path):
     ],
     ids=["missing", "zero bytes", "html"],
 )
-def test_a_file_that_is_no_scene_fails_with_a_reason(tmp_path, damage, says):
+def test_a_file_that_is_not_a_scene_fails_with_a_reason(tmp_path, damage, says):
     path = write_scene(tmp_path, KEY, scene_pixels())
     damage(path)
     reason = only_reason(make_source(tmp_path))
@@ -62,7 +62,7 @@ def test_a_scene_whose_pixels_cannot_be_read_fails_with_a_reason(tmp_path, damag
     assert all(e.reason.startswith(f"{path}: not a readable GeoTIFF") for e in rest)
 
 
-def test_of_a_scene_that_is_cut_off_only_the_rows_that_are_missing_fail(tmp_path, monkeypatch):
+def test_only_the_missing_rows_of_a_truncated_scene_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 1)
     path = write_scene(tmp_path, KEY, scene_pixels(64, 48), compress=None, blockysize=8)
     path.write_bytes(path.read_bytes()[: -10 * 48 * 4])  # the last 10 rows, of which 2 are of the block before the last
@@ -98,18 +98,18 @@ def test_of_a_scene_that_is_cut_off_only_the_rows_that_are_missing_fail(tmp_path
         "oblong",
     ],
 )
-def test_a_raster_that_is_no_naip_scene_fails_with_a_reason(tmp_path, told, says):
+def test_a_raster_that_is_not_a_naip_scene_fails_with_a_reason(tmp_path, told, says):
     pixels = scene_pixels(bands=told.pop("bands", 4), dtype=told.pop("dtype", "uint8"))
     write_scene(tmp_path, KEY, pixels, **told)
     assert says in only_reason(make_source(tmp_path))
 
 
-def test_a_crs_that_leads_nowhere_on_earth_fails_with_a_reason(tmp_path):
+def test_a_local_crs_fails_with_a_reason(tmp_path):
     write_scene(tmp_path, KEY, scene_pixels(), crs='LOCAL_CS["drawing board",UNIT["metre",1]]')
     assert "CRS" in only_reason(make_source(tmp_path))
 
 
-def test_a_broken_scene_does_not_touch_its_neighbours(tmp_path):
+def test_a_broken_scene_does_not_affect_its_neighbours(tmp_path):
     write_scene(tmp_path, KEY, scene_pixels(16, 16, 1))
     write_scene(tmp_path, OTHER_KEY, scene_pixels(16, 16, 2)).write_bytes(b"no TIFF")
     write_scene(tmp_path, UNDATED, scene_pixels(16, 16, 3))
@@ -118,12 +118,12 @@ def test_a_broken_scene_does_not_touch_its_neighbours(tmp_path):
     assert told == [("Opened", first), ("Chip", first), ("Dropped", second), ("Opened", third), ("Chip", third)]
 
 
-def test_a_key_that_is_no_scene_is_a_wrong_plan():
+def test_a_key_that_is_not_a_scene_is_a_config_error():
     with pytest.raises(ConfigError, match="expected keys of NAIP scenes"):
         make_source("/nowhere", "nd/2019/readme.txt")
 
 
 @pytest.mark.parametrize("chip", [255, 4])
-def test_a_chip_size_off_the_models_patch_is_a_wrong_setting(chip):
+def test_a_chip_size_that_is_not_a_multiple_of_the_patch_is_a_config_error(chip):
     with pytest.raises(ConfigError, match="multiple of the model's patch"):
         make_source("/nowhere", chip=chip)

@@ -77,7 +77,7 @@ def test_chips_on_the_grid_equal_a_windowed_read_of_the_file(tmp_path):
             assert chip.center == pytest.approx(to_degrees(chip.x0 + 8, chip.y0 - 8), abs=1e-9)
 
 
-def test_cells_that_a_scene_only_grazes_are_expected_and_skipped_by_their_nodata(tmp_path):
+def test_cells_that_a_scene_barely_touches_are_expected_and_skipped_as_nodata(tmp_path):
     west, north = GRID_CORNER
     write_scene(tmp_path, KEY, scene_pixels(20, 36), transform=from_origin(west - 4, north, 1, 1))
     opened, *rest = read_events(on_lattice(tmp_path))
@@ -99,13 +99,13 @@ def test_cells_that_a_scene_only_grazes_are_expected_and_skipped_by_their_nodata
         ({"crs": "EPSG:26913"}, ("in UTM zone 13, where the key says 14",)),
     ],
 )
-def test_the_ledger_is_told_of_resampling_and_of_a_zone_that_is_not_the_keys(tmp_path, told, notes):
+def test_resampling_and_an_unexpected_zone_are_noted(tmp_path, told, notes):
     write_scene(tmp_path, KEY, scene_pixels(), **told)
     more = ("resampled from 0.6 m (average)",) if notes is NOTED else ()
     assert read_events(on_lattice(tmp_path))[0].notes == (*notes, *more)
 
 
-def test_a_file_in_another_zone_than_its_keys_lies_on_the_grid_of_its_own(tmp_path):
+def test_a_file_in_another_zone_than_its_key_is_on_the_grid_of_its_own_zone(tmp_path):
     path = write_scene(tmp_path, KEY, scene_pixels(64, 64), crs="EPSG:26913")
     chips = read_chips(on_lattice(tmp_path))
     assert {c.crs for c in chips} == {"EPSG:26913"}
@@ -116,7 +116,7 @@ def test_a_file_in_another_zone_than_its_keys_lies_on_the_grid_of_its_own(tmp_pa
     assert all(extent.contains(c.footprint) for c in chips)
 
 
-def test_a_file_that_is_not_in_utm_lies_on_the_grid_of_its_keys_zone(tmp_path):
+def test_a_file_that_is_not_in_utm_is_on_the_grid_of_its_keys_zone(tmp_path):
     place = pyproj.Transformer.from_crs(26914, 5070, always_xy=True).transform(*GRID_CORNER)
     write_scene(tmp_path, KEY, scene_pixels(128, 128), crs="EPSG:5070", transform=from_origin(*place, 1, 1))
     opened, *rest = read_events(on_lattice(tmp_path))
@@ -134,7 +134,7 @@ def test_a_file_that_is_not_in_utm_lies_on_the_grid_of_its_keys_zone(tmp_path):
         ({"crs": "EPSG:3857"}, "expected a scene near UTM zone 14"),
     ],
 )
-def test_a_file_that_no_grid_holds_has_failed(tmp_path, told, says):
+def test_a_file_outside_every_grid_fails_with_a_reason(tmp_path, told, says):
     write_scene(tmp_path, KEY, scene_pixels(), **told)
     (event,) = read_events(on_lattice(tmp_path))
     assert event.kind == "failed"
@@ -142,7 +142,7 @@ def test_a_file_that_no_grid_holds_has_failed(tmp_path, told, says):
     assert says in event.reason
 
 
-def test_zeros_in_a_band_tagged_alpha_take_no_chip_away_when_resampled(tmp_path):
+def test_zeros_in_a_band_tagged_alpha_remove_no_chip_when_resampled(tmp_path):
     pixels = scene_pixels(80, 80)
     pixels[3] = 0
     place = from_origin(*GRID_CORNER, 0.6, 0.6)
@@ -154,7 +154,7 @@ def test_zeros_in_a_band_tagged_alpha_take_no_chip_away_when_resampled(tmp_path)
     assert all(c.pixels[:3].all() and not c.pixels[3].any() for c in chips)
 
 
-def test_scenes_over_http_give_the_lattice_chips_of_local_ones(tmp_path, scene_server):
+def test_lattice_chips_over_http_equal_local_ones(tmp_path, scene_server):
     near = read_chips(on_lattice(tmp_path, KEY))
     assert near
     assert [comparable(c) for c in read_chips(on_lattice(scene_server.url, KEY))] == [comparable(c) for c in near]
@@ -189,6 +189,6 @@ def test_the_real_scenes_of_a_metre_give_chips_of_the_grid(shared, key):
         assert np.array_equal(chip.pixels, whole[:, y : y + 64, x : x + 64])
 
 
-def test_flush_edges_of_the_common_lattice_are_a_wrong_setting():
+def test_aligned_edges_on_the_common_lattice_are_a_config_error():
     with pytest.raises(ConfigError, match="edge: expected drop"):
         make_source("/nowhere", lattice="utm", edge="align")

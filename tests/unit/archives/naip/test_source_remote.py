@@ -35,7 +35,7 @@ def bytes_asked(server, path):
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
-def test_scenes_over_http_give_the_chips_of_local_ones(tmp_path, scene_server, ranges):
+def test_chips_over_http_equal_local_ones(tmp_path, scene_server, ranges):
     scene_server.ranges = ranges
     far = read_chips(make_source(scene_server.url, KEY, OTHER_KEY))
     assert len(far) == 12
@@ -43,7 +43,7 @@ def test_scenes_over_http_give_the_chips_of_local_ones(tmp_path, scene_server, r
     assert {c.source for c in far} == {f"{scene_server.url}/{k}" for k in (KEY, OTHER_KEY)}
 
 
-def test_pixels_are_asked_for_once_and_overviews_never(tmp_path, serve):
+def test_pixels_are_requested_once_and_overviews_never(tmp_path, serve):
     path = write_cog(tmp_path / KEY, scene_pixels(1024, 512), "EPSG:26914", 500_000, 5_209_000, 1)
     with rasterio.open(path) as file:
         assert file.overviews(1) == [2, 4]
@@ -64,12 +64,12 @@ def test_pixels_are_asked_for_once_and_overviews_never(tmp_path, serve):
     assert sum(asked.values()) < 1.05 * len(pixels)  # GDAL asks for 16 kB at least, also where strips meet
 
 
-def test_a_scene_gone_from_the_server_before_the_check_has_failed(scene_server):
+def test_a_scene_removed_from_the_server_before_the_check_fails(scene_server):
     del scene_server.files[f"/{KEY}"]
     assert "does not exist" in only_reason(make_source(scene_server.url))
 
 
-def test_a_scene_gone_from_the_server_after_the_check_has_failed(scene_server):
+def test_a_scene_removed_from_the_server_after_the_check_fails(scene_server):
     source = make_source(scene_server.url)
     source.check()
     del scene_server.files[f"/{KEY}"]
@@ -78,7 +78,7 @@ def test_a_scene_gone_from_the_server_after_the_check_has_failed(scene_server):
 
 
 @pytest.mark.parametrize("when", ["before it is opened", "before its last row"])
-def test_a_scene_that_changes_on_the_server_ends_the_job_so_that_it_is_read_as_one(scene_server, when):
+def test_a_scene_replaced_on_the_server_is_a_transient_error(scene_server, when):
     source = make_source(scene_server.url)
     source.check()
     if when == "before it is opened":
@@ -96,7 +96,7 @@ def test_a_scene_that_changes_on_the_server_ends_the_job_so_that_it_is_read_as_o
     assert {e.row for e in seen if isinstance(e, Chip)} <= {0}  # of two
 
 
-def test_a_throttling_server_is_a_passing_trouble(scene_server):
+def test_a_throttling_server_is_a_transient_error(scene_server):
     source = make_source(scene_server.url)
     source.check()
     scene_server.status = 503
@@ -106,7 +106,7 @@ def test_a_throttling_server_is_a_passing_trouble(scene_server):
         source.check()
 
 
-def test_a_connection_that_breaks_is_a_passing_trouble(scene_server):
+def test_a_broken_connection_is_a_transient_error(scene_server):
     source = make_source(scene_server.url)
     source.check()
     scene_server.break_at = 2500
@@ -114,13 +114,13 @@ def test_a_connection_that_breaks_is_a_passing_trouble(scene_server):
         read_checked_source(source)
 
 
-def test_a_server_that_refuses_is_a_wrong_setting_and_the_message_says_who_pays(scene_server):
+def test_a_refusing_server_is_a_config_error_that_names_the_payer(scene_server):
     scene_server.status = 403
     with pytest.raises(ConfigError, match=r"403.*requester-pays"):
         make_source(scene_server.url).check()
 
 
-def test_a_server_that_tells_no_size_is_read_nonetheless_or_fails_with_a_reason(scene_server, monkeypatch):
+def test_a_scene_of_unknown_size_is_read_or_fails_with_a_reason(scene_server, monkeypatch):
     stat = storage.stat
     monkeypatch.setattr(storage, "stat", lambda uri: storage.Stat(-1, stat(uri).etag))
     for event in read_events(make_source(scene_server.url)):
@@ -128,7 +128,7 @@ def test_a_server_that_tells_no_size_is_read_nonetheless_or_fails_with_a_reason(
 
 
 @pytest.mark.usefixtures("paid")
-def test_scenes_in_the_paid_bucket_give_the_chips_of_local_ones(tmp_path):
+def test_chips_of_the_requester_pays_bucket_equal_local_ones(tmp_path):
     source = make_source("s3://naip-analytic", KEY, OTHER_KEY)
     far = read_chips(source)
     assert len(far) == 12
@@ -139,7 +139,7 @@ def test_scenes_in_the_paid_bucket_give_the_chips_of_local_ones(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "payer"), [("naip-analytic", "requester"), ("another", None)])
-def test_every_request_to_the_paid_bucket_says_who_pays_and_none_to_another(scene_server, aws, name, payer):
+def test_requests_name_the_payer_only_for_the_requester_pays_bucket(scene_server, aws, name, payer):
     scene_server.files |= {f"/{name}/{key}": scene_server.files[f"/{key}"] for key in (KEY, OTHER_KEY)}
     aws(scene_server.url)
     assert len(read_chips(make_source(f"s3://{name}", KEY, OTHER_KEY))) == 12
@@ -148,7 +148,7 @@ def test_every_request_to_the_paid_bucket_says_who_pays_and_none_to_another(scen
 
 
 @pytest.mark.usefixtures("paid")
-def test_a_scene_that_changes_in_the_bucket_ends_the_job_so_that_it_is_read_as_one(tmp_path):
+def test_a_scene_replaced_in_the_bucket_is_a_transient_error(tmp_path):
     source = make_source("s3://naip-analytic")
     source.check()
     boto3.client("s3").put_object(Bucket="naip-analytic", Key=KEY, Body=b"x" * (tmp_path / KEY).stat().st_size)
@@ -157,7 +157,7 @@ def test_a_scene_that_changes_in_the_bucket_ends_the_job_so_that_it_is_read_as_o
 
 
 @pytest.mark.usefixtures("paid")
-def test_a_scene_gone_from_the_bucket_after_the_check_has_failed():
+def test_a_scene_removed_from_the_bucket_after_the_check_fails():
     source = make_source("s3://naip-analytic")
     source.check()
     boto3.client("s3").delete_object(Bucket="naip-analytic", Key=KEY)
@@ -165,7 +165,7 @@ def test_a_scene_gone_from_the_bucket_after_the_check_has_failed():
     assert (event.kind, event.reason) == ("failed", f"s3://naip-analytic/{KEY}: was removed while it was read")
 
 
-def test_a_bucket_that_refuses_is_a_wrong_setting_and_the_message_says_who_pays(serve, aws):
+def test_a_refusing_bucket_is_a_config_error_that_names_the_payer(serve, aws):
     aws(serve(status=403).url)
     with pytest.raises(ConfigError, match=r"access denied.*Set AWS credentials: readers of a requester-pays"):
         make_source("s3://naip-analytic").check()

@@ -44,7 +44,7 @@ def read_parts(uri, keep=None, root=None, workers=None):
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
-def test_every_line_is_an_item_or_counted_by_its_kind(tmp_path):
+def test_every_line_is_an_item_or_is_counted_by_kind(tmp_path):
     ids = [item_id(n) for n in range(5)]
     old = [f"{FOLDER}2019/{item_id(n)}/{f}" for n in range(3) for f in ("B02.tif", f"{item_id(n)}.json")]
     odd = ["index.html", f"{FOLDER}29/R/KH/catalog.json", "a b/%C3%A9.tif", f"{FOLDER}2019/", "x/y/z"]
@@ -64,7 +64,7 @@ def test_every_line_is_an_item_or_counted_by_its_kind(tmp_path):
     }
 
 
-def test_what_is_named_like_an_item_and_cannot_be_one_is_listed_with_its_key(tmp_path):
+def test_keys_named_like_items_that_cannot_be_items_are_listed(tmp_path):
     bad = [
         f"{FOLDER}29/R/KH/2020/3/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json",
         f"{FOLDER}29/R/KH/2020/2/S2A_29RKH_20200232_0_L2A/S2A_29RKH_20200232_0_L2A.json",
@@ -81,7 +81,7 @@ def test_keys_of_another_collection_are_items_too(tmp_path):
     assert kept == {"sentinel-2-c1-l2a/": [name], FOLDER: [item_id(1)]}
 
 
-def test_url_encoded_slashes_are_slashes(tmp_path):
+def test_url_encoded_slashes_are_decoded(tmp_path):
     kept, others, *_ = read_parts(put(tmp_path, text(k.replace("/", "%2F") for k in keys_of(item_id(1)))))
     assert kept == {FOLDER: [item_id(1)]}
     assert others == dict.fromkeys(FILES, 1)
@@ -122,7 +122,7 @@ def test_columns_are_found_by_the_schema(tmp_path):
     assert read_parts(put(tmp_path / "b", last, schema="Size,Key"))[0] == {FOLDER: ids}
 
 
-def test_of_an_inventory_of_all_versions_only_what_is_there_counts(tmp_path):
+def test_only_current_versions_count_in_an_inventory_of_all_versions(tmp_path):
     states = {1: ("true", "false"), 2: ("false", "false"), 3: ("true", "true"), 4: ("true", "")}
     data = "".join(row(key(item_id(n)), "v", *flags, "1", "2") for n, flags in states.items()).encode()
     kept, others, *_ = read_parts(put(tmp_path, data, schema=VERSIONS))
@@ -130,7 +130,7 @@ def test_of_an_inventory_of_all_versions_only_what_is_there_counts(tmp_path):
     assert others == {"older version or deleted": 2}
 
 
-def test_parts_read_by_processes_give_the_same_as_here(tmp_path):
+def test_parts_read_by_processes_equal_parts_read_in_this_process(tmp_path):
     rng = random.Random(1)
     ids = [item_id(n, f"{z}RKH", month=m) for z in (29, 32) for m in range(1, 13) for n in range(28)]
     keys = [k for i in ids for k in keys_of(i)] + [f"{FOLDER}2019/x.tif"] * 7
@@ -145,7 +145,7 @@ def test_parts_read_by_processes_give_the_same_as_here(tmp_path):
 # -------------------------------------------------------------------------------------------------- where the parts are
 
 
-def test_the_parts_of_a_copied_manifest_are_found_where_s3_has_them_or_beside_it(tmp_path, serve):
+def test_the_parts_of_a_copied_manifest_are_found_in_the_layout_of_s3_or_next_to_it(tmp_path, serve):
     data = gzip.compress(text([key(item_id(1))]))
     said = json.dumps(manifest({"p.csv.gz": data})).encode()
     for n, place in enumerate(("a/../data", "a/data", "a")):
@@ -205,14 +205,14 @@ def test_an_inventory_on_s3_has_its_parts_in_the_destination_bucket(bucket):
         (json.dumps(manifest({"a": b""}, schema="Bucket, Size")).encode(), "expected CSV with a column Key"),
     ],
 )
-def test_what_is_no_manifest_of_a_csv_inventory_is_refused_in_words(tmp_path, said, why):
+def test_a_document_that_is_not_a_csv_inventory_is_refused_with_a_reason(tmp_path, said, why):
     path = tmp_path / "manifest.json"
     path.write_bytes(said)
     with pytest.raises(ConfigError, match=f"manifest.json: .*{why}"):
         read_manifest(str(path))
 
 
-def test_a_missing_manifest_is_said_to_be_missing(tmp_path):
+def test_a_missing_manifest_is_reported_as_missing(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.json: does not exist"):
         read_manifest(str(tmp_path / "none.json"))
 
@@ -227,7 +227,7 @@ def test_a_missing_part_is_named(tmp_path, workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("harm", ["truncated", "another", "empty"])
-def test_a_part_of_another_digest_is_named_before_a_line_of_it_is_believed(tmp_path, workers, harm):
+def test_a_part_of_another_digest_is_refused_and_named(tmp_path, workers, harm):
     uri = put(tmp_path, *(text([key(item_id(n))]) for n in range(3)))
     path = tmp_path / "data" / "part2.csv.gz"
     data = path.read_bytes()
@@ -242,7 +242,7 @@ def test_a_part_of_another_digest_is_named_before_a_line_of_it_is_believed(tmp_p
     [gzip.compress(text(["a"] * 99))[:-9], b"no gzip", gzip.compress(b"x" * (2 << 20))],
     ids=["truncated", "no gzip", "one line without end"],
 )
-def test_a_part_that_is_damaged_as_its_digest_says_is_named(tmp_path, data):
+def test_a_damaged_part_with_a_matching_digest_is_named(tmp_path, data):
     uri = put(tmp_path, b"")
     (tmp_path / "data" / "part0.csv.gz").write_bytes(data)
     Path(uri).write_text(json.dumps(manifest({"part0.csv.gz": data})))
@@ -253,7 +253,7 @@ def test_a_part_that_is_damaged_as_its_digest_says_is_named(tmp_path, data):
 @pytest.mark.parametrize(
     "line", ["", "sentinel-cogs\n", "<html>\n", '{"a": 1}\n', '"a","b\n', '"a","b"c","d"\n', "\n", "a\tb\tc\n"]
 )
-def test_a_line_that_is_not_csv_of_the_schema_is_shown_with_its_number(tmp_path, line):
+def test_a_line_that_is_not_csv_of_the_schema_is_reported_with_its_number(tmp_path, line):
     good = text(keys_of(item_id(1)))
     uri = put(tmp_path, good + line.encode() + good)
     if not line:
@@ -263,7 +263,7 @@ def test_a_line_that_is_not_csv_of_the_schema_is_shown_with_its_number(tmp_path,
         read_parts(uri)
 
 
-def test_a_part_whose_server_breaks_off_is_fetched_on_and_then_given_up(tmp_path, serve):
+def test_a_part_of_a_broken_connection_is_retried_and_then_a_transient_error(tmp_path, serve):
     data = gzip.compress(text(keys_of(item_id(1))))
     said = json.dumps(manifest({"p.csv.gz": data})).encode()
     web = serve({"/m/manifest.json": said, "/m/p.csv.gz": data})
@@ -279,7 +279,7 @@ def children(pid):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_processes_that_read_end_with_the_one_that_plans(tmp_path, serve, how):
+def test_reading_processes_end_with_the_planning_process(tmp_path, serve, how):
     data = gzip.compress(text(keys_of(item_id(1))))
     parts = {f"{n}.csv.gz": data for n in range(4)}
     said = manifest(parts)

@@ -31,7 +31,7 @@ def version(**facts):
 
 
 @pytest.mark.parametrize("style", ["v0", "v1", "c1"])
-def test_the_three_spellings_say_the_same(style):
+def test_the_three_spellings_give_the_same_item(style):
     item = read_item(spelled(style), WHERE)
     assert (item.item_id, item.href, item.platform, item.baseline) == (NAME, WHERE, "sentinel-2a", "02.14")
     assert (item.zone, item.band, item.square, item.epsg, item.cloud_cover) == (29, "R", "KH", 32629, 4.05)
@@ -55,7 +55,7 @@ def test_the_three_spellings_say_the_same(style):
         ("c1", "another", True),
     ],
 )
-def test_the_offset_flag_is_read_under_either_name_and_none_where_it_is_missing(style, name, said):
+def test_the_offset_flag_is_read_under_both_names_and_none_if_missing(style, name, said):
     item = read_item(spelled(style, **{name: said}), WHERE)
     assert item.offset_applied is (None if name == "another" else said)
 
@@ -72,11 +72,11 @@ def test_the_offset_flag_is_read_under_either_name_and_none_where_it_is_missing(
         ("c1", {"s2:processing_baseline": "five", "s2:product_uri": None}, ""),
     ],
 )
-def test_the_baseline_is_a_property_or_in_the_products_name(style, said, baseline):
+def test_the_baseline_is_a_property_or_part_of_the_product_name(style, said, baseline):
     assert read_item(spelled(style, **said), WHERE).baseline == baseline
 
 
-def test_jpeg_2000_is_taken_only_where_there_is_no_other():
+def test_jpeg_2000_assets_are_used_only_if_there_is_no_other():
     item = spelled("v1")
     item["assets"] |= {f"{b}-jp2": {"href": f"s3://other/{b}.jp2"} for b in HREFS}
     del item["assets"]["swir16"], item["assets"]["scl"]
@@ -84,7 +84,7 @@ def test_jpeg_2000_is_taken_only_where_there_is_no_other():
 
 
 @pytest.mark.parametrize("where", ["https://host/x", "s3://bucket/x", "/disk/x"])
-def test_relative_hrefs_begin_in_the_items_folder(where):
+def test_relative_hrefs_are_relative_to_the_item(where):
     item = spelled("v1")
     item["assets"]["blue"]["href"] = "./B02.tif"
     item["assets"]["green"]["href"] = "../y/B03.tif"
@@ -92,7 +92,7 @@ def test_relative_hrefs_begin_in_the_items_folder(where):
     assert (assets["blue"], assets["green"]) == (f"{where}/B02.tif", f"{where[:-1]}y/B03.tif")
 
 
-def test_assets_that_are_missing_or_odd_do_not_keep_an_item_from_being_read():
+def test_an_item_with_missing_or_malformed_assets_is_read():
     item = spelled("v1")
     del item["assets"]["scl"]
     item["assets"] |= {"blue": "a string", "nir": {"href": None}, "swir22": {}}
@@ -100,14 +100,14 @@ def test_assets_that_are_missing_or_odd_do_not_keep_an_item_from_being_read():
 
 
 @pytest.mark.parametrize("grid", [{"grid:code": "MGRS-1CCV"}, {"s2:mgrs_tile": "01CCV"}, {}])
-def test_the_tile_is_taken_from_what_is_there_and_has_two_digits(grid):
+def test_the_tile_is_read_from_any_property_or_the_name_and_has_two_digits(grid):
     item = spelled("v1", **{"grid:code": None} | {f"mgrs:{n}": None for n in ("utm_zone", "latitude_band")} | grid)
     item["id"] = "S2A_1CCV_20200219_0_L2A" if not grid else "anything"
     assert read_item(item, WHERE).tile == "01CCV"
     assert read_item(item, WHERE).partition == "01C-2020-02"
 
 
-def test_a_collection_1_name_tells_tile_and_platform_too():
+def test_tile_and_platform_are_read_from_a_collection_1_name():
     item = spelled("c1", **{"grid:code": None, "platform": None} | {f"mgrs:{n}": None for n in ("utm_zone",)})
     item["id"] = "S2B_T29RKH_20200219T113105_L2A"
     assert (read_item(item, WHERE).tile, read_item(item, WHERE).platform) == ("29RKH", "sentinel-2b")
@@ -132,7 +132,7 @@ def test_a_collection_1_name_tells_tile_and_platform_too():
         (json.dumps(spelled("v1", datetime=20200219)).encode(), "20200219"),
     ],
 )
-def test_what_is_no_item_is_refused_and_says_why(data, says):
+def test_a_document_that_is_not_an_item_is_refused_with_a_reason(data, says):
     with pytest.raises(SourceError) as e:
         read_item(data, WHERE)
     assert str(e.value).startswith(f"{WHERE}: ")
@@ -140,7 +140,7 @@ def test_what_is_no_item_is_refused_and_says_why(data, says):
 
 
 @pytest.mark.parametrize(("gone", "says"), [("grid", "MGRS tile"), ("platform", "platform")])
-def test_an_item_that_does_not_say_where_or_who_is_refused(gone, says):
+def test_an_item_without_tile_or_platform_is_refused(gone, says):
     item = spelled("v1", **{"platform": None, "grid:code": None, "mgrs:utm_zone": None})
     item["id"] = "S2A_scene" if gone == "grid" else "a_29RKH_b"
     with pytest.raises(SourceError, match=f"expected an? {says}"):
@@ -169,23 +169,23 @@ def kept(*items):
     return sorted(found.pop())
 
 
-def test_of_versions_the_highest_baseline_stays_whatever_their_names_say():
+def test_the_version_of_the_highest_baseline_is_selected_regardless_of_names():
     first = version(item_id="x_0", baseline="05.00", generation_time="2020")
     assert kept(first, version(item_id="x_1", baseline="02.14", generation_time="2023")) == ["x_0"]
     assert kept(first, version(item_id="x_1", baseline="05.10", generation_time="2019")) == ["x_1"]
     assert kept(first, version(item_id="x_1", baseline="")) == ["x_0"]
 
 
-def test_of_equal_baselines_the_latest_processed_stays():
+def test_the_latest_processed_of_equal_baselines_is_selected():
     early, late = "2020-02-19T12:39:47.000000+00:00", "2020-02-20T01:00:00.000000+00:00"
     assert kept(version(item_id="x_0", generation_time=late), version(item_id="x_1", generation_time=early)) == ["x_0"]
 
 
-def test_what_nothing_tells_apart_is_decided_by_name():
+def test_otherwise_equal_versions_are_decided_by_name():
     assert kept(version(item_id="x_1"), version(item_id="x_0"), version(item_id="x_2")) == ["x_0"]
 
 
-def test_halves_from_two_datastrips_both_stay_and_each_has_its_own_versions():
+def test_halves_of_two_datastrips_are_both_selected_and_have_their_own_versions():
     halves = [
         version(item_id="x_0", sensing="20200219T113105"),
         version(item_id="x_1", sensing="20200219T113300"),
@@ -202,19 +202,19 @@ def test_another_tile_platform_or_day_is_another_product(other):
     assert kept(version(item_id="x_0"), version(item_id="x_1", baseline="05.00", **other)) == ["x_0", "x_1"]
 
 
-def test_an_item_without_sensing_time_takes_nobody_away_and_stays():
+def test_an_item_without_sensing_time_supersedes_no_other_and_is_selected():
     silent = version(item_id="x_0", sensing="", baseline="05.00")
     assert kept(silent, version(item_id="x_1"), version(item_id="x_2", sensing="")) == ["x_0", "x_1", "x_2"]
 
 
-def test_an_item_given_twice_stays_once_and_the_superseded_are_told():
+def test_a_repeated_item_is_selected_once_and_superseded_items_are_returned():
     a, b, c = version(item_id="x_0"), version(item_id="x_1", baseline="05.00"), version(item_id="y", square="KJ")
     stay, gone = newest([a, c, b, c, a])
     assert [i.item_id for i in stay] == ["y", "x_1"]
     assert [(old.item_id, new.item_id) for old, new in gone] == [("x_0", "x_1"), ("y", "y"), ("x_0", "x_1")]
 
 
-def test_nothing_heavy_is_imported():
+def test_items_import_no_heavy_packages():
     code = (
         "import sys, kiln.archives.sentinel2.item, kiln.archives.sentinel2.layout\n"
         "print({'numpy', 'rasterio', 'pyarrow', 'torch'} & set(sys.modules))"
@@ -223,6 +223,6 @@ def test_nothing_heavy_is_imported():
     assert done.stdout == "set()\n"
 
 
-def test_an_item_can_be_told_apart_and_put_in_a_set():
+def test_items_are_comparable_and_hashable():
     assert len({version(), version(), version(baseline="05.00")}) == 2
     assert isinstance(version(), Item)

@@ -26,13 +26,13 @@ from tests.support.sentinel2_plans import (
 from tests.support.stac_api import COLLECTION
 
 
-def test_an_archive_in_a_folder_of_the_working_directory_is_named_once(tmp_path):
+def test_a_relative_archive_folder_is_prefixed_once(tmp_path):
     items = write_list(tmp_path, [key(IDS[0]), WEB + key(IDS[1]), S3 + key(IDS[2]), WEB + key(IDS[0])])
     (shard,) = plans.lines(plan_bytes(tmp_path / "p.gz", items=items, archive="sample/s2"))
     assert shard["details"]["items"] == {i: f"sample/s2/{key(i)}" for i in sorted(IDS[:3])}
 
 
-def test_every_line_of_a_list_is_an_item_or_told(tmp_path, caplog):
+def test_every_line_of_a_list_is_an_item_or_reported(tmp_path, caplog):
     lines = [key(VERSION_0), "", "# a comment", S3 + key(VERSION_0), WEB + key(IDS[3]), f"/mirror/{key(IDS[4])}", "  "]
     lines += [
         "hello",
@@ -64,7 +64,7 @@ def test_a_list_is_the_same_plain_and_gzip_by_path_http_and_s3(tmp_path, serve, 
     assert units_of(made.pop()) == sorted(IDS)
 
 
-def test_items_elsewhere_are_read_and_keep_their_addresses(tmp_path, serve):
+def test_items_outside_the_archive_are_read_and_keep_their_addresses(tmp_path, serve):
     strange = {**item_document(VERSION_0), "id": "my-scene"}
     web = serve({"/x/my.json": json.dumps(strange).encode(), "/x/bad.json": b"<html>", "/x/list.json": b"[]"})
     (tmp_path / "other.json").write_text(json.dumps(item_document(IDS[30])))
@@ -80,13 +80,13 @@ def test_items_elsewhere_are_read_and_keep_their_addresses(tmp_path, serve):
 
 
 @pytest.mark.parametrize("turned", [1, -1])
-def test_an_item_at_two_addresses_is_one_unit_at_the_first_of_them_by_alphabet(tmp_path, turned):
+def test_an_item_at_several_addresses_is_one_unit_at_the_alphabetically_first(tmp_path, turned):
     lines = [f"/mirror/b/{key(VERSION_0)}", f"/mirror/a/{key(VERSION_0)}", f"/mirror/c/{key(VERSION_0)}"][::turned]
     (shard,) = plans.lines(plan_bytes(tmp_path / "p.gz", items=write_list(tmp_path, lines)))
     assert shard["details"]["items"] == {VERSION_0: f"/mirror/a/{key(VERSION_0)}"}
 
 
-def test_versions_with_names_of_their_own_are_told_apart_too(tmp_path):
+def test_versions_with_custom_names_are_recognised(tmp_path):
     for n, baseline in enumerate(("02.14", "05.00")):
         (tmp_path / f"{n}.json").write_text(
             json.dumps({**item_document(VERSION_0, baseline=baseline), "id": f"mine-{n}"})
@@ -95,7 +95,7 @@ def test_versions_with_names_of_their_own_are_told_apart_too(tmp_path):
     assert units_of(plan_bytes(tmp_path / "p.gz", items=items)) == ["mine-1"]
 
 
-def test_an_item_of_an_api_is_addressed_by_its_canonical_link_or_else_itself(serve_items, tmp_path):
+def test_an_item_of_an_api_has_the_address_of_its_canonical_link_or_its_own(serve_items, tmp_path):
     documents = [item_document(i) for i in IDS[:4]]
     documents[1]["links"] = [{"rel": "canonical", "href": WEB + key(IDS[1])}]  # as v0 has it
     documents[2]["links"] = [{"rel": "canonical", "href": "https://example.org/page.html"}]
@@ -108,7 +108,7 @@ def test_an_item_of_an_api_is_addressed_by_its_canonical_link_or_else_itself(ser
     assert plan_bytes(tmp_path / "b.gz", items=write_list(tmp_path, own)) == search
 
 
-def test_what_an_api_gives_that_is_no_item_of_sentinel_2_is_listed(serve_items, tmp_path, caplog):
+def test_an_item_of_an_api_that_is_not_of_sentinel_2_is_listed(serve_items, tmp_path, caplog):
     odd = item_document(IDS[1])
     odd["properties"]["datetime"] = None
     api = serve_items([item_document(IDS[0]), odd])

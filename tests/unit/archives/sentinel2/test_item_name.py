@@ -14,7 +14,7 @@ from kiln.archives.sentinel2.item_name import ItemFilter, footprint, locate, par
 from tests.support.inventories import FOLDER, item_id
 
 
-def test_an_id_says_platform_tile_and_day():
+def test_an_id_is_parsed_to_platform_tile_and_day():
     name = parse_name("S2A_29RKH_20200219_0_L2A")
     assert (name.platform, name.tile, name.partition, name.day) == ("S2A", "29RKH", "29R-2020-02", 19)
     assert name.path == "29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json"
@@ -37,12 +37,12 @@ def test_an_id_says_platform_tile_and_day():
         *("S2A_29RAH_20200219_0_L2A", "S2A_29RKW_20200219_0_L2A", "S2A_29RKH_20200200_0_L2A"),
     ],
 )
-def test_another_id_says_nothing(name):
+def test_any_other_id_is_none(name):
     assert parse_name(name) is None
 
 
 @pytest.mark.parametrize("root", ["", FOLDER, "s3://sentinel-cogs/" + FOLDER, "/data/x/", "http://h/y/"])
-def test_an_address_in_the_layout_is_a_folder_and_a_name(root):
+def test_an_address_in_the_layout_is_located_as_root_and_name(root):
     name = parse_name(item_id(1))
     assert locate(root + name.path) == (root, name)
 
@@ -58,7 +58,7 @@ def test_an_address_in_the_layout_is_a_folder_and_a_name(root):
         "29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/B02.tif",
     ],
 )
-def test_an_address_beside_the_layout_is_none(path):
+def test_an_address_outside_the_layout_is_none(path):
     assert locate(FOLDER + path) is None
 
 
@@ -78,7 +78,7 @@ def test_footprints_of_real_items_lie_in_their_tiles_and_full_ones_fill_them(sha
             assert real.area > 0.998 * tile.area
 
 
-def test_real_items_lie_where_their_names_say(shared):
+def test_canonical_links_of_real_items_match_their_names(shared):
     for item in real_items(shared):
         canonical = next(k["href"] for k in item["links"] if k["rel"] == "canonical")
         assert locate(canonical) == ("s3://sentinel-cogs/" + FOLDER, parse_name(item["id"]))
@@ -104,7 +104,7 @@ def test_places_lie_in_their_tiles(tile, lon, lat):
 
 @settings(deadline=None, max_examples=100)
 @given(st.integers(1, 60), st.floats(-79.9, 83.9), st.floats(-2.9, 2.9))
-def test_any_point_lies_in_the_tile_that_the_grid_gives_it(zone, lat, east_of_centre):
+def test_any_point_lies_in_its_tile_of_the_grid(zone, lat, east_of_centre):
     lon = 6 * zone - 183 + east_of_centre
     south = lat < 0
     transformer = Transformer.from_crs(4326, (32700 if south else 32600) + zone, always_xy=True)
@@ -117,7 +117,7 @@ def test_any_point_lies_in_the_tile_that_the_grid_gives_it(zone, lat, east_of_ce
     assert tile.bounds[3] - tile.bounds[1] < 6
 
 
-def test_a_box_across_the_antimeridian_takes_tiles_on_both_sides():
+def test_a_region_across_the_antimeridian_matches_tiles_on_both_sides():
     across = shapely.union_all([shapely.box(179.5, -19, 180, -16), shapely.box(-180, -19, -179.5, -16)])
     for tile, taken in {"60KYF": True, "01KAB": True, "60KXF": False, "01KCB": False, "31NAA": False}.items():
         assert ItemFilter(region=across).matches(parse_name(item_id(1, tile))) is taken, tile
@@ -140,5 +140,5 @@ def test_a_box_across_the_antimeridian_takes_tiles_on_both_sides():
         (ItemFilter(years=frozenset({2020}), tiles=("30",)), False),
     ],
 )
-def test_an_item_is_taken_if_every_filter_takes_it(keep, taken):
+def test_an_item_matches_if_every_filter_matches(keep, taken):
     assert keep.matches(parse_name("S2A_29RKH_20200202_0_L2A")) is taken

@@ -53,7 +53,7 @@ def three_ways(tmp_path, serve_items):
     return {next(iter(settings)): {**settings, "archive": archive} for settings in ways}
 
 
-def test_the_same_items_make_the_same_bytes_whichever_way_they_come(three_ways, tmp_path):
+def test_an_inventory_a_search_and_a_list_of_the_same_items_give_the_same_bytes(three_ways, tmp_path):
     inventory, search, items = (
         plan_bytes(tmp_path / f"{way}.gz", **three_ways[way]) for way in ("inventory", "search", "items")
     )
@@ -76,13 +76,13 @@ def test_the_same_items_make_the_same_bytes_whichever_way_they_come(three_ways, 
         ({"dates": "2020-02-03/2020-02-04"}, 3 * 2),
     ],
 )
-def test_filters_take_the_same_items_whichever_way_they_come(three_ways, tmp_path, filters, count):
+def test_filters_select_the_same_items_of_an_inventory_a_search_and_a_list(three_ways, tmp_path, filters, count):
     plans_made = {way: plan_bytes(tmp_path / f"{way}.gz", **(said | filters)) for way, said in three_ways.items()}
     assert len(set(plans_made.values())) == 1, {way: len(units_of(p)) for way, p in plans_made.items()}
     assert len(units_of(plans_made["items"])) == count
 
 
-def test_the_real_scene_is_the_same_plan_from_each_of_the_three(shared, tmp_path, serve_items):
+def test_a_real_item_gives_the_same_plan_from_inventory_search_and_list(shared, tmp_path, serve_items):
     if shared is None:
         pytest.skip("needs the folder of real items")
     archive = shared / "archive" / "sentinel-cogs"
@@ -104,7 +104,7 @@ def test_the_real_scene_is_the_same_plan_from_each_of_the_three(shared, tmp_path
     assert read_item(storage.read_bytes(str(path)), str(path)).partition == shard["partition"] == "29R-2020-02"
 
 
-def test_real_items_of_three_baselines_of_a_search_have_their_canonical_addresses(shared, serve_items, tmp_path):
+def test_real_items_of_a_search_have_their_canonical_addresses(shared, serve_items, tmp_path):
     if shared is None:
         pytest.skip("needs the folder of real items")
     documents = [json.loads(p.read_text()) for p in sorted((shared / "archive" / "stac").glob("*.json"))]
@@ -127,7 +127,7 @@ def test_real_items_of_three_baselines_of_a_search_have_their_canonical_addresse
         ("s3://sentinel-cogs-mirror/a.json", "s3://sentinel-cogs-mirror/a.json"),
     ],
 )
-def test_an_address_has_one_spelling(address, same):
+def test_an_address_has_one_canonical_spelling(address, same):
     assert canonical(address, "s3://sentinel-cogs") == same
     assert canonical(address, "/data/") == same.replace("s3://sentinel-cogs/", "/data/")
 
@@ -135,7 +135,7 @@ def test_an_address_has_one_spelling(address, same):
 # ----------------------------------------------------------------------------------------------------- the plan's lines
 
 
-def test_a_shard_says_what_its_job_needs(tmp_path):
+def test_a_shard_contains_what_its_job_needs(tmp_path):
     data = plan_bytes(tmp_path / "p.gz", items=write_list(tmp_path, map(key, IDS[:3])), chip_size=512)
     (shard,) = plans.lines(data)
     assert shard.pop("name").startswith("0.0-003-")
@@ -157,7 +157,7 @@ def test_a_full_tile_has_42_by_42_chips_of_256(tmp_path):
     assert shard["expected"] == 42 * 42
 
 
-def test_every_shard_holds_one_grid_zone_and_month_and_no_more_than_twice_what_was_asked(tmp_path):
+def test_every_shard_holds_one_grid_zone_and_month_and_at_most_twice_the_requested_number(tmp_path):
     names = str(tmp_path / "names.json")
     items = write_list(tmp_path, map(key, IDS))
     shards = plans.lines(plan_bytes(tmp_path / "p.gz", items=items, items_per_shard=5, names=names))
@@ -192,7 +192,7 @@ def test_the_plan_is_the_same_bytes_in_another_order(tmp_path):
 # ------------------------------------------------------------------------------------------------- inventory and search
 
 
-def test_the_report_of_an_inventory_tells_every_kind(tmp_path, caplog):
+def test_the_report_of_an_inventory_contains_every_kind(tmp_path, caplog):
     keys = [k for i in IDS for k in keys_of(i)] + [f"{FOLDER}2019/{VERSION_0}/B02.tif"] * 64
     keys += [f"{FOLDER}29/R/KH/2020/3/{VERSION_0}/{VERSION_0}.json"]
     caplog.set_level("INFO")
@@ -204,7 +204,7 @@ def test_the_report_of_an_inventory_tells_every_kind(tmp_path, caplog):
     assert f"not an item: {FOLDER}29/R/KH/2020/3/{VERSION_0}/{VERSION_0}.json" in said
 
 
-def test_an_inventory_on_s3_is_planned_where_it_lies_and_versions_are_read_there(bucket, tmp_path):
+def test_an_inventory_on_s3_is_planned_from_s3_and_versions_are_read_there(bucket, tmp_path):
     documents = [item_document(VERSION_0), item_document(VERSION_1, baseline="05.00"), item_document(IDS[40])]
     local = Path(put(tmp_path, text(key(d["id"]) for d in documents)))
     said = json.loads(local.read_text())
@@ -220,7 +220,7 @@ def test_an_inventory_on_s3_is_planned_where_it_lies_and_versions_are_read_there
     assert found == {i: f"{bucket}/archive/{key(i)}" for i in (VERSION_1, IDS[40])}
 
 
-def test_overlapping_areas_give_no_item_twice(serve_items, tmp_path):
+def test_overlapping_areas_give_every_item_once(serve_items, tmp_path):
     api = serve_items(DOCUMENTS)
     tile = footprint("29RKH")
     shapes = [tile, tile.buffer(0.1), shapely.affinity.translate(tile, 0.5, 0)]

@@ -20,7 +20,7 @@ from tests.support.sentinel2_plans import (
 )
 
 
-def test_a_page_that_fails_for_good_leaves_no_plan(serve_items, tmp_path):
+def test_a_failing_page_leaves_no_plan(serve_items, tmp_path):
     ids = [item_id(n, f"{zone}RKH", month=m) for zone in (29, 32) for m in (1, 2, 3) for n in range(28)]
     api = serve_items([item_document(i) for i in ids])
     api.trouble = {2: [404]}
@@ -31,12 +31,12 @@ def test_a_page_that_fails_for_good_leaves_no_plan(serve_items, tmp_path):
     assert len(units_of(plan_bytes(tmp_path / "p.gz", search=api.url, **ALL_DATES))) == 168
 
 
-def test_an_api_that_answers_html_is_refused_in_words(serve, tmp_path):
+def test_an_api_that_answers_html_is_refused(serve, tmp_path):
     web = serve({"/": b"<html>Sign in</html>"})
     assert "STAC API" in refusal(tmp_path, search=f"{web.url}/", **ALL_DATES)
 
 
-def test_filters_that_leave_nothing_are_said_to(serve_items, tmp_path):
+def test_filters_that_leave_nothing_are_refused(serve_items, tmp_path):
     inventory = put(tmp_path, text(map(key, IDS)))
     items = write_list(tmp_path, map(key, IDS))
     days = {"dates": "2021-01-01/2021-01-02"}
@@ -55,13 +55,13 @@ def test_lists_and_inventories_without_an_item_are_refused(tmp_path):
     assert "got none in 1 lines" in refusal(tmp_path, inventory=inventory)
 
 
-def test_a_missing_or_truncated_list_is_told(tmp_path):
+def test_a_missing_or_truncated_list_is_refused(tmp_path):
     assert "none.txt: does not exist" in refusal(tmp_path, items=tmp_path / "none.txt")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(text(map(key, IDS)))[:-9])
     assert "cut.gz: truncated or damaged" in refusal(tmp_path, items=tmp_path / "cut.gz")
 
 
-def test_a_missing_part_leaves_no_plan(tmp_path):
+def test_a_missing_inventory_part_leaves_no_plan(tmp_path):
     inventory = put(tmp_path, text(map(key, IDS)))
     shutil.rmtree(tmp_path / "data")
     assert "part0.csv.gz" in refusal(tmp_path, inventory=inventory)
@@ -86,7 +86,7 @@ def test_a_missing_part_leaves_no_plan(tmp_path):
         ({"area": "none.geojson"}, "none.geojson: does not exist"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path, settings, message):
+def test_impossible_settings_are_refused(tmp_path, settings, message):
     assert message in refusal(tmp_path, items=write_list(tmp_path, [key(VERSION_0)]), **settings)
 
 
@@ -94,7 +94,7 @@ def test_a_search_without_area_or_dates_is_refused(tmp_path):
     assert "search: expected area, bbox or dates" in refusal(tmp_path, search="http://127.0.0.1:9")
 
 
-def test_an_area_and_a_box_across_the_antimeridian_find_tiles_on_both_sides(tmp_path):
+def test_a_bounding_box_across_the_antimeridian_selects_tiles_on_both_sides(tmp_path):
     ids = [item_id(1, t) for t in ("60KYF", "01KAB", "60KXF", "31NAA")]
     data = plan_bytes(tmp_path / "p.gz", items=write_list(tmp_path, map(key, ids)), bbox=[179.5, -19, -179.5, -16])
     assert units_of(data) == sorted(ids[:2])

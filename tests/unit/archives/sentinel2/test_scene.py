@@ -43,7 +43,7 @@ def test_a_chip_that_only_touches_the_antimeridian_is_one_polygon():
     assert (shape.geom_type, shape.bounds) == ("Polygon", (179.9, 0.9, 180.0, 1.0))
 
 
-def test_a_full_tile_has_42_by_42_chips_and_none_lies_where_another_does(tmp_path):
+def test_a_full_tile_has_42_by_42_chips_that_do_not_overlap(tmp_path):
     grid = SceneGrid(10_980, 10_980, from_origin(*CORNER, 10, 10), "EPSG:32629", 256)
     footprints, centers = grid.footprints()
     assert footprints.shape == centers.shape[:2] == (42, 42)
@@ -68,7 +68,7 @@ def test_a_full_tile_has_42_by_42_chips_and_none_lies_where_another_does(tmp_pat
         ("S2A_12RWT_20240106_0_L2A", False, True, ()),
     ],
 )
-def test_the_offset_of_real_items(shared, name, flag, subtracted, told):
+def test_the_offset_rule_of_real_items(shared, name, flag, subtracted, told):
     if not shared:
         pytest.skip("no real items here")
     item = json.loads((shared / "archive" / "stac" / f"{name}.json").read_text())
@@ -78,12 +78,12 @@ def test_the_offset_of_real_items(shared, name, flag, subtracted, told):
 
 
 @pytest.mark.parametrize("cls", range(12))
-def test_only_clear_classes_are_asked_about_the_offset(cls):
+def test_only_clear_classes_are_evidence_about_the_offset(cls):
     dark = np.full((3, 8, 8), 500, np.uint16)
     assert dark_fraction(dark, np.full((4, 4), cls, np.uint8), 2, 1) == (cls in (2, 4, 5, 6, 7))
 
 
-def test_a_pixel_is_dark_only_if_all_three_visible_bands_are_and_nodata_counts_for_nothing():
+def test_a_pixel_is_dark_if_all_three_visible_bands_are_and_nodata_is_not_counted():
     visible = np.full((3, 2, 2), 500, np.uint16)
     visible[0, 0, 0] = 1500
     visible[:, 1, 1] = 0
@@ -102,7 +102,7 @@ def test_a_sample_is_compared_with_the_class_at_its_place():
     assert dark_fraction(visible, scl, 2, step) == 0
 
 
-def test_what_is_subtracted_from_stays_valid_and_nodata_stays_nodata():
+def test_subtraction_keeps_pixels_valid_and_nodata_as_nodata():
     before = np.array([0, 1, 999, 1000, 1001, 1002, 10_000, 65_535], np.uint16)
     assert subtract(before).tolist() == [0, 1, 1, 1, 1, 2, 9000, 64_535]
     assert subtract(before).dtype == np.uint16

@@ -44,7 +44,7 @@ def test_chips_are_ten_bands_at_10_m_from_the_top_left_coarse_ones_by_repetition
 
 @pytest.mark.parametrize("block", [None, 16, 32, 64])
 @pytest.mark.parametrize("strip", [1, 40, 256])
-def test_strips_give_what_a_whole_read_gives_and_no_block_is_read_twice(tmp_path, monkeypatch, block, strip):
+def test_strips_give_the_chips_of_a_whole_read_and_no_block_is_read_twice(tmp_path, monkeypatch, block, strip):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", strip)
     tiles = {"tiled": True, "blockxsize": block, "blockysize": block} if block else {"blockysize": 15}
     made = write_item(tmp_path, side=176, **tiles)
@@ -119,7 +119,7 @@ def test_a_full_tile_of_nodata_is_opened_as_1764_chips(tmp_path):
     assert source.units()[0].expected_known
 
 
-def test_a_row_tells_its_platform_tile_baseline_and_sun(tmp_path):
+def test_a_chip_has_platform_tile_baseline_and_sun(tmp_path):
     made = write_item(tmp_path, side=16)
     (chip,) = read_chips(make_source(tmp_path, made))
     assert (chip.unit_id, chip.item_id) == (made.unit_id, made.entry["id"])
@@ -144,7 +144,7 @@ def test_items_of_every_spelling_give_the_same_chips(tmp_path, style):
     assert all(np.array_equal(c.pixels, chip_area(c, made.bands)) for c in chips)
 
 
-def test_jpeg_2000_gives_the_chips_of_tiff(tmp_path):
+def test_jpeg_2000_gives_the_same_chips_as_tiff(tmp_path):
     made = write_item(tmp_path, suffix="jp2", side=128, blockxsize=64, blockysize=64)
     with rasterio.open(made.folder / "B04.jp2") as file:
         assert file.driver == "JP2OpenJPEG"
@@ -153,7 +153,7 @@ def test_jpeg_2000_gives_the_chips_of_tiff(tmp_path):
     assert all(np.array_equal(c.pixels, chip_area(c, made.bands)) for c in chips)
 
 
-def test_jpeg_2000_with_the_offset_has_it_taken_off(tmp_path):
+def test_the_offset_is_subtracted_from_jpeg_2000(tmp_path):
     made = write_item(tmp_path, suffix="jp2", properties=BASELINE_04, low=1500)
     source = make_source(tmp_path, made)
     assert all(np.array_equal(c.pixels, chip_area(c, made.bands) - OFFSET) for c in read_chips(source))
@@ -206,7 +206,7 @@ def test_footprints_of_polar_tiles_are_valid_and_small(tmp_path, epsg, north):
 # --------------------------------------------------------------------------------------------------- reads and versions
 
 
-def test_a_units_version_follows_its_item_and_files(tmp_path):
+def test_the_version_of_a_unit_depends_on_its_item_and_files(tmp_path):
     def version(**more):
         source = make_source(tmp_path, made, **more)
         source.check()
@@ -224,7 +224,7 @@ def test_a_units_version_follows_its_item_and_files(tmp_path):
     assert version() == ""
 
 
-def test_every_read_says_which_unit_it_is_for_and_how_much_it_holds(tmp_path):
+def test_every_read_has_its_unit_and_its_number_of_bytes(tmp_path):
     made = [write_item(tmp_path), write_item(tmp_path, OTHER_NAME)]
     (made[1].folder / "B02.tif").unlink()
     source = make_source(tmp_path, *made)

@@ -15,7 +15,7 @@ from tests.support.items import CORNER, plane, write_item, write_raster
 from tests.support.sentinel2_scenes import chip_area, make_source, only_reason, read_chips, read_events, scl_mask
 
 
-def test_a_missing_band_asset_fails_and_is_named(tmp_path):
+def test_a_missing_band_asset_fails_with_its_name(tmp_path):
     made = write_item(tmp_path)
     item = made.json()
     del item["assets"]["rededge1"], item["assets"]["scl"]
@@ -34,7 +34,7 @@ def test_a_missing_band_asset_fails_and_is_named(tmp_path):
     ],
     ids=["missing", "zero bytes", "html"],
 )
-def test_a_file_that_is_no_raster_fails_the_item_and_is_named(tmp_path, name, damage, says):
+def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name, damage, says):
     made = write_item(tmp_path)
     damage(made.folder / f"{name}.tif")
     reason = only_reason(make_source(tmp_path, made))
@@ -74,7 +74,7 @@ def test_a_band_of_another_shape_place_or_kind_fails_the_item_and_is_named(tmp_p
     assert says in only_reason(make_source(tmp_path, made))
 
 
-def test_a_band_of_40_m_is_brought_to_10_m_too(tmp_path):
+def test_a_band_of_40_m_is_repeated_to_10_m(tmp_path):
     made = write_item(tmp_path, bands={"rededge1": plane(16, 3), "swir22": plane(64, 4)})
     assert all(np.array_equal(c.pixels, chip_area(c, made.bands)) for c in read_chips(make_source(tmp_path, made)))
 
@@ -89,7 +89,7 @@ def test_a_band_of_40_m_is_brought_to_10_m_too(tmp_path):
         (None, "does not exist"),
     ],
 )
-def test_what_is_no_item_fails_with_an_estimate_of_its_chips(tmp_path, text, says):
+def test_a_document_that_is_not_an_item_fails_with_an_estimate_of_its_chips(tmp_path, text, says):
     made = write_item(tmp_path)
     path = made.folder / f"{made.entry['id']}.json"
     path.unlink() if text is None else path.write_text(text)
@@ -105,7 +105,7 @@ def test_an_item_of_another_name_than_the_plans_fails(tmp_path):
     assert "of the plan, got S2A_29RKH_20200219_1_L2A" in only_reason(make_source(tmp_path, made))
 
 
-def test_a_projection_is_taken_from_the_item_only_if_the_file_has_none(tmp_path):
+def test_the_projection_of_the_item_is_used_only_if_the_file_has_none(tmp_path):
     made = write_item(tmp_path, crs=None)
     assert {c.crs for c in read_chips(make_source(tmp_path, made))} == {"EPSG:32629"}
     made.change(**{"proj:epsg": 32630})
@@ -119,7 +119,7 @@ def test_a_projection_is_taken_from_the_item_only_if_the_file_has_none(tmp_path)
     assert {c.crs for c in read_chips(make_source(tmp_path, made))} == {"EPSG:32629"}
 
 
-def test_half_of_a_file_loses_the_chips_of_what_is_gone(tmp_path, monkeypatch):
+def test_a_truncated_file_loses_only_the_chips_of_the_missing_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     made = write_item(tmp_path, blockysize=16)
     path = made.folder / "B08.tif"
@@ -132,7 +132,7 @@ def test_half_of_a_file_loses_the_chips_of_what_is_gone(tmp_path, monkeypatch):
     assert all(f"{path}: nir is unreadable" in e.reason for e in lost)
 
 
-def test_a_bad_item_does_not_touch_its_neighbours(tmp_path):
+def test_a_damaged_item_does_not_affect_its_neighbours(tmp_path):
     names = [f"S2A_29RKH_2020021{n}_0_L2A" for n in range(4)]
     made = [write_item(tmp_path, n, seed=i, side=16) for i, n in enumerate(names)]
     (made[1].folder / "B8A.tif").write_bytes(b"no TIFF")
@@ -148,12 +148,12 @@ def test_a_plan_without_the_addresses_of_its_items_is_refused(items):
         sentinel2.open_source(shard, Config())
 
 
-def test_an_item_twice_in_a_shard_is_a_wrong_plan():
+def test_a_repeated_item_in_a_shard_is_a_config_error():
     with pytest.raises(ConfigError, match="got one twice"):
         make_source("/nowhere", *[{"id": "a", "href": "b"}] * 2)
 
 
 @pytest.mark.parametrize("wrong", [{"chip": 255}, {"chip": 0}, {"offset_max_dark_fraction": 1.1}])
-def test_settings_that_cannot_be_are_refused(wrong):
+def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=r"chip_size|offset_max_dark_fraction"):
         make_source("/nowhere", **wrong)

@@ -21,7 +21,7 @@ from tests.support.sentinel2_scenes import (
 )
 
 
-def test_nodata_and_cloud_are_counted_apart_each_by_its_own_limit(tmp_path):
+def test_nodata_and_cloud_are_counted_separately_by_their_own_limits(tmp_path):
     scl = scl_mask()
     scl[:8, :8] = 0  # all of chip 0, 0
     scl[0, 8:11] = 0  # 3 of 64 pixels of chip 1, 0: just within the limit
@@ -42,7 +42,7 @@ def test_nodata_and_cloud_are_counted_apart_each_by_its_own_limit(tmp_path):
     assert chips[2, 1].cloud_fraction == 0
 
 
-def test_cloud_is_a_share_of_the_valid_pixels(tmp_path):
+def test_cloud_is_a_fraction_of_the_valid_pixels(tmp_path):
     scl = scl_mask(8)
     scl[:2], scl[2:5] = 0, 9
     made = write_item(tmp_path, side=16, scl=scl)
@@ -81,7 +81,7 @@ def test_an_empty_chip_is_dropped_whatever_the_limit(tmp_path):
     assert [(c.col, c.row) for c in read_chips(make_source(tmp_path, made, max_nodata=1.0))] == [(0, 1), (1, 1)]
 
 
-def test_impossible_classes_are_noted_and_taken_as_valid_and_clear(tmp_path):
+def test_impossible_classes_are_noted_and_count_as_valid_and_clear(tmp_path):
     scl = scl_mask()
     scl[0, :5] = [12, 12, 13, 255, 12]
     source = make_source(tmp_path, write_item(tmp_path, scl=scl))
@@ -90,7 +90,7 @@ def test_impossible_classes_are_noted_and_taken_as_valid_and_clear(tmp_path):
 
 
 @pytest.mark.parametrize(("fill", "kind"), [(9, "cloud"), (0, "nodata")])
-def test_a_scene_that_cannot_pass_is_empty_and_no_band_is_read(tmp_path, monkeypatch, fill, kind):
+def test_a_scene_without_a_valid_chip_is_empty_and_no_band_is_read(tmp_path, monkeypatch, fill, kind):
     made = write_item(tmp_path, scl=scl_mask(fill=fill))
     for name in set(FILES.values()) - {"B04"}:
         path = made.folder / f"{name}.tif"
@@ -99,7 +99,7 @@ def test_a_scene_that_cannot_pass_is_empty_and_no_band_is_read(tmp_path, monkeyp
     assert read_notes(make_source(tmp_path, made)) == ("bands_not_read",)
 
 
-def test_of_a_swath_edge_only_the_rows_and_columns_of_its_chips_are_read(tmp_path, monkeypatch):
+def test_only_rows_and_columns_of_valid_chips_are_read_at_a_swath_edge(tmp_path, monkeypatch):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     scl = scl_mask(fill=0)
     scl[8:24, 16:24] = 4
@@ -118,7 +118,7 @@ def test_of_a_swath_edge_only_the_rows_and_columns_of_its_chips_are_read(tmp_pat
     assert [w for b, w in asked if b == "blue"] == [Window(32, 16, 16, 16), Window(32, 32, 32, 16)]
 
 
-def test_a_scene_smaller_than_a_chip_expects_none_and_says_why(tmp_path):
+def test_a_scene_smaller_than_a_chip_expects_none_and_has_a_reason(tmp_path):
     opened, nothing = read_events(make_source(tmp_path, write_item(tmp_path, side=8)))
     assert (opened.expected, nothing.kind, nothing.count) == (0, "nodata", 0)
     assert "smaller than a chip" in nothing.reason

@@ -60,7 +60,7 @@ OFFSET_CASES = {
 
 
 @pytest.mark.parametrize("row", OFFSET_CASES.values(), ids=OFFSET_CASES)
-def test_the_offset_is_subtracted_exactly_where_it_is_there(tmp_path, row):
+def test_the_offset_is_subtracted_only_where_pixels_have_it(tmp_path, row):
     style, said, drawn, subtracted, told = row
     made = write_item(tmp_path, style=style, **(drawn or {"low": 1001}))
     made.change(**said)
@@ -86,7 +86,7 @@ def test_the_offset_is_subtracted_exactly_where_it_is_there(tmp_path, row):
         (BASELINE_04 | {OFFSET_FLAG: True}, 0, False, ("offset_applied_by_producer", "raster_offset_contradicts")),
     ],
 )
-def test_what_raster_bands_say_decides_nothing(tmp_path, said, offset, subtracted, told):
+def test_raster_bands_do_not_decide_about_the_offset(tmp_path, said, offset, subtracted, told):
     made = write_item(tmp_path, low=1001, properties=said)
     item = made.json()
     for asset in item["assets"].values():
@@ -97,13 +97,13 @@ def test_what_raster_bands_say_decides_nothing(tmp_path, said, offset, subtracte
     assert read_notes(source) == told
 
 
-def test_an_item_that_tells_neither_baseline_nor_flag_fails(tmp_path):
+def test_an_item_without_baseline_and_flag_fails(tmp_path):
     made = write_item(tmp_path, properties={OFFSET_FLAG: False, "s2:processing_baseline": None, "s2:product_uri": None})
     assert "expected a processing baseline" in only_reason(make_source(tmp_path, made))
 
 
 @pytest.mark.parametrize(("dark", "subtracted"), [(20, True), (21, False)])
-def test_the_share_of_dark_clear_pixels_decides_at_its_limit(tmp_path, dark, subtracted):
+def test_the_fraction_of_dark_clear_pixels_decides_at_its_limit(tmp_path, dark, subtracted):
     pixels = {b: plane(64, n, 1001) for n, b in enumerate(("blue", "green", "red"))}
     for p in pixels.values():
         p[0, :dark] = 500  # 20 of 4096 are 0.49 %
@@ -128,7 +128,7 @@ def test_the_offset_makes_no_valid_pixel_nodata(tmp_path):
     assert [c.nodata_fraction for c in chips] == [0] * 16
 
 
-def test_the_evidence_is_read_from_overviews_where_there_are_any(tmp_path):
+def test_the_evidence_is_read_from_overviews_if_there_are_any(tmp_path):
     dark = {b: np.where(np.indices((1024, 1024)).sum(axis=0) % 2, 1001, 900) for b in ("blue", "green", "red")}
     dark = {b: p.astype(np.uint16) for b, p in dark.items()}
     tiles = {"tiled": True, "blockxsize": 128, "blockysize": 128}

@@ -44,7 +44,7 @@ def served_path(server, made, name):
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
-def test_items_over_http_give_the_chips_of_local_ones(tmp_path, item_server, ranges):
+def test_chips_over_http_equal_local_ones(tmp_path, item_server, ranges):
     item_server.ranges = ranges
     source = make_remote_source(item_server)
     theirs = read_chips(source)
@@ -57,7 +57,7 @@ def test_items_over_http_give_the_chips_of_local_ones(tmp_path, item_server, ran
     assert len(source.provenance()) == 22
 
 
-def test_items_in_a_bucket_give_the_chips_of_local_ones(tmp_path, bucket):
+def test_chips_of_a_bucket_equal_local_ones(tmp_path, bucket):
     made = write_item(tmp_path)
     for path in made.folder.iterdir():
         boto3.client("s3").upload_file(str(path), bucket[5:], str(path.relative_to(tmp_path)))
@@ -66,7 +66,7 @@ def test_items_in_a_bucket_give_the_chips_of_local_ones(tmp_path, bucket):
     assert all(s.startswith(bucket) for c in theirs for s in c.sources)
 
 
-def test_the_first_rule_that_fits_rewrites_items_and_assets(tmp_path):
+def test_the_first_matching_rule_rewrites_items_and_assets(tmp_path):
     made = write_item(tmp_path)
     rules = [("s3://sentinel-cogs", "/x"), (BUCKET, str(tmp_path)), ("https://", "/y")]
     assert len(read_chips(make_source("", made, rewrite=rules))) == 16
@@ -74,7 +74,7 @@ def test_the_first_rule_that_fits_rewrites_items_and_assets(tmp_path):
     assert len(read_chips(make_source("", entry, rewrite=[("s3://sentinel-cogs", str(tmp_path)), *rules]))) == 16
 
 
-def test_of_a_scene_that_cannot_pass_no_pixel_of_a_band_is_asked_for(tmp_path, serve, monkeypatch):
+def test_no_band_pixel_is_requested_for_a_scene_without_a_valid_chip(tmp_path, serve, monkeypatch):
     made = write_item(tmp_path, side=512, scl=scl_mask(256, 8), compress=None)
     server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in made.folder.iterdir()})
     source = make_remote_source(server, made)
@@ -88,7 +88,7 @@ def test_of_a_scene_that_cannot_pass_no_pixel_of_a_band_is_asked_for(tmp_path, s
     assert got["B04.tif"] < len(server.files[served_path(server, made, "B04.tif")]) / 10
 
 
-def test_no_byte_of_a_band_is_asked_for_twice(tmp_path, serve):
+def test_no_byte_of_a_band_is_requested_twice(tmp_path, serve):
     tiles = {"driver": "COG", "blocksize": 128, "compress": "deflate"}
     made = write_item(tmp_path, side=512, **tiles)
     server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in made.folder.iterdir()})
@@ -106,7 +106,7 @@ def test_no_byte_of_a_band_is_asked_for_twice(tmp_path, serve):
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_store_that_fails_ends_the_job_so_that_it_is_tried_again(item_server, status):
+def test_a_failing_server_is_a_transient_error(item_server, status):
     item_server.status = status
     with pytest.raises(TransientError, match=str(status)):
         read_events(make_remote_source(item_server))
@@ -118,7 +118,7 @@ def test_a_store_that_fails_ends_the_job_so_that_it_is_tried_again(item_server, 
         list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
 
 
-def test_a_connection_that_breaks_ends_the_job_so_that_it_is_tried_again(item_server):
+def test_a_broken_connection_is_a_transient_error(item_server):
     source = make_remote_source(item_server)
     source.check()
     item_server.break_at = len(item_server.files[served_path(item_server, item_server.made[0], "B08.tif")]) // 2
@@ -126,7 +126,7 @@ def test_a_connection_that_breaks_ends_the_job_so_that_it_is_tried_again(item_se
         list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
 
 
-def test_a_host_that_vanished_ends_the_job_so_that_it_is_tried_again(item_server):
+def test_an_unreachable_host_is_a_transient_error(item_server):
     source = make_remote_source(item_server)
     item_server.stop()
     with pytest.raises(TransientError, match="connection"):
@@ -134,7 +134,7 @@ def test_a_host_that_vanished_ends_the_job_so_that_it_is_tried_again(item_server
 
 
 @pytest.mark.parametrize("when", ["check", "read"])
-def test_a_store_that_hangs_ends_the_job_so_that_it_is_tried_again(item_server, monkeypatch, when):
+def test_a_hanging_server_is_a_transient_error(item_server, monkeypatch, when):
     monkeypatch.setattr(storage.http, "TIMEOUT_S", (0.5, 0.5))
     source = make_remote_source(item_server)
     if when == "read":
@@ -145,13 +145,13 @@ def test_a_store_that_hangs_ends_the_job_so_that_it_is_tried_again(item_server, 
 
 
 @pytest.mark.parametrize("status", [403, 401])
-def test_a_store_that_refuses_everything_ends_the_job_before_the_weights_load(item_server, status):
+def test_a_refusing_server_is_a_config_error_of_the_check(item_server, status):
     item_server.status = status
     with pytest.raises(ConfigError, match=f"{status}.*set credentials, or read from a mirror"):
         make_remote_source(item_server).check()
 
 
-def test_a_range_that_is_not_satisfied_is_a_failed_row(item_server):
+def test_an_unsatisfiable_range_fails_the_item(item_server):
     item_server.status = 416
     reasons = [r for _, _, r in read_dropped(make_remote_source(item_server))]
     assert len(reasons) == 2
@@ -168,7 +168,7 @@ def test_a_range_that_is_not_satisfied_is_a_failed_row(item_server):
     ],
     ids=["404", "html", "half", "empty"],
 )
-def test_an_asset_that_is_bad_on_the_server_fails_its_item_alone(item_server, change, says):
+def test_a_damaged_asset_on_the_server_fails_only_its_item(item_server, change, says):
     change(item_server, served_path(item_server, item_server.made[0], "B11.tif"))
     found = read_events(make_remote_source(item_server))
     assert len([e for e in found if isinstance(e, Chip)]) == 16

@@ -48,7 +48,7 @@ EVERYTHING = ids(item(n) for n in range(25))
 
 
 @pytest.mark.parametrize("way", ["post", "get", "merge", "relative"])
-def test_all_pages_are_turned_however_the_next_one_is_linked(api, way):
+def test_all_pages_are_read_for_every_kind_of_next_link(api, way):
     if way != "post":
         setattr(api, way, True)
     assert asked(api) == EVERYTHING
@@ -61,7 +61,7 @@ def test_pages_of_any_size_give_the_same_items(api, size):
 
 
 @pytest.mark.parametrize("context", [False, True])
-def test_fewer_items_than_the_server_tells_of_are_an_error(api, context):
+def test_fewer_items_than_the_server_reports_are_an_error(api, context):
     api.context = context
     assert asked(api) == EVERYTHING
     api.matched = 1
@@ -69,7 +69,7 @@ def test_fewer_items_than_the_server_tells_of_are_an_error(api, context):
         asked(api)
 
 
-def test_a_server_that_tells_too_few_or_no_number_loses_nothing(api):
+def test_a_server_that_reports_too_low_or_no_number_loses_nothing(api):
     for told in (-20, None):
         api.matched = told
         assert asked(api) == EVERYTHING
@@ -85,7 +85,7 @@ def test_an_empty_page_that_has_a_next_one_does_not_end_the_search(api):
         asked(api)
 
 
-def test_a_page_that_repeats_what_came_before_is_an_error_and_not_an_endless_search(api):
+def test_a_repeated_page_is_an_error_and_not_an_endless_search(api):
     api.matched, api.trouble = None, {2: ["again"]}
     with pytest.raises(TransientError, match="page 2: expected further items"):
         asked(api)
@@ -93,13 +93,13 @@ def test_a_page_that_repeats_what_came_before_is_an_error_and_not_an_endless_sea
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 @pytest.mark.parametrize("page", [1, 2, 3])
-def test_a_page_that_comes_on_the_third_try_costs_nothing(api, status, page):
+def test_a_page_that_succeeds_on_the_third_try_loses_nothing(api, status, page):
     api.trouble = {page: [status, status]}
     assert asked(api) == EVERYTHING
     assert len(api.searches) == 5
 
 
-def test_rate_limiting_is_waited_for_as_long_as_the_server_says(api, monkeypatch):
+def test_rate_limiting_waits_for_the_retry_after_of_the_server(api, monkeypatch):
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
     api.wait, api.trouble = "7", {2: [429, 503]}
@@ -110,21 +110,21 @@ def test_rate_limiting_is_waited_for_as_long_as_the_server_says(api, monkeypatch
     assert max(slept) == stac_search.MAX_WAIT_S
 
 
-def test_a_real_second_of_rate_limiting_is_survived(api):
+def test_a_search_succeeds_after_a_second_of_rate_limiting(api):
     api.wait, api.trouble = "1", {1: [429]}
     assert asked(api) == EVERYTHING
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("page", [1, 2, 3])
-def test_a_page_that_fails_for_good_is_an_error_and_no_shorter_list(api, status, page):
+def test_a_page_that_always_fails_is_an_error_and_not_a_shorter_list(api, status, page):
     api.trouble = {page: [status] * 99}
     with pytest.raises(TransientError, match=f"answers {status}"):
         asked(api)
     assert len(api.searches) == page + stac_search.MAX_RETRIES, "each try once, and no more of them"
 
 
-def test_a_connection_that_breaks_in_the_middle_of_a_page_is_asked_again_and_then_given_up(api):
+def test_a_connection_broken_within_a_page_is_retried_and_then_an_error(api):
     api.trouble = {2: ["half", "half"]}
     assert asked(api) == EVERYTHING
     api.trouble = {2: ["half"] * 99}
@@ -133,14 +133,14 @@ def test_a_connection_that_breaks_in_the_middle_of_a_page_is_asked_again_and_the
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-def test_what_the_api_refuses_is_a_wrong_setting_and_its_reason_is_told(api, status):
+def test_a_refused_search_is_a_config_error_with_the_reason(api, status):
     api.trouble = {2: [status]}
     with pytest.raises(ConfigError, match=f"refuses with {status}: .*on purpose"):
         asked(api)
     assert len(api.searches) == 2
 
 
-def test_a_page_that_is_html_or_no_page_is_an_error(api):
+def test_a_page_that_is_html_or_other_json_is_an_error(api):
     api.trouble = {2: ["html"]}
     with pytest.raises(ConfigError, match="an answer that is not JSON"):
         asked(api)
@@ -156,25 +156,25 @@ def test_an_item_without_an_id_is_an_error(api):
 
 
 @pytest.mark.parametrize("page", [b"<html>Sign in</html>", b"[]", b"{}", b'{"type": "Feature"}', b"\xff\xfe"])
-def test_what_is_no_landing_page_of_an_api_is_refused_in_words(serve, page):
+def test_a_landing_page_that_is_not_of_a_stac_api_is_refused(serve, page):
     web = serve({"/": page})
     with pytest.raises(ConfigError, match=web.url):
         list(search(f"{web.url}/", COLLECTION, dates="2020-01-01"))
 
 
-def test_a_catalogue_without_search_is_refused_in_words(api):
+def test_a_catalogue_without_search_is_refused(api):
     api.conforms = ["core"]
     with pytest.raises(ConfigError, match="expected a STAC API with item search"):
         asked(api)
 
 
-def test_a_server_that_is_gone_is_told(api, monkeypatch):
+def test_an_unreachable_server_is_a_transient_error(api, monkeypatch):
     monkeypatch.setattr(stac_search, "MAX_RETRIES", 1)
     with pytest.raises(TransientError, match="the API cannot be reached"):
         list(search("http://127.0.0.1:9", COLLECTION, dates="2020-01-01", backoff_s=0.01))
 
 
-def test_dates_and_clouds_and_the_area_are_asked_for(api):
+def test_dates_cloud_cover_and_area_are_part_of_the_search(api):
     api.items = [item(n, lon=n, cloud=10.0 * n, day=n + 1) for n in range(8)]
     assert asked(api, dates="2020-01-03/2020-01-05") == ids(api.items[2:5])
     assert asked(api, dates="2020-01-03/..") == ids(api.items[2:])
@@ -186,7 +186,7 @@ def test_dates_and_clouds_and_the_area_are_asked_for(api):
     )
 
 
-def test_clouds_are_not_asked_for_where_the_api_does_not_know_how(api):
+def test_cloud_cover_is_not_part_of_the_search_if_the_api_does_not_support_it(api):
     api.conforms = ["core", "item-search"]
     asked(api, max_cloud=1.0)
     assert "query" not in api.searches[0]
@@ -214,7 +214,7 @@ def collection(*shapes):
     }
 
 
-def test_overlapping_features_of_a_collection_are_asked_for_once(api, tmp_path):
+def test_overlapping_features_of_a_collection_are_searched_once(api, tmp_path):
     squares = [shapely.box(x, 0, x + 2, 1) for x in (0, 1, 2, 0.5)]
     found = asked(api, region=read_area(area(tmp_path, collection(*squares, None))))
     assert len(found) == len(set(found)) == len([i for i in api.items if i["geometry"]["coordinates"][0][0][0] <= 5])
@@ -228,7 +228,7 @@ def test_a_geometry_a_feature_and_a_collection_are_the_same_area(tmp_path):
         assert read_area(area(tmp_path, said)).equals(square)
 
 
-def test_a_polygon_that_crosses_itself_is_mended(tmp_path):
+def test_a_polygon_that_crosses_itself_is_repaired(tmp_path):
     bow = {"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]]}
     assert read_area(area(tmp_path, bow)).area == pytest.approx(0.5)
 
@@ -247,17 +247,17 @@ def test_a_polygon_that_crosses_itself_is_mended(tmp_path):
         (mapping(shapely.box(170, 0, 190, 10)), "cut at the antimeridian"),
     ],
 )
-def test_an_area_that_is_none_is_refused_in_words(tmp_path, said, why):
+def test_an_invalid_area_is_refused_with_a_reason(tmp_path, said, why):
     with pytest.raises(ConfigError, match=f"area.geojson.*{why}"):
         read_area(area(tmp_path, said))
 
 
-def test_an_area_that_is_missing_is_refused_in_words(tmp_path):
+def test_a_missing_area_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.geojson: does not exist"):
         read_area(str(tmp_path / "none.geojson"))
 
 
-def test_a_box_across_the_antimeridian_is_cut_there():
+def test_a_bounding_box_across_the_antimeridian_is_cut_there():
     assert region_of(BoundingBox(170, -20, -175, -10)).bounds == (-180, -20, 180, -10)
     assert region_of(BoundingBox(170, -20, -175, -10)).area == pytest.approx(150)
     assert region_of(BoundingBox(-5, 0, 5, 1)).bounds == (-5, 0, 5, 1)
@@ -265,7 +265,7 @@ def test_a_box_across_the_antimeridian_is_cut_there():
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.floats(-170, 170), st.floats(-80, 80), st.floats(0.01, 20)), min_size=1, max_size=40))
-def test_the_questions_of_a_region_are_the_region_and_none_is_long(places):
+def test_the_parts_of_a_split_region_cover_it_and_are_short(places):
     region = shapely.union_all([shapely.box(x, y, x + s, y + s / 2) for x, y, s in places])
     parts = list(split_region(region, 20))
     assert shapely.union_all(parts).symmetric_difference(region).area == pytest.approx(0, abs=1e-9)
@@ -274,7 +274,7 @@ def test_the_questions_of_a_region_are_the_region_and_none_is_long(places):
     assert list(split_region(region, 20)) == parts
 
 
-def test_an_area_of_many_parts_is_asked_for_in_several_searches(api, monkeypatch):
+def test_an_area_of_many_parts_is_split_into_several_searches(api, monkeypatch):
     monkeypatch.setattr(split_region, "__defaults__", (12,))
     region = shapely.union_all([shapely.box(x, 0.1, x + 0.5, 0.2) for x in range(-1, 7)])
     found = asked(api, region=region, page_size=100)

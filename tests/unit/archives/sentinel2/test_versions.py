@@ -31,7 +31,7 @@ def selected_ids(documents, tmp_path, max_cloud=None):
     return sorted(i for places in gathered.locations.values() for i in places), gathered.counts
 
 
-def test_of_two_versions_the_newest_stays_whatever_the_number_in_its_name(tmp_path):
+def test_the_newest_of_two_versions_is_selected_regardless_of_its_number(tmp_path):
     for older, newer in ((VERSION_0, VERSION_1), (VERSION_1, VERSION_0)):
         ids, counts = selected_ids(
             [item_document(older, baseline="02.14"), item_document(newer, baseline="05.00")], tmp_path
@@ -40,7 +40,7 @@ def test_of_two_versions_the_newest_stays_whatever_the_number_in_its_name(tmp_pa
         assert (counts.superseded, counts.read) == (1, 2)
 
 
-def test_the_halves_of_a_scene_both_stay(tmp_path):
+def test_both_halves_of_a_scene_are_selected(tmp_path):
     ids, counts = selected_ids(
         [item_document(VERSION_0, sensing="112120"), item_document(VERSION_1, sensing="112139")], tmp_path
     )
@@ -48,7 +48,7 @@ def test_the_halves_of_a_scene_both_stay(tmp_path):
     assert counts.superseded == 0
 
 
-def test_a_lone_second_number_and_other_platforms_and_days_are_not_read(tmp_path):
+def test_items_without_a_rival_version_are_not_read(tmp_path):
     lone = [VERSION_1, "S2B_29RKH_20200219_0_L2A", "S2A_29RKH_20200220_1_L2A", "S2A_29RKJ_20200219_0_L2A"]
     items = write_list(tmp_path, map(key, lone))
     gathered = list_file(items, str(tmp_path / "nowhere"), ItemFilter())
@@ -56,13 +56,13 @@ def test_a_lone_second_number_and_other_platforms_and_days_are_not_read(tmp_path
     assert (gathered.counts.read, gathered.counts.selected) == (0, 4)
 
 
-def test_names_of_collection_1_and_of_v1_of_one_scene_are_versions_of_each_other(tmp_path):
+def test_items_of_collection_1_and_v1_of_one_scene_are_versions_of_each_other(tmp_path):
     newer = "S2A_T29RKH_20200219T112111_L2A"
     ids, _ = selected_ids([item_document(VERSION_0), item_document(newer, baseline="05.00")], tmp_path)
     assert ids == [newer]
 
 
-def test_an_item_that_cannot_be_read_stays_and_is_told(tmp_path, caplog):
+def test_an_unreadable_item_is_selected_and_reported(tmp_path, caplog):
     documents = [item_document(VERSION_0), item_document(VERSION_1, baseline="05.00")]
     archive = write_archive(tmp_path / "a", documents)
     items = write_list(tmp_path, [key(VERSION_0), key(VERSION_1)])
@@ -77,13 +77,13 @@ def test_an_item_that_cannot_be_read_stays_and_is_told(tmp_path, caplog):
         assert f"selected, but cannot be read: {path}" in caplog.text
 
 
-def test_a_store_that_is_busy_while_versions_are_read_ends_the_plan(tmp_path, serve):
+def test_a_busy_server_while_versions_are_read_is_a_transient_error(tmp_path, serve):
     web = serve({}, status=503)
     items = write_list(tmp_path, [key(VERSION_0), key(VERSION_1)])
     assert "503" in refusal(tmp_path, TransientError, items=items, archive=web.url)
 
 
-def test_clouds_are_looked_at_before_versions_as_an_api_does(tmp_path):
+def test_cloud_cover_is_filtered_before_versions_as_an_api_does(tmp_path):
     documents = [
         item_document(VERSION_0, cloud=10.0),
         item_document(VERSION_1, baseline="05.00", cloud=90.0),

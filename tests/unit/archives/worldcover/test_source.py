@@ -188,7 +188,7 @@ def test_a_pixel_is_nodata_only_if_all_four_bands_are_zero(tmp_path):
 
 
 @pytest.mark.parametrize(("holes", "kept"), [(320, True), (321, False)])
-def test_a_chip_with_exactly_max_nodata_is_kept(tmp_path, holes, kept):
+def test_a_chip_with_exactly_max_nodata_is_embedded(tmp_path, holes, kept):
     pixels = random_pixels(80, 1)
     pixels.reshape(4, -1)[:, :holes] = 0  # of 80 x 80: 320 are 5 %
     write_tile(tmp_path, 2021, -125, 49, pixels)
@@ -260,7 +260,7 @@ def test_reads_come_in_the_order_in_which_chips_need_them(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- real pixels
 
 
-def test_a_real_clip_in_a_full_size_tile_comes_out_pixel_for_pixel(tmp_path, shared):
+def test_chips_of_a_real_clip_in_a_full_size_tile_equal_its_pixels(tmp_path, shared):
     if shared is None:
         pytest.skip("no shared test data")
     with rasterio.open(shared / "archive/esa-worldcover-s2/clips/wc-lattice_10m_N53E006_clip_RGBNIR.tif") as src:
@@ -285,7 +285,7 @@ def test_a_real_clip_in_a_full_size_tile_comes_out_pixel_for_pixel(tmp_path, sha
     assert clip.any(axis=0).mean() > 0.9
 
 
-def test_a_real_tile_of_1200_px_comes_out_pixel_for_pixel(shared):
+def test_chips_of_a_real_tile_of_1200_px_equal_its_pixels(shared):
     if shared is None:
         pytest.skip("no shared test data")
     root = shared / "archive/esa-worldcover-s2/rgbnir_1200px"

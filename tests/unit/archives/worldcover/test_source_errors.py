@@ -103,7 +103,7 @@ def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pi
 
 @pytest.mark.parametrize("side", ["west", "east"])
 @pytest.mark.parametrize("kind", [*DAMAGES_BEFORE_PLANNING, *DAMAGES_AFTER_PLANNING])
-def test_a_bad_tile_is_a_failed_part_of_the_ledger_and_the_rest_is_embedded(tmp_path, encoder, kind, side):
+def test_a_damaged_tile_fails_in_the_ledger_and_the_rest_is_embedded(tmp_path, encoder, kind, side):
     paths = {w: write_tile(tmp_path, 2021, w, 45, random_pixels(48, w), compress="deflate") for w in (10, 11)}
     bad = paths[10 if side == "west" else 11]
     damage, says = (DAMAGES_BEFORE_PLANNING | DAMAGES_AFTER_PLANNING)[kind]
@@ -132,7 +132,7 @@ def test_a_bad_tile_is_a_failed_part_of_the_ledger_and_the_rest_is_embedded(tmp_
 
 
 @pytest.mark.parametrize("how", ["truncated", "garbled"])
-def test_a_tile_damaged_in_part_loses_only_the_chips_of_that_part(tmp_path, encoder, monkeypatch, how):
+def test_a_partly_damaged_tile_loses_only_the_chips_of_that_part(tmp_path, encoder, monkeypatch, how):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     options = {"compress": "deflate"} if how == "garbled" else {}
     path = write_tile(tmp_path, 2021, 10, 45, random_pixels(48, 1), blockysize=4, interleave="pixel", **options)
@@ -179,7 +179,7 @@ def test_a_column_over_open_sea_is_an_empty_file_and_a_ledger_row_without_loadin
         assert entry["etag"] == ""
 
 
-def test_a_tile_of_nothing_but_nodata_is_empty_not_failed(tmp_path, encoder):
+def test_a_tile_of_only_nodata_is_empty_and_not_failed(tmp_path, encoder):
     write_tile(tmp_path, 2021, 10, 45, np.zeros((4, 40, 40), np.uint16))
     lattice = Lattice(16, 40)
     source = make_source(tmp_path, lattice, region_columns(lattice, [10, 45, 11, 46]))
@@ -190,7 +190,7 @@ def test_a_tile_of_nothing_but_nodata_is_empty_not_failed(tmp_path, encoder):
     }
 
 
-def test_the_check_before_the_weights_load_tells_a_wrong_resolution_of_the_whole_archive(tmp_path):
+def test_the_check_reports_an_archive_of_another_resolution(tmp_path):
     for west in (10, 11):
         write_tile(tmp_path, 2021, west, 45, random_pixels(24, west))
     lattice = Lattice(16, 48)
@@ -203,6 +203,6 @@ def test_the_check_before_the_weights_load_tells_a_wrong_resolution_of_the_whole
     ("chip", "encode", "says"),
     [(20, "whole", "expected a multiple of 8"), (24, "quarters", "expected a multiple of 16")],
 )
-def test_chip_sizes_that_the_model_cannot_take_are_config_errors(chip, encode, says):
+def test_chip_sizes_that_the_model_does_not_accept_are_config_errors(chip, encode, says):
     with pytest.raises(ConfigError, match=says):
         WorldCoverSource(Lattice(chip, 240), 2021, [Column(0, 0, 1)], [], root="x", max_nodata=0.1, encode=encode)

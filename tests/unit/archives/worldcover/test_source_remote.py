@@ -28,7 +28,7 @@ def test_an_archive_over_http_gives_the_same_chips(tmp_path, serve):
     assert remote.units()[0].etag != local.units()[0].etag
 
 
-def test_a_throttled_tile_ends_the_job_but_a_vanished_one_only_fails(tmp_path, serve):
+def test_a_throttled_tile_is_a_transient_error_and_a_missing_one_fails_its_chips(tmp_path, serve):
     path = write_tile(tmp_path, 2021, 10, 45, random_pixels(40, 1))
     server = serve({f"/{path.relative_to(tmp_path)}": path.read_bytes()})
     lattice = Lattice(16, 40)
@@ -48,7 +48,7 @@ def test_a_throttled_tile_ends_the_job_but_a_vanished_one_only_fails(tmp_path, s
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_connection_that_breaks_ends_the_job_so_that_it_is_tried_again(tmp_path, serve):
+def test_a_broken_connection_is_a_transient_error(tmp_path, serve):
     path = write_tile(tmp_path, 2021, 10, 45, random_pixels(400, 1))
     data = path.read_bytes()
     lattice = Lattice(16, 400)

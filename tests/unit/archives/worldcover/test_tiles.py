@@ -20,7 +20,7 @@ def test_tiles_are_named_after_their_south_west_corner(west, south):
     assert tile_corner(tile_name(west, south)) == (west, south)
 
 
-def test_tiles_lie_where_the_archive_keeps_them():
+def test_tile_uris_follow_the_layout_of_the_archive():
     uri = "s3://esa-worldcover-s2/rgbnir/2021/N37/ESA_WorldCover_10m_2021_v200_N37W122_S2RGBNIR.tif"
     assert tile_uri("s3://esa-worldcover-s2/rgbnir", 2021, "N37W122") == uri
     assert tile_uri("s3://esa-worldcover-s2/rgbnir/", 2020, "S03E006").endswith(
@@ -36,7 +36,7 @@ def test_a_year_that_the_archive_lacks_is_a_config_error(tmp_path):
         find_tiles(str(tmp_path), 2020, ["N45E010"])
 
 
-def test_only_tiles_that_exist_and_were_asked_for_are_found(tmp_path):
+def test_only_existing_requested_tiles_are_found(tmp_path):
     for west in (10, 11):
         path = write_tile(tmp_path, 2021, west, 45, random_pixels(40, 1))
     found = find_tiles(f"{tmp_path}/", 2021, ["N46E010", "N45E011", "N45E012"])
