@@ -19,12 +19,12 @@ from tests.support.chips import make_chip, make_info
 from tests.support.engine import Echo
 
 METADATA = {"fingerprint": "f1", "software": {"torch": "1"}, "sources": {"a": 1}}
-ESTIMATE = 9  # chips that a scene is taken to have until it is opened
+ESTIMATE = 9  # expected chips of a scene until it is opened
 COLUMNS = embeddings_file.schema(
     4, "float32", [pa.field("state", pa.dictionary(pa.int32(), pa.string())), pa.field("year", pa.int16())], {}
 )
 NAN_VALUES = Echo({0: float("nan")}).values
-SHARD = {  # of every kind: a number is a chip of such pixels (of 0 the vector is not finite), n is nodata, c is cloud
+SHARD = {  # units of every kind: a number is a chip of that pixel value (0: not finite), n nodata, c cloud
     "s:a": [1, 2, "n", 3],
     "s:b": ["n", "c", "n"],
     "s:c": [4, 5, 6, 7, 8, 9, "c"],
@@ -34,17 +34,17 @@ SHARD = {  # of every kind: a number is a chip of such pixels (of 0 the vector i
     "s:g": [11, 0, 12],
     "s:h": ["n", 13, 14, "n"],
 }
-CHECKPOINTED = ["s:a", "s:b", "s:c", "s:e", "s:f", "s:h"]  # those of which all is known
+CHECKPOINTED = ["s:a", "s:b", "s:c", "s:e", "s:f", "s:h"]  # the units that are complete and without failed chips
 
 
 @dataclass
 class Scenes:
-    """A source of scenes, a read each; a scene may be an error instead, which its read raises."""
+    """A source of scenes with one read each. A scene that is an exception is raised by its read."""
 
     scenes: dict[str, list | Exception]
     version: str = "1"
     unversioned: tuple[str, ...] = ()
-    read: list[str] = field(default_factory=list)  # as it came about
+    read: list[str] = field(default_factory=list)  # units in the order of their reads
     info = make_info()
     columns = list(COLUMNS)[-2:]
 
@@ -98,8 +98,10 @@ def row_groups(rows: int) -> Iterator[None]:
         yield
 
 
-def embed_scenes(source, path, parts=None, *, encoder=None, batch=4, allowed=1.0, dim=4, about=METADATA, gsd=10.0):
-    """Bytes of the shard's file, and its ledger; `parts` is a folder."""
+def embed_scenes(
+    source, path, checkpoint_folder=None, *, encoder=None, batch=4, allowed=1.0, dim=4, about=METADATA, gsd=10.0
+):
+    """Embed a source and return the bytes of the shard's file and its ledger."""
     path.parent.mkdir(parents=True, exist_ok=True)
     outcome = pipeline.embed(
         source,
@@ -110,19 +112,19 @@ def embed_scenes(source, path, parts=None, *, encoder=None, batch=4, allowed=1.0
         policy=EmbedPolicy("zeros", gsd),
         budget=Budget(batch, 2, 1000),
         max_failed_fraction=allowed,
-        checkpoints=Checkpoints.for_metadata(str(parts), about) if parts else None,
+        checkpoints=Checkpoints.for_metadata(str(checkpoint_folder), about) if checkpoint_folder else None,
     )
     return path.read_bytes(), outcome.ledger.to_pylist()
 
 
 def checkpoint_names(folder) -> dict[str, str]:
-    """Files of the folder by the unit that they should be of."""
+    """Return the checkpoint files of a folder by the unit of their name."""
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
     return {re.sub(r"-[0-9a-f]{12}\.parquet$", "", n).replace("-", ":"): n for n in names}
 
 
 def delete_checkpoints_except(folder, units) -> None:
-    """As if the job had died when these were finished."""
+    """Delete all other checkpoints, as if the job had died when these units were finished."""
     for u, name in checkpoint_names(folder).items():
         if u not in units:
             (folder / name).unlink()

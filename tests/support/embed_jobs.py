@@ -10,7 +10,7 @@ def read_files(folder):
 
 
 def run_failing_job(capsys, argv):
-    """Exit code and stderr of a job that ends with an error."""
+    """Return the exit code and stderr of a job that ends with an error."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
         embed.main(argv)
@@ -18,7 +18,7 @@ def run_failing_job(capsys, argv):
 
 
 def ledger_closes(ledger, rows):
-    """Whether every unit's account closes, and the sum is the rows'."""
+    """Assert that the counts of every unit add up and that the total is the number of rows; return True."""
     for e in ledger.values():
         assert e["expected"] == e["embedded"] + e["skipped_nodata"] + e["skipped_cloud"] + e["failed"]
     assert sum(e["embedded"] for e in ledger.values()) == len(rows)

@@ -32,23 +32,23 @@ def text(keys):
     return "".join(map(row, keys)).encode()
 
 
-def manifest(parts, schema=SCHEMA, **said):
-    """A manifest of parts by name, of which each is the bytes of its file."""
+def manifest(parts, schema=SCHEMA, **changes):
+    """Return a manifest of parts, given as bytes by file name."""
     files = [
         {"key": f"inv/sentinel-cogs/all/data/{n}", "size": len(d), "MD5checksum": hashlib.md5(d).hexdigest()}
         for n, d in parts.items()
     ]
     head = {"sourceBucket": "sentinel-cogs", "destinationBucket": "arn:aws:s3:::inventories", "version": "2016-11-30"}
-    return {**head, "creationTimestamp": "1", "fileFormat": "CSV", "fileSchema": schema, "files": files, **said}
+    return {**head, "creationTimestamp": "1", "fileFormat": "CSV", "fileSchema": schema, "files": files, **changes}
 
 
-def put(folder, *texts, schema=SCHEMA, **said):
-    """An inventory as somebody copied it, with a part for each text; the address of its manifest."""
+def put(folder, *texts, schema=SCHEMA, **changes):
+    """Write a copied inventory with a part for each text and return the path of its manifest."""
     parts = {f"part{n}.csv.gz": gzip.compress(t) for n, t in enumerate(texts)}
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "2026-01-01T01-00Z").mkdir(exist_ok=True)
     for name, data in parts.items():
         (folder / "data" / name).write_bytes(data)
     path = folder / "2026-01-01T01-00Z" / "manifest.json"
-    path.write_text(json.dumps(manifest(parts, schema, **said)))
+    path.write_text(json.dumps(manifest(parts, schema, **changes)))
     return str(path)

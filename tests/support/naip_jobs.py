@@ -9,7 +9,7 @@ UNDATED_KEY = "id/2015/100cm/rgbir_cog/48117/m_4811716_se_11_1.tif"
 
 
 def make_plan(path, keys, archive, per_shard=100, chip=16):
-    """A plan of the scenes, and its lines."""
+    """Plan the scenes and return the path of the plan and its shards."""
     manifest = path.with_suffix(".txt")
     manifest.write_text("\n".join(keys) + "\n")
     settings = {"manifest": str(manifest), "archive": str(archive)}
@@ -17,8 +17,8 @@ def make_plan(path, keys, archive, per_shard=100, chip=16):
 
 
 def flags(units, line, folder, weights, *more):
-    told = ["naip", "--units", units, "--index", line, "--folder", folder, "--weights", weights, "--threads", 1]
-    return [str(t) for t in (*told, "--vector-dtype", "float32", *more)]
+    args = ["naip", "--units", units, "--index", line, "--folder", folder, "--weights", weights, "--threads", 1]
+    return [str(t) for t in (*args, "--vector-dtype", "float32", *more)]
 
 
 def unit_id(key):

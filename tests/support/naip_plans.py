@@ -9,12 +9,12 @@ from kiln.archives.naip.plan import SceneFilter, read_scenes
 from kiln.errors import ConfigError
 from tests.support import plans
 
-QUARTERS = ("ne", "nw", "se", "sw")  # as the alphabet has them
+QUARTERS = ("ne", "nw", "se", "sw")  # in alphabetical order
 STEM = "nd/2018/60cm/rgbir_cog/48097/m_4809732_nw_14_060_20180901"
 
 
 def scene_key(n, state="nd", year=2014, cm=100):
-    """The n-th key of a state and year, degree by degree."""
+    """Return the n-th key of a state and year; 256 scenes fill a degree."""
     degree, rest = divmod(n, 256)
     lat, lon, quad = 46 - degree // 10, 100 + degree % 10, f"{rest // 4 + 1:02d}"
     res = {100: "1", 60: "060"}[cm]
@@ -51,7 +51,7 @@ def write_file(tmp_path, data, name="manifest.txt"):
 
 
 def plan_bytes(manifest, output, **settings):
-    """The bytes of a plan."""
+    """Plan the scenes of a manifest and return the bytes of the plan."""
     return plans.write("naip", output, manifest=str(manifest), **settings)
 
 
@@ -60,7 +60,7 @@ def shard_names(shards):
 
 
 def refusal(manifest, tmp_path, error=ConfigError, **settings):
-    """The message of an error that leaves no plan."""
+    """Return the message of an error that leaves no plan."""
     with pytest.raises(error) as e:
         plan_bytes(manifest, tmp_path / "out" / "plan.gz", **settings)
     assert not list(tmp_path.glob("out/*"))
@@ -74,7 +74,7 @@ def check_counts(counts):
 
 
 def selected_keys(lines, keep=None):
-    """The keys to do, in order of the alphabet, and the counts, which adds up."""
+    """Return the selected keys in alphabetical order, and the counts, which add up."""
     partitions, counts = read_scenes(lines, keep or SceneFilter(), 256)
     keys = sorted(key for found in partitions.values() for key, _, _ in found)
     assert counts.selected == len(keys)

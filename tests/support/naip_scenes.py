@@ -29,15 +29,15 @@ def scene_pixels(height=40, width=56, seed=1, bands=4, dtype="uint8"):
 
 
 def write_scene(root, key, pixels, colours=None, **profile):
-    """A scene in its place; `profile` overrides what rasterio is told."""
+    """Write a scene at its key and return its path. `profile` overrides the options of rasterio."""
     path = root / key
     path.parent.mkdir(parents=True, exist_ok=True)
     bands, height, width = pixels.shape
-    told = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": pixels.dtype}
-    told |= {"crs": "EPSG:26914", "transform": TRANSFORM, "compress": "deflate", **profile}
+    options = {"driver": "GTiff", "count": bands, "height": height, "width": width, "dtype": pixels.dtype}
+    options |= {"crs": "EPSG:26914", "transform": TRANSFORM, "compress": "deflate", **profile}
     if colours:
-        told |= {"photometric": "RGB", "alpha": "unspecified" if ColorInterp.alpha in colours else "no"}
-    with rasterio.open(path, "w", **told) as file:
+        options |= {"photometric": "RGB", "alpha": "unspecified" if ColorInterp.alpha in colours else "no"}
+    with rasterio.open(path, "w", **options) as file:
         if colours:
             file.colorinterp = colours
         file.write(pixels)
@@ -49,13 +49,13 @@ def make_source(root, *keys, chip=CHIP_SIZE, max_nodata=0.05, **more):
 
 
 def read_events(source):
-    """All that a source gives, after its check."""
+    """Check a source and return all its events."""
     source.check()
     return read_checked_source(source, 2)
 
 
 def read_checked_source(source, threads=1, ahead=1 << 30):
-    """All that a source gives that was checked."""
+    """Return all events of a source that was checked."""
     with closing(read_ahead(source.reads(), threads, ahead)) as loaded:
         return list(source.chips(loaded))
 
@@ -69,7 +69,7 @@ def read_dropped(source):
 
 
 def only_reason(source):
-    """Why the only scene failed before it was opened; that nothing else came of it."""
+    """Return the reason why the only scene failed before it was opened; there is no other event."""
     (event,) = read_events(source)
     assert isinstance(event, Dropped)
     assert (event.kind, event.count) == ("failed", parse_key(KEY).estimate(CHIP_SIZE)[0])
@@ -77,6 +77,6 @@ def only_reason(source):
 
 
 def comparable(chip):
-    """All of a chip but where its scene lies."""
+    """Return all fields of a chip except the addresses of its scene."""
     names = [n for n in Chip.__dataclass_fields__ if n not in ("pixels", "source", "sources")]
     return [getattr(chip, n) for n in names] + [chip.pixels.tobytes()]

@@ -18,8 +18,8 @@ VERSION_0 = "S2A_29RKH_20200219_0_L2A"
 VERSION_1 = "S2A_29RKH_20200219_1_L2A"
 
 
-def item_document(name, sensing="112120", baseline="02.14", cloud=5.0, made="2020-02-19T12:39:47Z", **said):
-    """An item of Earth Search v1, as far as a plan looks at it."""
+def item_document(name, sensing="112120", baseline="02.14", cloud=5.0, made="2020-02-19T12:39:47Z", **changes):
+    """Return an item of Earth Search v1 with the fields that a plan needs."""
     parsed = parse_name(name)
     day = f"{parsed.year}{parsed.month:02d}{parsed.day:02d}"
     properties = {
@@ -32,7 +32,7 @@ def item_document(name, sensing="112120", baseline="02.14", cloud=5.0, made="202
         "s2:processing_baseline": baseline,
         "s2:generation_time": made,
         "s2:datastrip_id": f"S2A_OPER_MSI_L2A_DS_MPS__20200219T123947_S{day}T{sensing}_N{baseline}",
-        **said,
+        **changes,
     }
     return {
         "type": "Feature",
@@ -47,11 +47,11 @@ def item_document(name, sensing="112120", baseline="02.14", cloud=5.0, made="202
 
 
 def write_archive(folder, documents):
-    """An archive on this machine that has these items."""
-    for said in documents:
-        path = folder / key(said["id"])
+    """Write items to a folder in the layout of the archive and return the folder."""
+    for document in documents:
+        path = folder / key(document["id"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(said))
+        path.write_text(json.dumps(document))
     return str(folder)
 
 
@@ -62,7 +62,7 @@ def write_list(folder, lines, name="items.txt"):
 
 
 def plan_bytes(output, **settings):
-    """The bytes of a plan."""
+    """Plan with these settings and return the bytes of the plan."""
     return plans.write("sentinel2", output, **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()})
 
 
@@ -71,7 +71,7 @@ def units_of(data):
 
 
 def refusal(tmp_path, error=ConfigError, **settings):
-    """The message of an error that leaves no plan."""
+    """Return the message of an error that leaves no plan."""
     with pytest.raises(error) as e:
         plan_bytes(tmp_path / "out" / "plan.gz", **settings)
     assert not list(tmp_path.glob("out/*"))

@@ -1,4 +1,4 @@
-"""Sources of the Sentinel-2 items that `tests.support.items` writes, and what they give."""
+"""Sources of the Sentinel-2 items that `tests.support.items` writes, and their events."""
 
 import itertools
 from collections import Counter
@@ -26,7 +26,7 @@ def make_source(root, *made, chip=CHIP_SIZE, max_nodata=0.05, max_cloud=0.5, **m
 
 
 def read_events(source, threads=2):
-    """All that a source gives, after its check; every unit's account closes."""
+    """Check a source and return all its events. The counts of every unit add up."""
     source.check()
     found = list(source.chips(read_ahead(source.reads(), threads, 1 << 30)))
     opened = {e.unit_id: e.expected for e in found if isinstance(e, Opened)}
@@ -53,20 +53,20 @@ def read_notes(source):
 
 
 def only_reason(source):
-    """Why the only item failed; that nothing else came of it."""
+    """Return the reason why the only item failed; there is no other event."""
     (event,) = read_events(source)
     assert (type(event), event.kind) == (Dropped, "failed")
     return event.reason
 
 
 def chip_area(chip, whole):
-    """The same place of [..., rows, cols]."""
+    """Return the area of a chip in an array [..., rows, cols]."""
     y, x = chip.row * CHIP_SIZE, chip.col * CHIP_SIZE
     return whole[..., y : y + CHIP_SIZE, x : x + CHIP_SIZE]
 
 
 def comparable(chip):
-    """All of a chip but where its scene lies."""
+    """Return all fields of a chip except the addresses of its scene."""
     names = [n for n in Chip.__dataclass_fields__ if n not in ("pixels", "source", "sources")]
     return [getattr(chip, n) for n in names] + [chip.pixels.tobytes()]
 

@@ -16,13 +16,13 @@ from kiln.formats.records import Chip, Dropped
 def make_source(
     root: Path | str, lattice: Lattice, columns: list[Column], year: int = 2021, max_nodata: float = 1.0, **more: Any
 ) -> WorldCoverSource:
-    """The source of a plan made now."""
+    """Return the source of a plan of the current tiles."""
     tiles = find_tiles(str(root), year, touched_tiles(lattice, columns))
     return WorldCoverSource(lattice, year, columns, tiles, root=str(root), max_nodata=max_nodata, **more)
 
 
 def read_events(source: WorldCoverSource, threads: int = 2, budget: int = 1 << 20) -> list[Chip | Dropped]:
-    """Everything the source gives, in order."""
+    """Return all events of a source in order."""
     return list(source.chips(read_ahead(source.reads(), threads, budget)))
 
 

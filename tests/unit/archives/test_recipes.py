@@ -1,4 +1,4 @@
-"""RECIPE is held by behaviour: every archive's golden chip has the stored vector, or RECIPE was raised."""
+"""Every archive's golden chip has the stored vector, unless RECIPE was raised."""
 
 from dataclasses import replace
 from datetime import timedelta

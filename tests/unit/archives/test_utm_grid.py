@@ -1,4 +1,4 @@
-"""The grid of a UTM zone: which cells a scene touches, and what its pixels are there."""
+"""The grid of a UTM zone: the cells that a scene touches, and its pixels on the grid."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def seen(aligned, west, north, east, south):
 
 
 def align(pixels, transform, crs, grid, rows=None):
-    """The scene on the grid, and all `pixels` of its image, made `rows` at a time."""
+    """Align a scene to the grid and compute its pixels, `rows` at a time."""
     aligned = utm_grid.align(*pixels.shape[1:], transform, crs, grid)
     height = aligned.height
 
@@ -161,7 +161,7 @@ def test_pixels_of_half_a_metre_become_the_mean_of_their_four():
 def test_pixels_of_60_centimetres_are_weighted_by_their_overlap_with_a_metre():
     pixels = drawn(50, 50)
     aligned = align(pixels, at(0, 0, 0.6), HERE, GRID)
-    fine = pixels.repeat(3, axis=1).repeat(3, axis=2)  # of 20 cm, which both divide by
+    fine = pixels.repeat(3, axis=1).repeat(3, axis=2)  # of 20 cm, a common divisor
     mean = fine.reshape(4, 30, 5, 30, 5).mean(axis=(2, 4))
     assert np.abs(seen(aligned, 0, 0, 30, -30) - mean).max() <= 0.5 + 1e-4
 
@@ -206,12 +206,12 @@ def test_ground_of_one_colour_keeps_it_and_nodata_does_not_bleed_in(x, y, size, 
     valid = aligned.pixels.any(axis=0)
     assert {tuple(p) for p in aligned.pixels[:, valid].T.tolist()} == {(200, 3, 90, 1)}
     area = 43 * 42 * size**2
-    assert abs(np.count_nonzero(valid) - area) < 2 * (43 + 42) * size + 4  # as large as before, up to its rim
+    assert abs(np.count_nonzero(valid) - area) < 2 * (43 + 42) * size + 4  # the same area, up to its border
 
 
 def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_remove_nothing():
     dark = np.zeros((4, 64, 64), np.uint8)
-    dark[3, ::2, ::2] = 1  # a quarter of the pixels, and 1 at that: rounds to 0
+    dark[3, ::2, ::2] = 1  # a quarter of the pixels has the value 1: the mean rounds to 0
     dark[2, 1::2] = dark[2, :, 1::2] = 1
     dark[2, :32, :32] = 0
     dark[0, :32, :32] = 1
@@ -251,7 +251,7 @@ def test_rows_resampled_separately_equal_those_of_the_whole_image(monkeypatch, c
         off = np.abs(other.astype(int) - whole)
         if crs in (HERE, "EPSG:32614"):
             assert not off.any()
-        assert off.max() <= 1  # a warp's last bits, where a number lies halfway between two
+        assert off.max() <= 1  # the last bits of a warp decide values halfway between two integers
         assert np.count_nonzero(off) < 1e-4 * off.size
 
 
@@ -267,7 +267,7 @@ def test_wgs84_of_the_same_zone_is_the_same_ground():
 
 
 def slope(transform, crs, height, width):
-    """[4, height, width] whose first bands tell where a pixel lies in the grid's zone, 10 m a step."""
+    """[4, height, width] whose first two bands are a pixel's x and y in the grid's zone, in steps of 10 m."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     east, north = transform * (x, y)
     east, north = pyproj.Transformer.from_crs(crs, HERE, always_xy=True).transform(east, north)
@@ -287,7 +287,7 @@ def test_a_scene_in_another_crs_is_warped_to_its_place(crs, size):
     assert ("average" in aligned.resampling) == (size < 1)
     right = slope(aligned.transform, HERE, *aligned.pixels.shape[1:])
     valid = aligned.pixels.any(axis=0)
-    assert np.abs(aligned.pixels[:, valid] - right[:, valid]).max() < 0.8  # 0.5 by rounding, then 0.1 a metre
+    assert np.abs(aligned.pixels[:, valid] - right[:, valid]).max() < 0.8  # 0.5 by rounding, then 0.1 per metre
     extent = shapely.Polygon(
         [
             pyproj.Transformer.from_crs(crs, HERE, always_xy=True).transform(*(transform * p))
@@ -321,7 +321,7 @@ def test_the_layout_of_the_common_lattice_contains_anchor_and_resampling():
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("args", "message"),
     [
         ((256, "utm", 1.0, "align"), "edge: expected drop with lattice utm"),
         ((256, "utm", 0.0), "got 0.0"),
@@ -333,9 +333,9 @@ def test_the_layout_of_the_common_lattice_contains_anchor_and_resampling():
         ((256, "scene", 1.0, "wrap"), "expected drop or align"),
     ],
 )
-def test_an_impossible_layout_is_a_config_error(told, says):
-    with pytest.raises(ConfigError, match=says):
-        chip_layout(*told)
+def test_an_impossible_layout_is_a_config_error(args, message):
+    with pytest.raises(ConfigError, match=message):
+        chip_layout(*args)
 
 
 @pytest.mark.parametrize(("lattice", "is_error"), [("utm", False), ("scene", True)])

@@ -7,7 +7,7 @@ from kiln.model.embedder import Embedder
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Ids of the chips that were encoded."""
+    """The ids of the chips that this process encodes."""
     ids: list[str] = []
     start = Embedder.start
     monkeypatch.setattr(

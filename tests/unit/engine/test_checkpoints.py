@@ -38,10 +38,10 @@ from tests.support.engine import Echo
 
 
 def test_complete_scenes_have_a_checkpoint_and_failed_ones_have_none(tmp_path):
-    without = embed_scenes(Scenes(SHARD), tmp_path / "without")
-    assert embed_scenes(Scenes(SHARD), tmp_path / "with", tmp_path / "parts") == without
-    assert list(checkpoint_names(tmp_path / "parts")) == CHECKPOINTED
-    assert [e["unit_id"] for e in without[1] if e["status"] != "failed"] == CHECKPOINTED
+    expected = embed_scenes(Scenes(SHARD), tmp_path / "without")
+    assert embed_scenes(Scenes(SHARD), tmp_path / "with", tmp_path / "checkpoints") == expected
+    assert list(checkpoint_names(tmp_path / "checkpoints")) == CHECKPOINTED
+    assert [e["unit_id"] for e in expected[1] if e["status"] != "failed"] == CHECKPOINTED
 
 
 @settings(deadline=None, max_examples=25)
@@ -57,13 +57,13 @@ def test_file_and_ledger_do_not_depend_on_which_scenes_have_checkpoints(
     folder = tmp_path_factory.mktemp("any")
     shard = {u: SHARD[u] for u in order}
     with row_groups(row_group):
-        without = embed_scenes(Scenes(shard), folder / "without", batch=batch)
-        embed_scenes(Scenes(shard), folder / "first", folder / "parts", batch=batch)
-        delete_checkpoints_except(folder / "parts", finished)
-        again = Scenes(shard)
-        assert embed_scenes(again, folder / "with", folder / "parts", batch=batch) == without
-        assert sorted(again.read) == sorted(set(shard) - finished)
-        assert list(checkpoint_names(folder / "parts")) == CHECKPOINTED
+        expected = embed_scenes(Scenes(shard), folder / "without", batch=batch)
+        embed_scenes(Scenes(shard), folder / "first", folder / "checkpoints", batch=batch)
+        delete_checkpoints_except(folder / "checkpoints", finished)
+        retry = Scenes(shard)
+        assert embed_scenes(retry, folder / "with", folder / "checkpoints", batch=batch) == expected
+        assert sorted(retry.read) == sorted(set(shard) - finished)
+        assert list(checkpoint_names(folder / "checkpoints")) == CHECKPOINTED
     rows = [pq.ParquetFile(folder / "with").metadata.row_group(n).num_rows for n in range(-(-14 // row_group))]
     assert rows[:-1] == [row_group] * (len(rows) - 1)
     assert sum(rows) == 14
@@ -86,11 +86,11 @@ def test_vectors_of_a_real_encoder_are_bit_equal_with_any_checkpoints(tmp_path, 
             return made
 
     how = {"encoder": encoder, "dim": 32, "batch": 3, "gsd": gsd}
-    without = embed_scenes(Noisy(SHARD), tmp_path / "without", **how)
-    embed_scenes(Noisy(SHARD), tmp_path / "first", tmp_path / "parts", **how)
-    delete_checkpoints_except(tmp_path / "parts", finished)
+    expected = embed_scenes(Noisy(SHARD), tmp_path / "without", **how)
+    embed_scenes(Noisy(SHARD), tmp_path / "first", tmp_path / "checkpoints", **how)
+    delete_checkpoints_except(tmp_path / "checkpoints", finished)
     encoded.clear()
-    assert embed_scenes(Noisy(SHARD), tmp_path / "with", tmp_path / "parts", **how) == without
+    assert embed_scenes(Noisy(SHARD), tmp_path / "with", tmp_path / "checkpoints", **how) == expected
     vectors = pq.read_table(tmp_path / "with")["embeddings"].to_pylist()
     assert len({tuple(v) for v in vectors}) == len(vectors) == 14
     done = {f"{u}:{n}" for u, v in SHARD.items() if isinstance(v, list) for n, x in enumerate(v) if isinstance(x, int)}
@@ -99,38 +99,38 @@ def test_vectors_of_a_real_encoder_are_bit_equal_with_any_checkpoints(tmp_path, 
 
 def test_a_shard_with_all_checkpoints_loads_no_weights(tmp_path):
     shard = {u: SHARD[u] for u in CHECKPOINTED}
-    without = embed_scenes(Scenes(shard), tmp_path / "without", tmp_path / "parts")
+    expected = embed_scenes(Scenes(shard), tmp_path / "without", tmp_path / "checkpoints")
     with row_groups(2), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Embedder, "__init__", lambda *a: pytest.fail("weights were loaded"))
-        again = Scenes(shard)
-        assert embed_scenes(again, tmp_path / "with", tmp_path / "parts")[1] == without[1]
-    assert again.read == []
+        retry = Scenes(shard)
+        assert embed_scenes(retry, tmp_path / "with", tmp_path / "checkpoints")[1] == expected[1]
+    assert retry.read == []
 
 
 # -------------------------------------------------------------------------------------------------------- jobs that die
 
 
 def test_a_transient_error_loses_no_finished_scene(tmp_path, encoded):
-    mended = {"s:a": [1, 2], "s:b": ["n"], "s:c": [3, 4], "s:d": [5, 6], "s:e": [7]}
-    without = embed_scenes(Scenes(mended), tmp_path / "without")
+    shard = {"s:a": [1, 2], "s:b": ["n"], "s:c": [3, 4], "s:d": [5, 6], "s:e": [7]}
+    expected = embed_scenes(Scenes(shard), tmp_path / "without")
     with pytest.raises(TransientError, match="busy"):
-        embed_scenes(Scenes(mended | {"s:d": TransientError("busy")}), tmp_path / "o", tmp_path / "parts", batch=1)
-    finished = list(checkpoint_names(tmp_path / "parts"))
+        embed_scenes(Scenes(shard | {"s:d": TransientError("busy")}), tmp_path / "o", tmp_path / "checkpoints", batch=1)
+    finished = list(checkpoint_names(tmp_path / "checkpoints"))
     assert set(finished) <= {"s:a", "s:b", "s:c"}
     encoded.clear()
-    again = Scenes(mended)
-    assert embed_scenes(again, tmp_path / "o", tmp_path / "parts", batch=1) == without
-    assert set(again.read) == set(mended) - set(finished)
+    retry = Scenes(shard)
+    assert embed_scenes(retry, tmp_path / "o", tmp_path / "checkpoints", batch=1) == expected
+    assert set(retry.read) == set(shard) - set(finished)
     assert {i.rpartition(":")[0] for i in encoded} == {"s:a", "s:c", "s:d", "s:e"} - set(finished)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), Terminated(), KeyboardInterrupt()], ids=repr)
 def test_checkpoints_in_writing_are_completed_when_the_encoder_fails(tmp_path, monkeypatch, error):
     class Breaks(Echo):
-        def __call__(self, pixels, **told):
+        def __call__(self, pixels, **kwargs):
             if len(self.sizes) == 2:
                 raise error
-            return super().__call__(pixels, **told)
+            return super().__call__(pixels, **kwargs)
 
     atomic = storage.atomic
 
@@ -143,24 +143,24 @@ def test_checkpoints_in_writing_are_completed_when_the_encoder_fails(tmp_path, m
     monkeypatch.setattr(storage, "atomic", slow)
     shard = {f"s:{n}": [n + 1] for n in range(4)}
     with pytest.raises(type(error)):
-        embed_scenes(Scenes(shard), tmp_path / "o", tmp_path / "parts", encoder=Breaks(), batch=1)
-    assert list(checkpoint_names(tmp_path / "parts")) == ["s:0", "s:1"]
+        embed_scenes(Scenes(shard), tmp_path / "o", tmp_path / "checkpoints", encoder=Breaks(), batch=1)
+    assert list(checkpoint_names(tmp_path / "checkpoints")) == ["s:0", "s:1"]
     assert [t.name for t in threading.enumerate() if t.name.startswith("checkpoints")] == []
-    again = Scenes(shard)
-    embed_scenes(again, tmp_path / "o", tmp_path / "parts", batch=1)
-    assert sorted(again.read) == ["s:2", "s:3"]
+    retry = Scenes(shard)
+    embed_scenes(retry, tmp_path / "o", tmp_path / "checkpoints", batch=1)
+    assert sorted(retry.read) == ["s:2", "s:3"]
 
 
 def test_a_shard_with_too_many_failures_keeps_its_checkpoints_for_the_retry(tmp_path, encoded):
-    mended = SHARD | {"s:d": [20, 21], "s:g": [22, 23, 24]}
-    without = embed_scenes(Scenes(mended), tmp_path / "without")
+    repaired = SHARD | {"s:d": [20, 21], "s:g": [22, 23, 24]}
+    expected = embed_scenes(Scenes(repaired), tmp_path / "without")
     with pytest.raises(TooManyFailuresError):
-        embed_scenes(Scenes(SHARD), tmp_path / "o", tmp_path / "parts", allowed=0.1)
-    assert list(checkpoint_names(tmp_path / "parts")) == CHECKPOINTED
+        embed_scenes(Scenes(SHARD), tmp_path / "o", tmp_path / "checkpoints", allowed=0.1)
+    assert list(checkpoint_names(tmp_path / "checkpoints")) == CHECKPOINTED
     encoded.clear()
-    again = Scenes(mended)
-    assert embed_scenes(again, tmp_path / "o", tmp_path / "parts", allowed=0.1) == without
-    assert sorted(again.read) == ["s:d", "s:g"]
+    retry = Scenes(repaired)
+    assert embed_scenes(retry, tmp_path / "o", tmp_path / "checkpoints", allowed=0.1) == expected
+    assert sorted(retry.read) == ["s:d", "s:g"]
     assert encoded == ["s:d:0", "s:d:1", "s:g:0", "s:g:1", "s:g:2"]
 
 
@@ -173,15 +173,15 @@ def test_a_ledger_entry_and_its_rows_survive_a_checkpoint(tmp_path):
     rows = embeddings_file.chip_table(
         [Scenes({}).chip("s:a", n, n + 3) for n in range(2)], {"embeddings": np.eye(2, 4, dtype=np.float32)}, COLUMNS
     )
-    with Checkpoints.for_metadata(str(tmp_path), METADATA) as parts:
-        parts.write(rows, entry)
-    parts = Checkpoints.for_metadata(str(tmp_path), METADATA)
-    ((unit_id, (again, same)),) = parts.read_finished([replace(unit, expected=99, etag="")], COLUMNS).items()
+    with Checkpoints.for_metadata(str(tmp_path), METADATA) as checkpoints:
+        checkpoints.write(rows, entry)
+    checkpoints = Checkpoints.for_metadata(str(tmp_path), METADATA)
+    ((unit_id, (retry, same)),) = checkpoints.read_finished([replace(unit, expected=99, etag="")], COLUMNS).items()
     assert (unit_id, same, same.as_row()) == ("s:ä/ü:1", entry, entry.as_row())
-    assert again.equals(rows)
-    assert again.schema.equals(rows.schema)
+    assert retry.equals(rows)
+    assert retry.schema.equals(rows.schema)
     other = embeddings_file.schema(4, "float32", list(COLUMNS)[-2:], {"sources": "others"})
-    assert parts.read_finished([unit], other)[unit_id][0].cast(other).equals(rows.cast(other))
+    assert checkpoints.read_finished([unit], other)[unit_id][0].cast(other).equals(rows.cast(other))
 
 
 def test_the_progress_of_a_resumed_job_ends_at_its_total_with_the_rate_of_this_try(tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_the_progress_of_a_resumed_job_ends_at_its_total_with_the_rate_of_this_t
     monkeypatch.setattr(Progress, "close", lambda self: seen.append(self) or close(self))
     shard = {u: v for u, v in SHARD.items() if u != "s:g"}
     for _ in range(2):
-        embed_scenes(Scenes(shard), tmp_path / "o", tmp_path / "parts")
+        embed_scenes(Scenes(shard), tmp_path / "o", tmp_path / "checkpoints")
     first, second = seen
     assert first.done == first.total == second.done == second.total == 4 + 3 + 7 + ESTIMATE + 1 + 0 + 4
     assert first.rate > 0
@@ -203,11 +203,11 @@ def test_the_progress_of_a_resumed_job_ends_at_its_total_with_the_rate_of_this_t
 def test_rows_keep_their_order_if_only_some_units_have_checkpoints(tmp_path):
     shard = {"s:a": [1, 0, 2], "s:b": [3], "s:c": [4, 5], "s:d": [6], "s:e": [7]}
     plain = ("s:b", "s:d")
-    without = embed_scenes(Scenes(shard), tmp_path / "without", batch=2)
+    expected = embed_scenes(Scenes(shard), tmp_path / "without", batch=2)
     for _ in range(2):
-        again = Scenes(shard, unversioned=plain)
-        assert embed_scenes(again, tmp_path / "o", tmp_path / "parts", batch=2) == without
-    assert sorted(again.read) == ["s:a", "s:b", "s:d"]
+        retry = Scenes(shard, unversioned=plain)
+        assert embed_scenes(retry, tmp_path / "o", tmp_path / "checkpoints", batch=2) == expected
+    assert sorted(retry.read) == ["s:a", "s:b", "s:d"]
 
 
 def test_units_with_interleaved_chips_have_complete_checkpoints_or_none(tmp_path):
@@ -218,12 +218,14 @@ def test_units_with_interleaved_chips_have_complete_checkpoints_or_none(tmp_path
                 yield from several
 
     shard = {"s:a": [1, 2, 3], "s:b": [4, 5, 6]}
-    without = embed_scenes(Mixed(shard), tmp_path / "without", batch=1)
-    first = embed_scenes(Mixed(shard), tmp_path / "o", tmp_path / "parts", batch=1)
-    assert first == without
+    expected = embed_scenes(Mixed(shard), tmp_path / "without", batch=1)
+    first = embed_scenes(Mixed(shard), tmp_path / "o", tmp_path / "checkpoints", batch=1)
+    assert first == expected
     rows = {}
     for u, (table_, entry) in (
-        Checkpoints.for_metadata(str(tmp_path / "parts"), METADATA).read_finished(Mixed(shard).units(), COLUMNS).items()
+        Checkpoints.for_metadata(str(tmp_path / "checkpoints"), METADATA)
+        .read_finished(Mixed(shard).units(), COLUMNS)
+        .items()
     ):
         rows[u] = (len(table_), entry.embedded)
     assert all(a == b for a, b in rows.values()), rows
@@ -235,7 +237,7 @@ def test_units_that_are_never_opened_have_no_checkpoints(tmp_path):
             yield from (e for e in super().chips(loaded) if not isinstance(e, Opened))
 
     shard = {u: [n] * ESTIMATE for n, u in enumerate(("s:a", "s:b"), 1)}
-    without = embed_scenes(Unsure(shard), tmp_path / "without")
-    assert embed_scenes(Unsure(shard), tmp_path / "o", tmp_path / "parts") == without
-    assert checkpoint_names(tmp_path / "parts") == {}
-    assert {e["expected_known"] for e in without[1]} == {False}
+    expected = embed_scenes(Unsure(shard), tmp_path / "without")
+    assert embed_scenes(Unsure(shard), tmp_path / "o", tmp_path / "checkpoints") == expected
+    assert checkpoint_names(tmp_path / "checkpoints") == {}
+    assert {e["expected_known"] for e in expected[1]} == {False}

@@ -29,10 +29,10 @@ class RandomScenes(Scenes):
         return made
 
 
-def embed_with_patches(source, path, parts=None, *, encoder, batch=3):
-    """Bytes of the shard's file and of its patches, both kinds of vectors as int8; its ledger."""
+def embed_with_patches(source, path, checkpoint_folder=None, *, encoder, batch=3):
+    """Embed both kinds of vectors as int8 and patches; return the bytes of both files, and the ledger."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".patches")
+    patch_path = path.with_suffix(".patches")
     outcome = pipeline.embed(
         source,
         lambda: encoder,
@@ -42,14 +42,14 @@ def embed_with_patches(source, path, parts=None, *, encoder, batch=3):
         policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True),
         budget=Budget(batch, 2, 1000),
         max_failed_fraction=1.0,
-        checkpoints=Checkpoints.for_metadata(str(parts), PATCHES_METADATA) if parts else None,
-        patch_path=beside,
+        checkpoints=Checkpoints.for_metadata(str(checkpoint_folder), PATCHES_METADATA) if checkpoint_folder else None,
+        patch_path=patch_path,
     )
-    return path.read_bytes(), beside.read_bytes(), outcome.ledger.to_pylist()
+    return path.read_bytes(), patch_path.read_bytes(), outcome.ledger.to_pylist()
 
 
 def checkpoint_files(folder, unit):
-    """Files of a unit's part: rows and patches."""
+    """Return the files of a unit's checkpoint: rows and patches."""
     return sorted(p.name for p in folder.iterdir() if p.name.startswith(unit.replace(":", "-")))
 
 
@@ -59,17 +59,17 @@ def checkpoint_files(folder, unit):
     ids=lambda u: " ".join(u) or "none",
 )
 def test_patches_and_scales_are_bit_equal_with_any_checkpoints(tmp_path, encoder, encoded, finished):
-    folder = tmp_path / "parts"
-    without = embed_with_patches(RandomScenes(SHARD), tmp_path / "without", encoder=encoder)
-    assert embed_with_patches(RandomScenes(SHARD), tmp_path / "first", folder, encoder=encoder) == without
+    folder = tmp_path / "checkpoints"
+    expected = embed_with_patches(RandomScenes(SHARD), tmp_path / "without", encoder=encoder)
+    assert embed_with_patches(RandomScenes(SHARD), tmp_path / "first", folder, encoder=encoder) == expected
     for u in CHECKPOINTED:
-        mine = checkpoint_files(folder, u)
-        assert len(mine) == (1 if u in ("s:b", "s:f") else 2), "a scene without rows has no patches"
-        for name in mine:
+        unit_files = checkpoint_files(folder, u)
+        assert len(unit_files) == (1 if u in ("s:b", "s:f") else 2), "a scene without rows has no patches"
+        for name in unit_files:
             if u not in finished:
                 (folder / name).unlink()
     encoded.clear()
-    assert embed_with_patches(RandomScenes(SHARD), tmp_path / "with", folder, encoder=encoder) == without
+    assert embed_with_patches(RandomScenes(SHARD), tmp_path / "with", folder, encoder=encoder) == expected
     assert not {i.rpartition(":")[0] for i in encoded} & set(finished)
     rows = pq.read_table(tmp_path / "with")
     assert pq.read_table(tmp_path / "with.patches")["chip_id"].equals(rows["chip_id"])
@@ -78,8 +78,8 @@ def test_patches_and_scales_are_bit_equal_with_any_checkpoints(tmp_path, encoder
 
 @pytest.mark.parametrize("damage", ["gone", "short", "rotten", "others"])
 def test_a_checkpoint_without_its_own_complete_patches_is_ignored(tmp_path, encoder, encoded, caplog, damage):
-    folder = tmp_path / "parts"
-    without = embed_with_patches(RandomScenes(SHARD), tmp_path / "first", folder, encoder=encoder)
+    folder = tmp_path / "checkpoints"
+    expected = embed_with_patches(RandomScenes(SHARD), tmp_path / "first", folder, encoder=encoder)
     patches_, _ = (
         folder / name for name in sorted(checkpoint_files(folder, "s:c"), key=lambda n: ".patches." not in n)
     )
@@ -97,7 +97,7 @@ def test_a_checkpoint_without_its_own_complete_patches_is_ignored(tmp_path, enco
         )
     encoded.clear()
     with caplog.at_level(logging.WARNING):
-        assert embed_with_patches(RandomScenes(SHARD), tmp_path / "again", folder, encoder=encoder) == without
+        assert embed_with_patches(RandomScenes(SHARD), tmp_path / "again", folder, encoder=encoder) == expected
     assert "checkpoint ignored" in caplog.text
     assert {i.rpartition(":")[0] for i in encoded} == {"s:c", "s:g"}
 
@@ -107,13 +107,13 @@ def test_patches_of_an_unfinished_scene_leave_no_file(tmp_path, encoder, error):
     class Breaks:
         cls_token, seen = encoder.cls_token, 0
 
-        def __call__(self, *args, **told):
+        def __call__(self, *args, **kwargs):
             self.seen += 1
             if self.seen == 3:
                 raise error
-            return encoder(*args, **told)
+            return encoder(*args, **kwargs)
 
-    folder = tmp_path / "parts"
+    folder = tmp_path / "checkpoints"
     with pytest.raises(type(error)):
         embed_with_patches(
             RandomScenes({"s:a": [1, 2], "s:c": list(range(3, 13))}), tmp_path / "o", folder, encoder=Breaks(), batch=2
@@ -125,17 +125,17 @@ def test_patches_of_an_unfinished_scene_leave_no_file(tmp_path, encoder, error):
 
 
 def test_patches_of_checkpoints_on_s3_are_reused(bucket, tmp_path, encoder, encoded):
-    folder = f"{bucket}/parts"
+    folder = f"{bucket}/checkpoints"
 
     def embed_there(source, path):
-        beside = path.with_suffix(".patches")
+        patch_path = path.with_suffix(".patches")
         pipeline.embed(
             source, lambda: encoder, 32, path, PATCHES_METADATA,
             policy=EmbedPolicy("zeros", 10.0, "int8", "both", patches=True),
-            budget=Budget(3, 2, 1000), max_failed_fraction=1.0, patch_path=beside,
+            budget=Budget(3, 2, 1000), max_failed_fraction=1.0, patch_path=patch_path,
             checkpoints=Checkpoints.for_metadata(folder, PATCHES_METADATA),
         )  # fmt: skip
-        return path.read_bytes(), beside.read_bytes()
+        return path.read_bytes(), patch_path.read_bytes()
 
     first = embed_there(RandomScenes(SHARD), tmp_path / "first")
     assert sum(".patches." in uri for uri in storage.listing(folder)) == 4

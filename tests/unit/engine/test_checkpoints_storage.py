@@ -25,7 +25,9 @@ from tests.support.checkpoints import (
 def test_a_folder_that_cannot_be_written_ends_the_job(tmp_path, scenes):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot be written"):
-        embed_scenes(Scenes({f"s:{n}": [n + 1] for n in range(scenes)}), tmp_path / "o", tmp_path / "file" / "parts")
+        embed_scenes(
+            Scenes({f"s:{n}": [n + 1] for n in range(scenes)}), tmp_path / "o", tmp_path / "file" / "checkpoints"
+        )
 
 
 @pytest.mark.parametrize("scenes", [1, 3])
@@ -35,10 +37,10 @@ def test_a_full_disk_ends_the_job_and_leaves_nothing_partial(tmp_path, scenes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # bytes of any file
     try:
         with pytest.raises(StorageError, match="File too large"), storage.atomic(str(tmp_path / "o")) as path:
-            embed_scenes(shard, path, tmp_path / "parts", batch=1)
+            embed_scenes(shard, path, tmp_path / "checkpoints", batch=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [p.name for p in tmp_path.rglob("*")] == ["parts"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["checkpoints"]
 
 
 def test_a_full_disk_of_checkpoints_ends_the_job(tmp_path, monkeypatch):
@@ -52,32 +54,32 @@ def test_a_full_disk_of_checkpoints_ends_the_job(tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage, "atomic", full)
     for shard in ({"s:a": [1]}, {"s:a": ["n"]}, SHARD):
-        with pytest.raises(StorageError, match=f"{tmp_path}/parts/s-a-.*No space left"):
-            embed_scenes(Scenes(shard), tmp_path / "o", tmp_path / "parts", batch=1)
-        assert checkpoint_names(tmp_path / "parts") == {}
+        with pytest.raises(StorageError, match=f"{tmp_path}/checkpoints/s-a-.*No space left"):
+            embed_scenes(Scenes(shard), tmp_path / "o", tmp_path / "checkpoints", batch=1)
+        assert checkpoint_names(tmp_path / "checkpoints") == {}
 
 
 def test_checkpoints_written_and_deleted_by_other_jobs_are_no_error(tmp_path):
     stop = threading.Event()
-    (tmp_path / "parts").mkdir()
+    (tmp_path / "checkpoints").mkdir()
 
     def others() -> None:
         n = 0
         while not stop.is_set():
             n += 1
             for k in range(20):
-                storage.write_bytes(str(tmp_path / "parts" / f"o-{k}-0123456789ab.parquet"), b"x")
+                storage.write_bytes(str(tmp_path / "checkpoints" / f"o-{k}-0123456789ab.parquet"), b"x")
             for k in range(20):
-                storage.delete(str(tmp_path / "parts" / f"o-{k}-0123456789ab.parquet"))
+                storage.delete(str(tmp_path / "checkpoints" / f"o-{k}-0123456789ab.parquet"))
 
     thread = threading.Thread(target=others)
     thread.start()
     try:
-        parts = Checkpoints.for_metadata(str(tmp_path / "parts"), METADATA)
+        checkpoints = Checkpoints.for_metadata(str(tmp_path / "checkpoints"), METADATA)
         end = time.monotonic() + 0.7
         while time.monotonic() < end:
-            assert parts.read_finished(Scenes(SHARD).units(), COLUMNS) == {}
-            parts.delete(Scenes(SHARD).units())
+            assert checkpoints.read_finished(Scenes(SHARD).units(), COLUMNS) == {}
+            checkpoints.delete(Scenes(SHARD).units())
     finally:
         stop.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""A job: its options, fingerprint and metadata, the files that it puts in place, and those that it leaves behind."""
+"""A job: its options, fingerprint and metadata, its files, refusals, and checkpoints."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The pipeline: errors, threads, and vectors that depend on nothing but their own chip."""
+"""The pipeline: errors, threads, and vectors that depend only on their own chip."""
 
 import itertools
 import json
@@ -94,9 +94,9 @@ def test_chips_of_different_pixel_sizes_are_encoded_with_their_own(tmp_path, enc
     for n, gsd in enumerate(gsds):
         ours = made["embeddings"][n].as_py()
         x = torch.from_numpy(pixels[n])[None]
-        told = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
-        assert ours == pytest.approx(encoder(x, gsd=gsd, **told)[0, 0].tolist(), abs=1e-5)
-        assert ours != pytest.approx(encoder(x, gsd=10.0, **told)[0, 0].tolist(), abs=1e-4)
+        metadata = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
+        assert ours == pytest.approx(encoder(x, gsd=gsd, **metadata)[0, 0].tolist(), abs=1e-5)
+        assert ours != pytest.approx(encoder(x, gsd=10.0, **metadata)[0, 0].tolist(), abs=1e-4)
         embed_alone = Embedder(encoder, PLAIN, EmbedPolicy("zeros", None), size)
         alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
         assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
@@ -123,18 +123,18 @@ def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, 
     made = {}
     for embedding in vectors.EMBEDDINGS:
         for again in (0, 1):
-            path, beside = tmp_path / f"{embedding}{again}", tmp_path / f"{embedding}{again}.patches"
+            path, patch_path = tmp_path / f"{embedding}{again}", tmp_path / f"{embedding}{again}.patches"
             outcome = embed(
                 ListSource(events(), {"u": 7}), encoder, path, storage=storage, dim=32, embedding=embedding,
-                patches=beside, batch=2 + again,
+                patches=patch_path, batch=2 + again,
             )  # fmt: skip
             assert (outcome.ledger["failed"].to_pylist(), outcome.rows) == ([1], 6)
         made[embedding] = pq.read_table(path)
         assert made[embedding]["chip_id"].to_pylist() == [f"u:{n}" for n in (0, 1, 2, 4, 5, 6)]
-        kept = pq.read_table(beside)
-        assert kept["chip_id"].equals(made[embedding]["chip_id"])
-        assert json.loads(kept.schema.metadata[b"kiln"])["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
-        patches = np.array(kept["patches"].to_pylist(), np.float32).reshape(6, 4, 32)
+        patch_rows = pq.read_table(patch_path)
+        assert patch_rows["chip_id"].equals(made[embedding]["chip_id"])
+        assert json.loads(patch_rows.schema.metadata[b"kiln"])["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
+        patches = np.array(patch_rows["patches"].to_pylist(), np.float32).reshape(6, 4, 32)
         for name, kind in vectors.KINDS[embedding].items():
             ours = vectors.read(made[embedding], name)
             if kind == "mean":
@@ -150,22 +150,22 @@ def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
         seen = set()
         for again in range(2):
             events = [make_chip(n, pixels=p.copy()) for n, p in enumerate(pixels)]
-            path, beside = tmp_path / f"{again}", tmp_path / f"{again}.patches"
+            path, patch_path = tmp_path / f"{again}", tmp_path / f"{again}.patches"
             embed(
                 ListSource(events, {"u": 9}), encoder, path, storage=storage, dim=32, embedding=embedding,
-                patches=beside, threads=1 + again,
+                patches=patch_path, threads=1 + again,
             )  # fmt: skip
-            seen.add((path.read_bytes(), beside.read_bytes()))
+            seen.add((path.read_bytes(), patch_path.read_bytes()))
         assert len(seen) == 1
 
 
 def test_patches_that_float16_cannot_represent_fail(tmp_path):
-    beside = tmp_path / "o.patches"
+    patch_path = tmp_path / "o.patches"
     source = ListSource([make_chip(1), make_chip(2), make_chip(3)], {"u": 3})
-    outcome = embed(source, Echo({2: 1e6}), tmp_path / "o", patches=beside)
+    outcome = embed(source, Echo({2: 1e6}), tmp_path / "o", patches=patch_path)
     entry = outcome.ledger.to_pylist()[0]
     assert (entry["embedded"], entry["failed"], entry["reason"]) == (2, 1, "vector not finite in float16")
-    assert pq.read_table(beside)["chip_id"].to_pylist() == ["u:1", "u:3"]
+    assert pq.read_table(patch_path)["chip_id"].to_pylist() == ["u:1", "u:3"]
 
 
 def test_a_shard_without_a_chip_has_an_empty_file_of_patches(tmp_path):

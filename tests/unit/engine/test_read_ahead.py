@@ -1,4 +1,4 @@
-"""Prefetch: order, memory, errors, threads that end."""
+"""Prefetch: order, memory, errors, and the end of its threads."""
 
 import collections
 import itertools
@@ -32,7 +32,7 @@ def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threa
         assert loaded.error is None
         assert loaded.read.key == loaded.value
         with lock:
-            held.remove(loaded.value)  # let go only when the next one is asked for
+            held.remove(loaded.value)  # released only when the next one is requested
     assert seen == list(range(len(sizes)))
     for together in peaks:
         assert sum(together) <= budget or len(together) == 1

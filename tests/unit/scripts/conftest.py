@@ -16,7 +16,7 @@ def no_array_job(monkeypatch):
 
 @pytest.fixture
 def run_naip(tmp_path, encoder_file):
-    """Does a line of a plan, and gives its rows and its ledger by the scene's key."""
+    """Embed a shard of a plan; return its rows, and its ledger by unit id."""
 
     def do(units, line=0, *more, folder=tmp_path / "shards"):
         embed.main(flags(units, line, folder, encoder_file, *more))
@@ -29,7 +29,7 @@ def run_naip(tmp_path, encoder_file):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Ids of the chips that this process encodes."""
+    """The ids of the chips that this process encodes."""
     ids = []
     start = Embedder.start
     monkeypatch.setattr(

@@ -41,22 +41,22 @@ WAVES = [0.65, 0.56, 0.48, 0.842]
 
 
 def class_token(encoder, pixels, week=None, place=None, gsd=1.0):
-    """The reference: normalised pixels, gsd, what is told of time and place (zeros where nothing is)."""
+    """The reference: normalised pixels, gsd, and the encoding of week and place (zeros without them)."""
     x = (torch.from_numpy(pixels[None].astype(np.float32)) - torch.tensor(MEAN).view(4, 1, 1)) / torch.tensor(STD).view(
         4, 1, 1
     )
     time_ = [np.sin(week * 2 * np.pi / 52), np.cos(week * 2 * np.pi / 52), 0, -1] if week else [0] * 4
     here = [f(np.radians(v)) for v in place for f in (np.sin, np.cos)] if place else [0] * 4
-    told = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
-    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **told)[0, 0].tolist()
+    metadata = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
+    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **metadata)[0, 0].tolist()
 
 
 @pytest.mark.parametrize(
-    ("key", "more", "told"),
+    ("key", "more", "has_metadata"),
     [(ND_KEYS[0], [], True), (UNDATED_KEY, [], False), (ND_KEYS[0], ["--metadata", "zeros"], False)],
     ids=["dated", "undated", "zeros asked for"],
 )
-def test_every_row_is_the_class_token_of_pixels_date_and_place(tmp_path, run_naip, encoder, key, more, told):
+def test_every_row_is_the_class_token_of_pixels_date_and_place(tmp_path, run_naip, encoder, key, more, has_metadata):
     pixels = scene_pixels(40, 56)
     path = write_scene(tmp_path, key, pixels)
     rows, ledger = run_naip(make_plan(tmp_path / "plan.gz", [key], tmp_path)[0], 0, "--batch-size", 4, *more)
@@ -67,10 +67,12 @@ def test_every_row_is_the_class_token_of_pixels_date_and_place(tmp_path, run_nai
             east, north = file.xy(y + 8, x + 8, offset="ul")
             crs = file.crs
         centre = geopandas.GeoSeries.from_xy([east], [north], crs=crs).to_crs(4326)[0]
-        place_told = {"week": 36, "place": (centre.x, centre.y)} if told else {}  # 2019-09-04 is in ISO week 36
-        right = class_token(encoder, pixels[:, y : y + 16, x : x + 16], **place_told)
-        assert row["embeddings"] == pytest.approx(right, abs=1e-4)
-        if told:  # and date and place make a difference that this test would see
+        date_and_place = (
+            {"week": 36, "place": (centre.x, centre.y)} if has_metadata else {}
+        )  # 2019-09-04 is in ISO week 36
+        expected = class_token(encoder, pixels[:, y : y + 16, x : x + 16], **date_and_place)
+        assert row["embeddings"] == pytest.approx(expected, abs=1e-4)
+        if has_metadata:  # without date and place the vector differs
             assert row["embeddings"] != pytest.approx(class_token(encoder, pixels[:, y : y + 16, x : x + 16]), abs=1e-3)
     assert {row["datetime"] is None for row in rows} == {key == UNDATED_KEY}
     assert ledger[unit_id(key)]["notes"] == ("no date in the name" if key == UNDATED_KEY else "")
@@ -157,14 +159,14 @@ def test_damaged_scenes_fail_with_a_reason_and_the_others_are_embedded(tmp_path,
     good = {ND_KEYS[0]: scene_pixels(seed=1), ND_KEYS[8]: scene_pixels(seed=2)}
     for key, pixels in good.items():
         write_scene(tmp_path, key, pixels)
-    says = {
+    reasons = {
         ND_KEYS[1]: "does not exist",
         ND_KEYS[2]: "empty, 0 bytes",
         ND_KEYS[3]: "not a readable GeoTIFF",
         ND_KEYS[4]: "3 bands",
     }
-    says |= {ND_KEYS[5]: "uint16", ND_KEYS[6]: "no CRS", ND_KEYS[7]: "not a readable GeoTIFF"}
-    opened = {ND_KEYS[7]}  # whose chips are known, though none can be read
+    reasons |= {ND_KEYS[5]: "uint16", ND_KEYS[6]: "no CRS", ND_KEYS[7]: "not a readable GeoTIFF"}
+    opened = {ND_KEYS[7]}  # opened, so its number of chips is known
     for key in (ND_KEYS[2], ND_KEYS[3]):
         write_scene(tmp_path, key, scene_pixels())
     (tmp_path / ND_KEYS[2]).write_bytes(b"")
@@ -176,7 +178,7 @@ def test_damaged_scenes_fail_with_a_reason_and_the_others_are_embedded(tmp_path,
     cut.write_bytes(cut.read_bytes()[:-3000])
     rows, ledger = run_naip(make_plan(tmp_path / "plan.gz", ND_KEYS, tmp_path)[0], 0, "--max-failed-fraction", 0.8)
     assert ledger_closes(ledger, rows)
-    for key, reason in says.items():
+    for key, reason in reasons.items():
         e = ledger[unit_id(key)]
         assert (e["status"], e["embedded"], e["expected_known"]) == ("failed", 0, key in opened)
         assert e["reason"].startswith(f"{tmp_path}/{key}: ")
@@ -190,8 +192,8 @@ def test_more_failed_scenes_than_allowed_fail_the_shard_with_its_ledger_in_the_l
 ):
     write_scene(tmp_path, ND_KEYS[0], scene_pixels())
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:3], tmp_path)
-    code, said = run_failing_job(capsys, flags(units, 0, tmp_path / "shards", encoder_file))
-    assert (code, "got 67%; the first reason" in said, "does not exist" in said) == (1, True, True)
+    code, stderr = run_failing_job(capsys, flags(units, 0, tmp_path / "shards", encoder_file))
+    assert (code, "got 67%; the first reason" in stderr, "does not exist" in stderr) == (1, True, True)
     assert all(unit_id(k) in caplog.text for k in ND_KEYS[:3])
     assert read_files(tmp_path / "shards") == {}
 
@@ -225,9 +227,9 @@ def test_a_plan_of_worldcover_is_refused(tmp_path, capsys):
     write_tile(tmp_path, 2021, 10, 45, random_pixels(48, 1))
     settings = {"archive": str(tmp_path), "years": [2021], "region": [10, 45, 11, 46], "chip_size": 16}
     plans.write("worldcover", tmp_path / "plan.gz", **settings, pixels_per_degree=48)
-    code, said = run_failing_job(capsys, flags(tmp_path / "plan.gz", 0, tmp_path / "shards", "not-even-there"))
+    code, stderr = run_failing_job(capsys, flags(tmp_path / "plan.gz", 0, tmp_path / "shards", "not-even-there"))
     assert code == 2
-    assert "expected a plan of naip, got one of worldcover" in said
+    assert "expected a plan of naip, got one of worldcover" in stderr
 
 
 @pytest.mark.parametrize(("size", "more"), [(0.6, []), (2.5, []), (2.5, ["--lattice=utm", "--lattice-gsd=1.5"])])
@@ -259,9 +261,9 @@ def test_an_actual_gsd_is_the_pixel_size_of_each_scene_or_of_the_lattice(tmp_pat
 def test_the_common_lattice_is_in_the_metadata_and_changes_the_fingerprint(tmp_path, run_naip):
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(80, 80))
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)
-    told = [["--lattice=utm"], ["--lattice=utm", "--lattice-gsd=0.6"], []]
+    options = [["--lattice=utm"], ["--lattice=utm", "--lattice-gsd=0.6"], []]
     abouts = []
-    for n, more in enumerate(told):
+    for n, more in enumerate(options):
         rows, ledger = run_naip(units, 0, *more, folder=tmp_path / str(n))
         assert ledger_closes(ledger, rows)
         abouts.append(
@@ -274,10 +276,10 @@ def test_the_common_lattice_is_in_the_metadata_and_changes_the_fingerprint(tmp_p
 
 def test_aligned_edges_on_the_common_lattice_are_refused_before_any_read(tmp_path, capsys, encoder_file):
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)
-    code, said = run_failing_job(
+    code, stderr = run_failing_job(
         capsys, flags(units, 0, tmp_path / "shards", encoder_file, "--lattice", "utm", "--edge", "align")
     )
-    assert (code, "edge: expected drop with lattice utm" in said) == (2, True)
+    assert (code, "edge: expected drop with lattice utm" in stderr) == (2, True)
     assert read_files(tmp_path / "shards") == {}
 
 
@@ -316,14 +318,17 @@ def test_a_job_writes_int8_both_kinds_and_patches_with_their_metadata(
     units, lines = make_plan(tmp_path / "plan.gz", ND_KEYS[:2], tmp_path)
     folder = str(tmp_path / "kinds") if where == "disk" else f"{request.getfixturevalue('bucket')}/kinds"
     checkpoints = storage.join(folder.replace("kinds", "checkpoints"))
-    told = [*ALL_KINDS, "--checkpoints", checkpoints, "--batch-size", "4"]
-    embed.main(flags(units, 0, folder, encoder_file, *told))
+    options = [*ALL_KINDS, "--checkpoints", checkpoints, "--batch-size", "4"]
+    embed.main(flags(units, 0, folder, encoder_file, *options))
     there = storage.listing(folder)
     shard = storage.join(folder, f"{lines[0].name}.parquet")
     assert list(there) == sorted([shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
-    assert not storage.listing(checkpoints), "the shard is whole"
-    with storage.local_copy(shard) as path, storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as beside:
-        rows, patches = pq.read_table(path), pq.read_table(beside)
+    assert not storage.listing(checkpoints), "the shard is complete"
+    with (
+        storage.local_copy(shard) as path,
+        storage.local_copy(shard.replace(".parquet", ".patches.parquet")) as patch_path,
+    ):
+        rows, patches = pq.read_table(path), pq.read_table(patch_path)
     about = json.loads(rows.schema.metadata[b"kiln"])
     assert (about["storage"], about["embedding"]) == ("int8", "both")
     assert about["dequantisation"]["embeddings_mean"] == "embeddings_mean * scale_mean"
@@ -337,25 +342,25 @@ def test_a_job_writes_int8_both_kinds_and_patches_with_their_metadata(
     mean = vectors.read(rows, "embeddings_mean")
     assert np.abs(mean - tokens.mean(axis=1)).max() <= np.abs(tokens).max() / 100
     before = {uri: storage.read_bytes(uri) for uri in there}
-    embed.main([*flags(units, 0, folder, encoder_file, *told), "--overwrite"])
+    embed.main([*flags(units, 0, folder, encoder_file, *options), "--overwrite"])
     assert {uri: storage.read_bytes(uri) for uri in storage.listing(folder)} == before
 
 
 def test_kinds_types_and_patches_change_the_fingerprint_and_defaults_do_not():
-    told = {
+    settings = {
         "weights": "a5" * 32, "precision": "float32", "metadata": "zeros", "gsd": "as_trained", "max_nodata": 0.05,
         "max_cloud": None, "lattice": {"chip_size": 16},
     }  # fmt: skip
     naip = get_archive("naip")
     identity = {"sensor": naip.sensor, "recipes": {"clay": RECIPE, "naip": naip.recipe}}
-    plain = fingerprint("naip", dtype="float32", **identity, **told)
-    assert plain == fingerprint("naip", dtype="float32", embedding="class", patches=False, **identity, **told)
+    plain = fingerprint("naip", dtype="float32", **identity, **settings)
+    assert plain == fingerprint("naip", dtype="float32", embedding="class", patches=False, **identity, **settings)
     assert plain == digest(
         {
-            "dataset": "naip", "embedding": "class", "storage": "float32", **told,
+            "dataset": "naip", "embedding": "class", "storage": "float32", **settings,
             "sensor": asdict(naip.sensor), "recipes": identity["recipes"],
         }
     )  # fmt: skip
     others = [{"dtype": "int8"}, {"embedding": "mean"}, {"embedding": "both"}, {"patches": True}]
-    seen = {fingerprint("naip", **identity, **({"dtype": "float32"} | other | told)) for other in others}
+    seen = {fingerprint("naip", **identity, **({"dtype": "float32"} | other | settings)) for other in others}
     assert len({plain, *seen}) == 5

@@ -32,7 +32,7 @@ def test_the_state_column_stays_a_dictionary_from_shard_to_product(tmp_path, enc
         write_scene(tmp_path, key, scene_pixels(seed=n))
     units, lines = make_plan(tmp_path / "plan.gz", ND_KEYS, tmp_path, per_shard=2)
     assert len(lines) > 2
-    monkeypatch.setattr(embeddings_file.ShardWriter.__init__, "__defaults__", (4,))  # rows of a row group
+    monkeypatch.setattr(embeddings_file.ShardWriter.__init__, "__defaults__", (4,))  # rows per row group
     monkeypatch.setattr(deduplicate, "BATCH_ROWS", 3)
     embed_all(units, lines, tmp_path / "shards", encoder_file)
     shards = str(tmp_path / "shards")
@@ -63,7 +63,7 @@ def test_a_partition_of_undated_scenes_can_be_merged(tmp_path, encoder_file):
 
 @pytest.fixture(scope="module")
 def real_archive(shared, tmp_path_factory):
-    """The archive of the four real scenes; where they are not, scenes of the same sizes in the same places."""
+    """The archive of the four real scenes; without them, random scenes of the same sizes and places."""
     if shared:
         return shared / "archive" / "naip-analytic"
     root = tmp_path_factory.mktemp("archive")

@@ -12,14 +12,15 @@ from tests.support.naip_scenes import scene_pixels, write_scene
 
 @pytest.fixture
 def scene_server(tmp_path, serve, impatient):
-    """A local archive of two scenes, a server of the same, and a plan of each."""
+    """A server of two scenes, and plans of their local and remote archives."""
     made = {
-        f"/{k}": write_scene(tmp_path / "near", k, scene_pixels(seed=n)).read_bytes() for n, k in enumerate(ND_KEYS[:2])
+        f"/{k}": write_scene(tmp_path / "local_plan", k, scene_pixels(seed=n)).read_bytes()
+        for n, k in enumerate(ND_KEYS[:2])
     }
     server = serve(made)
-    near, _ = make_plan(tmp_path / "near.gz", ND_KEYS[:2], tmp_path / "near")
-    slow_server, _ = make_plan(tmp_path / "far.gz", ND_KEYS[:2], server.url)
-    return server, near, slow_server
+    local_plan, _ = make_plan(tmp_path / "near.gz", ND_KEYS[:2], tmp_path / "local_plan")
+    remote_plan, _ = make_plan(tmp_path / "far.gz", ND_KEYS[:2], server.url)
+    return server, local_plan, remote_plan
 
 
 def without_place(rows):
@@ -28,17 +29,17 @@ def without_place(rows):
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_rows_over_http_equal_local_ones(tmp_path, run_naip, scene_server, ranges):
-    server, near, slow_server = scene_server
+    server, local_plan, remote_plan = scene_server
     server.ranges = ranges
-    rows, ledger = run_naip(slow_server, folder=tmp_path / "far")
-    assert without_place(rows) == without_place(run_naip(near, folder=tmp_path / "near-shards")[0])
+    rows, ledger = run_naip(remote_plan, folder=tmp_path / "far")
+    assert without_place(rows) == without_place(run_naip(local_plan, folder=tmp_path / "near-shards")[0])
     assert len(rows) == 12
     assert {e["etag"] for e in ledger.values()} == {"one"}
 
 
 @pytest.fixture
 def paid(tmp_path, bucket, scene_server):
-    """The bucket that readers pay for, with the scenes of `remote`."""
+    """The requester-pays bucket with the scenes of `scene_server`."""
     client = boto3.client("s3")
     client.create_bucket(Bucket="naip-analytic")
     for key in ND_KEYS[:2]:
@@ -58,19 +59,19 @@ def test_rows_of_the_requester_pays_bucket_equal_local_ones(tmp_path, run_naip, 
 
 
 def test_a_throttling_server_ends_the_job_and_a_retry_succeeds(tmp_path, run_naip, capsys, scene_server, encoder_file):
-    server, _, slow_server = scene_server
+    server, _, remote_plan = scene_server
     server.status = 503
-    code, said = run_failing_job(capsys, flags(slow_server, 0, tmp_path / "shards", encoder_file))
-    assert (code, "503. Try again later" in said) == (1, True)
+    code, stderr = run_failing_job(capsys, flags(remote_plan, 0, tmp_path / "shards", encoder_file))
+    assert (code, "503. Try again later" in stderr) == (1, True)
     assert read_files(tmp_path / "shards") == {}
     server.status = 0
-    assert len(run_naip(slow_server)[0]) == 12
+    assert len(run_naip(remote_plan)[0]) == 12
 
 
 def test_a_scene_removed_after_planning_fails_in_the_ledger(run_naip, scene_server):
-    server, _, slow_server = scene_server
+    server, _, remote_plan = scene_server
     del server.files[f"/{ND_KEYS[0]}"]
-    rows, ledger = run_naip(slow_server)
+    rows, ledger = run_naip(remote_plan)
     assert [ledger[unit_id(k)]["status"] for k in ND_KEYS[:2]] == ["failed", "embedded"]
     assert ledger[unit_id(ND_KEYS[0])]["reason"] == f"{server.url}/{ND_KEYS[0]}: does not exist"
     assert len(rows) == 6
@@ -79,7 +80,7 @@ def test_a_scene_removed_after_planning_fails_in_the_ledger(run_naip, scene_serv
 def test_a_scene_replaced_while_it_is_read_ends_the_job_and_a_retry_reads_one_version(
     tmp_path, run_naip, scene_server, monkeypatch, capsys, encoder_file
 ):
-    server, _, slow_server = scene_server
+    server, _, remote_plan = scene_server
     load = NaipSource._load
 
     def late(self, key, strip):
@@ -87,23 +88,23 @@ def test_a_scene_replaced_while_it_is_read_ends_the_job_and_a_retry_reads_one_ve
         return load(self, key, strip)
 
     monkeypatch.setattr(NaipSource, "_load", late)
-    code, said = run_failing_job(capsys, flags(slow_server, 0, tmp_path / "shards", encoder_file))
-    assert (code, "was replaced while it was read. Try again" in said) == (1, True)
+    code, stderr = run_failing_job(capsys, flags(remote_plan, 0, tmp_path / "shards", encoder_file))
+    assert (code, "was replaced while it was read. Try again" in stderr) == (1, True)
     assert read_files(tmp_path / "shards") == {}
-    rows, ledger = run_naip(slow_server)
+    rows, ledger = run_naip(remote_plan)
     assert ({e["etag"] for e in ledger.values()}, len(rows)) == ({"two"}, 12)
 
 
 def test_a_refusing_server_ends_the_job_before_the_weights_load(
     tmp_path, capsys, scene_server, encoder_file, monkeypatch
 ):
-    server, _, slow_server = scene_server
+    server, _, remote_plan = scene_server
     server.status = 403
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
-    code, said = run_failing_job(capsys, flags(slow_server, 0, tmp_path / "shards", encoder_file))
+    code, stderr = run_failing_job(capsys, flags(remote_plan, 0, tmp_path / "shards", encoder_file))
     assert code == 2
-    assert "403" in said
-    assert "Set AWS credentials: readers of a requester-pays bucket pay" in said
-    assert len(said.splitlines()) == 1
+    assert "403" in stderr
+    assert "Set AWS credentials: readers of a requester-pays bucket pay" in stderr
+    assert len(stderr.splitlines()) == 1
     assert {m for m, _, _ in server.requests} == {"HEAD"}
     assert read_files(tmp_path / "shards") == {}

@@ -28,12 +28,12 @@ def slow_server(tmp_path, serve, impatient):
 
 
 def read_store(uri):
-    """Files of a folder, path or s3://, by name."""
+    """Return the files of a folder, a path or an s3:// URI, by name."""
     return {u.rpartition("/")[2]: storage.read_bytes(u) for u in storage.listing(str(uri))}
 
 
 def kill_waiting_job(server, argv, checkpoints, how):
-    """Stderr of a process that was sent a signal while it waited for the last scene, two others being kept."""
+    """Run a job, send it a signal while it waits for the last scene and has three checkpoints; return its stderr."""
     server.held = {f"/{ND_KEYS[3]}"}
     command = [sys.executable, "-m", "scripts.embed", *argv]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -45,7 +45,7 @@ def kill_waiting_job(server, argv, checkpoints, how):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(how)
-        said = process.communicate(timeout=20)[1]
+        stderr = process.communicate(timeout=20)[1]
     finally:
         process.kill()
         process.wait()
@@ -53,15 +53,15 @@ def kill_waiting_job(server, argv, checkpoints, how):
     server.held = set()
     server.release.set()
     server.requests.clear()
-    return said
+    return stderr
 
 
 def check_resumed_job(server, encoded, tmp_path, argv, place, checkpoints):
-    """That a retry asks for the last scene alone, and leaves what a job that never died does."""
+    """Assert that a retry requests only the last scene and writes the same files as an uninterrupted job."""
     encoded.clear()
     embed.main(argv)
     assert {p for m, p, _ in server.requests if m == "GET"} == {f"/{ND_KEYS[3]}"}
-    assert {p for m, p, _ in server.requests if m == "HEAD"} == {f"/{k}" for k in ND_KEYS[:4]}  # by the check
+    assert {p for m, p, _ in server.requests if m == "HEAD"} == {f"/{k}" for k in ND_KEYS[:4]}  # requests of the check
     assert len(encoded) == 6
     assert {i.rsplit(":", 2)[0] for i in encoded} == {unit_id(ND_KEYS[3])}
     assert read_store(checkpoints) == {}
@@ -79,8 +79,8 @@ def test_a_killed_job_resumes_after_its_finished_scenes(tmp_path, slow_server, e
     server, units = slow_server
     checkpoints = tmp_path / "checkpoints" / "run" / "nd-2019"
     argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--checkpoints", checkpoints)
-    said = kill_waiting_job(server, argv, checkpoints, how)
-    assert "Traceback" not in said
+    stderr = kill_waiting_job(server, argv, checkpoints, how)
+    assert "Traceback" not in stderr
     assert {n.rpartition("-")[0] for n in read_store(checkpoints)} >= {
         unit_id(k).replace(":", "-") for k in ND_KEYS[:3]
     }
@@ -109,8 +109,8 @@ def test_two_jobs_of_one_shard_at_once_leave_the_same_file_and_no_checkpoints(tm
         assert time.monotonic() < end
         time.sleep(0.02)
     server.release.set()
-    said = [job.communicate(timeout=60)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], said
+    errors = [job.communicate(timeout=60)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], errors
     embed.main([*argv, "--folder", str(tmp_path / "without")])
     assert read_files(tmp_path / "shards") == read_files(tmp_path / "without")
     assert read_files(tmp_path / "checkpoints") == {}
@@ -133,9 +133,9 @@ def test_throttling_during_a_job_loses_no_finished_scene(tmp_path, slow_server, 
 
     thread = threading.Thread(target=throttle)
     thread.start()
-    code, said = run_failing_job(capsys, argv)
+    code, stderr = run_failing_job(capsys, argv)
     thread.join()
-    assert (code, "Try again later" in said) == (1, True)
+    assert (code, "Try again later" in stderr) == (1, True)
     assert read_files(tmp_path / "shards") == {}
     server.status, server.held = 0, set()
     server.requests.clear()
@@ -147,20 +147,20 @@ def test_a_shard_with_too_many_failures_resumes_once_its_scene_is_repaired(
     tmp_path, slow_server, encoded, capsys, encoder_file
 ):
     server, units = slow_server
-    whole = server.files[f"/{ND_KEYS[3]}"]
+    data = server.files[f"/{ND_KEYS[3]}"]
     more = ["--read-threads", 1, "--checkpoints", tmp_path / "checkpoints"]
     argv = flags(units, 0, tmp_path / "shards", encoder_file, *more)
     server.files[f"/{ND_KEYS[3]}"] = b"<html>"
-    code, said = run_failing_job(capsys, [*argv, "--max-failed-fraction", "0.1"])
-    assert (code, "got 25%; the first reason" in said) == (1, True)
+    code, stderr = run_failing_job(capsys, [*argv, "--max-failed-fraction", "0.1"])
+    assert (code, "got 25%; the first reason" in stderr) == (1, True)
     assert len(read_files(tmp_path / "checkpoints")) == 3
-    server.files[f"/{ND_KEYS[3]}"] = whole
+    server.files[f"/{ND_KEYS[3]}"] = data
     server.requests.clear()
     check_resumed_job(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "checkpoints")
 
 
 def leave_checkpoints(capsys, units, folder, weights, checkpoints, allowed=0):
-    """Does a shard with a scene that is not there, which keeps the others' checkpoints."""
+    """Run a shard with a missing scene, which leaves checkpoints of the others; return their files."""
     more = ["--read-threads", 1, "--checkpoints", checkpoints, "--max-failed-fraction", allowed]
     code, _ = run_failing_job(capsys, flags(units, 0, folder, weights, *more))
     assert code == 1
@@ -190,8 +190,8 @@ def test_checkpoints_of_replaced_scenes_are_not_used(tmp_path, serve, capsys, en
     )
     archive = server.url if "etag" in how else tmp_path / "near"
     units, _ = make_plan(tmp_path / "plan.gz", ND_KEYS[:3], archive)
-    kept = leave_checkpoints(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "checkpoints")
-    assert len(kept) == (0 if how == "no etag" else 2)  # nothing tells one state from another
+    checkpoints = leave_checkpoints(capsys, units, tmp_path / "shards", encoder_file, tmp_path / "checkpoints")
+    assert len(checkpoints) == (0 if how == "no etag" else 2)  # without an ETag, states cannot be distinguished
     size = paths[0].stat().st_size
     write_scene(tmp_path / "near", ND_KEYS[0], scene_pixels(32 if how == "other size" else 40, seed=9), compress=None)
     assert (paths[0].stat().st_size == size) == (how != "other size")

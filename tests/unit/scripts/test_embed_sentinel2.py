@@ -1,4 +1,4 @@
-"""One job of Sentinel-2 from plan to files: its rows and ledger, what the encoder is told, bad and remote items."""
+"""One job of Sentinel-2 from plan to files: rows, ledger, metadata of the encoder, damaged and remote items."""
 
 import json
 import logging
@@ -48,14 +48,14 @@ def shard_of(*entries, chip=16, partition="29R-2020-02"):
 
 
 def make_plan(path, *entries, chip=16):
-    """A plan of one shard of the items."""
+    """Write a plan of one shard of the items and return its path."""
     plan_file.write_plan([shard_of(*entries, chip=chip)], str(path))
     return path
 
 
 @pytest.fixture
 def run(tmp_path, encoder_file):
-    """Does a plan's only line, and gives its rows and its ledger by the item's id."""
+    """Embed the only shard of a plan; return its rows, and its ledger by item id."""
 
     def do(made, *more, folder=tmp_path / "shards", weights=encoder_file, root=tmp_path, chip=16):
         entries = (m if isinstance(m, dict) else m.entry for m in made)
@@ -69,9 +69,9 @@ def run(tmp_path, encoder_file):
 
 
 def flags(units, folder, weights, *more, root):
-    told = ["sentinel2", "--units", units, "--index", 0, "--folder", folder, "--weights", weights, "--threads", 1]
-    told += ["--vector-dtype", "float32"]
-    return [str(t) for t in (*told, *more, f"--rewrite={BUCKET}={root}")]
+    args = ["sentinel2", "--units", units, "--index", 0, "--folder", folder, "--weights", weights, "--threads", 1]
+    args += ["--vector-dtype", "float32"]
+    return [str(t) for t in (*args, *more, f"--rewrite={BUCKET}={root}")]
 
 
 # ------------------------------------------------------------------------------------------------- what it writes
@@ -79,19 +79,19 @@ def flags(units, folder, weights, *more, root):
 
 def class_token(encoder, pixels, when=None, place=None, gsd=10.0):
     """The reference: normalised pixels, gsd, and as trained [sin week, cos week, sin noon, cos noon], then
-    [sin lon, cos lon, sin lat, cos lat]; zeros where nothing is told."""
+    [sin lon, cos lon, sin lat, cos lat]; zeros without date or place."""
     x = torch.from_numpy(pixels[None].astype(np.float32))
     x = (x - torch.tensor(MEAN).view(10, 1, 1)) / torch.tensor(STD).view(10, 1, 1)
     week = when.isocalendar().week * 2 * np.pi / 52 if when else 0
     time_ = [np.sin(week), np.cos(week), 0, -1] if when else [0] * 4
     here = [f(np.radians(v)) for v in place for f in (np.sin, np.cos)] if place else [0] * 4
-    told = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
-    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **told)[0, 0].tolist()
+    metadata = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
+    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **metadata)[0, 0].tolist()
 
 
 @pytest.fixture(scope="module")
 def golden_weights(checkpoint_file, checkpoint_sha256, tmp_path_factory):
-    """The encoder of the checkpoint whose tokens are known from the reference implementation, and its file."""
+    """The encoder of the checkpoint that the reference implementation verified, and its file."""
     path = tmp_path_factory.mktemp("golden") / "golden-float32.safetensors"
     checkpoint.extract_encoder(checkpoint_file, checkpoint_sha256, "clay.ckpt", "float32", path)
     return encoders.load_encoder(checkpoint_file), path
@@ -108,12 +108,16 @@ def test_every_row_is_the_class_token_of_its_pixels_date_and_place(tmp_path, run
         with rasterio.open(made.folder / "B04.tif") as file:
             east, north = file.xy(y + 8, x + 8, offset="ul")
             centre = geopandas.GeoSeries.from_xy([east], [north], crs=file.crs).to_crs(4326)[0]
-        told = {"when": datetime(2020, 2, 19, tzinfo=UTC), "place": (centre.x, centre.y)}
+        date_and_place = {"when": datetime(2020, 2, 19, tzinfo=UTC), "place": (centre.x, centre.y)}
         pixels = made.bands[:, y : y + 16, x : x + 16]
-        right = class_token(encoder, pixels, **(told if metadata == "as_trained" else {}))
-        assert row["embeddings"] == pytest.approx(right, abs=1e-4)
-        for other in ({}, told | {"place": (centre.y, centre.x)}, told | {"when": datetime(2020, 6, 1, tzinfo=UTC)}):
-            if metadata == "as_trained":  # and each of them makes a difference that this test would see
+        expected = class_token(encoder, pixels, **(date_and_place if metadata == "as_trained" else {}))
+        assert row["embeddings"] == pytest.approx(expected, abs=1e-4)
+        for other in (
+            {},
+            date_and_place | {"place": (centre.y, centre.x)},
+            date_and_place | {"when": datetime(2020, 6, 1, tzinfo=UTC)},
+        ):
+            if metadata == "as_trained":  # each of them changes the vector
                 assert row["embeddings"] != pytest.approx(class_token(encoder, pixels, **other), abs=1e-3)
     assert ledger[made.entry["id"]]["notes"] == "no_offset"
 
@@ -173,11 +177,13 @@ def test_the_limit_on_cloud_is_a_flag_and_part_of_the_fingerprint(
     about = about_of(tmp_path / "shards")
     limits = {"max_nodata": 0.1, "max_cloud": limit}
     assert about["limits"] == limits
-    told = {"weights": encoders.read_metadata(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
-    told |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": chip_layout(16)}
+    settings = {"weights": encoders.read_metadata(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
+    settings |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": chip_layout(16)}
     archive = get_archive("sentinel2")
     recipes = {"clay": RECIPE, "sentinel2": archive.recipe}
-    assert about["fingerprint"] == fingerprint("sentinel2", sensor=archive.sensor, recipes=recipes, **told, **limits)
+    assert about["fingerprint"] == fingerprint(
+        "sentinel2", sensor=archive.sensor, recipes=recipes, **settings, **limits
+    )
 
 
 def about_of(folder):
@@ -235,16 +241,19 @@ def test_an_interrupted_job_keeps_the_checkpoints_of_its_finished_items(
     tmp_path, run, encoder_file, capsys, serve, monkeypatch
 ):
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)
-    fresh = {"GDAL_HTTP_MAX_RETRY": "0", "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"}  # nothing kept of a file
-    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | fresh)
+    options = {
+        "GDAL_HTTP_MAX_RETRY": "0",
+        "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127",
+    }  # no cache of remote files
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | options)
     made = [write_item(tmp_path / "near", n, seed=i) for i, n in enumerate(NAMES[:3])]
     server = serve(
         {f"/{p.relative_to(tmp_path / 'near')}": p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
     )
     run(made, "--batch-size", 1, root=server.url, folder=tmp_path / "whole")
     units = make_plan(tmp_path / "plan.gz", *(m.entry for m in made))
-    parts = ["--checkpoints", tmp_path / "checkpoints", "--read-threads", 1, "--read-ahead-mb", 0, "--batch-size", 1]
-    argv = flags(units, tmp_path / "shards", encoder_file, *parts, root=server.url)
+    more = ["--checkpoints", tmp_path / "checkpoints", "--read-threads", 1, "--read-ahead-mb", 0, "--batch-size", 1]
+    argv = flags(units, tmp_path / "shards", encoder_file, *more, root=server.url)
     read = assets.BandFiles.read
 
     def breaks(self, band, **how):
@@ -274,9 +283,9 @@ def test_a_refusing_server_ends_the_job_before_the_weights_load(tmp_path, capsys
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
     units = make_plan(tmp_path / "plan.gz", made.entry)
-    code, said = run_failing_job(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
-    assert (code, len(said.splitlines())) == (2, 1)
-    assert "403" in said
+    code, stderr = run_failing_job(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
+    assert (code, len(stderr.splitlines())) == (2, 1)
+    assert "403" in stderr
     assert read_files(tmp_path / "shards") == {}
 
 
@@ -292,17 +301,17 @@ def test_a_refusing_server_ends_the_job_before_the_weights_load(tmp_path, capsys
 def test_wrong_flags_are_errors_that_name_them(tmp_path, capsys, encoder_file, more, message):
     units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
     argv = [a for a in flags(units, tmp_path / "shards", encoder_file, root=tmp_path) if not a.startswith("--rewrite")]
-    code, said = run_failing_job(capsys, [*argv, *more])
+    code, stderr = run_failing_job(capsys, [*argv, *more])
     assert code == 2
-    assert message in said
+    assert message in stderr
 
 
 def test_a_plan_of_another_archive_is_refused(tmp_path, capsys):
     plan_file.write_plan([replace(shard_of(), dataset="naip")], str(tmp_path / "plan.gz"))
-    code, said = run_failing_job(
+    code, stderr = run_failing_job(
         capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path)
     )
-    assert (code, "expected a plan of sentinel2, got one of naip" in said) == (2, True)
+    assert (code, "expected a plan of sentinel2, got one of naip" in stderr) == (2, True)
 
 
 def test_an_index_past_the_end_is_logged_and_no_error(tmp_path, caplog):
@@ -337,7 +346,10 @@ def test_a_real_scene_is_embedded_at_the_place_of_its_files(shared, run, encoder
     (e,) = ledger.values()
     assert (e["status"], e["expected"], e["embedded"], e["notes"]) == ("embedded", 16, 16, "no_offset")
     folder = root / Path(REAL).parent
-    assert json.loads((root / REAL).read_text())["assets"]["red"]["proj:shape"] == [10_980, 10_980]  # not the files'
+    assert json.loads((root / REAL).read_text())["assets"]["red"]["proj:shape"] == [
+        10_980,
+        10_980,
+    ]  # not the shape of the files
     frame = geopandas.GeoDataFrame(rows, geometry=geopandas.GeoSeries.from_wkb([r["geometry"] for r in rows]), crs=4326)
     for row, footprint in zip(rows, frame.to_crs(32629).geometry, strict=True):
         with rasterio.open(folder / "B04.tif") as file:

@@ -1,4 +1,4 @@
-"""One job from plan to files: what it writes, when it does nothing, what a signal or an error leaves behind."""
+"""A job of WorldCover from plan to files: its files, the choice of the shard, errors, and signals."""
 
 import gzip
 import json
@@ -51,9 +51,9 @@ def flags(plan, tmp_path, encoder_file, monkeypatch):
     monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
 
     def make(*more, units=plan[0], folder=tmp_path / "shards", weights=encoder_file):
-        told = ["worldcover", "--units", units, "--folder", folder, "--weights", weights, "--threads", 1]
-        told += ["--max-nodata", 0.6, "--pixels-per-degree", 48, "--vector-dtype", "float32"]
-        return [str(t) for t in (*told, *more)]
+        args = ["worldcover", "--units", units, "--folder", folder, "--weights", weights, "--threads", 1]
+        args += ["--max-nodata", 0.6, "--pixels-per-degree", 48, "--vector-dtype", "float32"]
+        return [str(t) for t in (*args, *more)]
 
     return make
 
@@ -85,9 +85,9 @@ def test_every_row_is_the_class_token_of_its_own_pixels(
         lon, lat = row["x0"] + 8 / 48, row["y0"] - 8 / 48
         june = [np.sin(22 * 2 * np.pi / 52), np.cos(22 * 2 * np.pi / 52), 0, -1]  # 2021-06-01 is in ISO week 22
         here = [f(np.radians(v)) for v in (lon, lat) for f in (np.sin, np.cos)]
-        told = {"time": june if time_ else [0] * 4, "latlon": here if place else [0] * 4}
-        told = {k: torch.tensor([v], dtype=torch.float32) for k, v in told.items()}
-        expected = encoder(pixels, wavelengths=torch.tensor(WAVES), gsd=gsd, **told)[0, 0]
+        metadata = {"time": june if time_ else [0] * 4, "latlon": here if place else [0] * 4}
+        metadata = {k: torch.tensor([v], dtype=torch.float32) for k, v in metadata.items()}
+        expected = encoder(pixels, wavelengths=torch.tensor(WAVES), gsd=gsd, **metadata)[0, 0]
         assert row["embeddings"] == pytest.approx(expected.tolist(), abs=1e-4)
         assert row["datetime"].isoformat() == "2021-06-01T00:00:00+00:00"
         assert row["year"] == 2021
@@ -154,9 +154,9 @@ def test_the_index_of_an_array_job_picks_the_line(flags, tmp_path, monkeypatch, 
     monkeypatch.setenv("AWS_BATCH_JOB_ARRAY_INDEX", "1")
     embed.main(flags())
     assert f"{plan[1][1].name}.parquet" in read_files(tmp_path / "shards")
-    embed.main(flags("--index", 0, folder=tmp_path / "flag"))  # the flag wins
+    embed.main(flags("--index", 0, folder=tmp_path / "flag"))  # the flag has priority
     assert f"{plan[1][0].name}.parquet" in read_files(tmp_path / "flag")
-    embed.main(flags("--shard", plan[1][0].name, folder=tmp_path / "name"))  # and the name before both
+    embed.main(flags("--shard", plan[1][0].name, folder=tmp_path / "name"))  # the name has priority over both
     assert read_files(tmp_path / "name") == read_files(tmp_path / "flag")
 
 
@@ -206,11 +206,11 @@ def test_an_expected_fingerprint_must_match_flags_and_weights(flags, tmp_path, c
         ["--metadata", "as_published"],
         ["--gsd", "actual"],
     ):
-        code, said = run_failing_job(
+        code, stderr = run_failing_job(
             capsys, flags("--index", 0, "--expect-fingerprint", identity[:8], *more, folder=tmp_path / "wrong")
         )
         assert code == 2
-        assert f"expected fingerprint {identity[:8]}" in said
+        assert f"expected fingerprint {identity[:8]}" in stderr
     assert read_files(tmp_path / "wrong") == {}
 
 
@@ -218,7 +218,7 @@ def test_an_expected_fingerprint_must_match_flags_and_weights(flags, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("more", "code", "says"),
+    ("more", "code", "message"),
     [
         ([], 2, "shard: expected --shard NAME, --index N"),
         (["--index", "-1"], 2, "--index: expected a line number from 0, got -1"),
@@ -234,10 +234,10 @@ def test_an_expected_fingerprint_must_match_flags_and_weights(flags, tmp_path, c
         (["--index", "0", "--max-nodata", "5"], 2, "nodata"),
     ],
 )
-def test_wrong_flags_are_errors_of_one_line_and_leave_no_files(flags, tmp_path, capsys, more, code, says):
-    found, said = run_failing_job(capsys, flags(*more))
-    assert says in said
-    assert found == code
+def test_wrong_flags_are_errors_of_one_line_and_leave_no_files(flags, tmp_path, capsys, more, code, message):
+    exit_code, stderr = run_failing_job(capsys, flags(*more))
+    assert message in stderr
+    assert exit_code == code
     assert read_files(tmp_path / "shards") == {}
 
 
@@ -246,8 +246,8 @@ def test_a_damaged_plan_is_an_error_that_names_the_line(flags, tmp_path, capsys,
     bad = tmp_path / "bad.gz"
     first = gzip.decompress(plan[0].read_bytes()).splitlines()[0]
     bad.write_bytes(gzip.compress(first + b"\n" + text.encode("latin-1") + b"\n"))
-    code, said = run_failing_job(capsys, flags("--index", 1, units=bad))
-    assert (code, "bad.gz, line 2: expected a shard of a plan" in said) == (2, True)
+    code, stderr = run_failing_job(capsys, flags("--index", 1, units=bad))
+    assert (code, "bad.gz, line 2: expected a shard of a plan" in stderr) == (2, True)
 
 
 def test_an_array_index_that_is_not_a_number_is_an_error(flags, capsys, monkeypatch):
@@ -262,10 +262,10 @@ def test_more_failures_than_allowed_fail_the_shard_with_its_ledger_in_the_log(fl
         if west == 11:
             path.write_bytes(b"damaged")
     units, lines = make_plan(root, tmp_path / "bad.gz", region=(10, 45, 12, 46), per_shard=100)
-    code, said = run_failing_job(capsys, flags("--index", 0, "--max-failed-fraction", 0.1, units=units))
+    code, stderr = run_failing_job(capsys, flags("--index", 0, "--max-failed-fraction", 0.1, units=units))
     assert code == 1
-    assert "max_failed_fraction: expected at most 10% of the shard to fail" in said
-    assert "not a readable GeoTIFF" in said
+    assert "max_failed_fraction: expected at most 10% of the shard to fail" in stderr
+    assert "not a readable GeoTIFF" in stderr
     for unit in lines[0].units:
         assert unit in caplog.text
     assert read_files(tmp_path / "shards") == {}
@@ -277,8 +277,8 @@ def test_an_archive_of_another_resolution_fails_before_the_weights_load(flags, t
     write_tile(tmp_path / "archive", 2021, 10, 45, random_pixels(24, 1))
     units, _ = make_plan(tmp_path / "archive", tmp_path / "bad.gz", region=(10, 45, 11, 46))
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
-    code, said = run_failing_job(capsys, flags("--index", 0, units=units))
-    assert (code, "expected 48 x 48 px, got 24 x 24" in said) == (2, True)
+    code, stderr = run_failing_job(capsys, flags("--index", 0, units=units))
+    assert (code, "expected 48 x 48 px, got 24 x 24" in stderr) == (2, True)
     assert read_files(tmp_path / "shards") == {}
 
 
@@ -287,9 +287,9 @@ def test_a_throttled_archive_ends_the_job_and_a_retry_succeeds(flags, tmp_path, 
     server = serve({f"/{path.relative_to(tmp_path / 'archive')}": path.read_bytes()})
     units, _ = make_plan(server.url, tmp_path / "http.gz", region=(10, 45, 11, 46))
     server.status = 503
-    code, said = run_failing_job(capsys, flags("--index", 0, units=units))
+    code, stderr = run_failing_job(capsys, flags("--index", 0, units=units))
     assert code == 1
-    assert "503. Try again later" in said
+    assert "503. Try again later" in stderr
     assert read_files(tmp_path / "shards") == {}
     server.status = 0
     embed.main(flags("--index", 0, units=units))
@@ -301,7 +301,7 @@ def test_a_throttled_archive_ends_the_job_and_a_retry_succeeds(flags, tmp_path, 
 
 @pytest.fixture
 def halfway(tmp_path, archive, serve, flags):
-    """A job of its own process that has embedded the northern tile and waits for the southern: (process, server)."""
+    """A process that has embedded the northern tile and waits for the southern one, its server and its flags."""
     names = {f"/{p.relative_to(archive)}": p.read_bytes() for p in archive.rglob("*N4[45]E010*.tif")}
     server = serve(names)
     units, _ = make_plan(server.url, tmp_path / "http.gz", region=(10, 44, 11, 46))
@@ -325,17 +325,17 @@ def test_sigterm_during_a_job_leaves_no_files(halfway, tmp_path):
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     server.release.set()
-    said = process.communicate(timeout=20)[1]
+    stderr = process.communicate(timeout=20)[1]
     assert process.returncode == 143
-    assert "terminated; nothing partial is left" in said
-    assert "Traceback" not in said
+    assert "terminated; nothing partial is left" in stderr
+    assert "Traceback" not in stderr
     assert read_files(tmp_path / "shards") == {}
 
 
 def test_sigterm_ends_a_job_at_once_even_if_a_read_hangs(halfway, tmp_path):
     process, _, _ = halfway
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143  # a container is killed some seconds after it was asked to end
+    assert process.wait(timeout=10) == 143  # a container is killed some seconds after SIGTERM
     assert read_files(tmp_path / "shards") == {}
 
 

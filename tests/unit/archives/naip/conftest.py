@@ -14,7 +14,7 @@ from tests.support.naip_scenes import (
 
 @pytest.fixture
 def scene_server(tmp_path, serve, monkeypatch, impatient):
-    """Two scenes of several strips on a web server and the same on disk."""
+    """A web server of two scenes of several strips, which are also on disk."""
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     pixels = [scene_pixels(seed=n) for n in range(2)]
     files = {
@@ -26,7 +26,7 @@ def scene_server(tmp_path, serve, monkeypatch, impatient):
 
 @pytest.fixture
 def paid(tmp_path, bucket, forgetful):
-    """The bucket that readers pay for, with two scenes."""
+    """The requester-pays bucket with two scenes."""
     client = boto3.client("s3")
     client.create_bucket(Bucket="naip-analytic")
     for n, key in enumerate((KEY, OTHER_KEY)):

@@ -1,4 +1,4 @@
-"""NAIP's keys: what a name tells, where its quarter quadrangle lies, and what is no scene."""
+"""NAIP's keys: the fields of a name, the place of its quarter quadrangle, and names that are not scenes."""
 
 from datetime import UTC, datetime
 
@@ -162,8 +162,8 @@ def test_any_text_is_a_scene_or_none(text):
         ("3707801", "sw", -79.0, 37.9375),
         ("3707801", "se", -78.9375, 37.9375),
         ("3008508", "ne", -85.0625, 31.0),  # end of the first row
-        ("3008509", "nw", -86.0, 30.875),  # begin of the second
-        ("3008557", "sw", -86.0, 30.0625),  # begin of the last
+        ("3008509", "nw", -86.0, 30.875),  # start of the second
+        ("3008557", "sw", -86.0, 30.0625),  # start of the last
         ("3008564", "se", -85.0625, 30.0625),  # the degree's south-east corner
     ],
 )

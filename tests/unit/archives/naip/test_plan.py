@@ -86,11 +86,11 @@ def test_the_report_contains_every_count(caplog, tmp_path):
     lines += ["nd/2014/100cm/rgbir_cog/46100/m_4610064_sw_14_1_20150102.tif"]
     caplog.set_level("INFO")
     plan_bytes(write_file(tmp_path, manifest_text(lines)), tmp_path / "plan.gz", states=["nd"], scenes_per_shard=3)
-    said = " ".join(caplog.messages)
-    assert "10 lines: 8 scenes, 5 selected, 1 filtered out, 1 older releases, 1 duplicates" in said
-    assert "of the selected, 1 have no date, 1 a date of the year after the path's" in said
-    assert "1 x no key of the archive" in said
-    assert "not a scene: nd/2014/100cm/rgbir_cog/46100/x.tif" in said
+    log = " ".join(caplog.messages)
+    assert "10 lines: 8 scenes, 5 selected, 1 filtered out, 1 older releases, 1 duplicates" in log
+    assert "of the selected, 1 have no date, 1 a date of the year after the path's" in log
+    assert "1 x no key of the archive" in log
+    assert "not a scene: nd/2014/100cm/rgbir_cog/46100/x.tif" in log
 
 
 MANIFEST = st.lists(
@@ -174,7 +174,7 @@ def test_states_years_and_resolutions_select_the_scenes_that_match_all_of_them(t
 
 
 def distances(key, box):
-    """Metres that a bounding box is away from a key's quarter quadrangle, west to east and south to north."""
+    """Return the distances in metres of a bounding box from a key's quarter quadrangle, in x and y."""
     quad, quarter = key.rpartition("/m_")[2].split("_")[:2]
     row, col = divmod(int(quad[5:]) - 1, 8)
     north = int(quad[:2]) + 1 - (2 * row + (quarter[0] == "s")) / 16

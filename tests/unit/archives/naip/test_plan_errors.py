@@ -27,8 +27,8 @@ def test_an_empty_manifest_is_refused(tmp_path):
 
 def test_a_manifest_without_a_scene_is_refused_with_its_number_of_lines(tmp_path):
     lines = [k.replace("rgbir_cog", "rgb") for k in scene_keys(3000)]
-    said = refusal(write_file(tmp_path, manifest_text(lines)), tmp_path)
-    assert "manifest.txt: expected keys of NAIP scenes, got none in 3,000 lines. Check the file." in said
+    message = refusal(write_file(tmp_path, manifest_text(lines)), tmp_path)
+    assert "manifest.txt: expected keys of NAIP scenes, got none in 3,000 lines. Check the file." in message
 
 
 @pytest.mark.parametrize("page", [b"<html>\n<body>Sign in</body>\n</html>\n", b"{}", b"\n" * 50])

@@ -46,7 +46,7 @@ def real_keys(shared):
 
 @pytest.fixture(scope="module")
 def real(real_keys):
-    """Partitions, counts and shards of all of them."""
+    """Partitions, counts and shards of all real keys."""
     partitions, counts = read_scenes(real_keys, SceneFilter(), 256)
     return partitions, counts, list(shard_plans(partitions, "s3://naip-analytic", 100, 256))
 

@@ -1,4 +1,4 @@
-"""NAIP scenes: where chips are cut and lie, what counts as nodata, and how strips are read."""
+"""NAIP scenes: pixels and places of chips, nodata, and reads in strips."""
 
 import itertools
 import weakref
@@ -166,7 +166,7 @@ def test_zeros_in_a_band_tagged_alpha_remove_no_chip(tmp_path):
     path = write_scene(tmp_path, KEY, pixels, (*COLOURS, ColorInterp.alpha))
     with rasterio.open(path) as file:
         assert file.colorinterp[3] == ColorInterp.alpha
-        assert not file.dataset_mask().any()  # what a reader who trusts the mask would lose
+        assert not file.dataset_mask().any()  # a reader that trusts the mask would lose all pixels
     chips = read_chips(make_source(tmp_path))
     assert [c.nodata_fraction for c in chips] == [0] * 4
     assert np.array_equal(chips[3].pixels, pixels[:, 16:, 16:])
@@ -217,15 +217,15 @@ def test_strips_in_memory_stay_within_the_budget_and_the_rows_in_work(tmp_path, 
     source.check()
     strips, load = [], NaipSource._load
 
-    def loaded(*told):
-        pixels = load(*told)
+    def loaded(*args):
+        pixels = load(*args)
         strips.append(weakref.ref(pixels))
         return pixels
 
     monkeypatch.setattr(NaipSource, "_load", loaded)
-    most = 0
+    peak = 0
     for event in source.chips(read_ahead(source.reads(), 2, 5 * 16 * 64 * 4)):
         del event
-        most = max(most, sum(s() is not None for s in strips))
+        peak = max(peak, sum(s() is not None for s in strips))
     assert len(strips) == 100
-    assert most <= 5 + 3 * (3 if how else 1)  # of the budget; under rows, of which on a lattice two are ahead
+    assert peak <= 5 + 3 * (3 if how else 1)  # strips of the budget, and of the rows in work: three on a lattice

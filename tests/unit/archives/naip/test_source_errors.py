@@ -37,7 +37,7 @@ def damage_offsets(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda p: p.unlink(), "does not exist"),
         (lambda p: p.write_bytes(b""), "empty, 0 bytes"),
@@ -45,12 +45,12 @@ def damage_offsets(path):
     ],
     ids=["missing", "zero bytes", "html"],
 )
-def test_a_file_that_is_not_a_scene_fails_with_a_reason(tmp_path, damage, says):
+def test_a_file_that_is_not_a_scene_fails_with_a_reason(tmp_path, damage, message):
     path = write_scene(tmp_path, KEY, scene_pixels())
     damage(path)
     reason = only_reason(make_source(tmp_path))
     assert reason.startswith(f"{path}: ")
-    assert says in reason
+    assert message in reason
 
 
 @pytest.mark.parametrize("damage", [damage_truncated, damage_offsets], ids=["truncated", "lying offsets"])
@@ -65,14 +65,16 @@ def test_a_scene_whose_pixels_cannot_be_read_fails_with_a_reason(tmp_path, damag
 def test_only_the_missing_rows_of_a_truncated_scene_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 1)
     path = write_scene(tmp_path, KEY, scene_pixels(64, 48), compress=None, blockysize=8)
-    path.write_bytes(path.read_bytes()[: -10 * 48 * 4])  # the last 10 rows, of which 2 are of the block before the last
+    path.write_bytes(
+        path.read_bytes()[: -10 * 48 * 4]
+    )  # without the last 10 rows: the last block and 2 rows of the one before
     chips = read_chips(make_source(tmp_path))
     assert {c.row for c in chips} == {0, 1, 2}
     assert [(kind, count) for _, kind, count, _ in read_dropped(make_source(tmp_path))] == [("failed", 3)]
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("options", "message"),
     [
         ({"bands": 3}, "expected the 4 bands R G B NIR, got 3 bands"),
         ({"bands": 5}, "got 5 bands"),
@@ -98,10 +100,10 @@ def test_only_the_missing_rows_of_a_truncated_scene_fail(tmp_path, monkeypatch):
         "oblong",
     ],
 )
-def test_a_raster_that_is_not_a_naip_scene_fails_with_a_reason(tmp_path, told, says):
-    pixels = scene_pixels(bands=told.pop("bands", 4), dtype=told.pop("dtype", "uint8"))
-    write_scene(tmp_path, KEY, pixels, **told)
-    assert says in only_reason(make_source(tmp_path))
+def test_a_raster_that_is_not_a_naip_scene_fails_with_a_reason(tmp_path, options, message):
+    pixels = scene_pixels(bands=options.pop("bands", 4), dtype=options.pop("dtype", "uint8"))
+    write_scene(tmp_path, KEY, pixels, **options)
+    assert message in only_reason(make_source(tmp_path))
 
 
 def test_a_local_crs_fails_with_a_reason(tmp_path):
@@ -113,9 +115,9 @@ def test_a_broken_scene_does_not_affect_its_neighbours(tmp_path):
     write_scene(tmp_path, KEY, scene_pixels(16, 16, 1))
     write_scene(tmp_path, OTHER_KEY, scene_pixels(16, 16, 2)).write_bytes(b"no TIFF")
     write_scene(tmp_path, UNDATED, scene_pixels(16, 16, 3))
-    told = [(type(e).__name__, e.unit_id) for e in read_events(make_source(tmp_path, KEY, OTHER_KEY, UNDATED))]
+    kinds = [(type(e).__name__, e.unit_id) for e in read_events(make_source(tmp_path, KEY, OTHER_KEY, UNDATED))]
     first, second, third = (parse_key(k).unit_id for k in (KEY, OTHER_KEY, UNDATED))
-    assert told == [("Opened", first), ("Chip", first), ("Dropped", second), ("Opened", third), ("Chip", third)]
+    assert kinds == [("Opened", first), ("Chip", first), ("Dropped", second), ("Opened", third), ("Chip", third)]
 
 
 def test_a_key_that_is_not_a_scene_is_a_config_error():

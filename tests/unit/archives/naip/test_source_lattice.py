@@ -91,7 +91,7 @@ def test_cells_that_a_scene_barely_touches_are_expected_and_skipped_as_nodata(tm
 
 
 @pytest.mark.parametrize(
-    ("told", "notes"),
+    ("profile", "notes"),
     [
         ({}, ()),
         ({"crs": "EPSG:32614"}, ("resampled from 1 m in EPSG:32614 (bilinear)",)),
@@ -99,10 +99,10 @@ def test_cells_that_a_scene_barely_touches_are_expected_and_skipped_as_nodata(tm
         ({"crs": "EPSG:26913"}, ("in UTM zone 13, where the key says 14",)),
     ],
 )
-def test_resampling_and_an_unexpected_zone_are_noted(tmp_path, told, notes):
-    write_scene(tmp_path, KEY, scene_pixels(), **told)
-    more = ("resampled from 0.6 m (average)",) if notes is NOTED else ()
-    assert read_events(on_lattice(tmp_path))[0].notes == (*notes, *more)
+def test_resampling_and_an_unexpected_zone_are_noted(tmp_path, profile, notes):
+    write_scene(tmp_path, KEY, scene_pixels(), **profile)
+    resampled = ("resampled from 0.6 m (average)",) if notes is NOTED else ()
+    assert read_events(on_lattice(tmp_path))[0].notes == (*notes, *resampled)
 
 
 def test_a_file_in_another_zone_than_its_key_is_on_the_grid_of_its_own_zone(tmp_path):
@@ -128,18 +128,18 @@ def test_a_file_that_is_not_in_utm_is_on_the_grid_of_its_keys_zone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("profile", "message"),
     [
         ({"crs": "EPSG:32655"}, "NAD83, 1 to 23, got zone 55"),
         ({"crs": "EPSG:3857"}, "expected a scene near UTM zone 14"),
     ],
 )
-def test_a_file_outside_every_grid_fails_with_a_reason(tmp_path, told, says):
-    write_scene(tmp_path, KEY, scene_pixels(), **told)
+def test_a_file_outside_every_grid_fails_with_a_reason(tmp_path, profile, message):
+    write_scene(tmp_path, KEY, scene_pixels(), **profile)
     (event,) = read_events(on_lattice(tmp_path))
     assert event.kind == "failed"
     assert event.reason.startswith(f"{tmp_path}/{KEY}: ")
-    assert says in event.reason
+    assert message in event.reason
 
 
 def test_zeros_in_a_band_tagged_alpha_remove_no_chip_when_resampled(tmp_path):

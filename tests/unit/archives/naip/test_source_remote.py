@@ -27,8 +27,8 @@ from tests.support.naip_scenes import (
 )
 
 
-def bytes_asked(server, path):
-    """Numbers of the bytes of a file that GETs asked for, as often as they did."""
+def requested_bytes(server, path):
+    """Count how often GET requests asked for each byte of a file."""
     size = len(server.files[path])
     spans = [r.removeprefix("bytes=").split("-") for m, p, r in server.requests if (m, p) == ("GET", path)]
     return Counter(b for a, z in spans for b in range(int(a), min(int(z) + 1, size)))
@@ -56,12 +56,12 @@ def test_pixels_are_requested_once_and_overviews_never(tmp_path, serve):
     source.check()
     assert (
         len(read_checked_source(source)) == 9
-    )  # by one thread: between two, GDAL reads ahead what the other one asks for
-    asked = bytes_asked(server, f"/{KEY}")
+    )  # one thread: with two, GDAL prefetches bytes that the other thread requests
+    asked = requested_bytes(server, f"/{KEY}")
     pixels = [b for at, size in places for b in range(at, at + size)]
     assert len(pixels) > 1.5e6
     assert min(asked[b] for b in pixels) == 1
-    assert sum(asked.values()) < 1.05 * len(pixels)  # GDAL asks for 16 kB at least, also where strips meet
+    assert sum(asked.values()) < 1.05 * len(pixels)  # GDAL requests at least 16 kB, also at borders of strips
 
 
 def test_a_scene_removed_from_the_server_before_the_check_fails(scene_server):
@@ -93,7 +93,7 @@ def test_a_scene_replaced_on_the_server_is_a_transient_error(scene_server, when)
 
     with pytest.raises(TransientError, match="was replaced while it was read"):
         change()
-    assert {e.row for e in seen if isinstance(e, Chip)} <= {0}  # of two
+    assert {e.row for e in seen if isinstance(e, Chip)} <= {0}  # of two rows
 
 
 def test_a_throttling_server_is_a_transient_error(scene_server):
@@ -130,12 +130,14 @@ def test_a_scene_of_unknown_size_is_read_or_fails_with_a_reason(scene_server, mo
 @pytest.mark.usefixtures("paid")
 def test_chips_of_the_requester_pays_bucket_equal_local_ones(tmp_path):
     source = make_source("s3://naip-analytic", KEY, OTHER_KEY)
-    far = read_chips(source)
-    assert len(far) == 12
-    assert [comparable(c) for c in far] == [comparable(c) for c in read_chips(make_source(tmp_path, KEY, OTHER_KEY))]
-    told = {f"s3://naip-analytic/{k}": storage.stat(f"s3://naip-analytic/{k}") for k in (KEY, OTHER_KEY)}
-    assert source.provenance() == {uri: {"size": s.size, "etag": s.etag} for uri, s in told.items()}
-    assert {u.source: u.etag for u in source.units()} == {uri: s.etag for uri, s in told.items()}
+    remote_chips = read_chips(source)
+    assert len(remote_chips) == 12
+    assert [comparable(c) for c in remote_chips] == [
+        comparable(c) for c in read_chips(make_source(tmp_path, KEY, OTHER_KEY))
+    ]
+    stats = {f"s3://naip-analytic/{k}": storage.stat(f"s3://naip-analytic/{k}") for k in (KEY, OTHER_KEY)}
+    assert source.provenance() == {uri: {"size": s.size, "etag": s.etag} for uri, s in stats.items()}
+    assert {u.source: u.etag for u in source.units()} == {uri: s.etag for uri, s in stats.items()}
 
 
 @pytest.mark.parametrize(("name", "payer"), [("naip-analytic", "requester"), ("another", None)])

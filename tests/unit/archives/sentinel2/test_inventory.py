@@ -1,4 +1,4 @@
-"""S3 inventories: every line an item or counted, where the parts are, and damaged inventories."""
+"""S3 inventories: every line is an item or counted, the places of the parts, and damaged inventories."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ VERSIONS = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModified
 
 
 def read_parts(uri, keep=None, root=None, workers=None):
-    """All parts together: the ids by folder, and the sum of the rest."""
+    """Read all parts; return the ids by folder and the sums of the other counts."""
     kept, others, rest = {}, Counter(), Counter()
     unreadable = []
     for found in read_inventory(read_manifest(uri, root), keep or ItemFilter(), workers):
@@ -147,16 +147,16 @@ def test_parts_read_by_processes_equal_parts_read_in_this_process(tmp_path):
 
 def test_the_parts_of_a_copied_manifest_are_found_in_the_layout_of_s3_or_next_to_it(tmp_path, serve):
     data = gzip.compress(text([key(item_id(1))]))
-    said = json.dumps(manifest({"p.csv.gz": data})).encode()
+    document = json.dumps(manifest({"p.csv.gz": data})).encode()
     for n, place in enumerate(("a/../data", "a/data", "a")):
         home = tmp_path / str(n)
         (home / "a").mkdir(parents=True)
         (home / place).mkdir(exist_ok=True)
         (home / place / "p.csv.gz").write_bytes(data)
-        (home / "a" / "manifest.json").write_bytes(said)
+        (home / "a" / "manifest.json").write_bytes(document)
         assert read_parts(str(home / "a" / "manifest.json"))[0] == {FOLDER: [item_id(1)]}
         path = "/" + os.path.normpath(f"{place}/p.csv.gz")
-        web = serve({"/a/manifest.json": said, path: data})
+        web = serve({"/a/manifest.json": document, path: data})
         assert read_parts(f"{web.url}/a/manifest.json")[0] == {FOLDER: [item_id(1)]}
 
 
@@ -174,10 +174,10 @@ def test_a_root_is_the_folder_of_the_whole_keys(tmp_path):
 
 def test_an_inventory_on_s3_has_its_parts_in_the_destination_bucket(bucket):
     parts = {f"p{n}.csv.gz": gzip.compress(text([key(item_id(n))])) for n in range(3)}
-    said = manifest(parts, destinationBucket=f"arn:aws:s3:::{bucket.removeprefix('s3://')}")
+    document = manifest(parts, destinationBucket=f"arn:aws:s3:::{bucket.removeprefix('s3://')}")
     for name, data in parts.items():
         storage.write_bytes(f"{bucket}/inv/sentinel-cogs/all/data/{name}", data)
-    storage.write_bytes(f"{bucket}/elsewhere/manifest.json", json.dumps(said).encode())
+    storage.write_bytes(f"{bucket}/elsewhere/manifest.json", json.dumps(document).encode())
     expected = {FOLDER: [item_id(n) for n in range(3)]}
     assert read_parts(f"{bucket}/elsewhere/manifest.json")[0] == expected
     assert read_parts(f"{bucket}/elsewhere/manifest.json", workers=2)[0] == expected
@@ -191,7 +191,7 @@ def test_an_inventory_on_s3_has_its_parts_in_the_destination_bucket(bucket):
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("document", "reason"),
     [
         (b"<html></html>", "got no JSON"),
         (b"\xff\xfe", "got no JSON"),
@@ -205,10 +205,10 @@ def test_an_inventory_on_s3_has_its_parts_in_the_destination_bucket(bucket):
         (json.dumps(manifest({"a": b""}, schema="Bucket, Size")).encode(), "expected CSV with a column Key"),
     ],
 )
-def test_a_document_that_is_not_a_csv_inventory_is_refused_with_a_reason(tmp_path, said, why):
+def test_a_document_that_is_not_a_csv_inventory_is_refused_with_a_reason(tmp_path, document, reason):
     path = tmp_path / "manifest.json"
-    path.write_bytes(said)
-    with pytest.raises(ConfigError, match=f"manifest.json: .*{why}"):
+    path.write_bytes(document)
+    with pytest.raises(ConfigError, match=f"manifest.json: .*{reason}"):
         read_manifest(str(path))
 
 
@@ -265,8 +265,8 @@ def test_a_line_that_is_not_csv_of_the_schema_is_reported_with_its_number(tmp_pa
 
 def test_a_part_of_a_broken_connection_is_retried_and_then_a_transient_error(tmp_path, serve):
     data = gzip.compress(text(keys_of(item_id(1))))
-    said = json.dumps(manifest({"p.csv.gz": data})).encode()
-    web = serve({"/m/manifest.json": said, "/m/p.csv.gz": data})
+    document = json.dumps(manifest({"p.csv.gz": data})).encode()
+    web = serve({"/m/manifest.json": document, "/m/p.csv.gz": data})
     whole = read_manifest(f"{web.url}/m/manifest.json")
     web.break_at = len(data) // 2
     with pytest.raises(TransientError):
@@ -282,11 +282,11 @@ def children(pid):
 def test_reading_processes_end_with_the_planning_process(tmp_path, serve, how):
     data = gzip.compress(text(keys_of(item_id(1))))
     parts = {f"{n}.csv.gz": data for n in range(4)}
-    said = manifest(parts)
-    for file in said["files"]:
+    document = manifest(parts)
+    for file in document["files"]:
         file["size"] = inventory.MIN_PARALLEL_BYTES
     files = {f"/m/{name}": data for name in parts}
-    web = serve({"/m/manifest.json": json.dumps(said).encode(), **files})
+    web = serve({"/m/manifest.json": json.dumps(document).encode(), **files})
     web.held = set(files)
     flags = ["--inventory", f"{web.url}/m/manifest.json", "--output", str(tmp_path / "plan.gz")]
     process = subprocess.Popen([sys.executable, "-m", "scripts.plan_units", "sentinel2", *flags], cwd=ROOT)

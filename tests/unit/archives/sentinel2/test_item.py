@@ -1,4 +1,4 @@
-"""STAC items of Sentinel-2: what is taken from their three spellings, and which of them are versions of each other."""
+"""STAC items of Sentinel-2: the fields of their three spellings, and versions of one product."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def test_the_three_spellings_give_the_same_item(style):
 
 
 @pytest.mark.parametrize(
-    ("style", "name", "said"),
+    ("style", "name", "flag"),
     [
         ("v0", "sentinel:boa_offset_applied", True),
         ("v0", "sentinel:boa_offset_applied", False),
@@ -55,13 +55,13 @@ def test_the_three_spellings_give_the_same_item(style):
         ("c1", "another", True),
     ],
 )
-def test_the_offset_flag_is_read_under_both_names_and_none_if_missing(style, name, said):
-    item = read_item(spelled(style, **{name: said}), WHERE)
-    assert item.offset_applied is (None if name == "another" else said)
+def test_the_offset_flag_is_read_under_both_names_and_none_if_missing(style, name, flag):
+    item = read_item(spelled(style, **{name: flag}), WHERE)
+    assert item.offset_applied is (None if name == "another" else flag)
 
 
 @pytest.mark.parametrize(
-    ("style", "said", "baseline"),
+    ("style", "properties", "baseline"),
     [
         ("v0", {"sentinel:processing_baseline": "04.00"}, "04.00"),
         ("v0", {}, "02.14"),
@@ -72,8 +72,8 @@ def test_the_offset_flag_is_read_under_both_names_and_none_if_missing(style, nam
         ("c1", {"s2:processing_baseline": "five", "s2:product_uri": None}, ""),
     ],
 )
-def test_the_baseline_is_a_property_or_part_of_the_product_name(style, said, baseline):
-    assert read_item(spelled(style, **said), WHERE).baseline == baseline
+def test_the_baseline_is_a_property_or_part_of_the_product_name(style, properties, baseline):
+    assert read_item(spelled(style, **properties), WHERE).baseline == baseline
 
 
 def test_jpeg_2000_assets_are_used_only_if_there_is_no_other():
@@ -114,7 +114,7 @@ def test_tile_and_platform_are_read_from_a_collection_1_name():
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"", "not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
@@ -132,18 +132,18 @@ def test_tile_and_platform_are_read_from_a_collection_1_name():
         (json.dumps(spelled("v1", datetime=20200219)).encode(), "20200219"),
     ],
 )
-def test_a_document_that_is_not_an_item_is_refused_with_a_reason(data, says):
+def test_a_document_that_is_not_an_item_is_refused_with_a_reason(data, message):
     with pytest.raises(SourceError) as e:
         read_item(data, WHERE)
     assert str(e.value).startswith(f"{WHERE}: ")
-    assert says in str(e.value)
+    assert message in str(e.value)
 
 
-@pytest.mark.parametrize(("gone", "says"), [("grid", "MGRS tile"), ("platform", "platform")])
-def test_an_item_without_tile_or_platform_is_refused(gone, says):
+@pytest.mark.parametrize(("gone", "field"), [("grid", "MGRS tile"), ("platform", "platform")])
+def test_an_item_without_tile_or_platform_is_refused(gone, field):
     item = spelled("v1", **{"platform": None, "grid:code": None, "mgrs:utm_zone": None})
     item["id"] = "S2A_scene" if gone == "grid" else "a_29RKH_b"
-    with pytest.raises(SourceError, match=f"expected an? {says}"):
+    with pytest.raises(SourceError, match=f"expected an? {field}"):
         read_item(item, WHERE)
 
 
@@ -165,7 +165,7 @@ def test_real_items_of_three_situations_are_read(shared):
 
 def kept(*items):
     found = {tuple(i.item_id for i in newest(order)[0]) for order in itertools.permutations(items)}
-    assert len({tuple(sorted(f)) for f in found}) == 1, "the order in which items come decides"
+    assert len({tuple(sorted(f)) for f in found}) == 1, "the order of the items must not matter"
     return sorted(found.pop())
 
 

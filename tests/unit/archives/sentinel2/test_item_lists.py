@@ -1,4 +1,4 @@
-"""Lists of Sentinel-2 items: every line an item or reported, addresses, and copies."""
+"""Lists of Sentinel-2 items: every line is an item or reported; addresses and copies of items."""
 
 import gzip
 import json
@@ -44,12 +44,12 @@ def test_every_line_of_a_list_is_an_item_or_reported(tmp_path, caplog):
     shards = plans.lines(plan_bytes(tmp_path / "p.gz", items=write_list(tmp_path, lines)))
     addresses = {i: a for s in shards for i, a in s["details"]["items"].items()}
     assert addresses == {VERSION_0: S3 + key(VERSION_0), IDS[3]: S3 + key(IDS[3]), IDS[4]: f"/mirror/{key(IDS[4])}"}
-    said = caplog.text
-    assert "11 lines: 4 items, 3 selected, 0 filtered out, 0 too cloudy, 0 older versions, 1 duplicates" in said
-    for told in ("2 x empty line", "1 x comment", "1 x overlong line", "not an item: hello"):
-        assert told in said
-    assert f"not an item: {FOLDER}29/R/KH/2020/2/{VERSION_0}/B02.tif" in said
-    assert f"not an item: {S3}{FOLDER}2019/{VERSION_0}/B02.tif" in said
+    log = caplog.text
+    assert "11 lines: 4 items, 3 selected, 0 filtered out, 0 too cloudy, 0 older versions, 1 duplicates" in log
+    for expected in ("2 x empty line", "1 x comment", "1 x overlong line", "not an item: hello"):
+        assert expected in log
+    assert f"not an item: {FOLDER}29/R/KH/2020/2/{VERSION_0}/B02.tif" in log
+    assert f"not an item: {S3}{FOLDER}2019/{VERSION_0}/B02.tif" in log
 
 
 def test_a_list_is_the_same_plain_and_gzip_by_path_http_and_s3(tmp_path, serve, bucket):
@@ -97,7 +97,7 @@ def test_versions_with_custom_names_are_recognised(tmp_path):
 
 def test_an_item_of_an_api_has_the_address_of_its_canonical_link_or_its_own(serve_items, tmp_path):
     documents = [item_document(i) for i in IDS[:4]]
-    documents[1]["links"] = [{"rel": "canonical", "href": WEB + key(IDS[1])}]  # as v0 has it
+    documents[1]["links"] = [{"rel": "canonical", "href": WEB + key(IDS[1])}]  # the form of v0
     documents[2]["links"] = [{"rel": "canonical", "href": "https://example.org/page.html"}]
     documents[3]["links"] = []
     api = serve_items(documents)

@@ -40,7 +40,7 @@ from tests.support.stac_api import COLLECTION
 
 @pytest.fixture
 def three_ways(tmp_path, serve_items):
-    """The settings of an inventory, a search and a list of the same items, among them versions and halves."""
+    """The settings of an inventory, a search and a list of the same items, with versions and halves."""
     pairs = [item_document(i.replace("_0_", "_1_"), made="2021-01-01T00:00:00Z") for i in IDS[:10]]
     halves = [item_document(i.replace("_0_", "_1_"), sensing="112121") for i in IDS[20:30]]
     documents = [*DOCUMENTS, *pairs, *halves]
@@ -77,7 +77,9 @@ def test_an_inventory_a_search_and_a_list_of_the_same_items_give_the_same_bytes(
     ],
 )
 def test_filters_select_the_same_items_of_an_inventory_a_search_and_a_list(three_ways, tmp_path, filters, count):
-    plans_made = {way: plan_bytes(tmp_path / f"{way}.gz", **(said | filters)) for way, said in three_ways.items()}
+    plans_made = {
+        way: plan_bytes(tmp_path / f"{way}.gz", **(settings | filters)) for way, settings in three_ways.items()
+    }
     assert len(set(plans_made.values())) == 1, {way: len(units_of(p)) for way, p in plans_made.items()}
     assert len(units_of(plans_made["items"])) == count
 
@@ -108,8 +110,8 @@ def test_real_items_of_a_search_have_their_canonical_addresses(shared, serve_ite
     if shared is None:
         pytest.skip("needs the folder of real items")
     documents = [json.loads(p.read_text()) for p in sorted((shared / "archive" / "stac").glob("*.json"))]
-    for said in documents:
-        said["collection"] = COLLECTION
+    for item in documents:
+        item["collection"] = COLLECTION
     shards = plans.lines(plan_bytes(tmp_path / "p.gz", search=serve_items(documents).url, dates="2022-01-01/.."))
     found = {i: a for s in shards for i, a in s["details"]["items"].items()}
     assert found == {d["id"]: S3 + key(d["id"]) for d in documents}
@@ -165,9 +167,11 @@ def test_every_shard_holds_one_grid_zone_and_month_and_at_most_twice_the_request
     for shard in shards:
         assert {parse_name(u).partition for u in shard["units"]} == {shard["partition"]}
         assert len(shard["units"]) <= 10
-    told = plan_file.read_names(names)
-    assert set(told) == {"29R-2020-02", "29R-2020-03", "30R-2020-02", "30R-2020-03"}
-    assert {(p, n) for p, found in told.items() for n in found} == {(s["partition"], s["name"]) for s in shards}
+    names_by_partition = plan_file.read_names(names)
+    assert set(names_by_partition) == {"29R-2020-02", "29R-2020-03", "30R-2020-02", "30R-2020-03"}
+    assert {(p, n) for p, found in names_by_partition.items() for n in found} == {
+        (s["partition"], s["name"]) for s in shards
+    }
 
 
 @settings(deadline=None, max_examples=25)
@@ -197,21 +201,21 @@ def test_the_report_of_an_inventory_contains_every_kind(tmp_path, caplog):
     keys += [f"{FOLDER}29/R/KH/2020/3/{VERSION_0}/{VERSION_0}.json"]
     caplog.set_level("INFO")
     plan_bytes(tmp_path / "p.gz", inventory=put(tmp_path, text(keys), text(keys[:5])), months=[2])
-    said = caplog.text
-    assert "670 lines: 121 items, 60 selected, 60 filtered out, 0 too cloudy, 0 older versions, 1 duplicates" in said
-    assert "64 x sentinel-s2-l2a-cogs/2019, outside the layout, .tif" in said
-    assert all(f"121 x {file}" in said for file in FILES)
-    assert f"not an item: {FOLDER}29/R/KH/2020/3/{VERSION_0}/{VERSION_0}.json" in said
+    log = caplog.text
+    assert "670 lines: 121 items, 60 selected, 60 filtered out, 0 too cloudy, 0 older versions, 1 duplicates" in log
+    assert "64 x sentinel-s2-l2a-cogs/2019, outside the layout, .tif" in log
+    assert all(f"121 x {file}" in log for file in FILES)
+    assert f"not an item: {FOLDER}29/R/KH/2020/3/{VERSION_0}/{VERSION_0}.json" in log
 
 
 def test_an_inventory_on_s3_is_planned_from_s3_and_versions_are_read_there(bucket, tmp_path):
     documents = [item_document(VERSION_0), item_document(VERSION_1, baseline="05.00"), item_document(IDS[40])]
     local = Path(put(tmp_path, text(key(d["id"]) for d in documents)))
-    said = json.loads(local.read_text())
-    said["destinationBucket"] = "arn:aws:s3:::" + bucket.removeprefix("s3://")
-    storage.write_bytes(f"{bucket}/inv/manifest.json", json.dumps(said).encode())
+    manifest = json.loads(local.read_text())
+    manifest["destinationBucket"] = "arn:aws:s3:::" + bucket.removeprefix("s3://")
+    storage.write_bytes(f"{bucket}/inv/manifest.json", json.dumps(manifest).encode())
     part = (tmp_path / "data" / "part0.csv.gz").read_bytes()
-    storage.write_bytes(f"{bucket}/{said['files'][0]['key']}", part)
+    storage.write_bytes(f"{bucket}/{manifest['files'][0]['key']}", part)
     for d in documents:
         storage.write_bytes(f"{bucket}/archive/{key(d['id'])}", json.dumps(d).encode())
     inventory, archive = f"{bucket}/inv/manifest.json", f"{bucket}/archive"

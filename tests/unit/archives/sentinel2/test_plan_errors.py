@@ -49,8 +49,8 @@ def test_filters_that_leave_nothing_are_refused(serve_items, tmp_path):
 
 
 def test_lists_and_inventories_without_an_item_are_refused(tmp_path):
-    said = refusal(tmp_path, items=write_list(tmp_path, ["", "<html>", "</html>"]))
-    assert "items.txt: expected items of Sentinel-2, got none in 3 lines" in said
+    message = refusal(tmp_path, items=write_list(tmp_path, ["", "<html>", "</html>"]))
+    assert "items.txt: expected items of Sentinel-2, got none in 3 lines" in message
     inventory = put(tmp_path, text([f"{FOLDER}2019/{VERSION_0}/B02.tif"]))
     assert "got none in 1 lines" in refusal(tmp_path, inventory=inventory)
 

@@ -59,7 +59,7 @@ def test_a_full_tile_has_42_by_42_chips_that_do_not_overlap(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "flag", "subtracted", "told"),
+    ("name", "flag", "subtracted", "notes"),
     [
         ("S2A_33TWN_20220122_0_L2A", "as it is", False, ("no_offset",)),
         ("S2B_33TWN_20220226_0_L2A", "as it is", True, ()),
@@ -68,13 +68,13 @@ def test_a_full_tile_has_42_by_42_chips_that_do_not_overlap(tmp_path):
         ("S2A_12RWT_20240106_0_L2A", False, True, ()),
     ],
 )
-def test_the_offset_rule_of_real_items(shared, name, flag, subtracted, told):
+def test_the_offset_rule_of_real_items(shared, name, flag, subtracted, notes):
     if not shared:
         pytest.skip("no real items here")
     item = json.loads((shared / "archive" / "stac" / f"{name}.json").read_text())
     if flag != "as it is":
         item["properties"][OFFSET_FLAG] = flag
-    assert offset_rule(read_item(item, name)) == (subtracted, told)
+    assert offset_rule(read_item(item, name)) == (subtracted, notes)
 
 
 @pytest.mark.parametrize("cls", range(12))

@@ -1,4 +1,4 @@
-"""Sentinel-2 scenes: where chips lie, their pixels and columns, and the reads and versions of units."""
+"""Sentinel-2 scenes: places, pixels and columns of chips, and the reads and versions of units."""
 
 import itertools
 from collections import Counter
@@ -35,7 +35,9 @@ from tests.support.sentinel2_scenes import (
 def test_chips_are_ten_bands_at_10_m_from_the_top_left_coarse_ones_by_repetition(tmp_path):
     made = write_item(tmp_path, side=72)
     chips = read_chips(make_source(tmp_path, made))
-    places = [(r, c) for r in range(4) for c in range(4)]  # 8 px to the right and below are no whole chip
+    places = [
+        (r, c) for r in range(4) for c in range(4)
+    ]  # the last 8 px to the right and below are not a complete chip
     assert [c.chip_id for c in chips] == [f"{made.unit_id}:{c}:{r}" for r, c in places]
     assert [(c.row, c.col) for c in chips] == places
     assert all(np.array_equal(c.pixels, chip_area(c, made.bands)) for c in chips)
@@ -108,10 +110,10 @@ def test_a_full_tile_of_nodata_is_opened_as_1764_chips(tmp_path):
     made = write_item(tmp_path)
     for band, name in (FILES | {"scl": "SCL"}).items():
         side = 10_980 if band in sentinel2.FINE_BANDS else 5490
-        told = {"width": side, "height": side, "dtype": "uint8" if band == "scl" else "uint16", "sparse_ok": True}
-        told |= {"driver": "GTiff", "count": 1, "crs": "EPSG:32629", "compress": "deflate", "tiled": True}
+        profile = {"width": side, "height": side, "dtype": "uint8" if band == "scl" else "uint16", "sparse_ok": True}
+        profile |= {"driver": "GTiff", "count": 1, "crs": "EPSG:32629", "compress": "deflate", "tiled": True}
         size = 109_800 / side
-        rasterio.open(made.folder / f"{name}.tif", "w", transform=from_origin(*CORNER, size, size), **told).close()
+        rasterio.open(made.folder / f"{name}.tif", "w", transform=from_origin(*CORNER, size, size), **profile).close()
     source = make_source(tmp_path, made, chip=256)
     opened, nothing = read_events(source)
     assert (opened.expected, nothing.kind, nothing.count) == (1764, "nodata", 1764)

@@ -26,7 +26,7 @@ def test_a_missing_band_asset_fails_with_its_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["B04", "B11", "SCL"])
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda p: p.unlink(), "does not exist"),
         (lambda p: p.write_bytes(b""), "empty, 0 bytes"),
@@ -34,17 +34,17 @@ def test_a_missing_band_asset_fails_with_its_name(tmp_path):
     ],
     ids=["missing", "zero bytes", "html"],
 )
-def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name, damage, says):
+def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name, damage, message):
     made = write_item(tmp_path)
     damage(made.folder / f"{name}.tif")
     reason = only_reason(make_source(tmp_path, made))
     assert f"{made.folder}/{name}.tif" in reason
-    assert says in reason
+    assert message in reason
     assert {"B04": "red", "B11": "swir16", "SCL": "scl"}[name] in reason
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "says"),
+    ("name", "changes", "message"),
     [
         ("B05", {"pixels": plane(4, 1)}, "got 4 x 4 px of 160 m from (199980, 2.80002e+06)"),
         (
@@ -63,15 +63,15 @@ def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name,
         ("B04", {"transform": rasterio.Affine.identity()}, "its place is unknown"),
     ],
 )
-def test_a_band_of_another_shape_place_or_kind_fails_the_item_and_is_named(tmp_path, name, told, says):
+def test_a_band_of_another_shape_place_or_kind_fails_the_item_and_is_named(tmp_path, name, changes, message):
     made = write_item(tmp_path)
     coarse = name not in ("B02", "B04")
-    given = {"pixels": plane(32 if coarse else 64, 1), "side": 64, "corner": CORNER, "epsg": 32629} | told
-    if name == "SCL" and "pixels" not in told:
-        given["pixels"] = scl_mask()
+    options = {"pixels": plane(32 if coarse else 64, 1), "side": 64, "corner": CORNER, "epsg": 32629} | changes
+    if name == "SCL" and "pixels" not in changes:
+        options["pixels"] = scl_mask()
     (made.folder / f"{name}.tif").unlink()
-    write_raster(made.folder / f"{name}.tif", **given)
-    assert says in only_reason(make_source(tmp_path, made))
+    write_raster(made.folder / f"{name}.tif", **options)
+    assert message in only_reason(make_source(tmp_path, made))
 
 
 def test_a_band_of_40_m_is_repeated_to_10_m(tmp_path):
@@ -80,7 +80,7 @@ def test_a_band_of_40_m_is_repeated_to_10_m(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("<html>", "a web page"),
         ("{}", "expected a STAC item"),
@@ -89,12 +89,12 @@ def test_a_band_of_40_m_is_repeated_to_10_m(tmp_path):
         (None, "does not exist"),
     ],
 )
-def test_a_document_that_is_not_an_item_fails_with_an_estimate_of_its_chips(tmp_path, text, says):
+def test_a_document_that_is_not_an_item_fails_with_an_estimate_of_its_chips(tmp_path, text, message):
     made = write_item(tmp_path)
     path = made.folder / f"{made.entry['id']}.json"
     path.unlink() if text is None else path.write_text(text)
     source = make_source(tmp_path, made, chip=256)
-    assert says in only_reason(source)
+    assert message in only_reason(source)
     (unit,) = source.units()
     assert (unit.expected, unit.expected_known, unit.source) == (42 * 42, False, str(path))
 

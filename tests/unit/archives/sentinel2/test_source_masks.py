@@ -1,4 +1,4 @@
-"""What SCL takes away from a Sentinel-2 scene: nodata and cloud, and the reads that it saves."""
+"""Chips of Sentinel-2 that SCL removes as nodata or cloud, and the reads that this saves."""
 
 import itertools
 
@@ -65,7 +65,7 @@ def test_zeros_in_all_bands_are_nodata_and_zeros_in_some_are_not(tmp_path):
 
 
 def bands_of(made):
-    """Bands as they lie in the files."""
+    """Return the bands of the files."""
     found = {}
     for band, name in FILES.items():
         with rasterio.open(made.folder / f"{name}.tif") as file:

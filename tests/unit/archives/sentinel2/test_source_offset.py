@@ -1,4 +1,4 @@
-"""The radiometric offset of Sentinel-2: subtracted exactly where the pixels have it."""
+"""The radiometric offset of Sentinel-2: subtracted only where the pixels have it."""
 
 import numpy as np
 import pytest
@@ -61,9 +61,9 @@ OFFSET_CASES = {
 
 @pytest.mark.parametrize("row", OFFSET_CASES.values(), ids=OFFSET_CASES)
 def test_the_offset_is_subtracted_only_where_pixels_have_it(tmp_path, row):
-    style, said, drawn, subtracted, told = row
+    style, properties, drawn, subtracted, notes = row
     made = write_item(tmp_path, style=style, **(drawn or {"low": 1001}))
-    made.change(**said)
+    made.change(**properties)
     item = made.json()
     for asset in item["assets"].values():
         asset.pop("raster:bands", None)
@@ -73,11 +73,11 @@ def test_the_offset_is_subtracted_only_where_pixels_have_it(tmp_path, row):
     assert len(chips) == 16
     assert all(np.array_equal(c.pixels, chip_area(c, made.bands) - OFFSET * subtracted) for c in chips)
     assert {c.extra["offset_applied"] for c in chips} == {subtracted}
-    assert read_notes(source) == told
+    assert read_notes(source) == notes
 
 
 @pytest.mark.parametrize(
-    ("said", "offset", "subtracted", "told"),
+    ("properties", "offset", "subtracted", "notes"),
     [
         ({}, -0.1, False, ("no_offset", "raster_offset_contradicts")),
         (BASELINE_04, 0, True, ("raster_offset_contradicts", "offset_subtracted")),
@@ -86,15 +86,15 @@ def test_the_offset_is_subtracted_only_where_pixels_have_it(tmp_path, row):
         (BASELINE_04 | {OFFSET_FLAG: True}, 0, False, ("offset_applied_by_producer", "raster_offset_contradicts")),
     ],
 )
-def test_raster_bands_do_not_decide_about_the_offset(tmp_path, said, offset, subtracted, told):
-    made = write_item(tmp_path, low=1001, properties=said)
+def test_raster_bands_do_not_decide_about_the_offset(tmp_path, properties, offset, subtracted, notes):
+    made = write_item(tmp_path, low=1001, properties=properties)
     item = made.json()
     for asset in item["assets"].values():
         asset["raster:bands"][0]["offset"] = offset
     made.write(item)
     source = make_source(tmp_path, made)
     assert {c.extra["offset_applied"] for c in read_chips(source)} == {subtracted}
-    assert read_notes(source) == told
+    assert read_notes(source) == notes
 
 
 def test_an_item_without_baseline_and_flag_fails(tmp_path):

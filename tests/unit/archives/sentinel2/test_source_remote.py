@@ -24,7 +24,7 @@ from tests.support.sentinel2_scenes import (
 
 @pytest.fixture
 def item_server(tmp_path, serve, monkeypatch):
-    """Two items on a web server, and on disk; GDAL gives up early and forgets what other tests asked for."""
+    """A web server of two items, which are also on disk. GDAL gives up early and caches no responses."""
     quick = {"GDAL_HTTP_MAX_RETRY": "0", "GDAL_HTTP_LOW_SPEED_TIME": "1", "GDAL_HTTP_TIMEOUT": "2"}
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)  # the server takes few connections at a time
     monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | quick | {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"})
@@ -159,7 +159,7 @@ def test_an_unsatisfiable_range_fails_the_item(item_server):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda s, k: s.files.pop(k), "does not exist"),
         (lambda s, k: s.files.update({k: b"<html>Sign in to the proxy</html>"}), "not a readable raster"),
@@ -168,18 +168,18 @@ def test_an_unsatisfiable_range_fails_the_item(item_server):
     ],
     ids=["404", "html", "half", "empty"],
 )
-def test_a_damaged_asset_on_the_server_fails_only_its_item(item_server, change, says):
+def test_a_damaged_asset_on_the_server_fails_only_its_item(item_server, change, message):
     change(item_server, served_path(item_server, item_server.made[0], "B11.tif"))
     found = read_events(make_remote_source(item_server))
     assert len([e for e in found if isinstance(e, Chip)]) == 16
     assert {e.unit_id for e in found if isinstance(e, Chip)} == {item_server.made[1].unit_id}
     (reason,) = {e.reason for e in found if isinstance(e, Dropped) and e.kind == "failed"}
-    assert says in reason
+    assert message in reason
     assert "B11.tif" in reason
 
 
-@pytest.mark.parametrize(("change", "says"), [("etag", "was replaced while"), ("gone", "was removed while")])
-def test_an_asset_that_changes_after_the_check_fails_its_item(item_server, change, says):
+@pytest.mark.parametrize(("change", "message"), [("etag", "was replaced while"), ("gone", "was removed while")])
+def test_an_asset_that_changes_after_the_check_fails_its_item(item_server, change, message):
     source = make_remote_source(item_server)
     source.check()
     for name in [k for k in item_server.files if k.endswith("B08.tif")]:
@@ -187,5 +187,5 @@ def test_an_asset_that_changes_after_the_check_fails_its_item(item_server, chang
         if change == "gone":
             del item_server.files[name]
     found = list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
-    assert all(says in e.reason for e in found if isinstance(e, Dropped))
+    assert all(message in e.reason for e in found if isinstance(e, Dropped))
     assert not [e for e in found if isinstance(e, Chip)]

@@ -1,4 +1,4 @@
-"""A search gives every item of the API or an error, never some of them."""
+"""A search returns every item of the API or raises an error."""
 
 import json
 
@@ -70,8 +70,8 @@ def test_fewer_items_than_the_server_reports_are_an_error(api, context):
 
 
 def test_a_server_that_reports_too_low_or_no_number_loses_nothing(api):
-    for told in (-20, None):
-        api.matched = told
+    for difference in (-20, None):
+        api.matched = difference
         assert asked(api) == EVERYTHING
 
 
@@ -79,7 +79,7 @@ def test_an_empty_page_that_has_a_next_one_does_not_end_the_search(api):
     api.items = [item(n) for n in range(40)]
     api.matched = None
     api.trouble = {2: ["empty"]}
-    assert len(asked(api)) == 30, "the pages behind it come"
+    assert len(asked(api)) == 30, "the pages after it are read"
     api.matched, api.trouble = 0, {2: ["empty"]}
     with pytest.raises(TransientError, match="expected 40 items, got 30"):
         asked(api)
@@ -121,7 +121,7 @@ def test_a_page_that_always_fails_is_an_error_and_not_a_shorter_list(api, status
     api.trouble = {page: [status] * 99}
     with pytest.raises(TransientError, match=f"answers {status}"):
         asked(api)
-    assert len(api.searches) == page + stac_search.MAX_RETRIES, "each try once, and no more of them"
+    assert len(api.searches) == page + stac_search.MAX_RETRIES, "one request per page and per retry"
 
 
 def test_a_connection_broken_within_a_page_is_retried_and_then_an_error(api):
@@ -199,9 +199,9 @@ def test_another_collection_has_no_items(api):
 # ------------------------------------------------------------------------------------------------------- areas
 
 
-def area(tmp_path, said):
+def area(tmp_path, document):
     path = tmp_path / "area.geojson"
-    path.write_text(said if isinstance(said, str) else json.dumps(said))
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
     return str(path)
 
 
@@ -224,8 +224,8 @@ def test_overlapping_features_of_a_collection_are_searched_once(api, tmp_path):
 def test_a_geometry_a_feature_and_a_collection_are_the_same_area(tmp_path):
     square = shapely.box(3, 4, 5, 6)
     feature = {"type": "Feature", "properties": {}, "geometry": mapping(square)}
-    for said in (mapping(square), feature, collection(square)):
-        assert read_area(area(tmp_path, said)).equals(square)
+    for document in (mapping(square), feature, collection(square)):
+        assert read_area(area(tmp_path, document)).equals(square)
 
 
 def test_a_polygon_that_crosses_itself_is_repaired(tmp_path):
@@ -234,7 +234,7 @@ def test_a_polygon_that_crosses_itself_is_repaired(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("document", "reason"),
     [
         ("<html>", "not JSON"),
         ("[]", "expected GeoJSON"),
@@ -247,9 +247,9 @@ def test_a_polygon_that_crosses_itself_is_repaired(tmp_path):
         (mapping(shapely.box(170, 0, 190, 10)), "cut at the antimeridian"),
     ],
 )
-def test_an_invalid_area_is_refused_with_a_reason(tmp_path, said, why):
-    with pytest.raises(ConfigError, match=f"area.geojson.*{why}"):
-        read_area(area(tmp_path, said))
+def test_an_invalid_area_is_refused_with_a_reason(tmp_path, document, reason):
+    with pytest.raises(ConfigError, match=f"area.geojson.*{reason}"):
+        read_area(area(tmp_path, document))
 
 
 def test_a_missing_area_is_refused(tmp_path):
@@ -279,5 +279,5 @@ def test_an_area_of_many_parts_is_split_into_several_searches(api, monkeypatch):
     region = shapely.union_all([shapely.box(x, 0.1, x + 0.5, 0.2) for x in range(-1, 7)])
     found = asked(api, region=region, page_size=100)
     assert len(api.searches) == 4
-    assert len(found) > len(EVERYTHING), "once for each"
+    assert len(found) > len(EVERYTHING), "once for each search"
     assert set(found) == set(EVERYTHING)

@@ -1,4 +1,4 @@
-"""Versions of one Sentinel-2 product: the newest is selected, halves of a scene both stay."""
+"""Versions of one Sentinel-2 product: the newest is selected, and both halves of a scene."""
 
 import json
 
@@ -22,7 +22,7 @@ from tests.support.sentinel2_plans import (
 
 
 def selected_ids(documents, tmp_path, max_cloud=None):
-    """What stays of items that are listed by key, and the counts."""
+    """Select among items listed by key; return their ids and the counts."""
     gathered = list_file(
         write_list(tmp_path, (key(d["id"]) for d in documents)), write_archive(tmp_path / "a", documents), ItemFilter()
     )
@@ -90,5 +90,5 @@ def test_cloud_cover_is_filtered_before_versions_as_an_api_does(tmp_path):
         item_document(IDS[5], cloud=None),
     ]
     ids, counts = selected_ids(documents, tmp_path, max_cloud=50.0)
-    assert ids == sorted([VERSION_0, IDS[5]]), "an item that does not tell its clouds stays"
+    assert ids == sorted([VERSION_0, IDS[5]]), "an item without a cloud cover is selected"
     assert (counts.cloudy, counts.superseded, counts.read) == (1, 0, 3)

@@ -85,7 +85,7 @@ def test_a_region_has_exactly_the_chips_that_intersect_it(grid, west, width, sou
     north = min(south + height, 84.0)
     step = Fraction(grid.chip, grid.ppd)
     spans = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
-    # Stay clear of ties: a region that ends within a millionth of a pixel of a chip's edge counts as on it.
+    # Avoid ties: an edge within a millionth of a pixel of a chip's edge counts as equal to it.
     for value, start in itertools.chain(((v, -125) for s in spans for v in s), ((v, 50) for v in (south, north))):
         off = (Fraction(value) - start) / step % 1
         assume(off == 0 or min(off, 1 - off) > Fraction(1, 10**5))
@@ -165,7 +165,7 @@ def test_every_region_is_on_one_lattice():
 
 
 @pytest.mark.parametrize(
-    ("region", "says"),
+    ("region", "message"),
     [
         ("texas", "expected conus or"),
         ([1, 2, 3], "expected .west, south, east, north. in degrees"),
@@ -180,8 +180,8 @@ def test_every_region_is_on_one_lattice():
         ([0, 0, float("inf"), 1], "expected .west, south, east, north. in degrees"),
     ],
 )
-def test_an_empty_or_impossible_region_is_a_config_error(region, says):
-    with pytest.raises(ConfigError, match=says):
+def test_an_empty_or_impossible_region_is_a_config_error(region, message):
+    with pytest.raises(ConfigError, match=message):
         region_columns(Lattice(512), region)
 
 

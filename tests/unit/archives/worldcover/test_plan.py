@@ -1,4 +1,4 @@
-"""The plan: what it says of shards and tiles, and what it refuses."""
+"""WorldCover's plan: its shards and tiles, and the settings that it refuses."""
 
 import boto3
 import pytest
@@ -35,7 +35,9 @@ def shards_of(root, **changes):
 def test_shards_contain_what_their_jobs_need(archive, tmp_path):
     shards = shards_of(archive)
     columns = [c for s in shards for c in s.details["columns"]]
-    assert [c[0] for c in columns] == list(range(405, 414))  # 45 columns of 1/3 degree a 15 degrees: 405 is at 10 east
+    assert [c[0] for c in columns] == list(
+        range(405, 414)
+    )  # 45 columns of 1/3 degree per 15 degrees: 405 is at 10 east
     assert [len(s.units) for s in shards] == [3, 3, 3]
     assert len({s.name for s in shards}) == 3
     uris = {w: str(tile_path(archive, 2021, w, 45)) for w in (10, 12)}

@@ -34,7 +34,7 @@ class World:
     chip: int
     region: tuple[float, float, float, float]
     block: tuple[int, int] | int  # (rows, cols) of tiles, or rows of strips
-    missing: int  # bits
+    missing: int  # a bit for each tile
     holes: int
     seed: int
     max_nodata: float
@@ -87,17 +87,17 @@ def test_every_chip_equals_the_mosaic_of_the_tiles(w):
         root = Path(folder)
         (root / "2021").mkdir()
         (root / "2021" / "readme.txt").write_text("not a tile")
-        there = {}
+        paths = {}
         for n, (down, right) in enumerate(itertools.product(range(height), range(width))):
             if not w.missing >> n & 1:
                 pixels = random_pixels(w.ppd, w.seed + n, w.holes)
                 at = (west + right, north - down - 1)
-                there[at] = write_tile(root, 2021, *at, pixels, **block_options(w.block))
+                paths[at] = write_tile(root, 2021, *at, pixels, **block_options(w.block))
         world = mosaic(root, 2021, west, north, width, height, w.ppd)
         source = make_source(root, lattice, columns, max_nodata=w.max_nodata, encode=w.encode)
         events = read_events(source, w.threads, w.budget)
 
-        # What ought to come out, chip by chip, southwards and then eastwards.
+        # The expected chips, row by row from the north, each from the west.
         quarters = w.encode == "quarters"
         side = w.chip // (2 if quarters else 1)
         expected_drops: Counter[str] = Counter()
@@ -136,17 +136,17 @@ def test_every_chip_equals_the_mosaic_of_the_tiles(w):
                 assert chip.pixel_size == 1 / w.ppd
                 assert chip.center == pytest.approx(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
                 assert chip.nodata_fraction == pytest.approx(float(nodata), abs=1e-12)
-                shares = []  # of the tiles, north-west first
-                for at in sorted(there, key=lambda t: (-t[1], t[0])):
+                valid_counts = []  # valid pixels of each tile, north-west first
+                for at in sorted(paths, key=lambda t: (-t[1], t[0])):
                     inside = np.zeros_like(valid)
                     tile_left, tile_top = (at[0] - west) * w.ppd - left, (north - at[1] - 1) * w.ppd - top
                     rows, cols = (slice(max(0, t), max(0, t + w.ppd)) for t in (tile_top, tile_left))
                     inside[rows, cols] = True
                     if count := int((valid & inside).sum()):
-                        shares.append((count, str(there[at])))
-                assert list(chip.sources) == [uri for _, uri in shares]
-                most = max(count for count, _ in shares)
-                assert chip.source == next(uri for count, uri in shares if count == most)
+                        valid_counts.append((count, str(paths[at])))
+                assert list(chip.sources) == [uri for _, uri in valid_counts]
+                highest = max(count for count, _ in valid_counts)
+                assert chip.source == next(uri for count, uri in valid_counts if count == highest)
                 assert chip.item_id == Path(chip.source).stem
         assert next(given_chips, None) is None
         drops: Counter[str] = Counter()
@@ -187,13 +187,13 @@ def test_a_pixel_is_nodata_only_if_all_four_bands_are_zero(tmp_path):
     assert chip.nodata_fraction == 0.25
 
 
-@pytest.mark.parametrize(("holes", "kept"), [(320, True), (321, False)])
-def test_a_chip_with_exactly_max_nodata_is_embedded(tmp_path, holes, kept):
+@pytest.mark.parametrize(("holes", "embedded"), [(320, True), (321, False)])
+def test_a_chip_with_exactly_max_nodata_is_embedded(tmp_path, holes, embedded):
     pixels = random_pixels(80, 1)
     pixels.reshape(4, -1)[:, :holes] = 0  # of 80 x 80: 320 are 5 %
     write_tile(tmp_path, 2021, -125, 49, pixels)
     events = read_events(make_source(tmp_path, Lattice(80, 80), [Column(0, 0, 1)], max_nodata=0.05))
-    assert bool(chips_of(events)) == kept
+    assert bool(chips_of(events)) == embedded
 
 
 def test_quarters_are_the_four_quarters_of_the_whole_chip(tmp_path):
@@ -268,9 +268,11 @@ def test_chips_of_a_real_clip_in_a_full_size_tile_equal_its_pixels(tmp_path, sha
     left, top = round((bounds.left - 6) * 12000), round((54 - bounds.top) * 12000)
     path = tile_path(tmp_path, 2021, 6, 53)
     path.parent.mkdir(parents=True)
-    told = {"driver": "GTiff", "count": 4, "height": 12000, "width": 12000, "dtype": "uint16", "crs": "EPSG:4326"}
+    profile = {"driver": "GTiff", "count": 4, "height": 12000, "width": 12000, "dtype": "uint16", "crs": "EPSG:4326"}
     tiles = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "sparse_ok": True}
-    with rasterio.open(path, "w", transform=from_origin(6, 54, 1 / 12000, 1 / 12000), nodata=0, **told, **tiles) as dst:
+    with rasterio.open(
+        path, "w", transform=from_origin(6, 54, 1 / 12000, 1 / 12000), nodata=0, **profile, **tiles
+    ) as dst:
         dst.write(clip, window=((top, top + 223), (left, left + 371)))
     lattice = Lattice(64)
     columns = region_columns(lattice, bounds)

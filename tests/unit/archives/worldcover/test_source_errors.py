@@ -34,12 +34,12 @@ def path_west(path: Path) -> int:
 
 def write_like(path: Path, pixels: np.ndarray | None = None, **profile: Any) -> None:
     with rasterio.open(path) as src:
-        told = src.profile | {"tiled": False} | profile
+        options = src.profile | {"tiled": False} | profile
         pixels = src.read() if pixels is None else pixels
     for option in ("blockxsize", "blockysize"):
-        told.pop(option, None)
-    told |= {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
-    with rasterio.open(path, "w", **told) as dst:
+        options.pop(option, None)
+    options |= {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
+    with rasterio.open(path, "w", **options) as dst:
         dst.write(pixels)
 
 
@@ -48,7 +48,7 @@ def garble_last_strip(path: Path) -> None:
         last = src.height // src.block_shapes[0][0] - 1
         at = int(src.get_tag_item(f"BLOCK_OFFSET_0_{last}", "TIFF", bidx=1))
     data = bytearray(path.read_bytes())
-    data[at : at + 100] = b"\xff" * 100  # no deflate stream begins like this
+    data[at : at + 100] = b"\xff" * 100  # not the start of a deflate stream
     path.write_bytes(data)
 
 
@@ -78,7 +78,7 @@ DAMAGES_BEFORE_PLANNING = {
     "another place": (lambda p: write_like(p, transform=from_origin(0, 0, 1 / 48, 1 / 48)), "on the 1/48 degree"),
     "other size": (lambda p: write_like(p, random_pixels(24, 1)), "expected 48 x 48 px, got 24 x 24"),
 }
-DAMAGES_AFTER_PLANNING = {  # after the plan was made
+DAMAGES_AFTER_PLANNING = {
     "emptied": (lambda p: p.write_bytes(b""), "changed since the archive was listed"),
     "replaced": (lambda p: p.write_bytes(p.read_bytes() + b"x"), "changed since the archive was listed"),
     "deleted": (lambda p: p.unlink(), "removed since the archive was listed"),
@@ -86,7 +86,7 @@ DAMAGES_AFTER_PLANNING = {  # after the plan was made
 
 
 def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pipeline.EmbeddedShard:
-    """Through the whole engine, as a job does."""
+    """Embed a source with the engine, as a job does."""
     source.info = make_info(sensor=source.info.sensor)
     source.check()
     return pipeline.embed(
@@ -106,7 +106,7 @@ def embed(source: WorldCoverSource, encoder: clay.ClayEncoder, path: Path) -> pi
 def test_a_damaged_tile_fails_in_the_ledger_and_the_rest_is_embedded(tmp_path, encoder, kind, side):
     paths = {w: write_tile(tmp_path, 2021, w, 45, random_pixels(48, w), compress="deflate") for w in (10, 11)}
     bad = paths[10 if side == "west" else 11]
-    damage, says = (DAMAGES_BEFORE_PLANNING | DAMAGES_AFTER_PLANNING)[kind]
+    damage, message = (DAMAGES_BEFORE_PLANNING | DAMAGES_AFTER_PLANNING)[kind]
     if kind in DAMAGES_BEFORE_PLANNING:
         damage(bad)
     lattice = Lattice(16, 48)  # column 405 begins at longitude 10, column 408 at 11
@@ -126,7 +126,7 @@ def test_a_damaged_tile_fails_in_the_ledger_and_the_rest_is_embedded(tmp_path, e
     assert [e["failed"] for e in broken] == [3, 3, 3]
     for entry in broken:
         assert str(bad) in entry["reason"]
-        assert re.search(says, entry["reason"]), entry["reason"]
+        assert re.search(message, entry["reason"]), entry["reason"]
     assert [(e["status"], e["embedded"], e["reason"]) for e in whole] == [("embedded", 3, "")] * 3
     assert pq.read_metadata(tmp_path / "out.parquet").num_rows == outcome.rows == 9
 
@@ -200,9 +200,9 @@ def test_the_check_reports_an_archive_of_another_resolution(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chip", "encode", "says"),
+    ("chip", "encode", "message"),
     [(20, "whole", "expected a multiple of 8"), (24, "quarters", "expected a multiple of 16")],
 )
-def test_chip_sizes_that_the_model_does_not_accept_are_config_errors(chip, encode, says):
-    with pytest.raises(ConfigError, match=says):
+def test_chip_sizes_that_the_model_does_not_accept_are_config_errors(chip, encode, message):
+    with pytest.raises(ConfigError, match=message):
         WorldCoverSource(Lattice(chip, 240), 2021, [Column(0, 0, 1)], [], root="x", max_nodata=0.1, encode=encode)
