@@ -84,8 +84,8 @@ class Scenes:
         if isinstance(value, str):
             kind = {"n": "nodata", "c": "cloud"}[value]
             return Dropped(u, kind, 1, f"too much {kind}")
-        made = make_chip(value, u, chip_id=f"{u}:{n}", extra={"state": "xyz"[value % 3], "year": 2020})
-        return made if value % 4 else replace(made, datetime=None, cloud_fraction=0.5)
+        chip = make_chip(value, u, chip_id=f"{u}:{n}", extra={"state": "xyz"[value % 3], "year": 2020})
+        return chip if value % 4 else replace(chip, datetime=None, cloud_fraction=0.5)
 
     def provenance(self) -> dict:
         return {f"s3://b/{u}": {"size": n} for n, u in enumerate(self.scenes)}

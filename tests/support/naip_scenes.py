@@ -1,11 +1,12 @@
 """NAIP scenes of known pixels, and sources that read them."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
+import boto3
 import numpy as np
 import rasterio
-import rasterio.warp
-import rasterio.windows
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
@@ -42,6 +43,19 @@ def write_scene(root, key, pixels, colours=None, **profile):
             file.colorinterp = colours
         file.write(pixels)
     return path
+
+
+@contextmanager
+def requester_pays_bucket(scenes: dict[str, Path]) -> Iterator[None]:
+    """Create the bucket `naip-analytic` with scenes by key; delete it afterwards."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="naip-analytic")
+    for key, path in scenes.items():
+        client.upload_file(str(path), "naip-analytic", key)
+    yield
+    for key in scenes:
+        client.delete_object(Bucket="naip-analytic", Key=key)
+    client.delete_bucket(Bucket="naip-analytic")
 
 
 def make_source(root, *keys, chip=CHIP_SIZE, max_nodata=0.05, **more):

@@ -18,7 +18,7 @@ VERSION_0 = "S2A_29RKH_20200219_0_L2A"
 VERSION_1 = "S2A_29RKH_20200219_1_L2A"
 
 
-def item_document(name, sensing="112120", baseline="02.14", cloud=5.0, made="2020-02-19T12:39:47Z", **changes):
+def item_document(name, sensing="112120", baseline="02.14", cloud=5.0, generated="2020-02-19T12:39:47Z", **changes):
     """Return an item of Earth Search v1 with the fields that a plan needs."""
     parsed = parse_name(name)
     day = f"{parsed.year}{parsed.month:02d}{parsed.day:02d}"
@@ -30,7 +30,7 @@ def item_document(name, sensing="112120", baseline="02.14", cloud=5.0, made="202
         "mgrs:latitude_band": parsed.band,
         "mgrs:grid_square": parsed.square,
         "s2:processing_baseline": baseline,
-        "s2:generation_time": made,
+        "s2:generation_time": generated,
         "s2:datastrip_id": f"S2A_OPER_MSI_L2A_DS_MPS__20200219T123947_S{day}T{sensing}_N{baseline}",
         **changes,
     }

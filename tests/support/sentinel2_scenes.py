@@ -17,9 +17,9 @@ BASELINE_04 = {"s2:processing_baseline": "04.00"}
 OFFSET_FLAG = "earthsearch:boa_offset_applied"
 
 
-def make_source(root, *made, chip=CHIP_SIZE, max_nodata=0.05, max_cloud=0.5, **more):
+def make_source(root, *written, chip=CHIP_SIZE, max_nodata=0.05, max_cloud=0.5, **more):
     more = {"rewrite": [(BUCKET, str(root))]} | more
-    entries = [m.entry if isinstance(m, Made) else m for m in made]
+    entries = [m.entry if isinstance(m, Made) else m for m in written]
     return Sentinel2Source(
         [Candidate(e["id"], e["href"]) for e in entries], chip=chip, max_nodata=max_nodata, max_cloud=max_cloud, **more
     )
@@ -28,16 +28,16 @@ def make_source(root, *made, chip=CHIP_SIZE, max_nodata=0.05, max_cloud=0.5, **m
 def read_events(source, threads=2):
     """Check a source and return all its events. The counts of every unit add up."""
     source.check()
-    found = list(source.chips(read_ahead(source.reads(), threads, 1 << 30)))
-    opened = {e.unit_id: e.expected for e in found if isinstance(e, Opened)}
+    events = list(source.chips(read_ahead(source.reads(), threads, 1 << 30)))
+    opened = {e.unit_id: e.expected for e in events if isinstance(e, Opened)}
     counts = Counter()
-    for e in found:
+    for e in events:
         counts[e.unit_id] += e.count if isinstance(e, Dropped) else isinstance(e, Chip)
     for unit in source.units():
         assert counts[unit.unit_id] == opened.get(unit.unit_id, unit.expected)
-    order = [k for k, _ in itertools.groupby(e.unit_id for e in found)]
+    order = [k for k, _ in itertools.groupby(e.unit_id for e in events)]
     assert order == [u.unit_id for u in source.units()]
-    return found
+    return events
 
 
 def read_chips(source):
@@ -59,10 +59,10 @@ def only_reason(source):
     return event.reason
 
 
-def chip_area(chip, whole):
+def chip_area(chip, array):
     """Return the area of a chip in an array [..., rows, cols]."""
     y, x = chip.row * CHIP_SIZE, chip.col * CHIP_SIZE
-    return whole[..., y : y + CHIP_SIZE, x : x + CHIP_SIZE]
+    return array[..., y : y + CHIP_SIZE, x : x + CHIP_SIZE]
 
 
 def comparable(chip):

@@ -27,7 +27,7 @@ HERE = GRID.crs
 WEST, NORTH = 31_250 * CHIP, 325_500 * CHIP  # a corner of four cells
 
 
-def drawn(height=40, width=56, seed=1):
+def random_pixels(height=40, width=56, seed=1):
     """[4, height, width] above 0."""
     return np.random.default_rng(seed).integers(1, 255, (4, height, width)).astype(np.uint8)
 
@@ -36,7 +36,7 @@ def at(west, north, size=1.0):
     return from_origin(WEST + west, NORTH + north, size, size)
 
 
-def seen(aligned, west, north, east, south):
+def pixels_between(aligned, west, north, east, south):
     """The aligned pixels between edges in metres from the corner (WEST, NORTH)."""
     window = from_bounds(WEST + west, NORTH + south, WEST + east, NORTH + north, aligned.transform)
     x, y, w, h = (round(v) for v in (window.col_off, window.row_off, window.width, window.height))
@@ -57,15 +57,15 @@ def align(pixels, transform, crs, grid, rows=None):
 
         return aligned.image(first, last, read)
 
-    made = [stretch(a, min(a + (rows or height), height)) for a in range(0, height, rows or height)]
-    return SimpleNamespace(**vars(aligned), pixels=np.concatenate(made, axis=1))
+    rows_of_image = [stretch(a, min(a + (rows or height), height)) for a in range(0, height, rows or height)]
+    return SimpleNamespace(**vars(aligned), pixels=np.concatenate(rows_of_image, axis=1))
 
 
 def places(aligned):
     return {(c.col, c.row) for c in aligned.cells}
 
 
-# ------------------------------------------------------------------------------------------------------- the grid
+# ------------------------------------------------------------------------------------------------------------- the grid
 
 
 def test_a_cell_is_counted_east_and_north_from_the_zones_origin():
@@ -100,7 +100,7 @@ def test_the_cells_of_a_scene_are_those_its_extent_touches(west, north, size, he
     grid = utm_grid.UtmGrid(14, CHIP, gsd)
     side = CHIP * gsd
     transform = from_origin(west, north, size, size)
-    aligned = align(drawn(height, width), transform, HERE, grid)
+    aligned = align(random_pixels(height, width), transform, HERE, grid)
     low, high = np.array([west, north - height * size]), np.array([west + width * size, north])
     first, last = np.floor(low / side).astype(int) - 1, np.ceil(high / side).astype(int) + 1
     right = {
@@ -117,22 +117,22 @@ def test_the_cells_of_a_scene_are_those_its_extent_touches(west, north, size, he
         assert aligned.pixels[:, cell.y :, cell.x :].shape[2] >= CHIP
 
 
-# ------------------------------------------------------------------------------------------- pixels on the grid
+# --------------------------------------------------------------------------------------------------- pixels on the grid
 
 
 @pytest.mark.parametrize("off", [0, 1e-4, -1e-4])
 @pytest.mark.parametrize(("west", "north"), [(0, 0), (5, -3), (-20, 40)])
 def test_pixels_on_the_grid_are_copied_and_the_rest_of_their_cells_is_nodata(west, north, off):
-    pixels = drawn()
+    pixels = random_pixels()
     aligned = align(pixels, at(west + off, north - off), HERE, GRID)
     assert aligned.resampling == ""
-    assert np.array_equal(seen(aligned, west, north, west + 56, north - 40), pixels)
+    assert np.array_equal(pixels_between(aligned, west, north, west + 56, north - 40), pixels)
     assert np.count_nonzero(aligned.pixels) == pixels.size
     assert len(aligned.cells) * CHIP**2 == aligned.pixels[0].size
 
 
 def test_two_scenes_of_different_origins_agree_where_they_overlap():
-    ground = drawn(80, 80)
+    ground = random_pixels(80, 80)
     one = align(ground[:, :50, :50], at(3, -5), HERE, GRID)
     two = align(ground[:, 20:, 30:], at(33, -25), HERE, GRID)
     shared = places(one) & places(two)
@@ -146,38 +146,38 @@ def test_two_scenes_of_different_origins_agree_where_they_overlap():
         assert np.array_equal(a[:, both], b[:, both])
 
 
-# --------------------------------------------------------------------------------------------------- resampling
+# ----------------------------------------------------------------------------------------------------------- resampling
 
 
 def test_pixels_of_half_a_metre_become_the_mean_of_their_four():
-    pixels = drawn(80, 96)
+    pixels = random_pixels(80, 96)
     aligned = align(pixels, at(5, -3, 0.5), HERE, GRID)
     mean = pixels.reshape(4, 40, 2, 48, 2).mean(axis=(2, 4))
     assert aligned.resampling == "resampled from 0.5 m (average)"
-    assert np.array_equal(seen(aligned, 5, -3, 53, -43), np.rint(mean).astype(np.uint8))
+    assert np.array_equal(pixels_between(aligned, 5, -3, 53, -43), np.rint(mean).astype(np.uint8))
     assert np.count_nonzero(aligned.pixels) == mean.size
 
 
 def test_pixels_of_60_centimetres_are_weighted_by_their_overlap_with_a_metre():
-    pixels = drawn(50, 50)
+    pixels = random_pixels(50, 50)
     aligned = align(pixels, at(0, 0, 0.6), HERE, GRID)
     fine = pixels.repeat(3, axis=1).repeat(3, axis=2)  # of 20 cm, a common divisor
     mean = fine.reshape(4, 30, 5, 30, 5).mean(axis=(2, 4))
-    assert np.abs(seen(aligned, 0, 0, 30, -30) - mean).max() <= 0.5 + 1e-4
+    assert np.abs(pixels_between(aligned, 0, 0, 30, -30) - mean).max() <= 0.5 + 1e-4
 
 
 def test_pixels_half_a_pixel_off_become_the_mean_of_their_neighbours():
-    pixels = drawn(40, 40)
+    pixels = random_pixels(40, 40)
     aligned = align(pixels, at(0.5, -0.5), HERE, GRID)
     wide = pixels.astype(float)
     mean = (wide[:, :-1, :-1] + wide[:, 1:, :-1] + wide[:, :-1, 1:] + wide[:, 1:, 1:]) / 4
     assert aligned.resampling == "resampled from 1 m (bilinear)"
-    assert np.array_equal(seen(aligned, 1, -1, 40, -40), np.rint(mean).astype(np.uint8))
+    assert np.array_equal(pixels_between(aligned, 1, -1, 40, -40), np.rint(mean).astype(np.uint8))
 
 
 @pytest.mark.parametrize(("size", "west", "north"), [(5.0, 2.5, -1.5), (1.0, 0.3, 0.8), (0.6, 0.1, 0.4), (0.7, 3, 3)])
 def test_a_scene_of_one_crs_is_resampled_as_gdal_does(size, west, north):
-    pixels = drawn(40, 40)
+    pixels = random_pixels(40, 40)
     aligned = align(pixels, at(west, north, size), HERE, GRID)
     right = np.zeros(aligned.pixels.shape, np.float32)
     kernel = rasterio.warp.Resampling["average" if size < 1 else "bilinear"]
@@ -217,11 +217,11 @@ def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_remove_nothing():
     dark[0, :32, :32] = 1
     aligned = align(dark, at(0, 0, 0.5), HERE, GRID)
     assert aligned.pixels.any(axis=0).all()
-    alpha = drawn(64, 64)
+    alpha = random_pixels(64, 64)
     alpha[3] = 0
-    there = align(alpha, at(0, 0, 0.5), HERE, GRID).pixels
-    assert there[:3].all()
-    assert not there[3].any()
+    resampled = align(alpha, at(0, 0, 0.5), HERE, GRID).pixels
+    assert resampled[:3].all()
+    assert not resampled[3].any()
 
 
 def test_a_valid_pixel_that_rounds_to_zero_becomes_one_in_the_first_band():
@@ -238,7 +238,7 @@ def test_a_valid_pixel_that_rounds_to_zero_becomes_one_in_the_first_band():
     [(HERE, 1.0), (HERE, 0.6), (HERE, 2.5), ("EPSG:32614", 0.6), ("EPSG:5070", 2.0), ("EPSG:26913", 1.0)],
 )
 def test_rows_resampled_separately_equal_those_of_the_whole_image(monkeypatch, crs, size):
-    pixels = drawn(330, 110)
+    pixels = random_pixels(330, 110)
     pixels[:, 40:60, 30:70] = 0
     west, north = pyproj.Transformer.from_crs(HERE, crs, always_xy=True).transform(WEST + 3.3, NORTH + 1.2)
     place = (from_origin(west, north, size, size), crs, GRID)
@@ -255,14 +255,14 @@ def test_rows_resampled_separately_equal_those_of_the_whole_image(monkeypatch, c
         assert np.count_nonzero(off) < 1e-4 * off.size
 
 
-# ---------------------------------------------------------------------------------------------------- other CRSs
+# ----------------------------------------------------------------------------------------------------------- other CRSs
 
 
 def test_wgs84_of_the_same_zone_is_the_same_ground():
-    pixels = drawn()
+    pixels = random_pixels()
     aligned = align(pixels, at(5, -3), "EPSG:32614", GRID)
     assert aligned.resampling == "resampled from 1 m in EPSG:32614 (bilinear)"
-    assert np.array_equal(seen(aligned, 5, -3, 61, -43), pixels)
+    assert np.array_equal(pixels_between(aligned, 5, -3, 61, -43), pixels)
     assert places(aligned) == places(align(pixels, at(5, -3), HERE, GRID))
 
 
@@ -303,10 +303,10 @@ def test_a_scene_in_another_crs_is_warped_to_its_place(crs, size):
 def test_a_scene_far_from_its_zone_is_refused():
     for place in (from_origin(12_000_000, 3_000_000, 1, 1), from_origin(-9_000_000, 3_000_000, 1, 1)):
         with pytest.raises(SourceError, match="expected a scene near UTM zone 14"):
-            align(drawn(), place, "EPSG:3857", GRID)
+            align(random_pixels(), place, "EPSG:3857", GRID)
 
 
-# ------------------------------------------------------------------------------------------------------ the layout
+# ----------------------------------------------------------------------------------------------------------- the layout
 
 
 def test_the_layout_of_the_scene_lattice_is_stable():
@@ -349,12 +349,12 @@ def test_deduplicate_needs_the_common_lattice(lattice, is_error):
     assert chip_lattice(section | {"deduplicate": False}) == chip_layout(256)
 
 
-def test_the_layout_is_light_to_import():
+def test_the_layout_imports_no_heavy_packages():
     code = "import sys, kiln.archives.naip.layout; print({'numpy', 'rasterio', 'torch', 'pyproj'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "set()\n"
 
 
 def test_an_image_of_whole_cells_lies_on_the_grid():
-    aligned = align(drawn(), at(5, -3, 0.6), HERE, GRID)
+    aligned = align(random_pixels(), at(5, -3, 0.6), HERE, GRID)
     assert aligned.transform == Affine(1, 0, WEST, 0, -1, NORTH)

@@ -2,15 +2,10 @@
 
 import pytest
 
-from kiln.model.embedder import Embedder
+from tests.support.encoded_chips import record_encoded_chips
 
 
 @pytest.fixture
 def encoded(monkeypatch):
     """The ids of the chips that this process encodes."""
-    ids: list[str] = []
-    start = Embedder.start
-    monkeypatch.setattr(
-        Embedder, "start", lambda self, chips: ids.extend(c.chip_id for c in chips) or start(self, chips)
-    )
-    return ids
+    return record_encoded_chips(monkeypatch)

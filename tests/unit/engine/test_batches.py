@@ -20,10 +20,10 @@ def test_a_batch_has_one_pixel_size_where_the_encoder_receives_that_of_each_chip
         Dropped("u", "nodata", 1, str(n)) if gsd == "dropped" else make_chip(n, pixel_size=gsd)
         for n, gsd in enumerate(gsds)
     ]
-    made = list(make_batches((e for e in events), size, one_gsd=one_gsd))
-    assert [c for b in made for c in b.chips] == [e for e in events if isinstance(e, Chip)]
-    assert [d for b in made for d in b.reports] == [e for e in events if isinstance(e, Dropped)]
-    sizes = [[c.pixel_size for c in b.chips] for b in made]
+    made_batches = list(make_batches((e for e in events), size, one_gsd=one_gsd))
+    assert [c for b in made_batches for c in b.chips] == [e for e in events if isinstance(e, Chip)]
+    assert [d for b in made_batches for d in b.reports] == [e for e in events if isinstance(e, Dropped)]
+    sizes = [[c.pixel_size for c in b.chips] for b in made_batches]
     assert all(len(s) <= size and (not one_gsd or len(set(s)) <= 1) for s in sizes)
     for some, after in itertools.pairwise(
         [s for s in sizes if s]

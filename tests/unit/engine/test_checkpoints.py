@@ -78,23 +78,25 @@ def test_file_and_ledger_do_not_depend_on_which_scenes_have_checkpoints(
 def test_vectors_of_a_real_encoder_are_bit_equal_with_any_checkpoints(tmp_path, encoder, encoded, finished, gsd):
     class Noisy(Scenes):
         def chip(self, u, n, value):
-            made = super().chip(u, n, value)
-            if isinstance(made, Chip):
-                made.pixels = np.random.default_rng(value).normal(size=(2, 16, 16)).astype(np.float32)
-                made.pixels[0, 0, 0] = np.nan if value == 0 else 1
-                made.pixel_size = 0.6 if u in "s:a s:c s:h" else 1.0
-            return made
+            chip = super().chip(u, n, value)
+            if isinstance(chip, Chip):
+                chip.pixels = np.random.default_rng(value).normal(size=(2, 16, 16)).astype(np.float32)
+                chip.pixels[0, 0, 0] = np.nan if value == 0 else 1
+                chip.pixel_size = 0.6 if u in "s:a s:c s:h" else 1.0
+            return chip
 
-    how = {"encoder": encoder, "dim": 32, "batch": 3, "gsd": gsd}
-    expected = embed_scenes(Noisy(SHARD), tmp_path / "without", **how)
-    embed_scenes(Noisy(SHARD), tmp_path / "first", tmp_path / "checkpoints", **how)
+    options = {"encoder": encoder, "dim": 32, "batch": 3, "gsd": gsd}
+    expected = embed_scenes(Noisy(SHARD), tmp_path / "without", **options)
+    embed_scenes(Noisy(SHARD), tmp_path / "first", tmp_path / "checkpoints", **options)
     delete_checkpoints_except(tmp_path / "checkpoints", finished)
     encoded.clear()
-    assert embed_scenes(Noisy(SHARD), tmp_path / "with", tmp_path / "checkpoints", **how) == expected
+    assert embed_scenes(Noisy(SHARD), tmp_path / "with", tmp_path / "checkpoints", **options) == expected
     vectors = pq.read_table(tmp_path / "with")["embeddings"].to_pylist()
     assert len({tuple(v) for v in vectors}) == len(vectors) == 14
-    done = {f"{u}:{n}" for u, v in SHARD.items() if isinstance(v, list) for n, x in enumerate(v) if isinstance(x, int)}
-    assert sorted(encoded) == sorted(i for i in done if i.rpartition(":")[0] not in finished)
+    all_chips = {
+        f"{u}:{n}" for u, v in SHARD.items() if isinstance(v, list) for n, x in enumerate(v) if isinstance(x, int)
+    }
+    assert sorted(encoded) == sorted(i for i in all_chips if i.rpartition(":")[0] not in finished)
 
 
 def test_a_shard_with_all_checkpoints_loads_no_weights(tmp_path):
@@ -125,7 +127,7 @@ def test_a_transient_error_loses_no_finished_scene(tmp_path, encoded):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), Terminated(), KeyboardInterrupt()], ids=repr)
-def test_checkpoints_in_writing_are_completed_when_the_encoder_fails(tmp_path, monkeypatch, error):
+def test_checkpoints_being_written_are_completed_when_the_encoder_fails(tmp_path, monkeypatch, error):
     class Breaks(Echo):
         def __call__(self, pixels, **kwargs):
             if len(self.sizes) == 2:
@@ -176,22 +178,24 @@ def test_a_ledger_entry_and_its_rows_survive_a_checkpoint(tmp_path):
     with Checkpoints.for_metadata(str(tmp_path), METADATA) as checkpoints:
         checkpoints.write(rows, entry)
     checkpoints = Checkpoints.for_metadata(str(tmp_path), METADATA)
-    ((unit_id, (retry, same)),) = checkpoints.read_finished([replace(unit, expected=99, etag="")], COLUMNS).items()
-    assert (unit_id, same, same.as_row()) == ("s:ä/ü:1", entry, entry.as_row())
-    assert retry.equals(rows)
-    assert retry.schema.equals(rows.schema)
+    ((unit_id, (stored_rows, stored_entry)),) = checkpoints.read_finished(
+        [replace(unit, expected=99, etag="")], COLUMNS
+    ).items()
+    assert (unit_id, stored_entry, stored_entry.as_row()) == ("s:ä/ü:1", entry, entry.as_row())
+    assert stored_rows.equals(rows)
+    assert stored_rows.schema.equals(rows.schema)
     other = embeddings_file.schema(4, "float32", list(COLUMNS)[-2:], {"sources": "others"})
     assert checkpoints.read_finished([unit], other)[unit_id][0].cast(other).equals(rows.cast(other))
 
 
 def test_the_progress_of_a_resumed_job_ends_at_its_total_with_the_rate_of_this_try(tmp_path, monkeypatch):
-    seen: list[Progress] = []
+    closed: list[Progress] = []
     close = Progress.close
-    monkeypatch.setattr(Progress, "close", lambda self: seen.append(self) or close(self))
+    monkeypatch.setattr(Progress, "close", lambda self: closed.append(self) or close(self))
     shard = {u: v for u, v in SHARD.items() if u != "s:g"}
     for _ in range(2):
         embed_scenes(Scenes(shard), tmp_path / "o", tmp_path / "checkpoints")
-    first, second = seen
+    first, second = closed
     assert first.done == first.total == second.done == second.total == 4 + 3 + 7 + ESTIMATE + 1 + 0 + 4
     assert first.rate > 0
     assert second.rate == 0  # nothing was encoded

@@ -22,11 +22,11 @@ class RandomScenes(Scenes):
     """Scenes whose chips differ, for a real encoder; a value of 0 is not finite."""
 
     def chip(self, u, n, value):
-        made = super().chip(u, n, value)
-        if isinstance(made, Chip):
-            made.pixels = np.random.default_rng(value).normal(size=(2, 16, 16)).astype(np.float32)
-            made.pixels[0, 0, 0] = np.nan if value == 0 else 1
-        return made
+        chip = super().chip(u, n, value)
+        if isinstance(chip, Chip):
+            chip.pixels = np.random.default_rng(value).normal(size=(2, 16, 16)).astype(np.float32)
+            chip.pixels[0, 0, 0] = np.nan if value == 0 else 1
+        return chip
 
 
 def embed_with_patches(source, path, checkpoint_folder=None, *, encoder, batch=3):

@@ -52,7 +52,7 @@ def metadata_of(path):
     return json.loads(pq.read_schema(path).metadata[b"kiln"])
 
 
-# -------------------------------------------------------------------------------------------------------- options
+# -------------------------------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_devices_are_options(device):
     assert EmbedOptions(device=device).device == device
 
 
-# ----------------------------------------------------------------------------------------- files and their metadata
+# --------------------------------------------------------------------------------------------- files and their metadata
 
 
 def test_a_shard_is_a_file_a_ledger_and_a_result_that_names_them(tmp_path, encoder_file):
@@ -177,7 +177,7 @@ def test_chips_are_given_their_own_pixel_size_where_the_source_has_none(tmp_path
     assert vectors[0] != vectors[1]
 
 
-# --------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_the_ledger_is_in_place_before_the_file(tmp_path, encoder_file, monkeypa
     assert output.exists()
 
 
-# ------------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
 @pytest.mark.parametrize("patches", [False, True])

@@ -45,7 +45,7 @@ def test_an_error_of_the_source_ends_the_job_and_its_threads(tmp_path):
     assert threads_left() == []
 
 
-# ------------------------------------------------------------------------------------------------- vectors
+# -------------------------------------------------------------------------------------------------------------- vectors
 
 
 def vectors_of(path) -> dict[str, bytes]:
@@ -88,18 +88,18 @@ def test_chips_of_different_pixel_sizes_are_encoded_with_their_own(tmp_path, enc
         ListSource(events, {"u": 7}), lambda: encoder, 32, tmp_path / "o", {},
         policy=EmbedPolicy("zeros", None), budget=Budget(size, 2, 1 << 20), max_failed_fraction=0,
     )  # fmt: skip
-    made = pq.read_table(tmp_path / "o")
-    assert made["pixel_size"].to_pylist() == gsds
+    rows = pq.read_table(tmp_path / "o")
+    assert rows["pixel_size"].to_pylist() == gsds
     unknown = torch.zeros(1, 4)
     for n, gsd in enumerate(gsds):
-        ours = made["embeddings"][n].as_py()
+        vector = rows["embeddings"][n].as_py()
         x = torch.from_numpy(pixels[n])[None]
         metadata = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
-        assert ours == pytest.approx(encoder(x, gsd=gsd, **metadata)[0, 0].tolist(), abs=1e-5)
-        assert ours != pytest.approx(encoder(x, gsd=10.0, **metadata)[0, 0].tolist(), abs=1e-4)
+        assert vector == pytest.approx(encoder(x, gsd=gsd, **metadata)[0, 0].tolist(), abs=1e-5)
+        assert vector != pytest.approx(encoder(x, gsd=10.0, **metadata)[0, 0].tolist(), abs=1e-4)
         embed_alone = Embedder(encoder, PLAIN, EmbedPolicy("zeros", None), size)
         alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
-        assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
+        assert np.array_equal(np.array(vector, np.float32), alone["embeddings"][0])
 
 
 def test_rows_that_wait_for_their_row_group_hold_no_pixels(tmp_path):
@@ -108,7 +108,7 @@ def test_rows_that_wait_for_their_row_group_hold_no_pixels(tmp_path):
     assert sum(c.pixels.nbytes for c in chips) == 0
 
 
-# ------------------------------------------------------------------------------- class, mean, both and all patches
+# ------------------------------------------------------------------------------------ class, mean, both and all patches
 
 
 @pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
@@ -120,7 +120,7 @@ def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, 
     def events():
         return [make_chip(n, pixels=pixels[n].copy()) for n in range(7)]
 
-    made = {}
+    tables = {}
     for embedding in vectors.EMBEDDINGS:
         for again in (0, 1):
             path, patch_path = tmp_path / f"{embedding}{again}", tmp_path / f"{embedding}{again}.patches"
@@ -129,19 +129,19 @@ def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, 
                 patches=patch_path, batch=2 + again,
             )  # fmt: skip
             assert (outcome.ledger["failed"].to_pylist(), outcome.rows) == ([1], 6)
-        made[embedding] = pq.read_table(path)
-        assert made[embedding]["chip_id"].to_pylist() == [f"u:{n}" for n in (0, 1, 2, 4, 5, 6)]
+        tables[embedding] = pq.read_table(path)
+        assert tables[embedding]["chip_id"].to_pylist() == [f"u:{n}" for n in (0, 1, 2, 4, 5, 6)]
         patch_rows = pq.read_table(patch_path)
-        assert patch_rows["chip_id"].equals(made[embedding]["chip_id"])
+        assert patch_rows["chip_id"].equals(tables[embedding]["chip_id"])
         assert json.loads(patch_rows.schema.metadata[b"kiln"])["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
         patches = np.array(patch_rows["patches"].to_pylist(), np.float32).reshape(6, 4, 32)
         for name, kind in vectors.KINDS[embedding].items():
-            ours = vectors.read(made[embedding], name)
+            stored = vectors.read(tables[embedding], name)
             if kind == "mean":
-                np.testing.assert_allclose(ours, patches.mean(axis=1), atol=0.02)
-    assert np.array_equal(vectors.read(made["both"]), vectors.read(made["class"]))
-    assert np.array_equal(vectors.read(made["both"], "embeddings_mean"), vectors.read(made["mean"]))
-    assert not np.allclose(vectors.read(made["mean"]), vectors.read(made["class"]), atol=0.05)
+                np.testing.assert_allclose(stored, patches.mean(axis=1), atol=0.02)
+    assert np.array_equal(vectors.read(tables["both"]), vectors.read(tables["class"]))
+    assert np.array_equal(vectors.read(tables["both"], "embeddings_mean"), vectors.read(tables["mean"]))
+    assert not np.allclose(vectors.read(tables["mean"]), vectors.read(tables["class"]), atol=0.05)
 
 
 def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):

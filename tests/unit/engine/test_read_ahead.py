@@ -86,18 +86,18 @@ def test_reads_run_in_parallel():
 
 
 def test_reads_are_requested_only_as_the_budget_allows():
-    asked = []
+    requested = []
 
     def reads() -> Iterator[Read]:
         for n in itertools.count():
-            asked.append(n)
+            requested.append(n)
             yield Read(10, lambda n=n: n)
 
     ahead = read_ahead(reads(), 2, 50)
     assert next(ahead).value == 0
-    assert len(asked) <= 7
+    assert len(requested) <= 7
     assert next(ahead).value == 1
-    assert len(asked) <= 8
+    assert len(requested) <= 8
     ahead.close()
     assert threads_left() == []
 

@@ -4,8 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from kiln.formats.ledger import ledger_name
-from kiln.model.embedder import Embedder
 from scripts import embed
+from tests.support.encoded_chips import record_encoded_chips
 from tests.support.naip_jobs import flags
 
 
@@ -30,9 +30,4 @@ def run_naip(tmp_path, encoder_file):
 @pytest.fixture
 def encoded(monkeypatch):
     """The ids of the chips that this process encodes."""
-    ids = []
-    start = Embedder.start
-    monkeypatch.setattr(
-        Embedder, "start", lambda self, chips: ids.extend(c.chip_id for c in chips) or start(self, chips)
-    )
-    return ids
+    return record_encoded_chips(monkeypatch)

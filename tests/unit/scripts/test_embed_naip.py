@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import asdict
 
 import geopandas
@@ -26,10 +24,9 @@ from kiln.io import storage
 from kiln.model import weights as encoders
 from kiln.model.identity import RECIPE
 from scripts import embed
-from tests.conftest import ROOT
 from tests.support import plans
 from tests.support.archives import random_pixels, write_tile
-from tests.support.embed_jobs import ledger_closes, read_files, run_failing_job
+from tests.support.embed_jobs import check_help, ledger_closes, read_files, run_failing_job
 from tests.support.naip_jobs import ND_KEYS, UNDATED_KEY, flags, make_plan, unit_id
 from tests.support.naip_scenes import scene_pixels, write_scene
 
@@ -54,7 +51,7 @@ def class_token(encoder, pixels, week=None, place=None, gsd=1.0):
 @pytest.mark.parametrize(
     ("key", "more", "has_metadata"),
     [(ND_KEYS[0], [], True), (UNDATED_KEY, [], False), (ND_KEYS[0], ["--metadata", "zeros"], False)],
-    ids=["dated", "undated", "zeros asked for"],
+    ids=["dated", "undated", "metadata zeros"],
 )
 def test_every_row_is_the_class_token_of_pixels_date_and_place(tmp_path, run_naip, encoder, key, more, has_metadata):
     pixels = scene_pixels(40, 56)
@@ -67,9 +64,8 @@ def test_every_row_is_the_class_token_of_pixels_date_and_place(tmp_path, run_nai
             east, north = file.xy(y + 8, x + 8, offset="ul")
             crs = file.crs
         centre = geopandas.GeoSeries.from_xy([east], [north], crs=crs).to_crs(4326)[0]
-        date_and_place = (
-            {"week": 36, "place": (centre.x, centre.y)} if has_metadata else {}
-        )  # 2019-09-04 is in ISO week 36
+        # 2019-09-04 is in ISO week 36
+        date_and_place = {"week": 36, "place": (centre.x, centre.y)} if has_metadata else {}
         expected = class_token(encoder, pixels[:, y : y + 16, x : x + 16], **date_and_place)
         assert row["embeddings"] == pytest.approx(expected, abs=1e-4)
         if has_metadata:  # without date and place the vector differs
@@ -132,8 +128,8 @@ def test_aligned_edges_add_chips_at_right_and_bottom_and_change_the_fingerprint(
 def test_the_metadata_of_the_file_describes_its_vectors(tmp_path, run_naip, encoder_file):
     path = write_scene(tmp_path, ND_KEYS[0], scene_pixels(16, 16))
     run_naip(make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)[0])
-    (made,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
-    about = embeddings_file.read_metadata(made)
+    (shard,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
+    about = embeddings_file.read_metadata(shard)
     assert about["weights_sha256"] == encoders.read_metadata(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
     assert (about["wavelengths"], about["gsd"], about["metadata"]) == (WAVES, 1.0, "as_trained")
@@ -198,7 +194,7 @@ def test_more_failed_scenes_than_allowed_fail_the_shard_with_its_ledger_in_the_l
     assert read_files(tmp_path / "shards") == {}
 
 
-# ------------------------------------------------------------------------------------------------ which shard, and when
+# ---------------------------------------------------------------------------------------------- the choice of the shard
 
 
 def test_an_index_past_the_end_is_logged_and_no_error(tmp_path, caplog):
@@ -284,22 +280,7 @@ def test_aligned_edges_on_the_common_lattice_are_refused_before_any_read(tmp_pat
 
 
 def test_help_shows_every_flag_and_does_not_import_torch():
-    code = (
-        "import sys, runpy; sys.argv = ['x', 'naip', '--help']\n"
-        "try: runpy.run_module('scripts.embed', run_name='__main__')\n"
-        "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    for flag in (
-        "--index",
-        "--edge",
-        "--lattice",
-        "--lattice-gsd",
-        "--metadata",
-        "--expect-fingerprint",
-    ):
-        assert flag in done.stdout
-    assert done.stdout.endswith("exit 0 False\n")
+    check_help("naip", ("--index", "--edge", "--lattice", "--lattice-gsd", "--metadata", "--expect-fingerprint"))
 
 
 # --------------------------------------------------------------------------------- types, kinds, and patches of vectors
@@ -320,9 +301,9 @@ def test_a_job_writes_int8_both_kinds_and_patches_with_their_metadata(
     checkpoints = storage.join(folder.replace("kinds", "checkpoints"))
     options = [*ALL_KINDS, "--checkpoints", checkpoints, "--batch-size", "4"]
     embed.main(flags(units, 0, folder, encoder_file, *options))
-    there = storage.listing(folder)
+    uris = storage.listing(folder)
     shard = storage.join(folder, f"{lines[0].name}.parquet")
-    assert list(there) == sorted([shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
+    assert list(uris) == sorted([shard, ledger_name(shard), shard.replace(".parquet", ".patches.parquet")])
     assert not storage.listing(checkpoints), "the shard is complete"
     with (
         storage.local_copy(shard) as path,
@@ -341,7 +322,7 @@ def test_a_job_writes_int8_both_kinds_and_patches_with_their_metadata(
     assert np.abs(vectors.read(rows) - exact).max() <= np.abs(exact).max() / 250
     mean = vectors.read(rows, "embeddings_mean")
     assert np.abs(mean - tokens.mean(axis=1)).max() <= np.abs(tokens).max() / 100
-    before = {uri: storage.read_bytes(uri) for uri in there}
+    before = {uri: storage.read_bytes(uri) for uri in uris}
     embed.main([*flags(units, 0, folder, encoder_file, *options), "--overwrite"])
     assert {uri: storage.read_bytes(uri) for uri in storage.listing(folder)} == before
 

@@ -110,7 +110,9 @@ def test_real_scenes_are_found_by_a_search_together_with_worldcover(real_archive
     db = ["--db", f"{tmp_path}/db"]
     build_index.main(["--records", *records, f"{tmp_path}/wc-2021.json", *db, "--record", f"{tmp_path}/db.json"])
     query = "naip:nd:2019:m_4709963_se_14_1_20190904:1:1"
-    found = geopandas.read_parquet(next((tmp_path / "nd-2019").glob("part-*.parquet"))).set_index("chip_id").loc[query]
+    query_row = (
+        geopandas.read_parquet(next((tmp_path / "nd-2019").glob("part-*.parquet"))).set_index("chip_id").loc[query]
+    )
     capsys.readouterr()
     search.main([*db, "--chip", query, "-k", "50", "--format", "json"])
     hits = json.loads(capsys.readouterr().out)["results"]
@@ -120,7 +122,7 @@ def test_real_scenes_are_found_by_a_search_together_with_worldcover(real_archive
     assert {h["chip_id"].rsplit(":", 2)[0] for h in json.loads(capsys.readouterr().out)["results"]} == {
         unit_id(REAL_KEYS[1])
     }
-    point = found.geometry.centroid
+    point = query_row.geometry.centroid
     search.main([*db, f"--at={point.x},{point.y}", "-k", "5", "--format", "json", "--year", "2019"])
     assert json.loads(capsys.readouterr().out)["query"]["chip_id"] == query
 

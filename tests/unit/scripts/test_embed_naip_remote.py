@@ -1,29 +1,27 @@
 """A job of NAIP whose scenes are on a web server or in the requester-pays bucket."""
 
-import boto3
 import pytest
 
 from kiln.archives.naip.source import NaipSource
 from kiln.model import weights as encoders
 from tests.support.embed_jobs import read_files, run_failing_job
 from tests.support.naip_jobs import ND_KEYS, flags, make_plan, unit_id
-from tests.support.naip_scenes import scene_pixels, write_scene
+from tests.support.naip_scenes import requester_pays_bucket, scene_pixels, write_scene
 
 
 @pytest.fixture
 def scene_server(tmp_path, serve, impatient):
     """A server of two scenes, and plans of their local and remote archives."""
-    made = {
-        f"/{k}": write_scene(tmp_path / "local_plan", k, scene_pixels(seed=n)).read_bytes()
-        for n, k in enumerate(ND_KEYS[:2])
+    scenes = {
+        f"/{k}": write_scene(tmp_path / "near", k, scene_pixels(seed=n)).read_bytes() for n, k in enumerate(ND_KEYS[:2])
     }
-    server = serve(made)
-    local_plan, _ = make_plan(tmp_path / "near.gz", ND_KEYS[:2], tmp_path / "local_plan")
+    server = serve(scenes)
+    local_plan, _ = make_plan(tmp_path / "near.gz", ND_KEYS[:2], tmp_path / "near")
     remote_plan, _ = make_plan(tmp_path / "far.gz", ND_KEYS[:2], server.url)
     return server, local_plan, remote_plan
 
 
-def without_place(rows):
+def without_addresses(rows):
     return [{k: v for k, v in r.items() if k not in ("source", "sources")} for r in rows]
 
 
@@ -32,30 +30,24 @@ def test_rows_over_http_equal_local_ones(tmp_path, run_naip, scene_server, range
     server, local_plan, remote_plan = scene_server
     server.ranges = ranges
     rows, ledger = run_naip(remote_plan, folder=tmp_path / "far")
-    assert without_place(rows) == without_place(run_naip(local_plan, folder=tmp_path / "near-shards")[0])
+    assert without_addresses(rows) == without_addresses(run_naip(local_plan, folder=tmp_path / "near-shards")[0])
     assert len(rows) == 12
     assert {e["etag"] for e in ledger.values()} == {"one"}
 
 
 @pytest.fixture
-def paid(tmp_path, bucket, scene_server):
+def paid_bucket(tmp_path, bucket, scene_server):
     """The requester-pays bucket with the scenes of `scene_server`."""
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="naip-analytic")
-    for key in ND_KEYS[:2]:
-        client.upload_file(str(tmp_path / "near" / key), "naip-analytic", key)
-    yield
-    for key in ND_KEYS[:2]:
-        client.delete_object(Bucket="naip-analytic", Key=key)
-    client.delete_bucket(Bucket="naip-analytic")
+    with requester_pays_bucket({key: tmp_path / "near" / key for key in ND_KEYS[:2]}):
+        yield
 
 
-@pytest.mark.usefixtures("paid")
+@pytest.mark.usefixtures("paid_bucket")
 def test_rows_of_the_requester_pays_bucket_equal_local_ones(tmp_path, run_naip, scene_server):
     units, lines = make_plan(tmp_path / "s3.gz", ND_KEYS[:2], "s3://naip-analytic")
     assert lines[0].archive == "s3://naip-analytic"
     rows, _ = run_naip(units, folder=tmp_path / "paid")
-    assert without_place(rows) == without_place(run_naip(scene_server[1], folder=tmp_path / "near-shards")[0])
+    assert without_addresses(rows) == without_addresses(run_naip(scene_server[1], folder=tmp_path / "near-shards")[0])
 
 
 def test_a_throttling_server_ends_the_job_and_a_retry_succeeds(tmp_path, run_naip, capsys, scene_server, encoder_file):
@@ -83,11 +75,11 @@ def test_a_scene_replaced_while_it_is_read_ends_the_job_and_a_retry_reads_one_ve
     server, _, remote_plan = scene_server
     load = NaipSource._load
 
-    def late(self, key, strip):
+    def replace_and_load(self, key, strip):
         server.etag = "two"
         return load(self, key, strip)
 
-    monkeypatch.setattr(NaipSource, "_load", late)
+    monkeypatch.setattr(NaipSource, "_load", replace_and_load)
     code, stderr = run_failing_job(capsys, flags(remote_plan, 0, tmp_path / "shards", encoder_file))
     assert (code, "was replaced while it was read. Try again" in stderr) == (1, True)
     assert read_files(tmp_path / "shards") == {}

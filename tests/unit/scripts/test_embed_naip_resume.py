@@ -22,8 +22,8 @@ from tests.support.naip_scenes import scene_pixels, write_scene
 def slow_server(tmp_path, serve, impatient):
     """A server of four scenes, the second without a valid pixel, and a plan of them as one shard."""
     pixels = [scene_pixels(seed=1), np.zeros((4, 32, 32), np.uint8), scene_pixels(seed=3), scene_pixels(seed=4)]
-    made = [write_scene(tmp_path / "near", k, p).read_bytes() for k, p in zip(ND_KEYS, pixels, strict=False)]
-    server = serve({f"/{k}": data for k, data in zip(ND_KEYS, made, strict=False)})
+    scenes = [write_scene(tmp_path / "near", k, p).read_bytes() for k, p in zip(ND_KEYS, pixels, strict=False)]
+    server = serve({f"/{k}": data for k, data in zip(ND_KEYS, scenes, strict=False)})
     return server, make_plan(tmp_path / "far.gz", ND_KEYS[:4], server.url)[0]
 
 
@@ -56,7 +56,7 @@ def kill_waiting_job(server, argv, checkpoints, how):
     return stderr
 
 
-def check_resumed_job(server, encoded, tmp_path, argv, place, checkpoints):
+def check_resumed_job(server, encoded, tmp_path, argv, shards, checkpoints):
     """Assert that a retry requests only the last scene and writes the same files as an uninterrupted job."""
     encoded.clear()
     embed.main(argv)
@@ -65,13 +65,13 @@ def check_resumed_job(server, encoded, tmp_path, argv, place, checkpoints):
     assert len(encoded) == 6
     assert {i.rsplit(":", 2)[0] for i in encoded} == {unit_id(ND_KEYS[3])}
     assert read_store(checkpoints) == {}
-    alone = list(argv)
-    at = alone.index("--checkpoints")
-    del alone[at : at + 2]
-    alone[alone.index("--folder") + 1] = str(tmp_path / "without")
-    embed.main(alone)
-    assert read_store(place) == read_store(tmp_path / "without")
-    assert len(read_store(place)) == 2
+    uninterrupted = list(argv)
+    at = uninterrupted.index("--checkpoints")
+    del uninterrupted[at : at + 2]
+    uninterrupted[uninterrupted.index("--folder") + 1] = str(tmp_path / "without")
+    embed.main(uninterrupted)
+    assert read_store(shards) == read_store(tmp_path / "without")
+    assert len(read_store(shards)) == 2
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
@@ -159,22 +159,24 @@ def test_a_shard_with_too_many_failures_resumes_once_its_scene_is_repaired(
     check_resumed_job(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "checkpoints")
 
 
-def leave_checkpoints(capsys, units, folder, weights, checkpoints, allowed=0):
+def leave_checkpoints(capsys, units, folder, weights, checkpoints, max_failed_fraction=0):
     """Run a shard with a missing scene, which leaves checkpoints of the others; return their files."""
-    more = ["--read-threads", 1, "--checkpoints", checkpoints, "--max-failed-fraction", allowed]
+    more = ["--read-threads", 1, "--checkpoints", checkpoints, "--max-failed-fraction", max_failed_fraction]
     code, _ = run_failing_job(capsys, flags(units, 0, folder, weights, *more))
     assert code == 1
     return {n: d for n, d in read_files(checkpoints).items() if n[0] != "."}
 
 
 def test_checkpoints_of_another_archive_are_not_used(tmp_path, capsys, encoded, encoder_file):
-    for root in ("here", "there"):
+    for root in ("first", "second"):
         for n, key in enumerate(ND_KEYS[:2]):
             write_scene(tmp_path / root, key, scene_pixels(seed=n))
-    here, there = (make_plan(tmp_path / f"{r}.gz", ND_KEYS[:3], tmp_path / r)[0] for r in ("here", "there"))
-    assert len(leave_checkpoints(capsys, here, tmp_path / "shards", encoder_file, tmp_path / "checkpoints")) == 2
+    first_plan, second_plan = (
+        make_plan(tmp_path / f"{r}.gz", ND_KEYS[:3], tmp_path / r)[0] for r in ("first", "second")
+    )
+    assert len(leave_checkpoints(capsys, first_plan, tmp_path / "shards", encoder_file, tmp_path / "checkpoints")) == 2
     encoded.clear()
-    argv = flags(there, 0, tmp_path / "shards", encoder_file)
+    argv = flags(second_plan, 0, tmp_path / "shards", encoder_file)
     embed.main([*argv, "--checkpoints", str(tmp_path / "checkpoints")])
     assert len(encoded) == 12
     embed.main([*argv, "--folder", str(tmp_path / "without")])

@@ -1,12 +1,12 @@
 """Servers and buckets of NAIP scenes."""
 
-import boto3
 import pytest
 
 from kiln.archives import raster_reading
 from tests.support.naip_scenes import (
     KEY,
     OTHER_KEY,
+    requester_pays_bucket,
     scene_pixels,
     write_scene,
 )
@@ -25,13 +25,8 @@ def scene_server(tmp_path, serve, monkeypatch, impatient):
 
 
 @pytest.fixture
-def paid(tmp_path, bucket, forgetful):
+def paid_bucket(tmp_path, bucket, forgetful):
     """The requester-pays bucket with two scenes."""
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="naip-analytic")
-    for n, key in enumerate((KEY, OTHER_KEY)):
-        client.upload_file(str(write_scene(tmp_path, key, scene_pixels(seed=n))), "naip-analytic", key)
-    yield
-    for key in (KEY, OTHER_KEY):
-        client.delete_object(Bucket="naip-analytic", Key=key)
-    client.delete_bucket(Bucket="naip-analytic")
+    scenes = {key: write_scene(tmp_path, key, scene_pixels(seed=n)) for n, key in enumerate((KEY, OTHER_KEY))}
+    with requester_pays_bucket(scenes):
+        yield

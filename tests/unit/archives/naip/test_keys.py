@@ -20,7 +20,7 @@ def at(quad, quarter, *, cm=100, prefix="m_"):
     return scene
 
 
-# ---------------------------------------------------------------------------------------------- fields
+# --------------------------------------------------------------------------------------------------------------- fields
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_any_text_is_a_scene_or_none(text):
     assert scene is None or scene.key == text
 
 
-# ---------------------------------------------------------------------------------------------- places
+# --------------------------------------------------------------------------------------------------------------- places
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_any_text_is_a_scene_or_none(text):
         ("3008564", "se", -85.0625, 30.0625),  # the degree's south-east corner
     ],
 )
-def test_a_quarter_quadrangle_lies_where_its_name_says(quad, quarter, west, north):
+def test_the_corner_of_a_quarter_quadrangle_follows_from_its_name(quad, quarter, west, north):
     assert at(quad, quarter).corner == (west, north)
     assert at(quad, quarter, prefix="").corner == (west, north)
 
@@ -202,7 +202,7 @@ def test_real_scenes_lie_within_the_bounds_of_their_keys_except_for_rotated_corn
         assert south - turned[1] <= bottom < top <= north + turned[1]
 
 
-# ------------------------------------------------------------------------------------------- estimates
+# ------------------------------------------------------------------------------------------------------------ estimates
 
 
 def test_a_1_m_scene_at_40_north_is_estimated_at_about_5900_by_7550_pixels():

@@ -124,7 +124,7 @@ def test_repeated_keys_are_counted_and_selected_once():
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["", "_20190211", "_20200101"])))
-def test_the_newest_release_of_a_scene_wins_whatever_the_order(order):
+def test_the_newest_release_of_a_scene_is_selected_regardless_of_the_order(order):
     keys, counts = selected_keys([f"{STEM}{released}.tif" for released in order])
     assert keys == [f"{STEM}_20200101.tif"]
     assert (counts.superseded, counts.duplicates) == (2, 0)

@@ -105,12 +105,12 @@ def test_a_thousand_keys_of_a_new_state_and_year_change_no_real_shard(real_keys,
 @pytest.mark.parametrize("nominal", [7, 100])
 def test_one_real_key_added_or_removed_changes_at_most_two_shards(real, nominal):
     keys = [key for p in ("vt-2016", "ct-2012") if p in real[0] for key, _, _ in real[0][p]]
-    whole = {name for name, _ in stable_shards(keys, nominal)}
-    assert len(whole) > 4
+    all_names = {name for name, _ in stable_shards(keys, nominal)}
+    assert len(all_names) > 4
     for key in random.Random(nominal).sample(keys, 150):
-        fewer = {name for name, _ in stable_shards((k for k in keys if k != key), nominal)}
-        assert 1 <= len(whole - fewer) <= 2
-        assert len(fewer - whole) <= 2
+        other_names = {name for name, _ in stable_shards((k for k in keys if k != key), nominal)}
+        assert 1 <= len(all_names - other_names) <= 2
+        assert len(other_names - all_names) <= 2
 
 
 def test_a_newer_release_of_one_real_scene_changes_only_shards_of_its_state_and_year(real_keys, real):

@@ -152,7 +152,7 @@ def test_nodata_is_where_all_four_bands_are_zero(tmp_path):
     )
 
 
-def test_an_empty_chip_is_dropped_whatever_the_limit(tmp_path):
+def test_an_empty_chip_is_dropped_regardless_of_the_limit(tmp_path):
     pixels = scene_pixels(16, 32)
     pixels[:, :, :16] = 0
     pixels[:, 1:, 16:] = 0

@@ -155,9 +155,11 @@ def test_zeros_in_a_band_tagged_alpha_remove_no_chip_when_resampled(tmp_path):
 
 
 def test_lattice_chips_over_http_equal_local_ones(tmp_path, scene_server):
-    near = read_chips(on_lattice(tmp_path, KEY))
-    assert near
-    assert [comparable(c) for c in read_chips(on_lattice(scene_server.url, KEY))] == [comparable(c) for c in near]
+    local_chips = read_chips(on_lattice(tmp_path, KEY))
+    assert local_chips
+    assert [comparable(c) for c in read_chips(on_lattice(scene_server.url, KEY))] == [
+        comparable(c) for c in local_chips
+    ]
 
 
 def test_the_real_scenes_of_two_years_share_their_chips(shared):

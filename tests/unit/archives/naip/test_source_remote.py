@@ -37,10 +37,12 @@ def requested_bytes(server, path):
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_chips_over_http_equal_local_ones(tmp_path, scene_server, ranges):
     scene_server.ranges = ranges
-    far = read_chips(make_source(scene_server.url, KEY, OTHER_KEY))
-    assert len(far) == 12
-    assert [comparable(c) for c in far] == [comparable(c) for c in read_chips(make_source(tmp_path, KEY, OTHER_KEY))]
-    assert {c.source for c in far} == {f"{scene_server.url}/{k}" for k in (KEY, OTHER_KEY)}
+    remote_chips = read_chips(make_source(scene_server.url, KEY, OTHER_KEY))
+    assert len(remote_chips) == 12
+    assert [comparable(c) for c in remote_chips] == [
+        comparable(c) for c in read_chips(make_source(tmp_path, KEY, OTHER_KEY))
+    ]
+    assert {c.source for c in remote_chips} == {f"{scene_server.url}/{k}" for k in (KEY, OTHER_KEY)}
 
 
 def test_pixels_are_requested_once_and_overviews_never(tmp_path, serve):
@@ -57,11 +59,11 @@ def test_pixels_are_requested_once_and_overviews_never(tmp_path, serve):
     assert (
         len(read_checked_source(source)) == 9
     )  # one thread: with two, GDAL prefetches bytes that the other thread requests
-    asked = requested_bytes(server, f"/{KEY}")
+    requests = requested_bytes(server, f"/{KEY}")
     pixels = [b for at, size in places for b in range(at, at + size)]
     assert len(pixels) > 1.5e6
-    assert min(asked[b] for b in pixels) == 1
-    assert sum(asked.values()) < 1.05 * len(pixels)  # GDAL requests at least 16 kB, also at borders of strips
+    assert min(requests[b] for b in pixels) == 1
+    assert sum(requests.values()) < 1.05 * len(pixels)  # GDAL requests at least 16 kB, also at borders of strips
 
 
 def test_a_scene_removed_from_the_server_before_the_check_fails(scene_server):
@@ -127,7 +129,7 @@ def test_a_scene_of_unknown_size_is_read_or_fails_with_a_reason(scene_server, mo
         assert isinstance(event, Opened | Chip) or event.kind == "failed"
 
 
-@pytest.mark.usefixtures("paid")
+@pytest.mark.usefixtures("paid_bucket")
 def test_chips_of_the_requester_pays_bucket_equal_local_ones(tmp_path):
     source = make_source("s3://naip-analytic", KEY, OTHER_KEY)
     remote_chips = read_chips(source)
@@ -149,7 +151,7 @@ def test_requests_name_the_payer_only_for_the_requester_pays_bucket(scene_server
     assert set(scene_server.payers) == {payer}
 
 
-@pytest.mark.usefixtures("paid")
+@pytest.mark.usefixtures("paid_bucket")
 def test_a_scene_replaced_in_the_bucket_is_a_transient_error(tmp_path):
     source = make_source("s3://naip-analytic")
     source.check()
@@ -158,7 +160,7 @@ def test_a_scene_replaced_in_the_bucket_is_a_transient_error(tmp_path):
         read_checked_source(source)
 
 
-@pytest.mark.usefixtures("paid")
+@pytest.mark.usefixtures("paid_bucket")
 def test_a_scene_removed_from_the_bucket_after_the_check_fails():
     source = make_source("s3://naip-analytic")
     source.check()

@@ -160,7 +160,7 @@ def test_the_parts_of_a_copied_manifest_are_found_in_the_layout_of_s3_or_next_to
         assert read_parts(f"{web.url}/a/manifest.json")[0] == {FOLDER: [item_id(1)]}
 
 
-def test_a_root_is_the_folder_of_the_whole_keys(tmp_path):
+def test_the_inventory_root_is_the_folder_of_the_complete_keys(tmp_path):
     data = gzip.compress(text([key(item_id(1))]))
     folder = tmp_path / "mirror" / "inv" / "sentinel-cogs" / "all" / "data"
     folder.mkdir(parents=True)

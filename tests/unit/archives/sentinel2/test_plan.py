@@ -41,7 +41,7 @@ from tests.support.stac_api import COLLECTION
 @pytest.fixture
 def three_ways(tmp_path, serve_items):
     """The settings of an inventory, a search and a list of the same items, with versions and halves."""
-    pairs = [item_document(i.replace("_0_", "_1_"), made="2021-01-01T00:00:00Z") for i in IDS[:10]]
+    pairs = [item_document(i.replace("_0_", "_1_"), generated="2021-01-01T00:00:00Z") for i in IDS[:10]]
     halves = [item_document(i.replace("_0_", "_1_"), sensing="112121") for i in IDS[20:30]]
     documents = [*DOCUMENTS, *pairs, *halves]
     archive = write_archive(tmp_path / "archive", documents)
@@ -99,9 +99,9 @@ def test_a_real_item_gives_the_same_plan_from_inventory_search_and_list(shared, 
         {"items": write_list(tmp_path, [f"{api.url}/collections/{COLLECTION}/items/{name}"], "b.txt")},
         {"items": write_list(tmp_path, [path], "c.txt")},
     ]
-    made = [plan_bytes(tmp_path / f"{n}.gz", archive=archive, **way) for n, way in enumerate(ways)]
-    assert len(set(made)) == 1
-    (shard,) = plans.lines(made[0])
+    data = [plan_bytes(tmp_path / f"{n}.gz", archive=archive, **way) for n, way in enumerate(ways)]
+    assert len(set(data)) == 1
+    (shard,) = plans.lines(data[0])
     assert shard["details"]["items"] == {name: str(path)}
     assert read_item(storage.read_bytes(str(path)), str(path)).partition == shard["partition"] == "29R-2020-02"
 
@@ -113,8 +113,8 @@ def test_real_items_of_a_search_have_their_canonical_addresses(shared, serve_ite
     for item in documents:
         item["collection"] = COLLECTION
     shards = plans.lines(plan_bytes(tmp_path / "p.gz", search=serve_items(documents).url, dates="2022-01-01/.."))
-    found = {i: a for s in shards for i, a in s["details"]["items"].items()}
-    assert found == {d["id"]: S3 + key(d["id"]) for d in documents}
+    addresses = {i: a for s in shards for i, a in s["details"]["items"].items()}
+    assert addresses == {d["id"]: S3 + key(d["id"]) for d in documents}
     assert {s["partition"] for s in shards} == {"12R-2024-01", "33T-2022-01", "33T-2022-02"}
 
 
@@ -169,7 +169,7 @@ def test_every_shard_holds_one_grid_zone_and_month_and_at_most_twice_the_request
         assert len(shard["units"]) <= 10
     names_by_partition = plan_file.read_names(names)
     assert set(names_by_partition) == {"29R-2020-02", "29R-2020-03", "30R-2020-02", "30R-2020-03"}
-    assert {(p, n) for p, found in names_by_partition.items() for n in found} == {
+    assert {(p, n) for p, shard_names in names_by_partition.items() for n in shard_names} == {
         (s["partition"], s["name"]) for s in shards
     }
 
@@ -220,8 +220,8 @@ def test_an_inventory_on_s3_is_planned_from_s3_and_versions_are_read_there(bucke
         storage.write_bytes(f"{bucket}/archive/{key(d['id'])}", json.dumps(d).encode())
     inventory, archive = f"{bucket}/inv/manifest.json", f"{bucket}/archive"
     shards = plans.lines(plan_bytes(f"{bucket}/plan.gz", inventory=inventory, archive=archive))
-    found = {i: a for s in shards for i, a in s["details"]["items"].items()}
-    assert found == {i: f"{bucket}/archive/{key(i)}" for i in (VERSION_1, IDS[40])}
+    addresses = {i: a for s in shards for i, a in s["details"]["items"].items()}
+    assert addresses == {i: f"{bucket}/archive/{key(i)}" for i in (VERSION_1, IDS[40])}
 
 
 def test_overlapping_areas_give_every_item_once(serve_items, tmp_path):

@@ -16,11 +16,11 @@ from tests.support.sentinel2_scenes import chip_area, make_source, only_reason, 
 
 
 def test_a_missing_band_asset_fails_with_its_name(tmp_path):
-    made = write_item(tmp_path)
-    item = made.json()
+    written = write_item(tmp_path)
+    item = written.json()
     del item["assets"]["rededge1"], item["assets"]["scl"]
-    made.write(item)
-    reason = only_reason(make_source(tmp_path, made))
+    written.write(item)
+    reason = only_reason(make_source(tmp_path, written))
     assert reason.endswith("expected an asset for rededge1 (B05), scl (SCL), got none.")
 
 
@@ -35,10 +35,10 @@ def test_a_missing_band_asset_fails_with_its_name(tmp_path):
     ids=["missing", "zero bytes", "html"],
 )
 def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name, damage, message):
-    made = write_item(tmp_path)
-    damage(made.folder / f"{name}.tif")
-    reason = only_reason(make_source(tmp_path, made))
-    assert f"{made.folder}/{name}.tif" in reason
+    written = write_item(tmp_path)
+    damage(written.folder / f"{name}.tif")
+    reason = only_reason(make_source(tmp_path, written))
+    assert f"{written.folder}/{name}.tif" in reason
     assert message in reason
     assert {"B04": "red", "B11": "swir16", "SCL": "scl"}[name] in reason
 
@@ -64,19 +64,21 @@ def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name,
     ],
 )
 def test_a_band_of_another_shape_place_or_kind_fails_the_item_and_is_named(tmp_path, name, changes, message):
-    made = write_item(tmp_path)
+    written = write_item(tmp_path)
     coarse = name not in ("B02", "B04")
     options = {"pixels": plane(32 if coarse else 64, 1), "side": 64, "corner": CORNER, "epsg": 32629} | changes
     if name == "SCL" and "pixels" not in changes:
         options["pixels"] = scl_mask()
-    (made.folder / f"{name}.tif").unlink()
-    write_raster(made.folder / f"{name}.tif", **options)
-    assert message in only_reason(make_source(tmp_path, made))
+    (written.folder / f"{name}.tif").unlink()
+    write_raster(written.folder / f"{name}.tif", **options)
+    assert message in only_reason(make_source(tmp_path, written))
 
 
 def test_a_band_of_40_m_is_repeated_to_10_m(tmp_path):
-    made = write_item(tmp_path, bands={"rededge1": plane(16, 3), "swir22": plane(64, 4)})
-    assert all(np.array_equal(c.pixels, chip_area(c, made.bands)) for c in read_chips(make_source(tmp_path, made)))
+    written = write_item(tmp_path, bands={"rededge1": plane(16, 3), "swir22": plane(64, 4)})
+    assert all(
+        np.array_equal(c.pixels, chip_area(c, written.bands)) for c in read_chips(make_source(tmp_path, written))
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,43 +92,43 @@ def test_a_band_of_40_m_is_repeated_to_10_m(tmp_path):
     ],
 )
 def test_a_document_that_is_not_an_item_fails_with_an_estimate_of_its_chips(tmp_path, text, message):
-    made = write_item(tmp_path)
-    path = made.folder / f"{made.entry['id']}.json"
+    written = write_item(tmp_path)
+    path = written.folder / f"{written.entry['id']}.json"
     path.unlink() if text is None else path.write_text(text)
-    source = make_source(tmp_path, made, chip=256)
+    source = make_source(tmp_path, written, chip=256)
     assert message in only_reason(source)
     (unit,) = source.units()
     assert (unit.expected, unit.expected_known, unit.source) == (42 * 42, False, str(path))
 
 
 def test_an_item_of_another_name_than_the_plans_fails(tmp_path):
-    made = write_item(tmp_path)
-    made.write(made.json() | {"id": "S2A_29RKH_20200219_1_L2A"})
-    assert "of the plan, got S2A_29RKH_20200219_1_L2A" in only_reason(make_source(tmp_path, made))
+    written = write_item(tmp_path)
+    written.write(written.json() | {"id": "S2A_29RKH_20200219_1_L2A"})
+    assert "of the plan, got S2A_29RKH_20200219_1_L2A" in only_reason(make_source(tmp_path, written))
 
 
 def test_the_projection_of_the_item_is_used_only_if_the_file_has_none(tmp_path):
-    made = write_item(tmp_path, crs=None)
-    assert {c.crs for c in read_chips(make_source(tmp_path, made))} == {"EPSG:32629"}
-    made.change(**{"proj:epsg": 32630})
-    assert {c.crs for c in read_chips(make_source(tmp_path, made))} == {"EPSG:32630"}
-    made.change(**{"proj:epsg": None})
-    assert "expected a projection in the file or its item" in only_reason(make_source(tmp_path, made))
-    made = write_item(tmp_path)
-    made.change(**{"proj:epsg": None})
-    assert {c.crs for c in read_chips(make_source(tmp_path, made))} == {"EPSG:32629"}
-    made.change(**{"proj:epsg": 32660})
-    assert {c.crs for c in read_chips(make_source(tmp_path, made))} == {"EPSG:32629"}
+    written = write_item(tmp_path, crs=None)
+    assert {c.crs for c in read_chips(make_source(tmp_path, written))} == {"EPSG:32629"}
+    written.change(**{"proj:epsg": 32630})
+    assert {c.crs for c in read_chips(make_source(tmp_path, written))} == {"EPSG:32630"}
+    written.change(**{"proj:epsg": None})
+    assert "expected a projection in the file or its item" in only_reason(make_source(tmp_path, written))
+    written = write_item(tmp_path)
+    written.change(**{"proj:epsg": None})
+    assert {c.crs for c in read_chips(make_source(tmp_path, written))} == {"EPSG:32629"}
+    written.change(**{"proj:epsg": 32660})
+    assert {c.crs for c in read_chips(make_source(tmp_path, written))} == {"EPSG:32629"}
 
 
 def test_a_truncated_file_loses_only_the_chips_of_the_missing_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
-    made = write_item(tmp_path, blockysize=16)
-    path = made.folder / "B08.tif"
+    written = write_item(tmp_path, blockysize=16)
+    path = written.folder / "B08.tif"
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    found = read_events(make_source(tmp_path, made))
-    assert [c.row for c in found if isinstance(c, Chip)] == [0] * 4 + [1] * 4
-    lost = [e for e in found if isinstance(e, Dropped)]
+    events = read_events(make_source(tmp_path, written))
+    assert [c.row for c in events if isinstance(c, Chip)] == [0] * 4 + [1] * 4
+    lost = [e for e in events if isinstance(e, Dropped)]
     assert {(e.kind, e.count) for e in lost} == {("failed", 1)}
     assert len(lost) == 8
     assert all(f"{path}: nir is unreadable" in e.reason for e in lost)
@@ -134,10 +136,10 @@ def test_a_truncated_file_loses_only_the_chips_of_the_missing_rows(tmp_path, mon
 
 def test_a_damaged_item_does_not_affect_its_neighbours(tmp_path):
     names = [f"S2A_29RKH_2020021{n}_0_L2A" for n in range(4)]
-    made = [write_item(tmp_path, n, seed=i, side=16) for i, n in enumerate(names)]
-    (made[1].folder / "B8A.tif").write_bytes(b"no TIFF")
-    (made[2].folder / f"{names[2]}.json").unlink()
-    kinds = [(type(e).__name__, names.index(e.unit_id[10:])) for e in read_events(make_source(tmp_path, *made))]
+    written = [write_item(tmp_path, n, seed=i, side=16) for i, n in enumerate(names)]
+    (written[1].folder / "B8A.tif").write_bytes(b"no TIFF")
+    (written[2].folder / f"{names[2]}.json").unlink()
+    kinds = [(type(e).__name__, names.index(e.unit_id[10:])) for e in read_events(make_source(tmp_path, *written))]
     assert kinds == [("Opened", 0), ("Chip", 0), ("Dropped", 1), ("Dropped", 2), ("Opened", 3), ("Chip", 3)]
 
 

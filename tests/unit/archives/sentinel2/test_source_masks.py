@@ -29,8 +29,8 @@ def test_nodata_and_cloud_are_counted_separately_by_their_own_limits(tmp_path):
     scl[8:12, :8] = [1, 3, 8, 9, 10, 8, 8, 8]  # half of chip 0, 1: just within
     scl[8:12, 8:16], scl[12, 8] = 9, 9  # one more of chip 1, 1: just beyond
     scl[8:10, 16:24] = 11  # snow is no cloud
-    made = write_item(tmp_path, scl=scl)
-    source = make_source(tmp_path, made)
+    written = write_item(tmp_path, scl=scl)
+    source = make_source(tmp_path, written)
     chips = {(c.col, c.row): c for c in read_chips(source)}
     assert len(chips) == 13
     assert set(itertools.product(range(4), range(4))) - set(chips) == {(0, 0), (2, 0), (1, 1)}
@@ -45,40 +45,40 @@ def test_nodata_and_cloud_are_counted_separately_by_their_own_limits(tmp_path):
 def test_cloud_is_a_fraction_of_the_valid_pixels(tmp_path):
     scl = scl_mask(8)
     scl[:2], scl[2:5] = 0, 9
-    made = write_item(tmp_path, side=16, scl=scl)
-    (chip,) = read_chips(make_source(tmp_path, made, max_nodata=0.3))
+    written = write_item(tmp_path, side=16, scl=scl)
+    (chip,) = read_chips(make_source(tmp_path, written, max_nodata=0.3))
     assert (chip.nodata_fraction, chip.cloud_fraction) == (0.25, 0.5)
-    assert read_dropped(make_source(tmp_path, made, max_nodata=0.3, max_cloud=0.49)) == [
+    assert read_dropped(make_source(tmp_path, written, max_nodata=0.3, max_cloud=0.49)) == [
         ("cloud", 1, "more cloud than max_cloud")
     ]
-    assert [k for k, _, _ in read_dropped(make_source(tmp_path, made, max_cloud=0.1))] == ["nodata"]
+    assert [k for k, _, _ in read_dropped(make_source(tmp_path, written, max_cloud=0.1))] == ["nodata"]
 
 
 def test_zeros_in_all_bands_are_nodata_and_zeros_in_some_are_not(tmp_path):
-    made = write_item(tmp_path, side=32)
-    zeros = {b: np.where(np.arange(len(p)) < len(p) // 2, 0, p) for b, p in bands_of(made).items()}
-    made = write_item(tmp_path, side=32, bands=zeros)
-    assert [(c.col, c.nodata_fraction) for c in read_chips(make_source(tmp_path, made))] == [(1, 0), (1, 0)]
-    assert read_dropped(make_source(tmp_path, made)) == [("nodata", 1, "more nodata than max_nodata")] * 2
-    made = write_item(tmp_path, side=32, bands={b: p for b, p in zeros.items() if b != "swir22"})
-    assert [c.nodata_fraction for c in read_chips(make_source(tmp_path, made))] == [0] * 4
+    written = write_item(tmp_path, side=32)
+    zeros = {b: np.where(np.arange(len(p)) < len(p) // 2, 0, p) for b, p in bands_of(written).items()}
+    written = write_item(tmp_path, side=32, bands=zeros)
+    assert [(c.col, c.nodata_fraction) for c in read_chips(make_source(tmp_path, written))] == [(1, 0), (1, 0)]
+    assert read_dropped(make_source(tmp_path, written)) == [("nodata", 1, "more nodata than max_nodata")] * 2
+    written = write_item(tmp_path, side=32, bands={b: p for b, p in zeros.items() if b != "swir22"})
+    assert [c.nodata_fraction for c in read_chips(make_source(tmp_path, written))] == [0] * 4
 
 
-def bands_of(made):
+def bands_of(written):
     """Return the bands of the files."""
-    found = {}
+    bands = {}
     for band, name in FILES.items():
-        with rasterio.open(made.folder / f"{name}.tif") as file:
-            found[band] = file.read(1)
-    return found
+        with rasterio.open(written.folder / f"{name}.tif") as file:
+            bands[band] = file.read(1)
+    return bands
 
 
-def test_an_empty_chip_is_dropped_whatever_the_limit(tmp_path):
+def test_an_empty_chip_is_dropped_regardless_of_the_limit(tmp_path):
     scl = scl_mask(16)
     scl[:8] = 0
     scl[8:, 1:8] = 0
-    made = write_item(tmp_path, side=32, scl=scl)
-    assert [(c.col, c.row) for c in read_chips(make_source(tmp_path, made, max_nodata=1.0))] == [(0, 1), (1, 1)]
+    written = write_item(tmp_path, side=32, scl=scl)
+    assert [(c.col, c.row) for c in read_chips(make_source(tmp_path, written, max_nodata=1.0))] == [(0, 1), (1, 1)]
 
 
 def test_impossible_classes_are_noted_and_count_as_valid_and_clear(tmp_path):
@@ -91,12 +91,12 @@ def test_impossible_classes_are_noted_and_count_as_valid_and_clear(tmp_path):
 
 @pytest.mark.parametrize(("fill", "kind"), [(9, "cloud"), (0, "nodata")])
 def test_a_scene_without_a_valid_chip_is_empty_and_no_band_is_read(tmp_path, monkeypatch, fill, kind):
-    made = write_item(tmp_path, scl=scl_mask(fill=fill))
+    written = write_item(tmp_path, scl=scl_mask(fill=fill))
     for name in set(FILES.values()) - {"B04"}:
-        path = made.folder / f"{name}.tif"
+        path = written.folder / f"{name}.tif"
         path.write_bytes(bytes(path.stat().st_size))  # would fail if it were opened
-    assert [(k, n) for k, n, _ in read_dropped(make_source(tmp_path, made))] == [(kind, 16)]
-    assert read_notes(make_source(tmp_path, made)) == ("bands_not_read",)
+    assert [(k, n) for k, n, _ in read_dropped(make_source(tmp_path, written))] == [(kind, 16)]
+    assert read_notes(make_source(tmp_path, written)) == ("bands_not_read",)
 
 
 def test_only_rows_and_columns_of_valid_chips_are_read_at_a_swath_edge(tmp_path, monkeypatch):
@@ -104,18 +104,18 @@ def test_only_rows_and_columns_of_valid_chips_are_read_at_a_swath_edge(tmp_path,
     scl = scl_mask(fill=0)
     scl[8:24, 16:24] = 4
     scl[16:24, 24:] = 4
-    made = write_item(tmp_path, scl=scl, blockysize=16)
-    asked, read = [], BandFiles.read
+    written = write_item(tmp_path, scl=scl, blockysize=16)
+    windows_read, read = [], BandFiles.read
 
-    def noted(self, band, **how):
-        asked.append((band, how.get("window")))
+    def recorded(self, band, **how):
+        windows_read.append((band, how.get("window")))
         return read(self, band, **how)
 
-    monkeypatch.setattr(BandFiles, "read", noted)
-    chips = read_chips(make_source(tmp_path, made))
+    monkeypatch.setattr(BandFiles, "read", recorded)
+    chips = read_chips(make_source(tmp_path, written))
     assert [(c.col, c.row) for c in chips] == [(2, 1), (2, 2), (3, 2)]
-    assert all(np.array_equal(c.pixels, chip_area(c, made.bands)) for c in chips)
-    assert [w for b, w in asked if b == "blue"] == [Window(32, 16, 16, 16), Window(32, 32, 32, 16)]
+    assert all(np.array_equal(c.pixels, chip_area(c, written.bands)) for c in chips)
+    assert [w for b, w in windows_read if b == "blue"] == [Window(32, 16, 16, 16), Window(32, 32, 32, 16)]
 
 
 def test_a_scene_smaller_than_a_chip_expects_none_and_has_a_reason(tmp_path):

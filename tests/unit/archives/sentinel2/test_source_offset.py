@@ -62,16 +62,16 @@ OFFSET_CASES = {
 @pytest.mark.parametrize("row", OFFSET_CASES.values(), ids=OFFSET_CASES)
 def test_the_offset_is_subtracted_only_where_pixels_have_it(tmp_path, row):
     style, properties, drawn, subtracted, notes = row
-    made = write_item(tmp_path, style=style, **(drawn or {"low": 1001}))
-    made.change(**properties)
-    item = made.json()
+    written = write_item(tmp_path, style=style, **(drawn or {"low": 1001}))
+    written.change(**properties)
+    item = written.json()
     for asset in item["assets"].values():
         asset.pop("raster:bands", None)
-    made.write(item)
-    source = make_source(tmp_path, made)
+    written.write(item)
+    source = make_source(tmp_path, written)
     chips = read_chips(source)
     assert len(chips) == 16
-    assert all(np.array_equal(c.pixels, chip_area(c, made.bands) - OFFSET * subtracted) for c in chips)
+    assert all(np.array_equal(c.pixels, chip_area(c, written.bands) - OFFSET * subtracted) for c in chips)
     assert {c.extra["offset_applied"] for c in chips} == {subtracted}
     assert read_notes(source) == notes
 
@@ -87,19 +87,21 @@ def test_the_offset_is_subtracted_only_where_pixels_have_it(tmp_path, row):
     ],
 )
 def test_raster_bands_do_not_decide_about_the_offset(tmp_path, properties, offset, subtracted, notes):
-    made = write_item(tmp_path, low=1001, properties=properties)
-    item = made.json()
+    written = write_item(tmp_path, low=1001, properties=properties)
+    item = written.json()
     for asset in item["assets"].values():
         asset["raster:bands"][0]["offset"] = offset
-    made.write(item)
-    source = make_source(tmp_path, made)
+    written.write(item)
+    source = make_source(tmp_path, written)
     assert {c.extra["offset_applied"] for c in read_chips(source)} == {subtracted}
     assert read_notes(source) == notes
 
 
 def test_an_item_without_baseline_and_flag_fails(tmp_path):
-    made = write_item(tmp_path, properties={OFFSET_FLAG: False, "s2:processing_baseline": None, "s2:product_uri": None})
-    assert "expected a processing baseline" in only_reason(make_source(tmp_path, made))
+    written = write_item(
+        tmp_path, properties={OFFSET_FLAG: False, "s2:processing_baseline": None, "s2:product_uri": None}
+    )
+    assert "expected a processing baseline" in only_reason(make_source(tmp_path, written))
 
 
 @pytest.mark.parametrize(("dark", "subtracted"), [(20, True), (21, False)])
@@ -107,11 +109,11 @@ def test_the_fraction_of_dark_clear_pixels_decides_at_its_limit(tmp_path, dark, 
     pixels = {b: plane(64, n, 1001) for n, b in enumerate(("blue", "green", "red"))}
     for p in pixels.values():
         p[0, :dark] = 500  # 20 of 4096 are 0.49 %
-    made = write_item(tmp_path, bands=pixels, low=1001, properties=BASELINE_04)
-    (extra,) = {c.extra["offset_applied"] for c in read_chips(make_source(tmp_path, made))}
+    written = write_item(tmp_path, bands=pixels, low=1001, properties=BASELINE_04)
+    (extra,) = {c.extra["offset_applied"] for c in read_chips(make_source(tmp_path, written))}
     assert extra == subtracted
     (extra,) = {
-        c.extra["offset_applied"] for c in read_chips(make_source(tmp_path, made, offset_max_dark_fraction=0.006))
+        c.extra["offset_applied"] for c in read_chips(make_source(tmp_path, written, offset_max_dark_fraction=0.006))
     }
     assert extra
 
@@ -120,11 +122,11 @@ def test_the_offset_makes_no_valid_pixel_nodata(tmp_path):
     pixels = {b: plane(32 if b not in sentinel2.FINE_BANDS else 64, n, 1001, 1200) for n, b in enumerate(FILES)}
     for p in pixels.values():
         p[:2, : len(p) // 8] = 700  # would be below 0
-    made = write_item(tmp_path, bands=pixels, properties=BASELINE_04)
-    source = make_source(tmp_path, made, offset_max_dark_fraction=1.0)
+    written = write_item(tmp_path, bands=pixels, properties=BASELINE_04)
+    source = make_source(tmp_path, written, offset_max_dark_fraction=1.0)
     chips = read_chips(source)
     assert read_notes(source)[-1] == "offset_subtracted"
-    assert all(np.array_equal(c.pixels, np.maximum(chip_area(c, made.bands), 1001) - 1000) for c in chips)
+    assert all(np.array_equal(c.pixels, np.maximum(chip_area(c, written.bands), 1001) - 1000) for c in chips)
     assert [c.nodata_fraction for c in chips] == [0] * 16
 
 
@@ -132,12 +134,12 @@ def test_the_evidence_is_read_from_overviews_if_there_are_any(tmp_path):
     dark = {b: np.where(np.indices((1024, 1024)).sum(axis=0) % 2, 1001, 900) for b in ("blue", "green", "red")}
     dark = {b: p.astype(np.uint16) for b, p in dark.items()}
     tiles = {"tiled": True, "blockxsize": 128, "blockysize": 128}
-    made = write_item(tmp_path, side=1024, bands=dark, low=1001, properties=BASELINE_04, **tiles)
-    assert read_notes(make_source(tmp_path, made, chip=256))[-1] == "offset_flag_contradicted"
+    written = write_item(tmp_path, side=1024, bands=dark, low=1001, properties=BASELINE_04, **tiles)
+    assert read_notes(make_source(tmp_path, written, chip=256))[-1] == "offset_flag_contradicted"
     for name, value in (("B02", 1500), ("B03", 900), ("B04", 900)):
-        path = made.folder / f"{name}.tif"
+        path = written.folder / f"{name}.tif"
         with rasterio.open(path, "r+") as file:
             file.write(np.full((1, 1024, 1024), value, np.uint16))
             file.build_overviews([2], rasterio.enums.Resampling.average)
             file.write(dark["blue"], 1)
-    assert read_notes(make_source(tmp_path, made, chip=256))[-1] == "offset_subtracted"
+    assert read_notes(make_source(tmp_path, written, chip=256))[-1] == "offset_subtracted"

@@ -28,81 +28,81 @@ def item_server(tmp_path, serve, monkeypatch):
     quick = {"GDAL_HTTP_MAX_RETRY": "0", "GDAL_HTTP_LOW_SPEED_TIME": "1", "GDAL_HTTP_TIMEOUT": "2"}
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)  # the server takes few connections at a time
     monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | quick | {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"})
-    made = [write_item(tmp_path, seed=1), write_item(tmp_path, OTHER_NAME, seed=2)]
+    written = [write_item(tmp_path, seed=1), write_item(tmp_path, OTHER_NAME, seed=2)]
     files = {f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     server = serve(files)
-    server.made = made
+    server.items = written
     return server
 
 
-def make_remote_source(server, *made, **more):
-    return make_source("", *(made or server.made), rewrite=[(BUCKET, server.url)], **more)
+def make_remote_source(server, *written, **more):
+    return make_source("", *(written or server.items), rewrite=[(BUCKET, server.url)], **more)
 
 
-def served_path(server, made, name):
-    return next(k for k in server.files if made.entry["id"] in k and k.endswith(name))
+def served_path(server, written, name):
+    return next(k for k in server.files if written.entry["id"] in k and k.endswith(name))
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_chips_over_http_equal_local_ones(tmp_path, item_server, ranges):
     item_server.ranges = ranges
     source = make_remote_source(item_server)
-    theirs = read_chips(source)
-    assert [comparable(c) for c in theirs] == [
-        comparable(c) for c in read_chips(make_source(tmp_path, *item_server.made))
+    remote_chips = read_chips(source)
+    assert [comparable(c) for c in remote_chips] == [
+        comparable(c) for c in read_chips(make_source(tmp_path, *item_server.items))
     ]
-    assert len(theirs) == 32
-    assert all(s.startswith(item_server.url) for c in theirs for s in (c.source, *c.sources))
+    assert len(remote_chips) == 32
+    assert all(s.startswith(item_server.url) for c in remote_chips for s in (c.source, *c.sources))
     assert {v["etag"] for v in source.provenance().values()} == {"one"}
     assert len(source.provenance()) == 22
 
 
 def test_chips_of_a_bucket_equal_local_ones(tmp_path, bucket):
-    made = write_item(tmp_path)
-    for path in made.folder.iterdir():
+    written = write_item(tmp_path)
+    for path in written.folder.iterdir():
         boto3.client("s3").upload_file(str(path), bucket[5:], str(path.relative_to(tmp_path)))
-    theirs = read_chips(make_source("", made, rewrite=[("https://other", "x"), (BUCKET, bucket)]))
-    assert [comparable(c) for c in theirs] == [comparable(c) for c in read_chips(make_source(tmp_path, made))]
-    assert all(s.startswith(bucket) for c in theirs for s in c.sources)
+    remote_chips = read_chips(make_source("", written, rewrite=[("https://other", "x"), (BUCKET, bucket)]))
+    assert [comparable(c) for c in remote_chips] == [comparable(c) for c in read_chips(make_source(tmp_path, written))]
+    assert all(s.startswith(bucket) for c in remote_chips for s in c.sources)
 
 
 def test_the_first_matching_rule_rewrites_items_and_assets(tmp_path):
-    made = write_item(tmp_path)
+    written = write_item(tmp_path)
     rules = [("s3://sentinel-cogs", "/x"), (BUCKET, str(tmp_path)), ("https://", "/y")]
-    assert len(read_chips(make_source("", made, rewrite=rules))) == 16
-    entry = made.entry | {"href": made.entry["href"].replace(BUCKET, "s3://sentinel-cogs")}
+    assert len(read_chips(make_source("", written, rewrite=rules))) == 16
+    entry = written.entry | {"href": written.entry["href"].replace(BUCKET, "s3://sentinel-cogs")}
     assert len(read_chips(make_source("", entry, rewrite=[("s3://sentinel-cogs", str(tmp_path)), *rules]))) == 16
 
 
 def test_no_band_pixel_is_requested_for_a_scene_without_a_valid_chip(tmp_path, serve, monkeypatch):
-    made = write_item(tmp_path, side=512, scl=scl_mask(256, 8), compress=None)
-    server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in made.folder.iterdir()})
-    source = make_remote_source(server, made)
+    written = write_item(tmp_path, side=512, scl=scl_mask(256, 8), compress=None)
+    server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in written.folder.iterdir()})
+    source = make_remote_source(server, written)
     assert [(k, n) for k, n, _ in read_dropped(source)] == [("cloud", 1024)]
-    got = Counter()
-    for method, path, asked in server.requests:
+    bytes_by_file = Counter()
+    for method, path, byte_range in server.requests:
         if method == "GET":
-            first, last = (asked or "bytes=0-10000000").removeprefix("bytes=").split("-")
-            got[path.rpartition("/")[2]] += min(int(last), len(server.files[path]) - 1) - int(first) + 1
-    assert {n for n in got if n.endswith(".tif")} == {"SCL.tif", "B04.tif"}
-    assert got["B04.tif"] < len(server.files[served_path(server, made, "B04.tif")]) / 10
+            first, last = (byte_range or "bytes=0-10000000").removeprefix("bytes=").split("-")
+            bytes_by_file[path.rpartition("/")[2]] += min(int(last), len(server.files[path]) - 1) - int(first) + 1
+    assert {n for n in bytes_by_file if n.endswith(".tif")} == {"SCL.tif", "B04.tif"}
+    assert bytes_by_file["B04.tif"] < len(server.files[served_path(server, written, "B04.tif")]) / 10
 
 
 def test_no_byte_of_a_band_is_requested_twice(tmp_path, serve):
     tiles = {"driver": "COG", "blocksize": 128, "compress": "deflate"}
-    made = write_item(tmp_path, side=512, **tiles)
-    server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in made.folder.iterdir()})
-    chips = read_chips(make_remote_source(server, made, chip=64))
+    written = write_item(tmp_path, side=512, **tiles)
+    server = serve({f"/{p.relative_to(tmp_path)}": p.read_bytes() for p in written.folder.iterdir()})
+    chips = read_chips(make_remote_source(server, written, chip=64))
     assert len(chips) == 64
-    asked, total = 0, 0
+    requested, total = 0, 0
     for path, data in server.files.items():
         if path.endswith(".tif"):
             total += len(data)
-            for method, where, span in server.requests:
-                if method == "GET" and where == path:
-                    first, last = span.removeprefix("bytes=").split("-")
-                    asked += min(int(last), len(data) - 1) - int(first) + 1
-    assert total * 0.8 < asked < total * 1.1  # headers twice, overviews never
+            for method, request_path, byte_range in server.requests:
+                if method == "GET" and request_path == path:
+                    first, last = byte_range.removeprefix("bytes=").split("-")
+                    requested += min(int(last), len(data) - 1) - int(first) + 1
+    assert total * 0.8 < requested < total * 1.1  # headers twice, overviews never
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -121,7 +121,7 @@ def test_a_failing_server_is_a_transient_error(item_server, status):
 def test_a_broken_connection_is_a_transient_error(item_server):
     source = make_remote_source(item_server)
     source.check()
-    item_server.break_at = len(item_server.files[served_path(item_server, item_server.made[0], "B08.tif")]) // 2
+    item_server.break_at = len(item_server.files[served_path(item_server, item_server.items[0], "B08.tif")]) // 2
     with pytest.raises(TransientError):
         list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
 
@@ -169,11 +169,11 @@ def test_an_unsatisfiable_range_fails_the_item(item_server):
     ids=["404", "html", "half", "empty"],
 )
 def test_a_damaged_asset_on_the_server_fails_only_its_item(item_server, change, message):
-    change(item_server, served_path(item_server, item_server.made[0], "B11.tif"))
-    found = read_events(make_remote_source(item_server))
-    assert len([e for e in found if isinstance(e, Chip)]) == 16
-    assert {e.unit_id for e in found if isinstance(e, Chip)} == {item_server.made[1].unit_id}
-    (reason,) = {e.reason for e in found if isinstance(e, Dropped) and e.kind == "failed"}
+    change(item_server, served_path(item_server, item_server.items[0], "B11.tif"))
+    events = read_events(make_remote_source(item_server))
+    assert len([e for e in events if isinstance(e, Chip)]) == 16
+    assert {e.unit_id for e in events if isinstance(e, Chip)} == {item_server.items[1].unit_id}
+    (reason,) = {e.reason for e in events if isinstance(e, Dropped) and e.kind == "failed"}
     assert message in reason
     assert "B11.tif" in reason
 
@@ -186,6 +186,6 @@ def test_an_asset_that_changes_after_the_check_fails_its_item(item_server, chang
         item_server.files[name] = b"another file"
         if change == "gone":
             del item_server.files[name]
-    found = list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
-    assert all(message in e.reason for e in found if isinstance(e, Dropped))
-    assert not [e for e in found if isinstance(e, Chip)]
+    events = list(source.chips(read_ahead(source.reads(), 2, 1 << 30)))
+    assert all(message in e.reason for e in events if isinstance(e, Dropped))
+    assert not [e for e in events if isinstance(e, Chip)]

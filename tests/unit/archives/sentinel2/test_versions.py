@@ -1,12 +1,17 @@
 """Versions of one Sentinel-2 product: the newest is selected, and both halves of a scene."""
 
+import itertools
 import json
+from datetime import UTC, datetime
+
+import pytest
 
 from kiln.archives.sentinel2.item_lists import list_file
 from kiln.archives.sentinel2.item_name import ItemFilter
-from kiln.archives.sentinel2.versions import select_items
+from kiln.archives.sentinel2.versions import newest, select_items
 from kiln.errors import TransientError
 from tests.support.inventories import key
+from tests.support.sentinel2_items import make_version
 from tests.support.sentinel2_plans import (
     IDS,
     VERSION_0,
@@ -19,6 +24,77 @@ from tests.support.sentinel2_plans import (
     write_archive,
     write_list,
 )
+
+# ---------------------------------------------------------------------------- selection among the versions of a product
+
+
+def select_newest(*items):
+    selections = {tuple(i.item_id for i in newest(order)[0]) for order in itertools.permutations(items)}
+    assert len({tuple(sorted(f)) for f in selections}) == 1, "the order of the items must not matter"
+    return sorted(selections.pop())
+
+
+def test_the_version_of_the_highest_baseline_is_selected_regardless_of_names():
+    first = make_version(item_id="x_0", baseline="05.00", generation_time="2020")
+    assert select_newest(first, make_version(item_id="x_1", baseline="02.14", generation_time="2023")) == ["x_0"]
+    assert select_newest(first, make_version(item_id="x_1", baseline="05.10", generation_time="2019")) == ["x_1"]
+    assert select_newest(first, make_version(item_id="x_1", baseline="")) == ["x_0"]
+
+
+def test_the_latest_processed_of_equal_baselines_is_selected():
+    early, late = "2020-02-19T12:39:47.000000+00:00", "2020-02-20T01:00:00.000000+00:00"
+    assert select_newest(
+        make_version(item_id="x_0", generation_time=late), make_version(item_id="x_1", generation_time=early)
+    ) == ["x_0"]
+
+
+def test_otherwise_equal_versions_are_decided_by_name():
+    assert select_newest(make_version(item_id="x_1"), make_version(item_id="x_0"), make_version(item_id="x_2")) == [
+        "x_0"
+    ]
+
+
+def test_halves_of_two_datastrips_are_both_selected_and_have_their_own_versions():
+    halves = [
+        make_version(item_id="x_0", sensing="20200219T113105"),
+        make_version(item_id="x_1", sensing="20200219T113300"),
+        make_version(item_id="x_2", sensing="20200219T113300", baseline="05.00"),
+    ]
+    assert select_newest(*halves) == ["x_0", "x_2"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"zone": 30}, {"square": "KJ"}, {"platform": "sentinel-2b"}, {"datetime": datetime(2020, 2, 20, tzinfo=UTC)}],
+)
+def test_another_tile_platform_or_day_is_another_product(other):
+    assert select_newest(make_version(item_id="x_0"), make_version(item_id="x_1", baseline="05.00", **other)) == [
+        "x_0",
+        "x_1",
+    ]
+
+
+def test_an_item_without_sensing_time_supersedes_no_other_and_is_selected():
+    silent = make_version(item_id="x_0", sensing="", baseline="05.00")
+    assert select_newest(silent, make_version(item_id="x_1"), make_version(item_id="x_2", sensing="")) == [
+        "x_0",
+        "x_1",
+        "x_2",
+    ]
+
+
+def test_a_repeated_item_is_selected_once_and_superseded_items_are_returned():
+    a, b, c = (
+        make_version(item_id="x_0"),
+        make_version(item_id="x_1", baseline="05.00"),
+        make_version(item_id="y", square="KJ"),
+    )
+    stay, gone = newest([a, c, b, c, a])
+    assert [i.item_id for i in stay] == ["y", "x_1"]
+    assert [(old.item_id, new.item_id) for old, new in gone] == [("x_0", "x_1"), ("y", "y"), ("x_0", "x_1")]
+
+
+# -------------------------------------------------------------------------------------------------- selection in a plan
 
 
 def selected_ids(documents, tmp_path, max_cloud=None):

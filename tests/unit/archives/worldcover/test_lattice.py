@@ -19,7 +19,7 @@ def box(grid: Lattice, col: int, row: int) -> tuple[Fraction, Fraction, Fraction
     return west, north - Fraction(grid.chip, grid.ppd), west + Fraction(grid.chip, grid.ppd), north
 
 
-# ------------------------------------------------------------------------------------------------- conus
+# ---------------------------------------------------------------------------------------------------------------- conus
 
 
 def test_conus_is_1359_columns_of_609_rows():
@@ -66,7 +66,7 @@ def test_sizes_that_are_not_positive_are_config_errors(chip, ppd):
         region_columns(Lattice(chip, ppd), [0, 0, 1, 1])
 
 
-# ----------------------------------------------------------------------------------------------- regions
+# -------------------------------------------------------------------------------------------------------------- regions
 
 
 GRIDS = st.builds(Lattice, st.sampled_from([8, 24, 40, 56, 64, 100]), st.sampled_from([24, 40, 60, 96]))
@@ -197,7 +197,7 @@ def test_latitudes_are_clipped_to_the_archive():
     assert region_columns(grid, [0, -90, 1, -59]) == region_columns(grid, [0, -60, 1, -59])
 
 
-# ------------------------------------------------------------------------------------------------ shards
+# --------------------------------------------------------------------------------------------------------------- shards
 
 
 @given(st.integers(-900, 900), st.integers(1, 60), st.integers(1, 9), st.sampled_from(["west", "east"]))
@@ -212,10 +212,10 @@ def test_one_column_more_changes_at_most_two_shards(first, count, per_shard, sid
 @given(st.integers(-900, 900), st.integers(1, 60), st.integers(1, 9))
 def test_shards_hold_every_column_once_in_order_within_the_requested_size(first, count, per_shard):
     columns = [Column(k, 3, 7) for k in range(first, first + count)]
-    made = shards(Lattice(512), 2021, columns, per_shard)
-    assert [c for s in made for c in s.columns] == columns
-    assert max(len(s.columns) for s in made) <= per_shard
-    assert len({s.name for s in made}) == len(made) <= count // per_shard + 2
+    planned = shards(Lattice(512), 2021, columns, per_shard)
+    assert [c for s in planned for c in s.columns] == columns
+    assert max(len(s.columns) for s in planned) <= per_shard
+    assert len({s.name for s in planned}) == len(planned) <= count // per_shard + 2
 
 
 def test_the_name_of_a_shard_depends_on_its_units_year_and_height():

@@ -101,7 +101,7 @@ def test_a_plan_of_a_bucket_is_written_to_the_bucket_with_etags(archive, bucket)
     assert tile == ["N45E010", f"{bucket}/wc/{path.relative_to(archive)}", path.stat().st_size, head["ETag"].strip('"')]
 
 
-def test_the_crossing_of_the_antimeridian_is_planned(archive):
+def test_a_region_across_the_antimeridian_is_planned(archive):
     shards = shards_of(archive, region=[179.5, 45.1, -179.5, 45.9])
     assert shards[0].details["columns"][0][0] < 0 < shards[-1].details["columns"][-1][0]
 

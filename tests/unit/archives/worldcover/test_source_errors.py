@@ -122,12 +122,12 @@ def test_a_damaged_tile_fails_in_the_ledger_and_the_rest_is_embedded(tmp_path, e
             entry["expected"] == sum(entry[k] for k in ("embedded", "skipped_nodata", "skipped_cloud", "failed")) == 3
         )
         assert entry["status"] in ("embedded", "failed")
-    broken, whole = (ledger[:3], ledger[3:]) if side == "west" else (ledger[3:], ledger[:3])
+    broken, intact = (ledger[:3], ledger[3:]) if side == "west" else (ledger[3:], ledger[:3])
     assert [e["failed"] for e in broken] == [3, 3, 3]
     for entry in broken:
         assert str(bad) in entry["reason"]
         assert re.search(message, entry["reason"]), entry["reason"]
-    assert [(e["status"], e["embedded"], e["reason"]) for e in whole] == [("embedded", 3, "")] * 3
+    assert [(e["status"], e["embedded"], e["reason"]) for e in intact] == [("embedded", 3, "")] * 3
     assert pq.read_metadata(tmp_path / "out.parquet").num_rows == outcome.rows == 9
 
 
@@ -170,9 +170,9 @@ def test_a_column_over_open_sea_is_an_empty_file_and_a_ledger_row_without_loadin
 
     options = {"policy": embedder.EmbedPolicy("zeros"), "budget": pipeline.Budget(), "max_failed_fraction": 0.0}
     outcome = pipeline.embed(source, load, 32, tmp_path / "o.parquet", {}, **options)
-    made = pq.read_table(tmp_path / "o.parquet")
-    assert len(made) == outcome.rows == 0
-    assert made.schema.field("embeddings").type.list_size == 32
+    rows = pq.read_table(tmp_path / "o.parquet")
+    assert len(rows) == outcome.rows == 0
+    assert rows.schema.field("embeddings").type.list_size == 32
     for entry in outcome.ledger.to_pylist():
         assert (entry["status"], entry["reason"], entry["failed"]) == ("empty", "no tile: open sea", 0)
         assert entry["expected"] == entry["skipped_nodata"] > 0
