@@ -109,7 +109,7 @@ def test_another_resolution_than_that_of_the_key_is_noted_in_the_ledger(tmp_path
     transform = rasterio.transform.from_origin(5e5, 5.2e6, 5, 5)
     write_scene(tmp_path, ND_KEYS[0], scene_pixels(16, 16), transform=transform)
     rows, ledger = run_naip(make_plan(tmp_path / "plan.gz", ND_KEYS[:1], tmp_path)[0])
-    assert ledger[unit_id(ND_KEYS[0])]["notes"] == "pixels of 5 m, where the key says 1 m"
+    assert ledger[unit_id(ND_KEYS[0])]["notes"] == "pixels of 5 m, expected 1 m from the key"
     assert [r["pixel_size"] for r in rows] == [5]
 
 

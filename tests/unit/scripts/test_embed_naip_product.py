@@ -97,7 +97,7 @@ def test_real_scenes_are_found_by_a_search_together_with_worldcover(real_archive
             expected[f"{key[:2]}-{key[3:7]}"] = (file.height // 256) * (file.width // 256)
     assert rows == expected == {"nc-2016": 1, "nd-2014": 6, "nd-2019": 6, "va-2016": 2}
     (e,) = pq.read_table(tmp_path / "nd-2014" / "ledger.parquet").to_pylist()
-    assert e["notes"] == "pixels of 5 m, where the key says 1 m"
+    assert e["notes"] == "pixels of 5 m, expected 1 m from the key"
 
     write_tile(tmp_path / "wc", 2021, 10, 45, random_pixels(48, 1))
     settings = {"archive": str(tmp_path / "wc"), "years": [2021], "region": [10, 45, 11, 46], "chip_size": 16}

@@ -108,7 +108,7 @@ def test_the_pixel_size_of_the_file_overrides_that_of_the_key_with_a_note(tmp_pa
     write_scene(tmp_path, KEY, scene_pixels(16, 16), transform=from_origin(0, 5e6, gsd, gsd), crs="EPSG:26914")
     opened, chip = read_events(make_source(tmp_path))
     assert chip.pixel_size == pytest.approx(gsd)
-    assert opened.notes == ((f"pixels of {gsd:g} m, where the key says 1 m",) if noted else ())
+    assert opened.notes == ((f"pixels of {gsd:g} m, expected 1 m from the key",) if noted else ())
 
 
 def test_an_opened_scene_has_its_number_of_chips(tmp_path):

@@ -95,8 +95,8 @@ def test_cells_that_a_scene_barely_touches_are_expected_and_skipped_as_nodata(tm
     [
         ({}, ()),
         ({"crs": "EPSG:32614"}, ("resampled from 1 m in EPSG:32614 (bilinear)",)),
-        ({"transform": from_origin(5e5, 5.2e6, 0.6, 0.6)}, NOTED := ("pixels of 0.6 m, where the key says 1 m",)),
-        ({"crs": "EPSG:26913"}, ("in UTM zone 13, where the key says 14",)),
+        ({"transform": from_origin(5e5, 5.2e6, 0.6, 0.6)}, NOTED := ("pixels of 0.6 m, expected 1 m from the key",)),
+        ({"crs": "EPSG:26913"}, ("in UTM zone 13, expected 14 from the key",)),
     ],
 )
 def test_resampling_and_an_unexpected_zone_are_noted(tmp_path, profile, notes):
