@@ -219,7 +219,7 @@ def cut_on_grid(uri: str, header: SceneHeader, chip: int, gsd: float, key_zone: 
         raise SourceError(f"{uri}: {e}") from e
     # corners come from the grid, not from the transform, so that they are equal in every scene to the last bit
     places = [Place(*cell, grid.x0(cell.col), grid.y0(cell.row)) for cell in aligned.cells]
-    notes = [f"in UTM zone {crs_zone}, where the key says {key_zone}"] if crs_zone not in (None, key_zone) else []
+    notes = [f"in UTM zone {crs_zone}, expected {key_zone} from the key"] if crs_zone not in (None, key_zone) else []
     notes += [aligned.resampling] if aligned.resampling else []
     return Scene(
         header=header,

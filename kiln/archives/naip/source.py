@@ -278,7 +278,7 @@ class NaipSource:
         """Yield the chips of a scene, and its account."""
         header, notes = scene.header, []
         if abs(header.gsd / (key_gsd := key.cm / 100) - 1) > GSD_TOLERANCE:
-            notes.append(f"pixels of {header.gsd:g} m, where the key says {key_gsd:g} m")
+            notes.append(f"pixels of {header.gsd:g} m, expected {key_gsd:g} m from the key")
         if key.when is None:
             notes.append("no date in the name")
         yield Opened(key.unit_id, len(scene.places), self._etag(key), (*notes, *scene.notes))

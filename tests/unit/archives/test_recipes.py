@@ -1,4 +1,4 @@
-"""RECIPE is held by behaviour: every archive's golden chip has the stored vector, or RECIPE was raised."""
+"""Every archive's golden chip has the stored vector, unless RECIPE was raised."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -83,7 +83,7 @@ def test_a_raised_recipe_needs_a_new_file(stored, recipe, model_recipe):
         golden_recipes.check("naip", "float32", golden, golden.vector, *raised)
 
 
-def test_other_bits_count_on_the_same_kind_of_machine_alone(stored):
+def test_other_bits_count_only_on_the_same_kind_of_machine(stored):
     golden = stored["naip"]["float32"]
     near = golden.vector.copy()
     near[0] += 1e-4

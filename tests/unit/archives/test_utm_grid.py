@@ -1,4 +1,4 @@
-"""The grid of a UTM zone: which cells a scene touches, and what its pixels are there."""
+"""The grid of a UTM zone: the cells that a scene touches, and its pixels on the grid."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ HERE = GRID.crs
 WEST, NORTH = 31_250 * CHIP, 325_500 * CHIP  # a corner of four cells
 
 
-def drawn(height=40, width=56, seed=1):
+def random_pixels(height=40, width=56, seed=1):
     """[4, height, width] above 0."""
     return np.random.default_rng(seed).integers(1, 255, (4, height, width)).astype(np.uint8)
 
@@ -36,7 +36,7 @@ def at(west, north, size=1.0):
     return from_origin(WEST + west, NORTH + north, size, size)
 
 
-def seen(aligned, west, north, east, south):
+def pixels_between(aligned, west, north, east, south):
     """The aligned pixels between edges in metres from the corner (WEST, NORTH)."""
     window = from_bounds(WEST + west, NORTH + south, WEST + east, NORTH + north, aligned.transform)
     x, y, w, h = (round(v) for v in (window.col_off, window.row_off, window.width, window.height))
@@ -44,7 +44,7 @@ def seen(aligned, west, north, east, south):
 
 
 def align(pixels, transform, crs, grid, rows=None):
-    """The scene on the grid, and all `pixels` of its image, made `rows` at a time."""
+    """Align a scene to the grid and compute its pixels, `rows` at a time."""
     aligned = utm_grid.align(*pixels.shape[1:], transform, crs, grid)
     height = aligned.height
 
@@ -57,15 +57,15 @@ def align(pixels, transform, crs, grid, rows=None):
 
         return aligned.image(first, last, read)
 
-    made = [stretch(a, min(a + (rows or height), height)) for a in range(0, height, rows or height)]
-    return SimpleNamespace(**vars(aligned), pixels=np.concatenate(made, axis=1))
+    rows_of_image = [stretch(a, min(a + (rows or height), height)) for a in range(0, height, rows or height)]
+    return SimpleNamespace(**vars(aligned), pixels=np.concatenate(rows_of_image, axis=1))
 
 
 def places(aligned):
     return {(c.col, c.row) for c in aligned.cells}
 
 
-# ------------------------------------------------------------------------------------------------------- the grid
+# ------------------------------------------------------------------------------------------------------------- the grid
 
 
 def test_a_cell_is_counted_east_and_north_from_the_zones_origin():
@@ -82,7 +82,7 @@ def test_a_cell_is_counted_east_and_north_from_the_zones_origin():
     ("crs", "zone"),
     [("EPSG:26914", 14), ("EPSG:32614", 14), ("EPSG:6343", 14), ("EPSG:32702", 2), ("EPSG:5070", None)],
 )
-def test_a_zone_is_known_on_every_datum(crs, zone):
+def test_the_zone_is_known_on_every_datum(crs, zone):
     assert utm_grid.zone_of(crs) == zone
     assert utm_grid.zone_of(rasterio.CRS.from_string(crs).to_wkt()) == zone
 
@@ -96,11 +96,11 @@ def test_a_zone_is_known_on_every_datum(crs, zone):
     width=st.integers(1, 60),
     gsd=st.sampled_from([0.6, 1.0, 2.0]),
 )
-def test_the_cells_of_a_scene_are_those_its_extent_touches_wherever_it_begins(west, north, size, height, width, gsd):
+def test_the_cells_of_a_scene_are_those_its_extent_touches(west, north, size, height, width, gsd):
     grid = utm_grid.UtmGrid(14, CHIP, gsd)
     side = CHIP * gsd
     transform = from_origin(west, north, size, size)
-    aligned = align(drawn(height, width), transform, HERE, grid)
+    aligned = align(random_pixels(height, width), transform, HERE, grid)
     low, high = np.array([west, north - height * size]), np.array([west + width * size, north])
     first, last = np.floor(low / side).astype(int) - 1, np.ceil(high / side).astype(int) + 1
     right = {
@@ -117,22 +117,22 @@ def test_the_cells_of_a_scene_are_those_its_extent_touches_wherever_it_begins(we
         assert aligned.pixels[:, cell.y :, cell.x :].shape[2] >= CHIP
 
 
-# ------------------------------------------------------------------------------------------- pixels on the grid
+# --------------------------------------------------------------------------------------------------- pixels on the grid
 
 
 @pytest.mark.parametrize("off", [0, 1e-4, -1e-4])
 @pytest.mark.parametrize(("west", "north"), [(0, 0), (5, -3), (-20, 40)])
 def test_pixels_on_the_grid_are_copied_and_the_rest_of_their_cells_is_nodata(west, north, off):
-    pixels = drawn()
+    pixels = random_pixels()
     aligned = align(pixels, at(west + off, north - off), HERE, GRID)
     assert aligned.resampling == ""
-    assert np.array_equal(seen(aligned, west, north, west + 56, north - 40), pixels)
+    assert np.array_equal(pixels_between(aligned, west, north, west + 56, north - 40), pixels)
     assert np.count_nonzero(aligned.pixels) == pixels.size
     assert len(aligned.cells) * CHIP**2 == aligned.pixels[0].size
 
 
-def test_two_scenes_that_begin_elsewhere_agree_where_they_overlap():
-    ground = drawn(80, 80)
+def test_two_scenes_of_different_origins_agree_where_they_overlap():
+    ground = random_pixels(80, 80)
     one = align(ground[:, :50, :50], at(3, -5), HERE, GRID)
     two = align(ground[:, 20:, 30:], at(33, -25), HERE, GRID)
     shared = places(one) & places(two)
@@ -146,38 +146,38 @@ def test_two_scenes_that_begin_elsewhere_agree_where_they_overlap():
         assert np.array_equal(a[:, both], b[:, both])
 
 
-# --------------------------------------------------------------------------------------------------- resampling
+# ----------------------------------------------------------------------------------------------------------- resampling
 
 
 def test_pixels_of_half_a_metre_become_the_mean_of_their_four():
-    pixels = drawn(80, 96)
+    pixels = random_pixels(80, 96)
     aligned = align(pixels, at(5, -3, 0.5), HERE, GRID)
     mean = pixels.reshape(4, 40, 2, 48, 2).mean(axis=(2, 4))
     assert aligned.resampling == "resampled from 0.5 m (average)"
-    assert np.array_equal(seen(aligned, 5, -3, 53, -43), np.rint(mean).astype(np.uint8))
+    assert np.array_equal(pixels_between(aligned, 5, -3, 53, -43), np.rint(mean).astype(np.uint8))
     assert np.count_nonzero(aligned.pixels) == mean.size
 
 
-def test_pixels_of_60_centimetres_weigh_what_they_share_with_a_metre():
-    pixels = drawn(50, 50)
+def test_pixels_of_60_centimetres_are_weighted_by_their_overlap_with_a_metre():
+    pixels = random_pixels(50, 50)
     aligned = align(pixels, at(0, 0, 0.6), HERE, GRID)
-    fine = pixels.repeat(3, axis=1).repeat(3, axis=2)  # of 20 cm, which both divide by
+    fine = pixels.repeat(3, axis=1).repeat(3, axis=2)  # of 20 cm, a common divisor
     mean = fine.reshape(4, 30, 5, 30, 5).mean(axis=(2, 4))
-    assert np.abs(seen(aligned, 0, 0, 30, -30) - mean).max() <= 0.5 + 1e-4
+    assert np.abs(pixels_between(aligned, 0, 0, 30, -30) - mean).max() <= 0.5 + 1e-4
 
 
 def test_pixels_half_a_pixel_off_become_the_mean_of_their_neighbours():
-    pixels = drawn(40, 40)
+    pixels = random_pixels(40, 40)
     aligned = align(pixels, at(0.5, -0.5), HERE, GRID)
     wide = pixels.astype(float)
     mean = (wide[:, :-1, :-1] + wide[:, 1:, :-1] + wide[:, :-1, 1:] + wide[:, 1:, 1:]) / 4
     assert aligned.resampling == "resampled from 1 m (bilinear)"
-    assert np.array_equal(seen(aligned, 1, -1, 40, -40), np.rint(mean).astype(np.uint8))
+    assert np.array_equal(pixels_between(aligned, 1, -1, 40, -40), np.rint(mean).astype(np.uint8))
 
 
 @pytest.mark.parametrize(("size", "west", "north"), [(5.0, 2.5, -1.5), (1.0, 0.3, 0.8), (0.6, 0.1, 0.4), (0.7, 3, 3)])
 def test_a_scene_of_one_crs_is_resampled_as_gdal_does(size, west, north):
-    pixels = drawn(40, 40)
+    pixels = random_pixels(40, 40)
     aligned = align(pixels, at(west, north, size), HERE, GRID)
     right = np.zeros(aligned.pixels.shape, np.float32)
     kernel = rasterio.warp.Resampling["average" if size < 1 else "bilinear"]
@@ -199,32 +199,32 @@ def test_a_scene_of_one_crs_is_resampled_as_gdal_does(size, west, north):
     size=st.sampled_from([0.5, 0.6, 0.9, 1.0, 2.5]),
     crs=st.sampled_from([HERE, "EPSG:32614"]),
 )
-def test_ground_of_one_colour_keeps_it_and_the_collar_does_not_bleed(x, y, size, crs):
+def test_ground_of_one_colour_keeps_it_and_nodata_does_not_bleed_in(x, y, size, crs):
     pixels = np.zeros((4, 60, 60), np.uint8)
     pixels[:, 7:50, 11:53] = np.array([200, 3, 90, 1])[:, None, None]
     aligned = align(pixels, at(x, y, size), crs, GRID)
     valid = aligned.pixels.any(axis=0)
     assert {tuple(p) for p in aligned.pixels[:, valid].T.tolist()} == {(200, 3, 90, 1)}
     area = 43 * 42 * size**2
-    assert abs(np.count_nonzero(valid) - area) < 2 * (43 + 42) * size + 4  # as large as before, up to its rim
+    assert abs(np.count_nonzero(valid) - area) < 2 * (43 + 42) * size + 4  # the same area, up to its border
 
 
-def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_take_nothing_away():
+def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_remove_nothing():
     dark = np.zeros((4, 64, 64), np.uint8)
-    dark[3, ::2, ::2] = 1  # a quarter of the pixels, and 1 at that: rounds to 0
+    dark[3, ::2, ::2] = 1  # a quarter of the pixels has the value 1: the mean rounds to 0
     dark[2, 1::2] = dark[2, :, 1::2] = 1
     dark[2, :32, :32] = 0
     dark[0, :32, :32] = 1
     aligned = align(dark, at(0, 0, 0.5), HERE, GRID)
     assert aligned.pixels.any(axis=0).all()
-    alpha = drawn(64, 64)
+    alpha = random_pixels(64, 64)
     alpha[3] = 0
-    there = align(alpha, at(0, 0, 0.5), HERE, GRID).pixels
-    assert there[:3].all()
-    assert not there[3].any()
+    resampled = align(alpha, at(0, 0, 0.5), HERE, GRID).pixels
+    assert resampled[:3].all()
+    assert not resampled[3].any()
 
 
-def test_a_valid_pixel_that_rounds_to_nothing_is_one_in_the_first_band():
+def test_a_valid_pixel_that_rounds_to_zero_becomes_one_in_the_first_band():
     pixels = np.zeros((4, 4, 4), np.uint8)
     for n, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         pixels[n, y, x] = 1  # four valid pixels, whose mean is a quarter in each band
@@ -237,8 +237,8 @@ def test_a_valid_pixel_that_rounds_to_nothing_is_one_in_the_first_band():
     ("crs", "size"),
     [(HERE, 1.0), (HERE, 0.6), (HERE, 2.5), ("EPSG:32614", 0.6), ("EPSG:5070", 2.0), ("EPSG:26913", 1.0)],
 )
-def test_rows_made_apart_are_those_of_the_whole_image(monkeypatch, crs, size):
-    pixels = drawn(330, 110)
+def test_rows_resampled_separately_equal_those_of_the_whole_image(monkeypatch, crs, size):
+    pixels = random_pixels(330, 110)
     pixels[:, 40:60, 30:70] = 0
     west, north = pyproj.Transformer.from_crs(HERE, crs, always_xy=True).transform(WEST + 3.3, NORTH + 1.2)
     place = (from_origin(west, north, size, size), crs, GRID)
@@ -251,23 +251,23 @@ def test_rows_made_apart_are_those_of_the_whole_image(monkeypatch, crs, size):
         off = np.abs(other.astype(int) - whole)
         if crs in (HERE, "EPSG:32614"):
             assert not off.any()
-        assert off.max() <= 1  # a warp's last bits, where a number lies halfway between two
+        assert off.max() <= 1  # the last bits of a warp decide values halfway between two integers
         assert np.count_nonzero(off) < 1e-4 * off.size
 
 
-# ---------------------------------------------------------------------------------------------------- other CRSs
+# ----------------------------------------------------------------------------------------------------------- other CRSs
 
 
 def test_wgs84_of_the_same_zone_is_the_same_ground():
-    pixels = drawn()
+    pixels = random_pixels()
     aligned = align(pixels, at(5, -3), "EPSG:32614", GRID)
     assert aligned.resampling == "resampled from 1 m in EPSG:32614 (bilinear)"
-    assert np.array_equal(seen(aligned, 5, -3, 61, -43), pixels)
+    assert np.array_equal(pixels_between(aligned, 5, -3, 61, -43), pixels)
     assert places(aligned) == places(align(pixels, at(5, -3), HERE, GRID))
 
 
 def slope(transform, crs, height, width):
-    """[4, height, width] whose first bands tell where a pixel lies in the grid's zone, 10 m a step."""
+    """[4, height, width] whose first two bands are a pixel's x and y in the grid's zone, in steps of 10 m."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     east, north = transform * (x, y)
     east, north = pyproj.Transformer.from_crs(crs, HERE, always_xy=True).transform(east, north)
@@ -276,7 +276,7 @@ def slope(transform, crs, height, width):
 
 @pytest.mark.parametrize("crs", ["EPSG:5070", "EPSG:26913", "EPSG:6343", "ESRI:102720"])
 @pytest.mark.parametrize("size", [0.6, 1.0, 2.0])
-def test_a_scene_in_another_crs_is_warped_to_where_it_lies(crs, size):
+def test_a_scene_in_another_crs_is_warped_to_its_place(crs, size):
     height, width = 300, 350
     metre = pyproj.CRS(crs).axis_info[0].unit_conversion_factor
     east, north = pyproj.Transformer.from_crs(HERE, crs, always_xy=True).transform(WEST, NORTH)
@@ -287,7 +287,7 @@ def test_a_scene_in_another_crs_is_warped_to_where_it_lies(crs, size):
     assert ("average" in aligned.resampling) == (size < 1)
     right = slope(aligned.transform, HERE, *aligned.pixels.shape[1:])
     valid = aligned.pixels.any(axis=0)
-    assert np.abs(aligned.pixels[:, valid] - right[:, valid]).max() < 0.8  # 0.5 by rounding, then 0.1 a metre
+    assert np.abs(aligned.pixels[:, valid] - right[:, valid]).max() < 0.8  # 0.5 by rounding, then 0.1 per metre
     extent = shapely.Polygon(
         [
             pyproj.Transformer.from_crs(crs, HERE, always_xy=True).transform(*(transform * p))
@@ -303,25 +303,25 @@ def test_a_scene_in_another_crs_is_warped_to_where_it_lies(crs, size):
 def test_a_scene_far_from_its_zone_is_refused():
     for place in (from_origin(12_000_000, 3_000_000, 1, 1), from_origin(-9_000_000, 3_000_000, 1, 1)):
         with pytest.raises(SourceError, match="expected a scene near UTM zone 14"):
-            align(drawn(), place, "EPSG:3857", GRID)
+            align(random_pixels(), place, "EPSG:3857", GRID)
 
 
-# ------------------------------------------------------------------------------------------------------ the layout
+# ----------------------------------------------------------------------------------------------------------- the layout
 
 
-def test_the_layout_of_a_scenes_own_lattice_is_what_it_always_was():
+def test_the_layout_of_the_scene_lattice_is_stable():
     assert chip_layout(256) == {"chip_size": 256, "lattice": "scene", "edge": "drop"}
     assert chip_layout(16, "scene", 0.6, "align") == {"chip_size": 16, "lattice": "scene", "edge": "align"}
 
 
-def test_the_layout_of_the_common_lattice_says_its_anchor_and_resampling():
+def test_the_layout_of_the_common_lattice_contains_anchor_and_resampling():
     right = {"chip_size": 256, "lattice": "utm", "lattice_gsd": 1.0, "anchor": [0, 0], "resampling": RESAMPLING}
     assert chip_layout(256, "utm", 1) == chip_layout(256, "utm", 1.0) == right
     assert isinstance(chip_layout(256, "utm", 1)["lattice_gsd"], float)
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("args", "message"),
     [
         ((256, "utm", 1.0, "align"), "edge: expected drop with lattice utm"),
         ((256, "utm", 0.0), "got 0.0"),
@@ -333,13 +333,13 @@ def test_the_layout_of_the_common_lattice_says_its_anchor_and_resampling():
         ((256, "scene", 1.0, "wrap"), "expected drop or align"),
     ],
 )
-def test_a_layout_that_cannot_be_is_a_wrong_setting(told, says):
-    with pytest.raises(ConfigError, match=says):
-        chip_layout(*told)
+def test_an_impossible_layout_is_a_config_error(args, message):
+    with pytest.raises(ConfigError, match=message):
+        chip_layout(*args)
 
 
 @pytest.mark.parametrize(("lattice", "is_error"), [("utm", False), ("scene", True)])
-def test_deduplicate_needs_the_lattice_that_scenes_share(lattice, is_error):
+def test_deduplicate_needs_the_common_lattice(lattice, is_error):
     section = {"chip_size": 256, "lattice": lattice, "lattice_gsd": 1.0, "edge": "drop", "deduplicate": True}
     if not is_error:
         assert chip_lattice(section) == chip_layout(256, "utm")
@@ -349,12 +349,12 @@ def test_deduplicate_needs_the_lattice_that_scenes_share(lattice, is_error):
     assert chip_lattice(section | {"deduplicate": False}) == chip_layout(256)
 
 
-def test_the_layout_is_light_to_import():
+def test_the_layout_imports_no_heavy_packages():
     code = "import sys, kiln.archives.naip.layout; print({'numpy', 'rasterio', 'torch', 'pyproj'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "set()\n"
 
 
 def test_an_image_of_whole_cells_lies_on_the_grid():
-    aligned = align(drawn(), at(5, -3, 0.6), HERE, GRID)
+    aligned = align(random_pixels(), at(5, -3, 0.6), HERE, GRID)
     assert aligned.transform == Affine(1, 0, WEST, 0, -1, NORTH)

@@ -1,4 +1,4 @@
-"""The account of a shard: every expected chip is embedded, skipped or failed."""
+"""The ledger of a shard: every expected chip is embedded, skipped or failed."""
 
 import collections
 import logging
@@ -21,11 +21,11 @@ EVENT = st.tuples(
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(EVENT, max_size=40), st.integers(1, 9))
-def test_every_expected_chip_is_embedded_skipped_or_failed(tmp_path_factory, told, batch):
+def test_every_expected_chip_is_embedded_skipped_or_failed(tmp_path_factory, drawn, batch):
     path = tmp_path_factory.mktemp("account") / "o.parquet"
     events: list[Chip | Dropped] = []
     tally = {u: collections.Counter() for u in "abc"}
-    for n, (unit, kind, count) in enumerate(told):
+    for n, (unit, kind, count) in enumerate(drawn):
         if kind in ("chip", "nan"):
             events.append(make_chip(n + 1 if kind == "chip" else 0, unit, chip_id=f"{unit}:{n}"))
             tally[unit]["embedded" if kind == "chip" else "failed"] += 1
@@ -47,18 +47,18 @@ def test_every_expected_chip_is_embedded_skipped_or_failed(tmp_path_factory, tol
             entry["status"] == "failed"
             or (bool(counts["skipped_nodata"] + counts["skipped_cloud"]) and entry["status"] == "empty")
         )
-    order = [e.chip_id for e, (_, kind, _) in zip(events, told, strict=True) if kind == "chip"]
+    order = [e.chip_id for e, (_, kind, _) in zip(events, drawn, strict=True) if kind == "chip"]
     assert [r["chip_id"] for r in rows] == order
     assert outcome.rows == len(rows)
 
 
-def test_a_chip_that_a_source_forgets_is_noticed(tmp_path):
+def test_a_chip_missing_from_the_source_is_an_error(tmp_path):
     with pytest.raises(AssertionError, match="u: 2 of 3 chips accounted for"):
         embed(ListSource([make_chip(1), make_chip(2)], {"u": 3}), Echo(), tmp_path / "o")
 
 
 @pytest.mark.parametrize(
-    ("storage", "value", "kept"),
+    ("storage", "value", "written"),
     [
         ("float32", float("nan"), False),
         ("float32", float("inf"), False),
@@ -71,14 +71,14 @@ def test_a_chip_that_a_source_forgets_is_noticed(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_a_vector_that_is_not_finite_as_stored_is_counted_and_never_written(tmp_path, storage, value, kept):
+def test_a_vector_that_is_not_finite_as_stored_is_counted_and_never_written(tmp_path, storage, value, written):
     chips = [make_chip(n) for n in range(1, 8)]
     outcome = embed(ListSource(chips, {"u": 7}), Echo({3: value}), tmp_path / "o", storage=storage)
     (entry,) = outcome.ledger.to_pylist()
-    assert (entry["embedded"], entry["failed"]) == ((7, 0) if kept else (6, 1))
-    assert entry["reason"] == ("" if kept else f"vector not finite in {storage}")
+    assert (entry["embedded"], entry["failed"]) == ((7, 0) if written else (6, 1))
+    assert entry["reason"] == ("" if written else f"vector not finite in {storage}")
     rows = pq.read_table(tmp_path / "o")
-    assert ("u:3" in rows["chip_id"].to_pylist()) == kept
+    assert ("u:3" in rows["chip_id"].to_pylist()) == written
     vectors = np.stack(rows["embeddings"].to_numpy())
     assert vectors.dtype == storage
     assert np.isfinite(vectors).all()
@@ -86,7 +86,7 @@ def test_a_vector_that_is_not_finite_as_stored_is_counted_and_never_written(tmp_
 
 def test_one_bad_channel_is_enough_to_fail_a_vector(tmp_path):
     class OneNaN(Echo):
-        def __call__(self, pixels, **told):
+        def __call__(self, pixels, **kwargs):
             tokens = super().__call__(pixels).clone()
             tokens[1, 0, 2] = float("nan")
             return tokens
@@ -97,7 +97,7 @@ def test_one_bad_channel_is_enough_to_fail_a_vector(tmp_path):
 
 
 def test_more_failures_than_allowed_raise_with_the_ledger_in_the_log(tmp_path, caplog):
-    def source() -> ListSource:  # half of one of three units fails
+    def source() -> ListSource:  # half of the chips of one of three units fail
         bad = Dropped("b", "failed", 1, "b.tif: unreadable")
         return ListSource([make_chip(1, "a"), bad, make_chip(3, "b"), make_chip(2, "c")], {"a": 1, "b": 2, "c": 1})
 
@@ -111,7 +111,7 @@ def test_more_failures_than_allowed_raise_with_the_ledger_in_the_log(tmp_path, c
     assert len(logged.splitlines()) == 5  # a title, the columns' names, three units
 
 
-def test_a_unit_of_which_nothing_is_known_counts_as_failed_altogether(tmp_path):
+def test_a_unit_of_unknown_size_counts_as_entirely_failed(tmp_path):
     def source() -> ListSource:
         return ListSource([Dropped("a", "failed", 0, "a.tif: unreadable"), make_chip(1, "b")], {"a": 0, "b": 1})
 

@@ -1,4 +1,4 @@
-"""Batches: full across units, one pixel size where it matters, long stretches reported."""
+"""Batches: full across units, one pixel size each if the encoder needs it, and progress reports."""
 
 import itertools
 
@@ -15,25 +15,27 @@ from tests.support.engine import Echo, embed
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from([0.6, 1.0, 1.0 + 2**-52, "dropped"]), max_size=30), st.integers(1, 5), st.booleans())
-def test_a_batch_has_one_pixel_size_where_each_chip_s_own_is_told(told, size, one_gsd):
+def test_a_batch_has_one_pixel_size_where_the_encoder_receives_that_of_each_chip(gsds, size, one_gsd):
     events = [
         Dropped("u", "nodata", 1, str(n)) if gsd == "dropped" else make_chip(n, pixel_size=gsd)
-        for n, gsd in enumerate(told)
+        for n, gsd in enumerate(gsds)
     ]
-    made = list(make_batches((e for e in events), size, one_gsd=one_gsd))
-    assert [c for b in made for c in b.chips] == [e for e in events if isinstance(e, Chip)]
-    assert [d for b in made for d in b.reports] == [e for e in events if isinstance(e, Dropped)]
-    sizes = [[c.pixel_size for c in b.chips] for b in made]
+    made_batches = list(make_batches((e for e in events), size, one_gsd=one_gsd))
+    assert [c for b in made_batches for c in b.chips] == [e for e in events if isinstance(e, Chip)]
+    assert [d for b in made_batches for d in b.reports] == [e for e in events if isinstance(e, Dropped)]
+    sizes = [[c.pixel_size for c in b.chips] for b in made_batches]
     assert all(len(s) <= size and (not one_gsd or len(set(s)) <= 1) for s in sizes)
-    for some, after in itertools.pairwise([s for s in sizes if s]):  # none is cut short without a reason
+    for some, after in itertools.pairwise(
+        [s for s in sizes if s]
+    ):  # only the last batch, or one before another pixel size, is not full
         assert len(some) == size or (one_gsd and some[-1] != after[0])
 
 
-def test_long_stretches_without_a_chip_are_told_as_they_go(tmp_path, monkeypatch):
-    told, seen = [0], []
+def test_long_stretches_without_a_chip_are_reported_during_the_stretch(tmp_path, monkeypatch):
+    reported, unreported = [0], []
     advance = Progress.advance
     monkeypatch.setattr(
-        Progress, "advance", lambda self, n, **k: (told.__setitem__(0, told[0] + n), advance(self, n, **k))
+        Progress, "advance", lambda self, n, **k: (reported.__setitem__(0, reported[0] + n), advance(self, n, **k))
     )
 
     class Sea(ListSource):
@@ -41,8 +43,8 @@ def test_long_stretches_without_a_chip_are_told_as_they_go(tmp_path, monkeypatch
             yield from super().chips(loaded)
             for n in range(8 * batches.MAX_UNREPORTED):
                 yield Dropped("u", "nodata")
-                seen.append(n - told[0])
+                unreported.append(n - reported[0])
 
     embed(Sea([make_chip(1)], {"u": 8 * batches.MAX_UNREPORTED + 1}), Echo(), tmp_path / "o")
-    assert told[0] == 8 * batches.MAX_UNREPORTED + 1
-    assert max(seen) <= (pipeline.MAX_WAITING_BATCHES + 3) * batches.MAX_UNREPORTED
+    assert reported[0] == 8 * batches.MAX_UNREPORTED + 1
+    assert max(unreported) <= (pipeline.MAX_WAITING_BATCHES + 3) * batches.MAX_UNREPORTED

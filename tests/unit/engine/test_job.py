@@ -1,4 +1,4 @@
-"""A job: its options, fingerprint and metadata, the files that it puts in place, and those that it leaves behind."""
+"""A job: its options, fingerprint and metadata, its files, refusals, and checkpoints."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def metadata_of(path):
     return json.loads(pq.read_schema(path).metadata[b"kiln"])
 
 
-# -------------------------------------------------------------------------------------------------------- options
+# -------------------------------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_devices_are_options(device):
     assert EmbedOptions(device=device).device == device
 
 
-# ----------------------------------------------------------------------------------------- files and their metadata
+# --------------------------------------------------------------------------------------------- files and their metadata
 
 
 def test_a_shard_is_a_file_a_ledger_and_a_result_that_names_them(tmp_path, encoder_file):
@@ -98,7 +98,7 @@ def test_a_shard_is_a_file_a_ledger_and_a_result_that_names_them(tmp_path, encod
     assert metadata_of(output)["fingerprint"] == result.fingerprint
 
 
-def test_ledger_and_patches_lie_together_where_the_file_lies_elsewhere(tmp_path, encoder_file):
+def test_patches_are_next_to_the_ledger_if_the_file_is_elsewhere(tmp_path, encoder_file):
     ledger = str(tmp_path / "ledgers" / "s.ledger.parquet")
     options = EmbedOptions(patches=True, threads=1)
     result = embed_shard(
@@ -112,7 +112,7 @@ def test_ledger_and_patches_lie_together_where_the_file_lies_elsewhere(tmp_path,
     assert metadata_of(result.patches)["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
 
 
-def test_the_metadata_holds_what_the_source_the_weights_and_the_options_are(tmp_path, encoder_file):
+def test_the_metadata_describes_source_weights_and_options(tmp_path, encoder_file):
     info = make_info(lattice={"chip_size": 16, "edge": "drop"}, max_cloud=0.5, metadata="as_published")
     result = embed_shard(
         make_source(info=info), weights=encoder_file, output=str(tmp_path / "s.parquet"), options=EXACT
@@ -177,7 +177,7 @@ def test_chips_are_given_their_own_pixel_size_where_the_source_has_none(tmp_path
     assert vectors[0] != vectors[1]
 
 
-# --------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_the_ledger_is_in_place_before_the_file(tmp_path, encoder_file, monkeypa
     assert output.exists()
 
 
-# ------------------------------------------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
 @pytest.mark.parametrize("patches", [False, True])

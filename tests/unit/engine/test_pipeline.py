@@ -1,4 +1,4 @@
-"""The pipeline: errors, threads, and vectors that depend on nothing but their own chip."""
+"""The pipeline: errors, threads, and vectors that depend only on their own chip."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def test_an_error_of_the_encoder_ends_the_job_and_its_threads(tmp_path):
     assert threads_left() == []
 
 
-def test_an_error_of_the_source_s_stitching_ends_the_job_and_its_threads(tmp_path):
+def test_an_error_of_the_source_ends_the_job_and_its_threads(tmp_path):
     class Broken(ListSource):
         def chips(self, loaded):
             yield next(loaded).value
@@ -45,7 +45,7 @@ def test_an_error_of_the_source_s_stitching_ends_the_job_and_its_threads(tmp_pat
     assert threads_left() == []
 
 
-# ------------------------------------------------------------------------------------------------- vectors
+# -------------------------------------------------------------------------------------------------------------- vectors
 
 
 def vectors_of(path) -> dict[str, bytes]:
@@ -71,7 +71,7 @@ def test_a_vector_is_bit_equal_alone_and_among_any_others(tmp_path, encoder):
     assert run([3], "alone") == {"u:3": together["u:3"]}
 
 
-def test_the_encoder_sees_full_batches_whatever_comes(tmp_path):
+def test_the_encoder_receives_full_batches(tmp_path):
     echo = Echo()
     events = [make_chip(1), Dropped("u", "cloud", 4), *(make_chip(n) for n in range(2, 8))]
     embed(ListSource(events, {"u": 11}), echo, tmp_path / "o", batch=3)
@@ -79,7 +79,7 @@ def test_the_encoder_sees_full_batches_whatever_comes(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(tmp_path, encoder, size):
+def test_chips_of_different_pixel_sizes_are_encoded_with_their_own(tmp_path, encoder, size):
     rng = np.random.default_rng(5)
     pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
     gsds = [1.0, 0.6, 0.6, 2.5, 1.0, 1.0, 0.6]
@@ -88,31 +88,31 @@ def test_chips_of_many_pixel_sizes_are_told_their_own_whatever_their_neighbours(
         ListSource(events, {"u": 7}), lambda: encoder, 32, tmp_path / "o", {},
         policy=EmbedPolicy("zeros", None), budget=Budget(size, 2, 1 << 20), max_failed_fraction=0,
     )  # fmt: skip
-    made = pq.read_table(tmp_path / "o")
-    assert made["pixel_size"].to_pylist() == gsds
+    rows = pq.read_table(tmp_path / "o")
+    assert rows["pixel_size"].to_pylist() == gsds
     unknown = torch.zeros(1, 4)
     for n, gsd in enumerate(gsds):
-        ours = made["embeddings"][n].as_py()
+        vector = rows["embeddings"][n].as_py()
         x = torch.from_numpy(pixels[n])[None]
-        told = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
-        assert ours == pytest.approx(encoder(x, gsd=gsd, **told)[0, 0].tolist(), abs=1e-5)
-        assert ours != pytest.approx(encoder(x, gsd=10.0, **told)[0, 0].tolist(), abs=1e-4)
+        metadata = {"wavelengths": torch.tensor([0.5, 0.6]), "time": unknown, "latlon": unknown}
+        assert vector == pytest.approx(encoder(x, gsd=gsd, **metadata)[0, 0].tolist(), abs=1e-5)
+        assert vector != pytest.approx(encoder(x, gsd=10.0, **metadata)[0, 0].tolist(), abs=1e-4)
         embed_alone = Embedder(encoder, PLAIN, EmbedPolicy("zeros", None), size)
         alone = embed_alone([make_chip(n, pixels=pixels[n], pixel_size=gsd)])
-        assert np.array_equal(np.array(ours, np.float32), alone["embeddings"][0])
+        assert np.array_equal(np.array(vector, np.float32), alone["embeddings"][0])
 
 
-def test_rows_wait_for_their_row_group_without_pixels(tmp_path):
+def test_rows_that_wait_for_their_row_group_hold_no_pixels(tmp_path):
     chips = [make_chip(n) for n in range(9)]
     embed(ListSource(chips, {"u": 9}), Echo(), tmp_path / "o")
     assert sum(c.pixels.nbytes for c in chips) == 0
 
 
-# ------------------------------------------------------------------------------- class, mean, both and all patches
+# ------------------------------------------------------------------------------------ class, mean, both and all patches
 
 
 @pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_path, encoder, storage):
+def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, encoder, storage):
     rng = np.random.default_rng(11)
     pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
     pixels[3, 0, 0, 0] = np.nan
@@ -120,28 +120,28 @@ def test_files_of_every_kind_hold_the_same_chips_and_come_out_alike_twice(tmp_pa
     def events():
         return [make_chip(n, pixels=pixels[n].copy()) for n in range(7)]
 
-    made = {}
+    tables = {}
     for embedding in vectors.EMBEDDINGS:
         for again in (0, 1):
-            path, beside = tmp_path / f"{embedding}{again}", tmp_path / f"{embedding}{again}.patches"
+            path, patch_path = tmp_path / f"{embedding}{again}", tmp_path / f"{embedding}{again}.patches"
             outcome = embed(
                 ListSource(events(), {"u": 7}), encoder, path, storage=storage, dim=32, embedding=embedding,
-                patches=beside, batch=2 + again,
+                patches=patch_path, batch=2 + again,
             )  # fmt: skip
             assert (outcome.ledger["failed"].to_pylist(), outcome.rows) == ([1], 6)
-        made[embedding] = pq.read_table(path)
-        assert made[embedding]["chip_id"].to_pylist() == [f"u:{n}" for n in (0, 1, 2, 4, 5, 6)]
-        kept = pq.read_table(beside)
-        assert kept["chip_id"].equals(made[embedding]["chip_id"])
-        assert json.loads(kept.schema.metadata[b"kiln"])["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
-        patches = np.array(kept["patches"].to_pylist(), np.float32).reshape(6, 4, 32)
+        tables[embedding] = pq.read_table(path)
+        assert tables[embedding]["chip_id"].to_pylist() == [f"u:{n}" for n in (0, 1, 2, 4, 5, 6)]
+        patch_rows = pq.read_table(patch_path)
+        assert patch_rows["chip_id"].equals(tables[embedding]["chip_id"])
+        assert json.loads(patch_rows.schema.metadata[b"kiln"])["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
+        patches = np.array(patch_rows["patches"].to_pylist(), np.float32).reshape(6, 4, 32)
         for name, kind in vectors.KINDS[embedding].items():
-            ours = vectors.read(made[embedding], name)
+            stored = vectors.read(tables[embedding], name)
             if kind == "mean":
-                np.testing.assert_allclose(ours, patches.mean(axis=1), atol=0.02)
-    assert np.array_equal(vectors.read(made["both"]), vectors.read(made["class"]))
-    assert np.array_equal(vectors.read(made["both"], "embeddings_mean"), vectors.read(made["mean"]))
-    assert not np.allclose(vectors.read(made["mean"]), vectors.read(made["class"]), atol=0.05)
+                np.testing.assert_allclose(stored, patches.mean(axis=1), atol=0.02)
+    assert np.array_equal(vectors.read(tables["both"]), vectors.read(tables["class"]))
+    assert np.array_equal(vectors.read(tables["both"], "embeddings_mean"), vectors.read(tables["mean"]))
+    assert not np.allclose(vectors.read(tables["mean"]), vectors.read(tables["class"]), atol=0.05)
 
 
 def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
@@ -150,22 +150,22 @@ def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
         seen = set()
         for again in range(2):
             events = [make_chip(n, pixels=p.copy()) for n, p in enumerate(pixels)]
-            path, beside = tmp_path / f"{again}", tmp_path / f"{again}.patches"
+            path, patch_path = tmp_path / f"{again}", tmp_path / f"{again}.patches"
             embed(
                 ListSource(events, {"u": 9}), encoder, path, storage=storage, dim=32, embedding=embedding,
-                patches=beside, threads=1 + again,
+                patches=patch_path, threads=1 + again,
             )  # fmt: skip
-            seen.add((path.read_bytes(), beside.read_bytes()))
+            seen.add((path.read_bytes(), patch_path.read_bytes()))
         assert len(seen) == 1
 
 
-def test_patches_that_float16_cannot_hold_have_failed(tmp_path):
-    beside = tmp_path / "o.patches"
+def test_patches_that_float16_cannot_represent_fail(tmp_path):
+    patch_path = tmp_path / "o.patches"
     source = ListSource([make_chip(1), make_chip(2), make_chip(3)], {"u": 3})
-    outcome = embed(source, Echo({2: 1e6}), tmp_path / "o", patches=beside)
+    outcome = embed(source, Echo({2: 1e6}), tmp_path / "o", patches=patch_path)
     entry = outcome.ledger.to_pylist()[0]
     assert (entry["embedded"], entry["failed"], entry["reason"]) == (2, 1, "vector not finite in float16")
-    assert pq.read_table(beside)["chip_id"].to_pylist() == ["u:1", "u:3"]
+    assert pq.read_table(patch_path)["chip_id"].to_pylist() == ["u:1", "u:3"]
 
 
 def test_a_shard_without_a_chip_has_an_empty_file_of_patches(tmp_path):

@@ -1,4 +1,4 @@
-"""Prefetch: order, memory, errors, threads that end."""
+"""Prefetch: order, memory, errors, and the end of its threads."""
 
 import collections
 import itertools
@@ -32,7 +32,7 @@ def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threa
         assert loaded.error is None
         assert loaded.read.key == loaded.value
         with lock:
-            held.remove(loaded.value)  # let go only when the next one is asked for
+            held.remove(loaded.value)  # released only when the next one is requested
     assert seen == list(range(len(sizes)))
     for together in peaks:
         assert sum(together) <= budget or len(together) == 1
@@ -41,7 +41,7 @@ def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threa
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 50), max_size=8), max_size=8), st.integers(1, 4), st.integers(1, 120))
-def test_what_follows_from_a_read_comes_right_behind_it_and_within_the_budget(files, threads, budget):
+def test_the_reads_that_follow_a_read_come_directly_after_it_within_the_budget(files, threads, budget):
     lock, held, peaks, opened = threading.Lock(), collections.Counter(), [], []
 
     def load(name: tuple[int, int], size: int) -> tuple[int, int]:
@@ -79,30 +79,30 @@ def test_nothing_follows_from_a_read_that_failed():
     assert (str(first.error), second.value, third.value) == ("gone", 2, 2)
 
 
-def test_reads_go_on_at_the_same_time():
+def test_reads_run_in_parallel():
     together = threading.Barrier(3)
     reads = [Read(1, lambda: together.wait(timeout=10)) for _ in range(3)]
     assert sorted(loaded.value for loaded in read_ahead(reads, 3, 100)) == [0, 1, 2]
 
 
-def test_reads_are_asked_for_only_as_the_budget_allows():
-    asked = []
+def test_reads_are_requested_only_as_the_budget_allows():
+    requested = []
 
     def reads() -> Iterator[Read]:
         for n in itertools.count():
-            asked.append(n)
+            requested.append(n)
             yield Read(10, lambda n=n: n)
 
     ahead = read_ahead(reads(), 2, 50)
     assert next(ahead).value == 0
-    assert len(asked) <= 7
+    assert len(requested) <= 7
     assert next(ahead).value == 1
-    assert len(asked) <= 8
+    assert len(requested) <= 8
     ahead.close()
     assert threads_left() == []
 
 
-def test_a_bad_source_comes_as_the_value_of_its_read():
+def test_a_source_error_is_returned_with_its_read():
     def bad() -> None:
         raise SourceError("x.tif: unreadable")
 
@@ -112,7 +112,7 @@ def test_a_bad_source_comes_as_the_value_of_its_read():
     assert str(broken.error) == "x.tif: unreadable"
 
 
-def test_items_of_a_thread_keep_their_order_and_its_error_is_raised_here():
+def test_items_of_a_thread_keep_their_order_and_its_error_is_raised_to_the_consumer():
     def items() -> Iterator[int]:
         yield from range(5)
         raise ArithmeticError("broken")
@@ -128,7 +128,7 @@ def iter_of(values):
     yield from values
 
 
-def test_a_thread_ends_and_closes_its_generator_when_nobody_takes_its_items():
+def test_a_thread_ends_and_closes_its_generator_when_its_consumer_closes():
     closed = threading.Event()
 
     def endless() -> Iterator[int]:

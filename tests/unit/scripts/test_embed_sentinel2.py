@@ -1,10 +1,8 @@
-"""One job of Sentinel-2 from plan to files: its rows and ledger, what the encoder is told, bad and remote items."""
+"""One job of Sentinel-2 from plan to files: rows, ledger, metadata of the encoder, damaged and remote items."""
 
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,15 +27,15 @@ from kiln.model import checkpoint
 from kiln.model import weights as encoders
 from kiln.model.identity import RECIPE
 from scripts import embed
-from tests.conftest import ROOT
+from tests.support.embed_jobs import check_help, ledger_closes, read_files, run_failing_job
 from tests.support.items import BUCKET, FILES, write_item
 
 MEAN = [1105, 1355, 1552, 1887, 2422, 2630, 2743, 2785, 2388, 1835]  # the design's table, blue to swir22
 STD = [1809, 1757, 1888, 1870, 1732, 1697, 1742, 1648, 1470, 1379]
 WAVES = [0.493, 0.56, 0.665, 0.704, 0.74, 0.783, 0.842, 0.865, 1.61, 2.19]
 NAMES = [f"S2A_29RKH_202002{d:02d}_0_L2A" for d in range(10, 15)]
-REAL = "sentinel-s2-l2a-cogs/29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json"
-LATE = {"s2:processing_baseline": "04.00"}
+REAL_ITEM = "sentinel-s2-l2a-cogs/29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json"
+BASELINE_04 = {"s2:processing_baseline": "04.00"}
 
 
 def shard_of(*entries, chip=16, partition="29R-2020-02"):
@@ -47,22 +45,17 @@ def shard_of(*entries, chip=16, partition="29R-2020-02"):
 
 
 def make_plan(path, *entries, chip=16):
-    """A plan of one shard of the items."""
+    """Write a plan of one shard of the items and return its path."""
     plan_file.write_plan([shard_of(*entries, chip=chip)], str(path))
     return path
 
 
-@pytest.fixture(autouse=True)
-def no_array_job(monkeypatch):
-    monkeypatch.delenv("AWS_BATCH_JOB_ARRAY_INDEX", raising=False)
-
-
 @pytest.fixture
 def run(tmp_path, encoder_file):
-    """Does a plan's only line, and gives its rows and its ledger by the item's id."""
+    """Embed the only shard of a plan; return its rows, and its ledger by item id."""
 
-    def do(made, *more, folder=tmp_path / "shards", weights=encoder_file, root=tmp_path, chip=16):
-        entries = (m if isinstance(m, dict) else m.entry for m in made)
+    def do(items, *more, folder=tmp_path / "shards", weights=encoder_file, root=tmp_path, chip=16):
+        entries = (m if isinstance(m, dict) else m.entry for m in items)
         units = make_plan(tmp_path / "plan.gz", *entries, chip=chip)
         embed.main(flags(units, folder, weights, *more, root=root))
         (rows,) = [p for p in folder.glob("*.parquet") if not p.name.endswith(".ledger.parquet")]
@@ -73,49 +66,29 @@ def run(tmp_path, encoder_file):
 
 
 def flags(units, folder, weights, *more, root):
-    told = ["sentinel2", "--units", units, "--index", 0, "--folder", folder, "--weights", weights, "--threads", 1]
-    told += ["--vector-dtype", "float32"]
-    return [str(t) for t in (*told, *more, f"--rewrite={BUCKET}={root}")]
+    args = ["sentinel2", "--units", units, "--index", 0, "--folder", folder, "--weights", weights, "--threads", 1]
+    args += ["--vector-dtype", "float32"]
+    return [str(t) for t in (*args, *more, f"--rewrite={BUCKET}={root}")]
 
 
-def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
-
-
-def fails(capsys, argv):
-    """Exit code and stderr of a job that ends with an error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as e:
-        embed.main(argv)
-    return e.value.code, capsys.readouterr().err
-
-
-def closes(ledger, rows):
-    """Whether every unit's account closes, and the sum is the rows'."""
-    for e in ledger.values():
-        assert e["expected"] == e["embedded"] + e["skipped_nodata"] + e["skipped_cloud"] + e["failed"]
-    assert sum(e["embedded"] for e in ledger.values()) == len(rows)
-    return True
-
-
-# ------------------------------------------------------------------------------------------------- what it writes
+# ---------------------------------------------------------------------------------------------------- what a job writes
 
 
 def class_token(encoder, pixels, when=None, place=None, gsd=10.0):
     """The reference: normalised pixels, gsd, and as trained [sin week, cos week, sin noon, cos noon], then
-    [sin lon, cos lon, sin lat, cos lat]; zeros where nothing is told."""
+    [sin lon, cos lon, sin lat, cos lat]; zeros without date or place."""
     x = torch.from_numpy(pixels[None].astype(np.float32))
     x = (x - torch.tensor(MEAN).view(10, 1, 1)) / torch.tensor(STD).view(10, 1, 1)
     week = when.isocalendar().week * 2 * np.pi / 52 if when else 0
     time_ = [np.sin(week), np.cos(week), 0, -1] if when else [0] * 4
     here = [f(np.radians(v)) for v in place for f in (np.sin, np.cos)] if place else [0] * 4
-    told = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
-    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **told)[0, 0].tolist()
+    metadata = {k: torch.tensor([v], dtype=torch.float32) for k, v in (("time", time_), ("latlon", here))}
+    return encoder(x, wavelengths=torch.tensor(WAVES), gsd=gsd, **metadata)[0, 0].tolist()
 
 
 @pytest.fixture(scope="module")
 def golden_weights(checkpoint_file, checkpoint_sha256, tmp_path_factory):
-    """The encoder of the checkpoint whose tokens are known from the reference implementation, and its file."""
+    """The encoder of the checkpoint that the reference implementation verified, and its file."""
     path = tmp_path_factory.mktemp("golden") / "golden-float32.safetensors"
     checkpoint.extract_encoder(checkpoint_file, checkpoint_sha256, "clay.ckpt", "float32", path)
     return encoders.load_encoder(checkpoint_file), path
@@ -124,52 +97,56 @@ def golden_weights(checkpoint_file, checkpoint_sha256, tmp_path_factory):
 @pytest.mark.parametrize("metadata", ["as_trained", "zeros"])
 def test_every_row_is_the_class_token_of_its_pixels_date_and_place(tmp_path, run, golden_weights, metadata):
     encoder, weights = golden_weights
-    made = write_item(tmp_path, side=48)
-    rows, ledger = run([made], "--batch-size", 4, "--metadata", metadata, weights=weights)
+    written = write_item(tmp_path, side=48)
+    rows, ledger = run([written], "--batch-size", 4, "--metadata", metadata, weights=weights)
     assert len(rows) == 9
     for row in rows:
         x, y = row["col"] * 16, row["row"] * 16
-        with rasterio.open(made.folder / "B04.tif") as file:
+        with rasterio.open(written.folder / "B04.tif") as file:
             east, north = file.xy(y + 8, x + 8, offset="ul")
             centre = geopandas.GeoSeries.from_xy([east], [north], crs=file.crs).to_crs(4326)[0]
-        told = {"when": datetime(2020, 2, 19, tzinfo=UTC), "place": (centre.x, centre.y)}
-        pixels = made.bands[:, y : y + 16, x : x + 16]
-        right = class_token(encoder, pixels, **(told if metadata == "as_trained" else {}))
-        assert row["embeddings"] == pytest.approx(right, abs=1e-4)
-        for other in ({}, told | {"place": (centre.y, centre.x)}, told | {"when": datetime(2020, 6, 1, tzinfo=UTC)}):
-            if metadata == "as_trained":  # and each of them makes a difference that this test would see
+        date_and_place = {"when": datetime(2020, 2, 19, tzinfo=UTC), "place": (centre.x, centre.y)}
+        pixels = written.bands[:, y : y + 16, x : x + 16]
+        expected = class_token(encoder, pixels, **(date_and_place if metadata == "as_trained" else {}))
+        assert row["embeddings"] == pytest.approx(expected, abs=1e-4)
+        for other in (
+            {},
+            date_and_place | {"place": (centre.y, centre.x)},
+            date_and_place | {"when": datetime(2020, 6, 1, tzinfo=UTC)},
+        ):
+            if metadata == "as_trained":  # each of them changes the vector
                 assert row["embeddings"] != pytest.approx(class_token(encoder, pixels, **other), abs=1e-3)
-    assert ledger[made.entry["id"]]["notes"] == "no_offset"
+    assert ledger[written.entry["id"]]["notes"] == "no_offset"
 
 
-def test_what_is_encoded_has_lost_the_offset(tmp_path, run, encoder):
-    made = write_item(tmp_path, side=16, low=1500, properties=LATE)
-    (row,), ledger = run([made], "--metadata", "zeros")
-    assert row["embeddings"] == pytest.approx(class_token(encoder, made.bands - 1000), abs=1e-4)
+def test_pixels_are_encoded_without_the_offset(tmp_path, run, encoder):
+    written = write_item(tmp_path, side=16, low=1500, properties=BASELINE_04)
+    (row,), ledger = run([written], "--metadata", "zeros")
+    assert row["embeddings"] == pytest.approx(class_token(encoder, written.bands - 1000), abs=1e-4)
     assert row["offset_applied"]
-    assert "offset_subtracted" in ledger[made.entry["id"]]["notes"]
+    assert "offset_subtracted" in ledger[written.entry["id"]]["notes"]
 
 
 def test_an_actual_gsd_is_the_pixel_size_of_the_scene(tmp_path, run, encoder):
-    made = write_item(tmp_path, side=16)
-    (row,), _ = run([made], "--metadata", "zeros", "--gsd", "actual")
-    assert row["embeddings"] == pytest.approx(class_token(encoder, made.bands, gsd=10.0), abs=1e-4)
+    written = write_item(tmp_path, side=16)
+    (row,), _ = run([written], "--metadata", "zeros", "--gsd", "actual")
+    assert row["embeddings"] == pytest.approx(class_token(encoder, written.bands, gsd=10.0), abs=1e-4)
     assert row["pixel_size"] == 10
 
 
-def test_the_ledger_closes_and_counts_nodata_and_cloud_apart(tmp_path, run):
+def test_the_ledger_closes_and_counts_nodata_and_cloud_separately(tmp_path, run):
     scl = np.full((32, 32), 5, np.uint8)
     scl[:8], scl[8:16, :16] = 0, 9
-    made = [
+    written = [
         write_item(tmp_path, NAMES[0], scl=scl),
         write_item(tmp_path, NAMES[1], scl=np.full((32, 32), 8, np.uint8)),
         write_item(tmp_path, NAMES[2], side=8),
         write_item(tmp_path, NAMES[3]),
     ]
-    (made[3].folder / "B06.tif").unlink()
-    gone = {"id": NAMES[4], "href": f"{BUCKET}/gone.json"}
-    rows, ledger = run([*made, gone])
-    assert closes(ledger, rows)
+    (written[3].folder / "B06.tif").unlink()
+    missing = {"id": NAMES[4], "href": f"{BUCKET}/gone.json"}
+    rows, ledger = run([*written, missing])
+    assert ledger_closes(ledger, rows)
     names = ("status", "expected", "expected_known", "embedded", "skipped_nodata", "skipped_cloud", "failed")
     estimate = (10_980 // 16) ** 2
     assert {k: tuple(e[n] for n in names) for k, e in ledger.items()} == {
@@ -190,41 +167,43 @@ def test_the_limit_on_cloud_is_a_flag_and_part_of_the_fingerprint(
 ):
     scl = np.full((32, 32), 5, np.uint8)
     scl[:5] = 3  # five of eight rows of a chip: 0.625
-    made = write_item(tmp_path, scl=scl)
-    _, ledger = run([made], "--max-cloud", limit, "--max-nodata", 0.1)
-    e = ledger[made.entry["id"]]
+    written = write_item(tmp_path, scl=scl)
+    _, ledger = run([written], "--max-cloud", limit, "--max-nodata", 0.1)
+    e = ledger[written.entry["id"]]
     assert (e["embedded"], e["skipped_cloud"]) == (embedded, skipped)
     about = about_of(tmp_path / "shards")
     limits = {"max_nodata": 0.1, "max_cloud": limit}
     assert about["limits"] == limits
-    told = {"weights": encoders.read_metadata(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
-    told |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": chip_layout(16)}
+    settings = {"weights": encoders.read_metadata(encoder_file)["sha256"], "precision": "float32", "dtype": "float32"}
+    settings |= {"metadata": "as_trained", "gsd": "as_trained", "lattice": chip_layout(16)}
     archive = get_archive("sentinel2")
     recipes = {"clay": RECIPE, "sentinel2": archive.recipe}
-    assert about["fingerprint"] == fingerprint("sentinel2", sensor=archive.sensor, recipes=recipes, **told, **limits)
+    assert about["fingerprint"] == fingerprint(
+        "sentinel2", sensor=archive.sensor, recipes=recipes, **settings, **limits
+    )
 
 
 def about_of(folder):
-    (made,) = (p for p in folder.iterdir() if "ledger" not in p.name)
-    return embeddings_file.read_metadata(made)
+    (path,) = (p for p in folder.iterdir() if "ledger" not in p.name)
+    return embeddings_file.read_metadata(path)
 
 
-def test_the_file_says_how_its_vectors_came_to_be(tmp_path, run):
-    made = write_item(tmp_path, side=16)
-    rows, _ = run([made], "--offset-max-dark-fraction", "0.01")
+def test_the_metadata_of_the_file_describes_its_vectors(tmp_path, run):
+    written = write_item(tmp_path, side=16)
+    rows, _ = run([written], "--offset-max-dark-fraction", "0.01")
     about = about_of(tmp_path / "shards")
     bands = list(FILES)
     assert about["normalisation"] == {"bands": bands, "mean": MEAN, "std": STD}
     assert (about["wavelengths"], about["gsd"], about["metadata"]) == (WAVES, 10.0, "as_trained")
     assert about["lattice"] == {"chip_size": 16, "lattice": "scene", "contradicted": 0.01}
-    sizes = {str(p): {"size": p.stat().st_size} for p in made.folder.glob("*.tif")}
+    sizes = {str(p): {"size": p.stat().st_size} for p in written.folder.glob("*.tif")}
     assert about["sources"] == sizes
-    assert set(rows[0]["sources"]) == set(sizes) - {str(made.folder / "SCL.tif")}
+    assert set(rows[0]["sources"]) == set(sizes) - {str(written.folder / "SCL.tif")}
 
 
 def test_the_datasets_own_columns_have_the_types_of_the_contract(tmp_path, run):
-    made = [write_item(tmp_path, NAMES[0], side=16), write_item(tmp_path, NAMES[1], side=16, style="v0")]
-    rows, _ = run(made)
+    written = [write_item(tmp_path, NAMES[0], side=16), write_item(tmp_path, NAMES[1], side=16, style="v0")]
+    rows, _ = run(written)
     (path,) = (p for p in (tmp_path / "shards").iterdir() if "ledger" not in p.name)
     read = pq.read_schema(path)
     for name in ("platform", "mgrs_tile", "processing_baseline"):
@@ -240,35 +219,35 @@ def test_the_datasets_own_columns_have_the_types_of_the_contract(tmp_path, run):
 
 
 def test_two_runs_give_byte_equal_files(tmp_path, run):
-    made = [write_item(tmp_path, n, seed=i, blockysize=16) for i, n in enumerate(NAMES[:3])]
-    run(made, folder=tmp_path / "a")
-    run(made, "--read-threads", 1, "--read-ahead-mb", 0, folder=tmp_path / "b")
-    assert len(files(tmp_path / "a")) == 2
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    written = [write_item(tmp_path, n, seed=i, blockysize=16) for i, n in enumerate(NAMES[:3])]
+    run(written, folder=tmp_path / "a")
+    run(written, "--read-threads", 1, "--read-ahead-mb", 0, folder=tmp_path / "b")
+    assert len(read_files(tmp_path / "a")) == 2
+    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
 
 
-def test_where_an_item_was_found_does_not_change_the_file(tmp_path, run):
-    made = write_item(tmp_path)
-    shutil.copy(made.folder / f"{made.entry['id']}.json", tmp_path / "elsewhere.json")
-    run([made], folder=tmp_path / "a")
-    run([made.entry | {"href": str(tmp_path / "elsewhere.json")}], folder=tmp_path / "b")
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+def test_the_address_of_an_item_does_not_change_the_file(tmp_path, run):
+    written = write_item(tmp_path)
+    shutil.copy(written.folder / f"{written.entry['id']}.json", tmp_path / "elsewhere.json")
+    run([written], folder=tmp_path / "a")
+    run([written.entry | {"href": str(tmp_path / "elsewhere.json")}], folder=tmp_path / "b")
+    assert read_files(tmp_path / "a") == read_files(tmp_path / "b")
 
 
-def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
+def test_an_interrupted_job_keeps_the_checkpoints_of_its_finished_items(
     tmp_path, run, encoder_file, capsys, serve, monkeypatch
 ):
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)
-    fresh = {"GDAL_HTTP_MAX_RETRY": "0", "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"}  # nothing kept of a file
-    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | fresh)
-    made = [write_item(tmp_path / "near", n, seed=i) for i, n in enumerate(NAMES[:3])]
+    no_cache = {"GDAL_HTTP_MAX_RETRY": "0", "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127"}
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | no_cache)
+    written = [write_item(tmp_path / "near", n, seed=i) for i, n in enumerate(NAMES[:3])]
     server = serve(
         {f"/{p.relative_to(tmp_path / 'near')}": p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
     )
-    run(made, "--batch-size", 1, root=server.url, folder=tmp_path / "whole")
-    units = make_plan(tmp_path / "plan.gz", *(m.entry for m in made))
-    parts = ["--checkpoints", tmp_path / "checkpoints", "--read-threads", 1, "--read-ahead-mb", 0, "--batch-size", 1]
-    argv = flags(units, tmp_path / "shards", encoder_file, *parts, root=server.url)
+    run(written, "--batch-size", 1, root=server.url, folder=tmp_path / "whole")
+    units = make_plan(tmp_path / "plan.gz", *(m.entry for m in written))
+    more = ["--checkpoints", tmp_path / "checkpoints", "--read-threads", 1, "--read-ahead-mb", 0, "--batch-size", 1]
+    argv = flags(units, tmp_path / "shards", encoder_file, *more, root=server.url)
     read = assets.BandFiles.read
 
     def breaks(self, band, **how):
@@ -277,31 +256,31 @@ def test_a_job_that_ends_in_the_middle_keeps_its_finished_items(
         return read(self, band, **how)
 
     monkeypatch.setattr(assets.BandFiles, "read", breaks)
-    assert fails(capsys, argv)[0] == 1
-    assert files(tmp_path / "shards") == {}
+    assert run_failing_job(capsys, argv)[0] == 1
+    assert read_files(tmp_path / "shards") == {}
     monkeypatch.setattr(assets.BandFiles, "read", read)
     server.status = 0
-    asked = []
-    monkeypatch.setattr(assets.BandFiles, "read", lambda s, b, **k: asked.append(s.item_id) or read(s, b, **k))
+    items_read = []
+    monkeypatch.setattr(assets.BandFiles, "read", lambda s, b, **k: items_read.append(s.item_id) or read(s, b, **k))
     embed.main(argv)
-    assert NAMES[0] not in asked
-    assert NAMES[2] in asked
-    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+    assert NAMES[0] not in items_read
+    assert NAMES[2] in items_read
+    assert read_files(tmp_path / "shards") == read_files(tmp_path / "whole")
 
 
-# ----------------------------------------------------------------------------------------- what ends a job, and when
+# ----------------------------------------------------------------------------------- errors and the choice of the shard
 
 
-def test_a_store_that_refuses_ends_the_job_before_the_weights_load(tmp_path, capsys, serve, encoder_file, monkeypatch):
-    made = write_item(tmp_path)
+def test_a_refusing_server_ends_the_job_before_the_weights_load(tmp_path, capsys, serve, encoder_file, monkeypatch):
+    written = write_item(tmp_path)
     server = serve({}, status=403)
     monkeypatch.setattr(assets, "REQUEST_THREADS", 3)
     monkeypatch.setattr(encoders, "load_encoder", lambda *a, **k: pytest.fail("weights were loaded"))
-    units = make_plan(tmp_path / "plan.gz", made.entry)
-    code, said = fails(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
-    assert (code, len(said.splitlines())) == (2, 1)
-    assert "403" in said
-    assert files(tmp_path / "shards") == {}
+    units = make_plan(tmp_path / "plan.gz", written.entry)
+    code, stderr = run_failing_job(capsys, flags(units, tmp_path / "shards", encoder_file, root=server.url))
+    assert (code, len(stderr.splitlines())) == (2, 1)
+    assert "403" in stderr
+    assert read_files(tmp_path / "shards") == {}
 
 
 @pytest.mark.parametrize(
@@ -316,50 +295,47 @@ def test_a_store_that_refuses_ends_the_job_before_the_weights_load(tmp_path, cap
 def test_wrong_flags_are_errors_that_name_them(tmp_path, capsys, encoder_file, more, message):
     units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
     argv = [a for a in flags(units, tmp_path / "shards", encoder_file, root=tmp_path) if not a.startswith("--rewrite")]
-    code, said = fails(capsys, [*argv, *more])
+    code, stderr = run_failing_job(capsys, [*argv, *more])
     assert code == 2
-    assert message in said
+    assert message in stderr
 
 
 def test_a_plan_of_another_archive_is_refused(tmp_path, capsys):
     plan_file.write_plan([replace(shard_of(), dataset="naip")], str(tmp_path / "plan.gz"))
-    code, said = fails(capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path))
-    assert (code, "expected a plan of sentinel2, got one of naip" in said) == (2, True)
+    code, stderr = run_failing_job(
+        capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path)
+    )
+    assert (code, "expected a plan of sentinel2, got one of naip" in stderr) == (2, True)
 
 
-def test_an_index_past_the_end_does_nothing_and_is_no_error(tmp_path, caplog):
+def test_an_index_past_the_end_is_logged_and_no_error(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     units = make_plan(tmp_path / "plan.gz", {"id": "a", "href": "b"})
     embed.main(flags(units, tmp_path / "shards", "not-even-there", "--index", 1, root=tmp_path))
-    assert files(tmp_path / "shards") == {}
+    assert read_files(tmp_path / "shards") == {}
     assert "past the end" in caplog.text
 
 
 def test_help_shows_every_flag_and_does_not_import_torch():
-    code = (
-        "import sys, runpy; sys.argv = ['x', 'sentinel2', '--help']\n"
-        "try: runpy.run_module('scripts.embed', run_name='__main__')\n"
-        "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    for flag in ("--index", "--max-cloud", "--metadata", "--rewrite", "--offset-max-dark-fraction"):
-        assert flag in done.stdout
-    assert done.stdout.endswith("exit 0 False\n")
+    check_help("sentinel2", ("--index", "--max-cloud", "--metadata", "--rewrite", "--offset-max-dark-fraction"))
 
 
-# --------------------------------------------------------------------------------------------------- the real scene
+# ------------------------------------------------------------------------------------------------------- the real scene
 
 
-def test_the_real_scene_is_embedded_where_its_files_say_it_lies(shared, run, encoder):
+def test_a_real_scene_is_embedded_at_the_place_of_its_files(shared, run, encoder):
     if not shared:
         pytest.skip("no real scene here")
     root = shared / "archive" / "sentinel-cogs"
-    entry = {"id": Path(REAL).stem, "href": f"{BUCKET}/{REAL}"}
+    entry = {"id": Path(REAL_ITEM).stem, "href": f"{BUCKET}/{REAL_ITEM}"}
     rows, ledger = run([entry], root=root, chip=256)
     (e,) = ledger.values()
     assert (e["status"], e["expected"], e["embedded"], e["notes"]) == ("embedded", 16, 16, "no_offset")
-    folder = root / Path(REAL).parent
-    assert json.loads((root / REAL).read_text())["assets"]["red"]["proj:shape"] == [10_980, 10_980]  # not the files'
+    folder = root / Path(REAL_ITEM).parent
+    assert json.loads((root / REAL_ITEM).read_text())["assets"]["red"]["proj:shape"] == [
+        10_980,
+        10_980,
+    ]  # not the shape of the files
     frame = geopandas.GeoDataFrame(rows, geometry=geopandas.GeoSeries.from_wkb([r["geometry"] for r in rows]), crs=4326)
     for row, footprint in zip(rows, frame.to_crs(32629).geometry, strict=True):
         with rasterio.open(folder / "B04.tif") as file:

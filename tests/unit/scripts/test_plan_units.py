@@ -35,7 +35,7 @@ def manifest(tmp_path):
     return str(path)
 
 
-def test_flags_of_lists_take_several_values_and_a_box_may_begin_with_a_minus(tmp_path, items):
+def test_list_flags_accept_several_values_and_a_box_may_start_with_a_minus(tmp_path, items):
     output, names = str(tmp_path / "plan.gz"), str(tmp_path / "names.json")
     dates = ["--dates", "2020-01-01/2020-02-28"]
     flags = ["--tiles", "29RKH", "30T", *dates, "--bbox", "-20,-10,10,60", "--years", "2020", "--months", "2", "3"]

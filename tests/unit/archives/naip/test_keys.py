@@ -1,4 +1,4 @@
-"""NAIP's keys: what a name tells, where its quarter quadrangle lies, and what is no scene."""
+"""NAIP's keys: the fields of a name, the place of its quarter quadrangle, and names that are not scenes."""
 
 from datetime import UTC, datetime
 
@@ -20,7 +20,7 @@ def at(quad, quarter, *, cm=100, prefix="m_"):
     return scene
 
 
-# ---------------------------------------------------------------------------------------------- fields
+# --------------------------------------------------------------------------------------------------------------- fields
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def at(quad, quarter, *, cm=100, prefix="m_"):
     ],
     ids=["one date", "two dates, 060", "no date", "no date, no m_", "h", "030", "next year"],
 )
-def test_every_field_of_a_key_is_read_off_it(key, fields):
+def test_every_field_of_a_key_is_parsed(key, fields):
     assert parse_key(key) == SceneKey(key, *fields)
 
 
@@ -65,7 +65,7 @@ def test_a_partition_is_the_state_and_year_of_the_path_and_ids_carry_both():
     assert scene.when == datetime(2017, 1, 4, tzinfo=UTC)
 
 
-def test_a_scene_is_acquired_on_the_first_of_two_dates_and_never_if_there_is_none():
+def test_the_acquisition_date_is_the_first_of_two_dates_and_none_without_a_date():
     two = parse_key("nd/2018/60cm/rgbir_cog/48097/m_4809732_nw_14_060_20180901_20190211.tif")
     assert two.when == datetime(2018, 9, 1, tzinfo=UTC)
     assert parse_key("id/2015/100cm/rgbir_cog/48117/m_4811716_se_11_1.tif").when is None
@@ -124,13 +124,13 @@ def test_a_key_without_a_date_keeps_its_whole_name_as_the_scene():
         "manifest.txt",
     ],
 )
-def test_what_is_not_spelled_as_a_scene_or_has_an_impossible_date_or_quad_is_none(key):
+def test_a_key_that_is_no_scene_or_has_an_impossible_date_or_quadrangle_is_none(key):
     assert parse_key(PLAIN) is not None
     assert parse_key(key) is None
 
 
 @pytest.mark.parametrize("quad", ["9000001", "9909963", "4718001", "4799963"])
-def test_a_quad_beyond_the_globe_is_none(quad):
+def test_a_quadrangle_beyond_the_globe_is_none(quad):
     assert parse_key(PLAIN.replace("4709963", quad).replace("47099", quad[:5])) is None
 
 
@@ -138,18 +138,18 @@ def test_digits_of_other_scripts_are_no_digits():
     assert parse_key(PLAIN.replace("2019/", "२०१९/")) is None
 
 
-def test_the_29th_of_february_is_a_day_in_leap_years_alone():
+def test_the_29th_of_february_is_a_day_only_in_leap_years():
     assert parse_key(PLAIN.replace("20190904", "20200229")).when == datetime(2020, 2, 29, tzinfo=UTC)
     assert parse_key(PLAIN.replace("20190904", "20210229")) is None
 
 
 @given(st.text(max_size=80) | st.text("nd/2019cmrgbi_47stf.", max_size=80))
-def test_any_text_at_all_is_a_scene_or_none(text):
+def test_any_text_is_a_scene_or_none(text):
     scene = parse_key(text)
     assert scene is None or scene.key == text
 
 
-# ---------------------------------------------------------------------------------------------- places
+# --------------------------------------------------------------------------------------------------------------- places
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_any_text_at_all_is_a_scene_or_none(text):
         ("3707801", "sw", -79.0, 37.9375),
         ("3707801", "se", -78.9375, 37.9375),
         ("3008508", "ne", -85.0625, 31.0),  # end of the first row
-        ("3008509", "nw", -86.0, 30.875),  # begin of the second
-        ("3008557", "sw", -86.0, 30.0625),  # begin of the last
+        ("3008509", "nw", -86.0, 30.875),  # start of the second
+        ("3008557", "sw", -86.0, 30.0625),  # start of the last
         ("3008564", "se", -85.0625, 30.0625),  # the degree's south-east corner
     ],
 )
-def test_a_quarter_quadrangle_lies_where_its_name_says(quad, quarter, west, north):
+def test_the_corner_of_a_quarter_quadrangle_follows_from_its_name(quad, quarter, west, north):
     assert at(quad, quarter).corner == (west, north)
     assert at(quad, quarter, prefix="").corner == (west, north)
 
@@ -186,7 +186,7 @@ def test_the_256_quarter_quadrangles_of_a_degree_tile_it_without_gap_or_overlap(
     assert corners == {(-86 + c / 16, 31 - r / 16) for c in range(16) for r in range(16)}
 
 
-def test_real_scenes_lie_within_the_bounds_of_their_keys_but_for_turned_corners(shared):
+def test_real_scenes_lie_within_the_bounds_of_their_keys_except_for_rotated_corners(shared):
     """A scene is a rectangle of its UTM zone, turned by up to 2.3 degrees against the meridian: 300 m at corners."""
     if shared is None:
         pytest.skip("needs the folder of real pixels")
@@ -202,16 +202,16 @@ def test_real_scenes_lie_within_the_bounds_of_their_keys_but_for_turned_corners(
         assert south - turned[1] <= bottom < top <= north + turned[1]
 
 
-# ------------------------------------------------------------------------------------------- estimates
+# ------------------------------------------------------------------------------------------------------------ estimates
 
 
-def test_a_scene_of_1_m_at_40_north_is_reckoned_to_be_about_5900_by_7550_pixels():
+def test_a_1_m_scene_at_40_north_is_estimated_at_about_5900_by_7550_pixels():
     chips, size = at("3910001", "nw").estimate(256)
     assert chips == 23 * 29
     assert size == pytest.approx(4 * 5924 * 7550, rel=0.001)
 
 
-def test_a_1_m_scene_anywhere_in_conus_is_reckoned_to_be_between_5000_and_7000_pixels_wide():
+def test_a_1_m_scene_in_conus_is_estimated_at_5000_to_7000_pixels_wide():
     for lat in range(24, 50):
         chips, size = at(f"{lat}10001", "nw").estimate(256)
         width = size / 4 / 7550
@@ -227,5 +227,5 @@ def test_finer_pixels_have_more_chips_and_bytes_and_larger_chips_are_fewer():
     assert at("3910001", "nw").estimate(512)[0] == (5924 // 512) * (7550 // 512)
 
 
-def test_no_chip_of_a_scene_is_expected_that_is_smaller_than_a_chip():
+def test_a_scene_smaller_than_a_chip_is_estimated_at_no_chips():
     assert at("3910001", "nw").estimate(8192)[0] == 0

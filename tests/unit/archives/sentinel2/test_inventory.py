@@ -1,7 +1,6 @@
-"""Names and places of Sentinel-2 items, footprints of their tiles, and S3 inventories: whole, or refused."""
+"""S3 inventories: every line is an item or counted, the places of the parts, and damaged inventories."""
 
 import gzip
-import hashlib
 import json
 import os
 import random
@@ -14,69 +13,20 @@ from pathlib import Path
 
 import pytest
 import shapely
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pyproj import Transformer
-from shapely.geometry import shape
 
-from kiln.archives.sentinel2 import inventory, item_name
+from kiln.archives.sentinel2 import inventory
 from kiln.archives.sentinel2.inventory import read_inventory, read_manifest
-from kiln.archives.sentinel2.item_name import ItemFilter, footprint, locate, parse_name
+from kiln.archives.sentinel2.item_name import ItemFilter, parse_name
 from kiln.errors import ConfigError, TransientError
 from kiln.io import storage
 from tests.conftest import ROOT
+from tests.support.inventories import FILES, FOLDER, item_id, key, keys_of, manifest, put, row, text
 
-FOLDER = "sentinel-s2-l2a-cogs/"
-SCHEMA = "Bucket, Key, Size, LastModifiedDate"
 VERSIONS = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate"
-FILES = ("B02.tif", "SCL.tif", "thumbnail.jpg", "tileinfo_metadata.json")
 
 
-def item_id(n, tile="29RKH", year=2020, month=2, sequence=0):
-    return f"S2A_{tile}_{year}{month:02d}{n % 28 + 1:02d}_{sequence}_L2A"
-
-
-def key(name):
-    return FOLDER + parse_name(name).path
-
-
-def keys_of(name, files=FILES):
-    home = key(name).rpartition("/")[0]
-    return [f"{home}/{f}" for f in (*files, f"{name}.json")]
-
-
-def row(key, *more):
-    return ",".join(f'"{v}"' for v in ("sentinel-cogs", key, *(more or ("20848", "2020-08-19T02:33:03.000Z")))) + "\n"
-
-
-def text(keys):
-    return "".join(map(row, keys)).encode()
-
-
-def manifest(parts, schema=SCHEMA, **said):
-    """A manifest of parts by name, of which each is the bytes of its file."""
-    files = [
-        {"key": f"inv/sentinel-cogs/all/data/{n}", "size": len(d), "MD5checksum": hashlib.md5(d).hexdigest()}
-        for n, d in parts.items()
-    ]
-    head = {"sourceBucket": "sentinel-cogs", "destinationBucket": "arn:aws:s3:::inventories", "version": "2016-11-30"}
-    return {**head, "creationTimestamp": "1", "fileFormat": "CSV", "fileSchema": schema, "files": files, **said}
-
-
-def put(folder, *texts, schema=SCHEMA, **said):
-    """An inventory as somebody copied it, with a part for each text; the address of its manifest."""
-    parts = {f"part{n}.csv.gz": gzip.compress(t) for n, t in enumerate(texts)}
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    (folder / "2026-01-01T01-00Z").mkdir(exist_ok=True)
-    for name, data in parts.items():
-        (folder / "data" / name).write_bytes(data)
-    path = folder / "2026-01-01T01-00Z" / "manifest.json"
-    path.write_text(json.dumps(manifest(parts, schema, **said)))
-    return str(path)
-
-
-def read(uri, keep=None, root=None, workers=None):
-    """All parts together: the ids by folder, and the sum of the rest."""
+def read_parts(uri, keep=None, root=None, workers=None):
+    """Read all parts; return the ids by folder and the sums of the other counts."""
     kept, others, rest = {}, Counter(), Counter()
     unreadable = []
     for found in read_inventory(read_manifest(uri, root), keep or ItemFilter(), workers):
@@ -91,148 +41,15 @@ def read(uri, keep=None, root=None, workers=None):
     return {f: sorted(ids) for f, ids in kept.items()}, others, unreadable, rest
 
 
-# ------------------------------------------------------------------------------------------- names and places
+# ------------------------------------------------------------------------------------------------------------ the parts
 
 
-def test_an_id_says_platform_tile_and_day():
-    name = parse_name("S2A_29RKH_20200219_0_L2A")
-    assert (name.platform, name.tile, name.partition, name.day) == ("S2A", "29RKH", "29R-2020-02", 19)
-    assert name.path == "29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json"
-    collection1 = parse_name("S2B_T05QKB_20230415T084353_L2A")
-    assert (collection1.tile, collection1.partition) == ("05QKB", "05Q-2023-04")
-    assert collection1.path.startswith("5/Q/KB/2023/4/")
-    assert parse_name("S2C_1WCP_20250131_12_L2A").tile == "01WCP"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("", "29RKH", "S2A_29RKH_20200219_0_L1C", "S2E_29RKH_20200219_0_L2A", "S2A_61RKH_20200219_0_L2A"),
-        *(
-            "S2A_0RKH_20200219_0_L2A",
-            "S2A_29IKH_20200219_0_L2A",
-            "S2A_29RKH_20201319_0_L2A",
-            "s2a_29rkh_20200219_0_l2a",
-        ),
-        *("S2A_29RAH_20200219_0_L2A", "S2A_29RKW_20200219_0_L2A", "S2A_29RKH_20200200_0_L2A"),
-    ],
-)
-def test_another_id_says_nothing(name):
-    assert parse_name(name) is None
-
-
-@pytest.mark.parametrize("root", ["", FOLDER, "s3://sentinel-cogs/" + FOLDER, "/data/x/", "http://h/y/"])
-def test_an_address_in_the_layout_is_a_folder_and_a_name(root):
-    name = parse_name(item_id(1))
-    assert locate(root + name.path) == (root, name)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "29/R/KH/2020/02/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json",
-        "29/R/KH/2020/3/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json",
-        "30/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json",
-        "2019/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json",
-        "x29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json",
-        "29/R/KH/2020/2/S2A_29RKH_20200219_0_L2A/B02.tif",
-    ],
-)
-def test_an_address_beside_the_layout_is_none(path):
-    assert locate(FOLDER + path) is None
-
-
-def real_items(shared):
-    if shared is None:
-        pytest.skip("needs the folder of real items")
-    paths = [*(shared / "archive" / "stac").glob("*.json"), *(shared / "archive" / "sentinel-cogs").rglob("*.json")]
-    assert len(paths) == 4
-    return [json.loads(p.read_text()) for p in paths]
-
-
-def test_footprints_of_real_items_lie_in_their_tiles_and_full_ones_fill_them(shared):
-    for item in real_items(shared):
-        tile, real = footprint(parse_name(item["id"]).tile), shape(item["geometry"])
-        assert real.difference(tile).area < 1e-6 * tile.area
-        if item["properties"]["s2:nodata_pixel_percentage"] == 0 and item["id"].startswith("S2A_29RKH"):
-            assert real.area > 0.998 * tile.area
-
-
-def test_real_items_lie_where_their_names_say(shared):
-    for item in real_items(shared):
-        canonical = next(k["href"] for k in item["links"] if k["rel"] == "canonical")
-        assert locate(canonical) == ("s3://sentinel-cogs/" + FOLDER, parse_name(item["id"]))
-
-
-@pytest.mark.parametrize(
-    ("tile", "lon", "lat"),
-    [
-        ("31UFT", 5.387, 52.155),  # Amersfoort
-        ("10SEG", -122.42, 37.77),  # San Francisco
-        ("56HLH", 151.21, -33.87),  # Sydney
-        ("33XWG", 15.63, 78.22),  # Longyearbyen
-        ("32VNM", 10.75, 59.91),  # Oslo, in the wide zone
-        ("60KXF", 178.44, -18.14),  # Suva
-        ("01KAB", 179.9, -16.8),  # beyond the antimeridian
-    ],
-)
-def test_places_lie_in_their_tiles(tile, lon, lat):
-    point = shapely.Point(lon, lat).buffer(0.001)
-    assert ItemFilter(region=point).matches(parse_name(item_id(1, tile)))
-    assert not ItemFilter(region=shapely.Point(lon + 5, lat).buffer(0.001)).matches(parse_name(item_id(1, tile)))
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.integers(1, 60), st.floats(-79.9, 83.9), st.floats(-2.9, 2.9))
-def test_any_point_lies_in_the_tile_that_the_grid_gives_it(zone, lat, east_of_centre):
-    lon = 6 * zone - 183 + east_of_centre
-    south = lat < 0
-    transformer = Transformer.from_crs(4326, (32700 if south else 32600) + zone, always_xy=True)
-    east, north = transformer.transform(lon, lat)
-    column = item_name.SQUARE_COLUMNS[zone % 3][int(east // 100_000) - 1]
-    letter = item_name.SQUARE_ROWS[(int(north // 100_000) + 5 * (zone % 2 == 0)) % 20]
-    band = item_name.LATITUDE_BANDS[min(19, int((lat + 80) // 8))]
-    tile = footprint(f"{zone:02d}{band}{column}{letter}")
-    assert tile.contains(shapely.Point(lon, lat))
-    assert tile.bounds[3] - tile.bounds[1] < 6
-
-
-def test_a_box_across_the_antimeridian_takes_tiles_on_both_sides():
-    across = shapely.union_all([shapely.box(179.5, -19, 180, -16), shapely.box(-180, -19, -179.5, -16)])
-    for tile, taken in {"60KYF": True, "01KAB": True, "60KXF": False, "01KCB": False, "31NAA": False}.items():
-        assert ItemFilter(region=across).matches(parse_name(item_id(1, tile))) is taken, tile
-
-
-@pytest.mark.parametrize(
-    ("keep", "taken"),
-    [
-        (ItemFilter(years=frozenset({2020})), True),
-        (ItemFilter(years=frozenset({2019, 2021})), False),
-        (ItemFilter(months=frozenset({2})), True),
-        (ItemFilter(months=frozenset({1, 3})), False),
-        (ItemFilter(tiles=("29RKH",)), True),
-        (ItemFilter(tiles=("30", "29R")), True),
-        (ItemFilter(tiles=("29S", "29RKJ")), False),
-        (ItemFilter(days=(20200202, 20200202)), True),
-        (ItemFilter(days=(20200203, 20201231)), False),
-        (ItemFilter(region=shapely.box(-11.5, 24.5, -11.4, 24.6)), True),
-        (ItemFilter(region=shapely.box(-10.8, 24.5, -10.7, 24.6)), False),
-        (ItemFilter(years=frozenset({2020}), tiles=("30",)), False),
-    ],
-)
-def test_an_item_is_taken_if_every_filter_takes_it(keep, taken):
-    assert keep.matches(parse_name("S2A_29RKH_20200202_0_L2A")) is taken
-
-
-# ---------------------------------------------------------------------------------------------------- the parts
-
-
-def test_every_line_is_an_item_or_counted_by_its_kind(tmp_path):
+def test_every_line_is_an_item_or_is_counted_by_kind(tmp_path):
     ids = [item_id(n) for n in range(5)]
     old = [f"{FOLDER}2019/{item_id(n)}/{f}" for n in range(3) for f in ("B02.tif", f"{item_id(n)}.json")]
     odd = ["index.html", f"{FOLDER}29/R/KH/catalog.json", "a b/%C3%A9.tif", f"{FOLDER}2019/", "x/y/z"]
     keys = [k for i in ids for k in keys_of(i)] + old + odd
-    kept, others, unreadable, rest = read(put(tmp_path, text(keys)))
+    kept, others, unreadable, rest = read_parts(put(tmp_path, text(keys)))
     assert kept == {FOLDER: ids}
     assert rest["lines"] == len(keys)
     assert unreadable == []
@@ -247,25 +64,25 @@ def test_every_line_is_an_item_or_counted_by_its_kind(tmp_path):
     }
 
 
-def test_what_is_named_like_an_item_and_cannot_be_one_is_listed_with_its_key(tmp_path):
+def test_keys_named_like_items_that_cannot_be_items_are_listed(tmp_path):
     bad = [
         f"{FOLDER}29/R/KH/2020/3/S2A_29RKH_20200219_0_L2A/S2A_29RKH_20200219_0_L2A.json",
         f"{FOLDER}29/R/KH/2020/2/S2A_29RKH_20200232_0_L2A/S2A_29RKH_20200232_0_L2A.json",
         f"{FOLDER}29/R/KH/2020/2/mosaic/mosaic.json",
     ]
-    kept, _, unreadable, _ = read(put(tmp_path, text([*bad, key(item_id(1))])))
+    kept, _, unreadable, _ = read_parts(put(tmp_path, text([*bad, key(item_id(1))])))
     assert unreadable == bad
     assert kept == {FOLDER: [item_id(1)]}
 
 
 def test_keys_of_another_collection_are_items_too(tmp_path):
     name = "S2B_T05QKB_20230415T084353_L2A"
-    kept, *_ = read(put(tmp_path, text([f"sentinel-2-c1-l2a/{parse_name(name).path}", key(item_id(1))])))
+    kept, *_ = read_parts(put(tmp_path, text([f"sentinel-2-c1-l2a/{parse_name(name).path}", key(item_id(1))])))
     assert kept == {"sentinel-2-c1-l2a/": [name], FOLDER: [item_id(1)]}
 
 
-def test_url_encoded_slashes_are_slashes(tmp_path):
-    kept, others, *_ = read(put(tmp_path, text(k.replace("/", "%2F") for k in keys_of(item_id(1)))))
+def test_url_encoded_slashes_are_decoded(tmp_path):
+    kept, others, *_ = read_parts(put(tmp_path, text(k.replace("/", "%2F") for k in keys_of(item_id(1)))))
     assert kept == {FOLDER: [item_id(1)]}
     assert others == dict.fromkeys(FILES, 1)
 
@@ -277,7 +94,7 @@ def test_blocks_of_any_size_and_any_end_of_line_lose_no_line(tmp_path, monkeypat
     ids = [item_id(n, month=m) for m in (1, 11) for n in range(20)]
     data = text(k for i in ids for k in keys_of(i))
     data = data.rstrip(b"\n") if not end else data.replace(b"\n", end.encode())
-    kept, others, _, rest = read(put(tmp_path, data, b"", data[:0]))
+    kept, others, _, rest = read_parts(put(tmp_path, data, b"", data[:0]))
     assert kept == {FOLDER: sorted(ids)}
     assert (rest["lines"], others) == (200, dict.fromkeys(FILES, 40))
 
@@ -287,12 +104,12 @@ def test_a_gzip_of_two_members_is_one_part(tmp_path):
     data = gzip.compress(text([key(item_id(1))])) + gzip.compress(text([key(item_id(2))]))
     (tmp_path / "data" / "part0.csv.gz").write_bytes(data)
     Path(uri).write_text(json.dumps(manifest({"part0.csv.gz": data})))
-    assert read(uri)[0] == {FOLDER: [item_id(1), item_id(2)]}
+    assert read_parts(uri)[0] == {FOLDER: [item_id(1), item_id(2)]}
 
 
 def test_filters_are_counted(tmp_path):
     ids = [item_id(n, tile, month=m) for tile in ("29RKH", "30RTN") for m in (1, 2) for n in range(4)]
-    kept, _, _, rest = read(put(tmp_path, text(map(key, ids))), ItemFilter(months=frozenset({2}), tiles=("30",)))
+    kept, _, _, rest = read_parts(put(tmp_path, text(map(key, ids))), ItemFilter(months=frozenset({2}), tiles=("30",)))
     assert kept == {FOLDER: [i for i in ids if "30RTN_202002" in i]}
     assert (rest["items"], rest["filtered"]) == (16, 12)
 
@@ -300,81 +117,81 @@ def test_filters_are_counted(tmp_path):
 def test_columns_are_found_by_the_schema(tmp_path):
     ids = [item_id(n) for n in range(3)]
     lines = "".join(f'"{key(i)}","1",sentinel-cogs\n' for i in ids).encode()
-    assert read(put(tmp_path, lines, schema="Key, Size, Bucket"))[0] == {FOLDER: ids}
+    assert read_parts(put(tmp_path, lines, schema="Key, Size, Bucket"))[0] == {FOLDER: ids}
     last = "".join(f'"1","{key(i)}"\n' for i in ids).encode()
-    assert read(put(tmp_path / "b", last, schema="Size,Key"))[0] == {FOLDER: ids}
+    assert read_parts(put(tmp_path / "b", last, schema="Size,Key"))[0] == {FOLDER: ids}
 
 
-def test_of_an_inventory_of_all_versions_only_what_is_there_counts(tmp_path):
+def test_only_current_versions_count_in_an_inventory_of_all_versions(tmp_path):
     states = {1: ("true", "false"), 2: ("false", "false"), 3: ("true", "true"), 4: ("true", "")}
     data = "".join(row(key(item_id(n)), "v", *flags, "1", "2") for n, flags in states.items()).encode()
-    kept, others, *_ = read(put(tmp_path, data, schema=VERSIONS))
+    kept, others, *_ = read_parts(put(tmp_path, data, schema=VERSIONS))
     assert kept == {FOLDER: [item_id(1), item_id(4)]}
     assert others == {"older version or deleted": 2}
 
 
-def test_parts_read_by_processes_give_the_same_as_here(tmp_path):
+def test_parts_read_by_processes_equal_parts_read_in_this_process(tmp_path):
     rng = random.Random(1)
     ids = [item_id(n, f"{z}RKH", month=m) for z in (29, 32) for m in range(1, 13) for n in range(28)]
     keys = [k for i in ids for k in keys_of(i)] + [f"{FOLDER}2019/x.tif"] * 7
     rng.shuffle(keys)
     uri = put(tmp_path, *(text(keys[n::5]) for n in range(5)))
     keep = ItemFilter(months=frozenset({1, 2}), region=shapely.box(-12, 24, -11, 25))
-    here, there = read(uri, keep), read(uri, keep, workers=2)
+    here, there = read_parts(uri, keep), read_parts(uri, keep, workers=2)
     assert here == there
     assert len(here[0][FOLDER]) == 56
 
 
-# ---------------------------------------------------------------------------------------- where the parts are
+# -------------------------------------------------------------------------------------------------- where the parts are
 
 
-def test_the_parts_of_a_copied_manifest_are_found_where_s3_has_them_or_beside_it(tmp_path, serve):
+def test_the_parts_of_a_copied_manifest_are_found_in_the_layout_of_s3_or_next_to_it(tmp_path, serve):
     data = gzip.compress(text([key(item_id(1))]))
-    said = json.dumps(manifest({"p.csv.gz": data})).encode()
+    document = json.dumps(manifest({"p.csv.gz": data})).encode()
     for n, place in enumerate(("a/../data", "a/data", "a")):
         home = tmp_path / str(n)
         (home / "a").mkdir(parents=True)
         (home / place).mkdir(exist_ok=True)
         (home / place / "p.csv.gz").write_bytes(data)
-        (home / "a" / "manifest.json").write_bytes(said)
-        assert read(str(home / "a" / "manifest.json"))[0] == {FOLDER: [item_id(1)]}
+        (home / "a" / "manifest.json").write_bytes(document)
+        assert read_parts(str(home / "a" / "manifest.json"))[0] == {FOLDER: [item_id(1)]}
         path = "/" + os.path.normpath(f"{place}/p.csv.gz")
-        web = serve({"/a/manifest.json": said, path: data})
-        assert read(f"{web.url}/a/manifest.json")[0] == {FOLDER: [item_id(1)]}
+        web = serve({"/a/manifest.json": document, path: data})
+        assert read_parts(f"{web.url}/a/manifest.json")[0] == {FOLDER: [item_id(1)]}
 
 
-def test_a_root_is_the_folder_of_the_whole_keys(tmp_path):
+def test_the_inventory_root_is_the_folder_of_the_complete_keys(tmp_path):
     data = gzip.compress(text([key(item_id(1))]))
     folder = tmp_path / "mirror" / "inv" / "sentinel-cogs" / "all" / "data"
     folder.mkdir(parents=True)
     (folder / "p.csv.gz").write_bytes(data)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest({"p.csv.gz": data})))
     uri = str(tmp_path / "manifest.json")
-    assert read(uri, root=str(tmp_path / "mirror"))[0] == {FOLDER: [item_id(1)]}
+    assert read_parts(uri, root=str(tmp_path / "mirror"))[0] == {FOLDER: [item_id(1)]}
     with pytest.raises(ConfigError, match=r"expected its part p\.csv\.gz in one of .*Set inventory_root"):
-        read(uri)
+        read_parts(uri)
 
 
 def test_an_inventory_on_s3_has_its_parts_in_the_destination_bucket(bucket):
     parts = {f"p{n}.csv.gz": gzip.compress(text([key(item_id(n))])) for n in range(3)}
-    said = manifest(parts, destinationBucket=f"arn:aws:s3:::{bucket.removeprefix('s3://')}")
+    document = manifest(parts, destinationBucket=f"arn:aws:s3:::{bucket.removeprefix('s3://')}")
     for name, data in parts.items():
         storage.write_bytes(f"{bucket}/inv/sentinel-cogs/all/data/{name}", data)
-    storage.write_bytes(f"{bucket}/elsewhere/manifest.json", json.dumps(said).encode())
+    storage.write_bytes(f"{bucket}/elsewhere/manifest.json", json.dumps(document).encode())
     expected = {FOLDER: [item_id(n) for n in range(3)]}
-    assert read(f"{bucket}/elsewhere/manifest.json")[0] == expected
-    assert read(f"{bucket}/elsewhere/manifest.json", workers=2)[0] == expected
+    assert read_parts(f"{bucket}/elsewhere/manifest.json")[0] == expected
+    assert read_parts(f"{bucket}/elsewhere/manifest.json", workers=2)[0] == expected
     storage.delete(f"{bucket}/inv/sentinel-cogs/all/data/p1.csv.gz")
     for workers in (1, 2):
         with pytest.raises(ConfigError, match=r"inventory part .*data/p1\.csv\.gz: does not exist"):
-            read(f"{bucket}/elsewhere/manifest.json", workers=workers)
+            read_parts(f"{bucket}/elsewhere/manifest.json", workers=workers)
 
 
-# ------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("document", "reason"),
     [
         (b"<html></html>", "got no JSON"),
         (b"\xff\xfe", "got no JSON"),
@@ -388,14 +205,14 @@ def test_an_inventory_on_s3_has_its_parts_in_the_destination_bucket(bucket):
         (json.dumps(manifest({"a": b""}, schema="Bucket, Size")).encode(), "expected CSV with a column Key"),
     ],
 )
-def test_what_is_no_manifest_of_a_csv_inventory_is_refused_in_words(tmp_path, said, why):
+def test_a_document_that_is_not_a_csv_inventory_is_refused_with_a_reason(tmp_path, document, reason):
     path = tmp_path / "manifest.json"
-    path.write_bytes(said)
-    with pytest.raises(ConfigError, match=f"manifest.json: .*{why}"):
+    path.write_bytes(document)
+    with pytest.raises(ConfigError, match=f"manifest.json: .*{reason}"):
         read_manifest(str(path))
 
 
-def test_a_missing_manifest_is_said_to_be_missing(tmp_path):
+def test_a_missing_manifest_is_reported_as_missing(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.json: does not exist"):
         read_manifest(str(tmp_path / "none.json"))
 
@@ -405,19 +222,19 @@ def test_a_missing_part_is_named(tmp_path, workers):
     uri = put(tmp_path, *(text([key(item_id(n))]) for n in range(3)))
     (tmp_path / "data" / "part1.csv.gz").unlink()
     with pytest.raises(ConfigError, match=r"inventory part .*part1\.csv\.gz: does not exist"):
-        read(uri, workers=workers)
+        read_parts(uri, workers=workers)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("harm", ["truncated", "another", "empty"])
-def test_a_part_of_another_digest_is_named_before_a_line_of_it_is_believed(tmp_path, workers, harm):
+def test_a_part_of_another_digest_is_refused_and_named(tmp_path, workers, harm):
     uri = put(tmp_path, *(text([key(item_id(n))]) for n in range(3)))
     path = tmp_path / "data" / "part2.csv.gz"
     data = path.read_bytes()
     changed = {"truncated": data[:-9], "another": gzip.compress(text([key(item_id(9))])), "empty": b""}[harm]
     path.write_bytes(changed)
     with pytest.raises(ConfigError, match=r"part2\.csv\.gz: expected the MD5 \w{32} of the manifest, got \w{32}"):
-        read(uri, workers=workers)
+        read_parts(uri, workers=workers)
 
 
 @pytest.mark.parametrize(
@@ -425,31 +242,31 @@ def test_a_part_of_another_digest_is_named_before_a_line_of_it_is_believed(tmp_p
     [gzip.compress(text(["a"] * 99))[:-9], b"no gzip", gzip.compress(b"x" * (2 << 20))],
     ids=["truncated", "no gzip", "one line without end"],
 )
-def test_a_part_that_is_damaged_as_its_digest_says_is_named(tmp_path, data):
+def test_a_damaged_part_with_a_matching_digest_is_named(tmp_path, data):
     uri = put(tmp_path, b"")
     (tmp_path / "data" / "part0.csv.gz").write_bytes(data)
     Path(uri).write_text(json.dumps(manifest({"part0.csv.gz": data})))
     with pytest.raises(ConfigError, match=r"part0\.csv\.gz: truncated or damaged"):
-        read(uri)
+        read_parts(uri)
 
 
 @pytest.mark.parametrize(
     "line", ["", "sentinel-cogs\n", "<html>\n", '{"a": 1}\n', '"a","b\n', '"a","b"c","d"\n', "\n", "a\tb\tc\n"]
 )
-def test_a_line_that_is_not_csv_of_the_schema_is_shown_with_its_number(tmp_path, line):
+def test_a_line_that_is_not_csv_of_the_schema_is_reported_with_its_number(tmp_path, line):
     good = text(keys_of(item_id(1)))
     uri = put(tmp_path, good + line.encode() + good)
     if not line:
-        assert read(uri)[3]["lines"] == 10
+        assert read_parts(uri)[3]["lines"] == 10
         return
     with pytest.raises(ConfigError, match=r"part0\.csv\.gz, line 6: expected CSV of the schema"):
-        read(uri)
+        read_parts(uri)
 
 
-def test_a_part_whose_server_breaks_off_is_fetched_on_and_then_given_up(tmp_path, serve):
+def test_a_part_of_a_broken_connection_is_retried_and_then_a_transient_error(tmp_path, serve):
     data = gzip.compress(text(keys_of(item_id(1))))
-    said = json.dumps(manifest({"p.csv.gz": data})).encode()
-    web = serve({"/m/manifest.json": said, "/m/p.csv.gz": data})
+    document = json.dumps(manifest({"p.csv.gz": data})).encode()
+    web = serve({"/m/manifest.json": document, "/m/p.csv.gz": data})
     whole = read_manifest(f"{web.url}/m/manifest.json")
     web.break_at = len(data) // 2
     with pytest.raises(TransientError):
@@ -462,14 +279,14 @@ def children(pid):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_processes_that_read_end_with_the_one_that_plans(tmp_path, serve, how):
+def test_reading_processes_end_with_the_planning_process(tmp_path, serve, how):
     data = gzip.compress(text(keys_of(item_id(1))))
     parts = {f"{n}.csv.gz": data for n in range(4)}
-    said = manifest(parts)
-    for file in said["files"]:
+    document = manifest(parts)
+    for file in document["files"]:
         file["size"] = inventory.MIN_PARALLEL_BYTES
     files = {f"/m/{name}": data for name in parts}
-    web = serve({"/m/manifest.json": json.dumps(said).encode(), **files})
+    web = serve({"/m/manifest.json": json.dumps(document).encode(), **files})
     web.held = set(files)
     flags = ["--inventory", f"{web.url}/m/manifest.json", "--output", str(tmp_path / "plan.gz")]
     process = subprocess.Popen([sys.executable, "-m", "scripts.plan_units", "sentinel2", *flags], cwd=ROOT)

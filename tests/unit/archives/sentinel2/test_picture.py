@@ -18,7 +18,7 @@ from tests.support.items import CORNER, plane, write_item
 
 @pytest.mark.parametrize(("epsg", "west"), [(32660, 818_000.0), (32601, 160_000.0)])
 def test_a_chip_across_the_antimeridian_shows_its_own_pixels(tmp_path, epsg, west):
-    """A scene whose brightness grows eastwards by a step a kilometre: its chip is neither torn nor the whole scene."""
+    """The brightness of the scene grows eastwards by one step per kilometre, so a torn or larger picture is noticed."""
     scene = np.tile(np.arange(2560, dtype=np.uint16) // 100 * 100 + 500, (512, 1))
     transform = Affine(10, 0, west, 0, -10, 1_112_000)
     for band in ("B02", "B03", "B04"):
@@ -48,7 +48,10 @@ def test_a_chip_across_the_antimeridian_shows_its_own_pixels(tmp_path, epsg, wes
     [
         (1000, {"s2:processing_baseline": "04.00"}),
         (0, {"s2:processing_baseline": "04.00", "earthsearch:boa_offset_applied": True}),
-        (0, {"s2:processing_baseline": "04.00"}),  # gone already, whatever the item says: the pixels are too dark
+        (
+            0,
+            {"s2:processing_baseline": "04.00"},
+        ),  # already subtracted whatever the flag: the pixels are too dark
     ],
 )
 def test_pictures_have_no_offset(tmp_path, added, properties):
@@ -65,4 +68,4 @@ def test_pictures_have_no_offset(tmp_path, added, properties):
     (new.folder / f"{new.entry['id']}.json").rename(new.folder / "elsewhere.json")
     picture._item_has_offset.cache_clear()
     pale = read_picture(str(new.folder / "B04.tif"), box)
-    assert (pale.mean() > shown[0].mean() + 30) == (added > 0), "without the item nobody knows"
+    assert (pale.mean() > shown[0].mean() + 30) == (added > 0), "without the item the offset is unknown"

@@ -19,7 +19,7 @@ def box(grid: Lattice, col: int, row: int) -> tuple[Fraction, Fraction, Fraction
     return west, north - Fraction(grid.chip, grid.ppd), west + Fraction(grid.chip, grid.ppd), north
 
 
-# ------------------------------------------------------------------------------------------------- conus
+# ---------------------------------------------------------------------------------------------------------------- conus
 
 
 def test_conus_is_1359_columns_of_609_rows():
@@ -66,7 +66,7 @@ def test_sizes_that_are_not_positive_are_config_errors(chip, ppd):
         region_columns(Lattice(chip, ppd), [0, 0, 1, 1])
 
 
-# ----------------------------------------------------------------------------------------------- regions
+# -------------------------------------------------------------------------------------------------------------- regions
 
 
 GRIDS = st.builds(Lattice, st.sampled_from([8, 24, 40, 56, 64, 100]), st.sampled_from([24, 40, 60, 96]))
@@ -80,12 +80,12 @@ GRIDS = st.builds(Lattice, st.sampled_from([8, 24, 40, 56, 64, 100]), st.sampled
     st.floats(-60, 84),
     st.floats(0.001, 5),
 )
-def test_a_region_takes_exactly_the_chips_that_intersect_it(grid, west, width, south, height):
+def test_a_region_has_exactly_the_chips_that_intersect_it(grid, west, width, south, height):
     east = west + width if west + width <= 180 else west + width - 360
     north = min(south + height, 84.0)
     step = Fraction(grid.chip, grid.ppd)
     spans = [(west, east)] if west < east else [(west, 180.0), (-180.0, east)]
-    # Stay clear of ties: a region that ends within a millionth of a pixel of a chip's edge counts as on it.
+    # Avoid ties: an edge within a millionth of a pixel of a chip's edge counts as equal to it.
     for value, start in itertools.chain(((v, -125) for s in spans for v in s), ((v, 50) for v in (south, north))):
         off = (Fraction(value) - start) / step % 1
         assume(off == 0 or min(off, 1 - off) > Fraction(1, 10**5))
@@ -123,7 +123,7 @@ def test_a_region_takes_exactly_the_chips_that_intersect_it(grid, west, width, s
 
 
 @pytest.mark.parametrize("region", [[-125, 49, -124, 50], [10, -34, 11, -33], [-70, -60, -69, -59], [179, 0, 180, 1]])
-def test_edges_of_whole_degrees_take_no_chip_beyond_them(region):
+def test_regions_of_whole_degrees_have_no_chip_beyond_their_edges(region):
     grid = Lattice(512)
     columns = region_columns(grid, region)
     first, last = columns[0], columns[-1]
@@ -137,7 +137,7 @@ def test_edges_of_whole_degrees_take_no_chip_beyond_them(region):
 
 
 @given(GRIDS, st.integers(-300, 900), st.integers(-60, 300), st.integers(1, 5), st.integers(1, 5))
-def test_a_region_written_as_the_edges_of_chips_takes_those_chips_alone(grid, col, row, wide, high):
+def test_a_region_of_chip_edges_has_only_those_chips(grid, col, row, wide, high):
     west, _, _, north = box(grid, col, row)
     _, south, east, _ = box(grid, col + wide - 1, row + high - 1)
     assume(-180 <= west < east <= 180)
@@ -146,7 +146,7 @@ def test_a_region_written_as_the_edges_of_chips_takes_those_chips_alone(grid, co
     assert columns == [Column(k, row, high) for k in range(col, col + wide)]
 
 
-def test_a_region_over_the_antimeridian_has_both_sides_and_no_chip_across():
+def test_a_region_over_the_antimeridian_has_chips_on_both_sides_and_none_across():
     grid = Lattice(512)
     across = region_columns(grid, [179.5, 0, -179.5, 1])
     parts = {*region_columns(grid, [179.5, 0, 180, 1]), *region_columns(grid, [-180, 0, -179.5, 1])}
@@ -157,7 +157,7 @@ def test_a_region_over_the_antimeridian_has_both_sides_and_no_chip_across():
     assert all(lon >= -180 and lon + 512 / 12000 <= 180 for lon in lons)
 
 
-def test_one_lattice_serves_every_region():
+def test_every_region_is_on_one_lattice():
     grid = Lattice(512)
     small = region_columns(grid, [-100.3, 40.1, -100.1, 40.2])
     conus = {c.col for c in region_columns(grid, "conus")}
@@ -165,7 +165,7 @@ def test_one_lattice_serves_every_region():
 
 
 @pytest.mark.parametrize(
-    ("region", "says"),
+    ("region", "message"),
     [
         ("texas", "expected conus or"),
         ([1, 2, 3], "expected .west, south, east, north. in degrees"),
@@ -180,12 +180,12 @@ def test_one_lattice_serves_every_region():
         ([0, 0, float("inf"), 1], "expected .west, south, east, north. in degrees"),
     ],
 )
-def test_an_empty_or_impossible_region_is_a_config_error(region, says):
-    with pytest.raises(ConfigError, match=says):
+def test_an_empty_or_impossible_region_is_a_config_error(region, message):
+    with pytest.raises(ConfigError, match=message):
         region_columns(Lattice(512), region)
 
 
-def test_a_region_inside_the_strip_that_no_chip_covers_is_a_config_error():
+def test_a_region_that_no_chip_covers_is_a_config_error():
     grid = Lattice(512)  # 512 does not divide the 660000 pixels from -180 to -125
     with pytest.raises(ConfigError, match="expected at least one chip of 512 px"):
         region_columns(grid, [-180, 0, -179.999, 1])
@@ -197,7 +197,7 @@ def test_latitudes_are_clipped_to_the_archive():
     assert region_columns(grid, [0, -90, 1, -59]) == region_columns(grid, [0, -60, 1, -59])
 
 
-# ------------------------------------------------------------------------------------------------ shards
+# --------------------------------------------------------------------------------------------------------------- shards
 
 
 @given(st.integers(-900, 900), st.integers(1, 60), st.integers(1, 9), st.sampled_from(["west", "east"]))
@@ -210,15 +210,15 @@ def test_one_column_more_changes_at_most_two_shards(first, count, per_shard, sid
 
 
 @given(st.integers(-900, 900), st.integers(1, 60), st.integers(1, 9))
-def test_shards_hold_every_column_once_in_order_and_are_no_larger_than_asked(first, count, per_shard):
+def test_shards_hold_every_column_once_in_order_within_the_requested_size(first, count, per_shard):
     columns = [Column(k, 3, 7) for k in range(first, first + count)]
-    made = shards(Lattice(512), 2021, columns, per_shard)
-    assert [c for s in made for c in s.columns] == columns
-    assert max(len(s.columns) for s in made) <= per_shard
-    assert len({s.name for s in made}) == len(made) <= count // per_shard + 2
+    planned = shards(Lattice(512), 2021, columns, per_shard)
+    assert [c for s in planned for c in s.columns] == columns
+    assert max(len(s.columns) for s in planned) <= per_shard
+    assert len({s.name for s in planned}) == len(planned) <= count // per_shard + 2
 
 
-def test_a_shard_s_name_tells_other_units_years_and_heights_apart():
+def test_the_name_of_a_shard_depends_on_its_units_year_and_height():
     grid = Lattice(512)
     one = [Column(0, 0, 5), Column(1, 0, 5)]
     names = {
@@ -232,7 +232,7 @@ def test_a_shard_s_name_tells_other_units_years_and_heights_apart():
     assert shards(grid, 2021, one, 8)[0].name == shards(grid, 2021, list(one), 8)[0].name
 
 
-def test_shards_over_the_antimeridian_do_not_mix_its_sides():
+def test_shards_do_not_cross_the_antimeridian():
     grid = Lattice(512)
     for shard in shards(grid, 2021, region_columns(grid, [179.8, 0, -179.8, 1]), 64):
         assert len({grid.lon(grid.x(c.col)) > 0 for c in shard.columns}) == 1

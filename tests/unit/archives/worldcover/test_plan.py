@@ -1,4 +1,4 @@
-"""The plan: what it says of shards and tiles, and what it refuses."""
+"""WorldCover's plan: its shards and tiles, and the settings that it refuses."""
 
 import boto3
 import pytest
@@ -32,10 +32,12 @@ def shards_of(root, **changes):
     return plans.plan_shards("worldcover", **settings(root, **changes))
 
 
-def test_a_plan_has_a_shard_with_all_that_a_job_needs(archive, tmp_path):
+def test_shards_contain_what_their_jobs_need(archive, tmp_path):
     shards = shards_of(archive)
     columns = [c for s in shards for c in s.details["columns"]]
-    assert [c[0] for c in columns] == list(range(405, 414))  # 45 columns of 1/3 degree a 15 degrees: 405 is at 10 east
+    assert [c[0] for c in columns] == list(
+        range(405, 414)
+    )  # 45 columns of 1/3 degree per 15 degrees: 405 is at 10 east
     assert [len(s.units) for s in shards] == [3, 3, 3]
     assert len({s.name for s in shards}) == 3
     uris = {w: str(tile_path(archive, 2021, w, 45)) for w in (10, 12)}
@@ -52,7 +54,7 @@ def test_a_plan_has_a_shard_with_all_that_a_job_needs(archive, tmp_path):
     assert [s.read_bytes for s in shards] == [size[10], 0, size[12]]
 
 
-def test_a_plan_of_quarters_expects_four_rows_a_chip(archive):
+def test_a_plan_of_quarters_expects_four_rows_per_chip(archive):
     assert [s.expected for s in shards_of(archive, encode="quarters")] == [36] * 3
 
 
@@ -99,7 +101,7 @@ def test_a_plan_of_a_bucket_is_written_to_the_bucket_with_etags(archive, bucket)
     assert tile == ["N45E010", f"{bucket}/wc/{path.relative_to(archive)}", path.stat().st_size, head["ETag"].strip('"')]
 
 
-def test_the_crossing_of_the_antimeridian_is_planned(archive):
+def test_a_region_across_the_antimeridian_is_planned(archive):
     shards = shards_of(archive, region=[179.5, 45.1, -179.5, 45.9])
     assert shards[0].details["columns"][0][0] < 0 < shards[-1].details["columns"][-1][0]
 
@@ -113,7 +115,7 @@ def test_the_crossing_of_the_antimeridian_is_planned(archive):
         ({"pixels_per_degree": 11}, "pixels_per_degree: expected a divisor of 12000, got 11"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(archive, changes, message):
+def test_impossible_settings_are_refused(archive, changes, message):
     with pytest.raises(ConfigError, match=message):
         shards_of(archive, **changes)
 
