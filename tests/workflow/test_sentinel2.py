@@ -23,9 +23,9 @@ from kiln.formats.ledger import ledger_name
 from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.stable_shards import position
 from scripts import embed, plan_units
+from tests.support.inventories import key, keys_of, put, text
 from tests.support.items import FILES, NAME, Made, write_item
 from tests.support.stac_api import COLLECTION, StacApi
-from tests.unit.archives.sentinel2.test_inventory import key, keys_of, put, text
 from tests.unit.product.test_stac import assert_valid
 from tests.workflow.conftest import Once
 from tests.workflow.workflow import Run, fresh
