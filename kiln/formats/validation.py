@@ -71,7 +71,8 @@ def _message(error: Mapping[str, Any], model: type[BaseModel], where: str, name:
     if error["type"] == "missing":
         return ": ".join(filter(None, (where, f"expected {field}, got none. Add it.")))
     if error["type"] in EXPECTED:
-        expected = EXPECTED[error["type"]].format(**error.get("ctx", {}))
+        limits = {key: f"{v:g}" if isinstance(v, float) else v for key, v in error.get("ctx", {}).items()}
+        expected = EXPECTED[error["type"]].format(**limits)
     else:
         expected = error["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should be ")
     return ": ".join(filter(None, (where, field, f"expected {expected}, got {given}. Correct it.")))

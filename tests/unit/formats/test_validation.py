@@ -32,7 +32,7 @@ class Outer(BaseModel):
         ({"inner": {"size": "x"}}, "request: inner.size: expected a whole number, got 'x'. Correct it."),
         ({"inner": {"size": 8.5}}, "request: inner.size: expected a whole number, got 8.5. Correct it."),
         ({"inner": 3}, "request: inner: expected an object, got 3. Correct it."),
-        ({"fraction": 1}, "request: fraction: expected less than 1.0, got 1. Correct it."),
+        ({"fraction": 1}, "request: fraction: expected less than 1, got 1. Correct it."),
         ({"fraction": []}, "request: fraction: expected a number, got []. Correct it."),
         ({"years": []}, "request: years: expected at least 1 values, got []. Correct it."),
         ({"years": [1, 2, 3]}, "request: years: expected at most 2 values, got [1, 2, 3]. Correct it."),

@@ -286,8 +286,8 @@ def test_a_refusing_server_ends_the_job_before_the_weights_load(tmp_path, capsys
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--max-cloud", "1.5"], "--max-cloud: expected 1.0 or less, got '1.5'"),
-        (["--offset-max-dark-fraction", "-1"], "--offset-max-dark-fraction: expected 0.0 or more, got '-1'"),
+        (["--max-cloud", "1.5"], "--max-cloud: expected 1 or less, got '1.5'"),
+        (["--offset-max-dark-fraction", "-1"], "--offset-max-dark-fraction: expected 0 or more, got '-1'"),
         (["--rewrite", "nothing"], "--rewrite: String should match pattern"),
         (["--rewrite", "=x"], "--rewrite: String should match pattern"),
     ],
