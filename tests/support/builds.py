@@ -1,4 +1,4 @@
-"""Building explorer databases of products and published files, and reading them back."""
+"""Build explorer databases from products and published files, and read them back."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def build_of(db, *made, **select):
 
 
 def ready(db):
-    """What a reader sees: {chip_id: vector}."""
+    """Return the vectors that a reader of the database sees, by chip id."""
     rows = ExplorerDatabase(str(db)).table.search().limit(1_000_000).to_arrow()
     ids = rows["chip_id"].to_pylist()
     assert len(ids) == len(set(ids))
@@ -30,12 +30,12 @@ def ready(db):
 
 
 def wanted(*made):
-    """The same of the products, the later one first."""
-    found = {}
+    """Return the vectors of the products by chip id. If two products have a chip, the later one's vector counts."""
+    vectors = {}
     for m in made:
         rows = m.rows()
-        found |= dict(zip(rows["chip_id"].to_pylist(), rows["embeddings"].to_pylist(), strict=True))
-    return {k: np.float16(v).tolist() for k, v in found.items()}
+        vectors |= dict(zip(rows["chip_id"].to_pylist(), rows["embeddings"].to_pylist(), strict=True))
+    return {k: np.float16(v).tolist() for k, v in vectors.items()}
 
 
 def files(db):
@@ -47,7 +47,7 @@ def seeded(seed):
 
 
 def state_of(db):
-    """What lies beside the tagged version."""
+    """Return the state that is stored for the tagged version, and the version."""
     version = ExplorerDatabase(str(db)).table.version
     return json.loads((Path(db) / "state" / f"{version}.json").read_text()), version
 
@@ -56,16 +56,16 @@ ENTRY = {"name": "tiles", "layout": "earth-index", "model": "another model"}
 
 
 def publish(folder, tile, count, dim=DIM, seed=0):
-    """A file as Earth Index writes them; its vectors."""
+    """Write a file in the layout of Earth Index; return its vectors by chip id."""
     folder.mkdir(exist_ok=True)
-    made = np.random.default_rng([seed, count]).standard_normal((count, dim)).astype(np.float32)
+    vectors = np.random.default_rng([seed, count]).standard_normal((count, dim)).astype(np.float32)
     rows = {
         "id": [f"{tile}-{k}" for k in range(count)],
-        "embedding": list(made),
+        "embedding": list(vectors),
         "geometry": shapely.to_wkb([shapely.Point(30.05 + k / 10, -10.5) for k in range(count)]).tolist(),
     }
     pq.write_table(pa.table(rows), folder / f"{tile}_2024-01-01_2025-01-01.parquet")
-    return {f"tiles:{i}": v for i, v in zip(rows["id"], np.float16(made).tolist(), strict=True)}
+    return {f"tiles:{i}": v for i, v in zip(rows["id"], np.float16(vectors).tolist(), strict=True)}
 
 
 def published_of(folder, **changes):
@@ -76,7 +76,7 @@ INT8 = about(fingerprint="2b" * 32, storage="int8", embedding="both")
 
 
 def numbers(made, column="embeddings"):
-    """What a product's int8 stand for, in float16, by chip."""
+    """Return the dequantised vectors of an int8 product in float16, by chip id."""
     rows = made.rows()
     levels = np.array(rows[column].to_pylist(), np.float32)
     scale = rows["scale" if column == "embeddings" else "scale_mean"].to_numpy()
