@@ -34,8 +34,8 @@ from tests.support.items import BUCKET, COARSE, FILES, write_item
 FILE = DATA / "recipes.json"
 UNTRAINED = {"seed": 7, "dim": 32, "depth": 2, "heads": 4, "mlp_ratio": 2}
 CHIP = 16  # pixels: with few patches, every change is visible in the vector
-# Bounds for other CPUs. They are larger than rounding: half a unit of float16 for float32, the difference to float32 for
-# the other precisions. They are smaller than the effect of every change in test_recipes.py.
+# Bounds for other CPUs. They are larger than rounding, which is half a unit of float16 for float32, and the difference
+# to float32 for the other precisions. They are smaller than the effect of every change in test_recipes.py.
 MAX_DEVIATION = {"float32": 0.002, "bfloat16": 0.04, "int8": 0.06}
 MIN_COSINE = {"float32": 0.99999, "bfloat16": 0.9998, "int8": 0.9995}
 Change = Callable[[Chip], Chip]
@@ -195,7 +195,7 @@ def difference(golden: Golden, vector: NDArray[np.float32], precision: str) -> s
     if deviation > MAX_DEVIATION[precision] or cosine < MIN_COSINE[precision]:
         return f"deviation {deviation:.2e}, cosine {cosine:.7f}"
     if golden.machine == machine() and digest(vector) != golden.sha256:
-        return f"different bits on the same kind of machine, deviation {deviation:.2e}"
+        return f"other bits on the same kind of machine, deviation {deviation:.2e}"
     return ""
 
 
