@@ -83,13 +83,13 @@ def serve() -> Iterator[Callable[..., FileServer]]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def gdal_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make GDAL fail on the first HTTP error, without retries."""
     monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | {"GDAL_HTTP_MAX_RETRY": "0"})
 
 
 @pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+def gdal_without_cache(monkeypatch: pytest.MonkeyPatch, gdal_without_retries: None) -> None:
     """Make GDAL cache nothing of remote files, and not retry.
 
     A file server in this process then stalls if more than one thread reads a file.
@@ -156,3 +156,17 @@ def gpio(duckdb_home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HOME": str(duckdb_home), "COLUMNS": "200"}
     command = str(Path(sys.executable).parent / "gpio")
     return lambda *args: subprocess.run([command, *args], capture_output=True, text=True, env=env, timeout=100)
+
+
+# Old names, until all tests use the new ones.
+@pytest.fixture
+def impatient(gdal_without_retries: None) -> None:
+    pass
+
+
+@pytest.fixture
+def forgetful(gdal_without_cache: None) -> None:
+    pass
+
+
+# End of old names.

@@ -39,7 +39,7 @@ from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.ledger import LedgerEntry, ledger_name, ledger_table, write_ledger
 from kiln.formats.records import Unit
 from kiln.product.merge import MergeOptions, merge
-from tests.support.products import WORLD, about
+from tests.support.products import WORLD, shard_metadata
 
 DIM, DEEP, ACROSS = 1024, 585, 28  # numbers of a vector; chips of a column; columns of a shard
 MEMORY = 1000  # MB, the default for sorting in a merge job
@@ -82,7 +82,7 @@ def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vect
 
 def make_shards(folder: Path, size: float, storage: vectors.VectorDtype) -> list[str]:
     """Write shards of about `size` bytes in total; return their names. All have the same vectors in another order."""
-    kiln = about(dimensions=DIM, storage=storage)
+    kiln = shard_metadata(dimensions=DIM, storage=storage)
     columns = embeddings_file.schema(DIM, storage, [pa.field("year", pa.int16())], kiln)
     rng = np.random.default_rng(0)
     values = rng.standard_normal((ACROSS * DEEP, DIM), np.float32)

@@ -30,7 +30,7 @@ from kiln.model.clay import Geometry
 from kiln.model.embedder import Embedder, EmbedPolicy
 from kiln.model.weights import untrained_encoder
 from kiln.sample.worldcover import DEFAULT_TILES, draw_tile, tile_corner
-from tests.support.products import WORLD, YEAR, about, chip_at
+from tests.support.products import WORLD, YEAR, chip_at, shard_metadata
 
 DIM, PPD, BATCH, QUERIES, K = 1024, 1200, 64, 500, 10
 MIN_RECALL = {"float32": 1.0, "float16": 0.98, "int8": 0.90}
@@ -82,7 +82,7 @@ def product(chips: list[Any], floats: vectors.Columns, storage: Any, embedding: 
     """Write and read a product of a vector dtype and embedding kind; return its size and its recall by kind."""
     kinds = vectors.KINDS[embedding]
     exact = {name: floats["embeddings" if kind == "class" else "embeddings_mean"] for name, kind in kinds.items()}
-    kiln = about(dimensions=DIM, storage=storage, embedding=embedding)
+    kiln = shard_metadata(dimensions=DIM, storage=storage, embedding=embedding)
     columns = embeddings_file.schema(DIM, storage, [YEAR], kiln, embedding)
     path = folder / f"{storage}-{embedding}.parquet"
     with embeddings_file.ShardWriter(path, columns) as out:

@@ -47,9 +47,14 @@ class ExplorerServer:
         assert not self.thread.is_alive()
 
 
-def refused(answer: requests.Response, status: int) -> str:
+def error_text(answer: requests.Response, status: int) -> str:
     """Return the error text of a response, which must have this status."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     text: str = answer.json()["error"]
     return text
+
+
+# Old names, until all tests use the new ones.
+refused = error_text
+# End of old names.

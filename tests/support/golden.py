@@ -30,7 +30,7 @@ def pixels(case: str) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(PIXEL_SEEDS[case])).half().float()
 
 
-def figures(case: str) -> dict[str, Tensor]:
+def reference_outputs(case: str) -> dict[str, Tensor]:
     """Return time and latlon [B, 4] and the reference's tokens [B, D] of a case."""
     with np.load(DATA / "clay_v1.5_micro_tokens.npz") as file:
         return {k.partition(".")[2]: torch.from_numpy(file[k]) for k in file if k.startswith(f"{case}.")}
@@ -125,3 +125,8 @@ def encode(encoder: clay.ClayEncoder, pixels: torch.Tensor, waves: list[float] |
     unknown = torch.zeros(len(pixels), 4)
     wavelengths = torch.tensor(waves or [0.665, 0.56, 0.493, 0.842])
     return encoder(pixels, wavelengths=wavelengths, gsd=gsd, time=unknown, latlon=unknown)
+
+
+# Old names, until all tests use the new ones.
+figures = reference_outputs
+# End of old names.

@@ -11,7 +11,7 @@ from kiln.explorer.build import Select, build, builder
 from kiln.explorer.database import ExplorerDatabase
 from kiln.explorer.matrix import Matrix
 from kiln.explorer.matrix_cache import open_matrix
-from tests.support.products import about, make_product
+from tests.support.products import make_product, shard_metadata
 
 COLUMNS = [Column(k, 0, 30) for k in range(40)]
 DIM = 32
@@ -32,7 +32,8 @@ def open_ground(run: Path) -> Opened:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "MIN_INDEXED_ROWS", 1000)
         products = [
-            make_product(run, y, columns=COLUMNS, vectors=ground, kiln=about(dimensions=DIM)) for y in (2020, 2021)
+            make_product(run, y, columns=COLUMNS, vectors=ground, kiln=shard_metadata(dimensions=DIM))
+            for y in (2020, 2021)
         ]
         build([m.record_file for m in products], [m.uri for m in products], str(run / "db"), Select())
     db = ExplorerDatabase(str(run / "db"))

@@ -20,7 +20,7 @@ CORNER = (199_980.0, 2_800_020.0)
 
 
 @dataclass
-class Made:
+class WrittenItem:
     """A written item: its plan entry, its folder, and the bands and the SCL that a reader should return at 10 m."""
 
     entry: dict[str, str]
@@ -42,7 +42,7 @@ class Made:
         """The key of the item in the bucket."""
         return self.entry["href"].removeprefix(f"{BUCKET}/")
 
-    def of_api(self, collection: str) -> dict[str, Any]:
+    def as_api_item(self, collection: str) -> dict[str, Any]:
         """Return the item as an API returns it: in a collection, with its S3 address as the canonical link."""
         links = [{"rel": "canonical", "href": f"s3://sentinel-cogs/{self.key}", "type": "application/json"}]
         return {**self.json(), "collection": collection, "links": links}
@@ -80,7 +80,7 @@ def write_item(
     high: int = 9000,
     properties: dict[str, Any] | None = None,
     **profile: Any,
-) -> Made:
+) -> WrittenItem:
     """Write an item and its eleven files. `bands` and `scl` replace random pixels, each in its own resolution."""
     _, tile, day, _, _ = name.split("_")
     zone, square = int(tile[:-3]), tile[-2:]
@@ -94,12 +94,12 @@ def write_item(
     for band, pixels in (drawn | {"scl": mask}).items():
         write_raster(folder / f"{FILES.get(band, 'SCL')}.{suffix}", pixels, side, corner, epsg, **profile)
     hrefs = {b: f"{BUCKET}/{key}/{FILES.get(b, 'SCL')}.{suffix}" for b in (*FILES, "scl")}
-    item = item_of(name, hrefs, style, epsg, f"{zone}", tile[-3], square, day)
+    item = stac_item(name, hrefs, style, epsg, f"{zone}", tile[-3], square, day)
     item["properties"] |= properties or {}
     (folder / f"{name}.json").write_text(json.dumps(item))
     whole = np.stack([np.kron(drawn[b], np.ones((side // len(drawn[b]),) * 2, np.uint16)) for b in FILES])
     at_10_m = np.kron(mask, np.ones((side // len(mask),) * 2, np.uint8))
-    return Made({"id": name, "href": f"{BUCKET}/{key}/{name}.json"}, folder, whole, at_10_m)
+    return WrittenItem({"id": name, "href": f"{BUCKET}/{key}/{name}.json"}, folder, whole, at_10_m)
 
 
 def write_raster(
@@ -125,7 +125,7 @@ def write_raster(
         file.write(pixels, 1)
 
 
-def item_of(
+def stac_item(
     name: str, hrefs: dict[str, str], style: str, epsg: int, zone: str, band: str, square: str, day: str
 ) -> dict[str, Any]:
     """Return a STAC item in the style of Earth Search v0, v1 or Collection 1, processed before baseline 04.00."""
@@ -162,3 +162,9 @@ def item_of(
         "links": [],
         "assets": assets,
     }
+
+
+# Old names, until all tests use the new ones.
+Made, item_of = WrittenItem, stac_item
+WrittenItem.of_api = WrittenItem.as_api_item
+# End of old names.

@@ -27,7 +27,7 @@ WORLD = Lattice(512)  # the lattice of the published run
 ITEM = "ESA_WorldCover_10m_{year}_v200_{tile}_S2RGBNIR"
 
 
-def about(**changes: Any) -> dict[str, Any]:
+def shard_metadata(**changes: Any) -> dict[str, Any]:
     """Return the `kiln` metadata of a shard, as a job writes it."""
     return {
         "dataset": "worldcover",
@@ -87,7 +87,7 @@ def chip_at(lattice: Lattice, year: int, col: int, row: int, *, source: str = ""
     )
 
 
-def drawn(chips: Sequence[Chip], dim: int = DIM, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+def random_vectors(chips: Sequence[Chip], dim: int = DIM, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
     """Return normal random vectors [n, dim]. A chip's vector does not depend on the other chips."""
     return np.stack(
         [np.random.default_rng([seed, c.extra["year"], c.col & 0xFFFF, c.row]).standard_normal(dim) for c in chips]
@@ -97,13 +97,13 @@ def drawn(chips: Sequence[Chip], dim: int = DIM, seed: int = 0, dtype: Any = np.
 
 def stored(chips: Sequence[Chip], values: np.ndarray, kiln: dict[str, Any]) -> vectors_.Columns:
     """Return the columns that a file with this `kiln` metadata stores. Mean vectors are drawn with another seed."""
-    kinds = {name: values if kind == kiln["embedding"] or kind == "class" else drawn(chips, values.shape[1], 1)
+    kinds = {name: values if kind == kiln["embedding"] or kind == "class" else random_vectors(chips, values.shape[1], 1)
              for name, kind in vectors_.KINDS[kiln["embedding"]].items()}  # fmt: skip
     return vectors_.store({name: np.asarray(v, np.float32) for name, v in kinds.items()}, kiln["storage"])
 
 
 @dataclass(frozen=True)
-class Made:
+class MergedProduct:
     """A merged product: the path of its record, the record, its folder and its plan."""
 
     record_file: str
@@ -154,7 +154,7 @@ def write_shard(
                 chips.append(chip_at(lattice, year, c.col, row, source=source))
         entries.append(entry)
     kiln = kiln | {"sources": {s: {"size": 1} for s in sorted({c.source for c in chips})}}
-    values = vectors(chips) if vectors else drawn(chips, dim)
+    values = vectors(chips) if vectors else random_vectors(chips, dim)
     columns_ = embeddings_file.schema(dim, store, [YEAR], kiln, kiln["embedding"])
     with embeddings_file.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
         if chips:
@@ -195,7 +195,7 @@ def write_shards(
 
     Return the path of the plan, the names of the shards and their folder.
     """
-    kiln = (kiln or about()) | {"partition": str(year)}
+    kiln = (kiln or shard_metadata()) | {"partition": str(year)}
     lines = plan_lines(lattice, year, columns, per_shard)
     folder = run / "shards" / str(year)
     for line in lines:
@@ -222,14 +222,14 @@ def merge_shards(
     return merge(names, str(shards), str(shards), str(product), missing=missing, options=options).as_json()
 
 
-def make_product(run: Path, year: int = 2021, *, product: str = "", **options: Any) -> Made:
+def make_product(run: Path, year: int = 2021, *, product: str = "", **options: Any) -> MergedProduct:
     """Write shards and merge them. `product` is the product's folder (default: `run/products/<year>`)."""
     merging = {k: options.pop(k) for k in ("memory", "row_group", "part_bytes") if k in options}
     plan, names, folder = write_shards(run, year, **options)
     uri = product or str(run / "products" / str(year))
     record = merge_shards(names, folder, uri, **merging)
     write_record(f"{uri}.json", ProductRecord.from_json(record))
-    return Made(f"{uri}.json", record, uri, plan)
+    return MergedProduct(f"{uri}.json", record, uri, plan)
 
 
 def run_merge(
@@ -247,3 +247,8 @@ def digests(folder: Path | str) -> dict[str, str]:
     """Return the sha256 of every file below a folder, by relative path."""
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+# Old names, until all tests use the new ones.
+about, drawn, Made = shard_metadata, random_vectors, MergedProduct
+# End of old names.
