@@ -22,11 +22,11 @@ explore: $(VENV)/.run ## open the map of the sample run in the browser (after ma
 
 test: $(VENV)/.test ## run linters, tests, and dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest -n $(CORES) --dist worksteal tests --ignore tests/explorer --ignore tests/batch
+	pytest -n $(CORES) --dist loadgroup tests --ignore tests/explorer --ignore tests/batch
 
 .PHONY: test-quick
 test-quick: $(VENV)/.test ## run the unit tests only: no Snakemake, containers or browser
-	pytest -n $(CORES) --dist worksteal tests/unit
+	pytest -n $(CORES) --dist loadgroup tests/unit
 
 test-explorer: $(VENV)/.test ## test the explorer in a browser with a WMS; installs both if missing (Debian, root)
 	@tests/explorer/install.sh

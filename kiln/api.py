@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from kiln.archives.registry import get_archive
-from kiln.errors import ConfigError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Source
+from kiln.formats.validation import dotted, validate
 
 
 def plan(name: str, /, **settings: Any) -> list[ShardPlan]:
@@ -47,9 +45,4 @@ def open_source(shard: ShardPlan, /, **settings: Any) -> Source:
 
 
 def _read_settings(name: str, settings: dict[str, Any]) -> Any:
-    try:
-        return get_archive(name).load("config", "Config")(**settings)
-    except ValidationError as e:
-        error = e.errors()[0]
-        where = ".".join(map(str, (name, *error["loc"])))
-        raise ConfigError(f"{where}: {error['msg']}, got {error['input']!r}. Correct it.") from None
+    return validate(get_archive(name).load("config", "Config"), settings, name=lambda field: dotted((name, *field)))

@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from kiln.io import gdal, storage
+from kiln.io.storage import http
 from kiln.model import checkpoint, clay, weights
 from tests import ROOT
 from tests.support import golden
 from tests.support.server import FileServer
 
 torch.set_num_threads(1)
+http.BACKOFF_S = 0.01  # servers of the tests need no pause
 UNTRAINED = {"seed": 3, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}
 
 

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from kiln.errors import ConfigError
+from kiln.formats.validation import Location, validate
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -29,9 +29,8 @@ def add_section_flags(parser: argparse.ArgumentParser, model: type[BaseModel], k
 
 def read_section(model: type[T], values: dict[str, Any]) -> T:
     """Return the section of the given flags, defaults for the others. Raises ConfigError for the first wrong value."""
-    try:
-        return model(**values)
-    except ValidationError as e:
-        error = e.errors()[0]
-        flag = "--" + str(error["loc"][0]).replace("_", "-") if error["loc"] else "flags"
-        raise ConfigError(f"{flag}: {error['msg']}, got {error['input']!r}. Correct it.") from None
+    return validate(model, values, name=_flag)
+
+
+def _flag(location: Location) -> str:
+    return "--" + str(location[0]).replace("_", "-")

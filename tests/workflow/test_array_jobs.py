@@ -28,6 +28,8 @@ from kiln.workflow.run import Run as ConfiguredRun
 from tests.support.items import write_item
 from tests.workflow.workflow import WITH_NAIP, Run, fresh_naip, job_counts, merged
 
+pytestmark = pytest.mark.xdist_group("arrays")  # one account for all tests
+
 DATASETS = tuple(archives())
 KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "kiln-arrays"
@@ -77,7 +79,7 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def cloud(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """Archives of all three datasets in a bucket, an account made by the stack, and nothing run yet."""
+    """Archives of all three datasets in a bucket, and an account that the stack made. Nothing has run yet."""
     environment = {**KEYS, "AWS_ENDPOINT_URL": s3_endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
     with pytest.MonkeyPatch.context() as patched:
         for name, value in environment.items():
@@ -93,24 +95,25 @@ def cloud(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 boto3.client("s3").upload_file(str(path), BUCKET, path.relative_to(run.folder).as_posix())
         run = Run(run.folder, base=merged(WITH_NAIP, {
             "datasets": list(DATASETS),
-            "worldcover": {"archive": f"s3://{BUCKET}/archive/rgbnir", "columns_per_shard": 2},
-            "naip": {"archive": f"s3://{BUCKET}/scenes", "manifest": f"s3://{BUCKET}/scenes/manifest.txt"},
+            "worldcover": {"archive": f"s3://{BUCKET}/archive/rgbnir", "columns_per_shard": 3},
+            "naip": {"archive": f"s3://{BUCKET}/scenes", "manifest": f"s3://{BUCKET}/scenes/manifest.txt",
+                     "years": [2019]},
             "sentinel2": {"archive": f"s3://{BUCKET}/s2", "items": f"s3://{BUCKET}/s2/items.txt",
                           "items_per_shard": 1, "chip_size": 16, "max_cloud": 1.0},
             "resources": {"embed_threads": 2, "embed_mem_mb": 7500},
         }))  # fmt: skip
         stack.deploy("arrays", {"CpuImageTag": "1.0-test"})
-        told = driver_environment(stack.outputs("arrays"))
-        told.pop("KILN_BUCKET")
+        variables = driver_environment(stack.outputs("arrays"))
+        variables.pop("KILN_BUCKET")
         store = ["--default-storage-provider", "s3", "--default-storage-prefix", ROOT]
         store += ["--storage-s3-endpoint-url", s3_endpoint]
-        yield Cloud(run, {**environment, **told}, store)
+        yield Cloud(run, {**environment, **variables}, store)
         storage.s3_client.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cloud's environment in this process too."""
+    """Set the environment of `cloud` in this process too."""
     if "cloud" in request.fixturenames:
         for name, value in request.getfixturevalue("cloud").environment.items():
             monkeypatch.setenv(name, value)
@@ -136,15 +139,15 @@ def shards(dataset: str) -> dict[str, bytes]:
     return {k: b for k, b in listed(f"results/tiny/{dataset}-").items() if "/shards/" in k and "ledger" not in k}
 
 
-def request_of(said: str) -> list[dict]:
-    """What was asked of Batch, as it was recorded."""
-    ids = re.search("^Submitted: (.*)$", said, re.M)[1].split()
+def request_of(output: str) -> list[dict]:
+    """Return the recorded requests to Batch."""
+    ids = re.search("^Submitted: (.*)$", output, re.M)[1].split()
     records = {k.rpartition("/")[2]: json.loads(b) for k, b in listed("arrays/").items() if "/job-" in k}
     return [records[f"job-{i}.json"]["request"] for i in ids]
 
 
 def child(request: dict, number: int | None) -> None:
-    """Do what the job's container would: run the code that was fetched, in an environment of its own."""
+    """Run the command of a job's container in an environment of its own."""
     command = request["containerOverrides"]["command"]
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", plan_file.ARRAY_INDEX)}
     if number is not None:
@@ -153,10 +156,10 @@ def child(request: dict, number: int | None) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_is_submitted_before_there_is_a_plan(cloud: Cloud) -> None:
-    said = cloud.refused("worldcover")
-    assert "no plan yet" in said
-    assert f"snakemake --configfile {cloud.run.folder}/config.yaml --profile aws-batch plan" in said
+def test_a_run_without_a_plan_is_refused(cloud: Cloud) -> None:
+    output = cloud.refused("worldcover")
+    assert "no plan yet" in output
+    assert f"snakemake --configfile {cloud.run.folder}/config.yaml --profile aws-batch plan" in output
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -166,38 +169,38 @@ def test_a_job_runs_what_the_rule_runs(planned: Cloud, dataset: str) -> None:
     line = next(plan_file.read_plan(rule.plan))
     array, of = array_jobs.Array.of(rule), (line.partition, line.name)
     target = array.output_of(*of).removeprefix(f"{ROOT}/")
-    said = planned.snakemake("-n", "-p", "--", target)
-    printed = re.search(rf"python -m scripts\.embed {dataset} .*", said)[0]
+    output = planned.snakemake("-n", "-p", "--", target)
+    printed = re.search(rf"python -m scripts\.embed {dataset} .*", output)[0]
     words, end = shlex.split(printed), "2>"
     ours = [w.removeprefix("s3://") for w in array.command_of(*of, rule.weights)]
     theirs = [w.removeprefix("s3://").removeprefix(".snakemake/storage/s3/") for w in words[: words.index(end)]]
     at = theirs.index("--threads") + 1
-    theirs[at] = "2"  # a dry run prints 1 whatever the rule says
+    theirs[at] = "2"  # a dry run prints 1 for every rule
     assert ours == theirs
     assert rule.resources == JobResources(2, 8192), "7500 MB, as the executor's table has it"
 
 
-def test_a_dry_run_tells_what_it_would_cost_and_submits_nothing(planned: Cloud) -> None:
-    said = planned.submit("naip", "--dry-run")
-    assert re.search(r"naip: \d+ shards as an array of \d+; each 2 vCPU, 8,192 MB", said)
+def test_a_dry_run_prints_the_costs_and_submits_nothing(planned: Cloud) -> None:
+    output = planned.submit("naip", "--dry-run")
+    assert re.search(r"naip: \d+ shards as an array of \d+; each 2 vCPU, 8,192 MB", output)
     numbers = r"at most ([\d,]+) chips, 1\.\d GB to read, ([\d.]+) hours of .* at 25 chips/s, compute ([\d.]+)$"
-    told = re.search(numbers, said, re.M)
-    chips = int(told[1].replace(",", ""))
-    assert told[2] == f"{chips / 25 / 3600:.2f}"
-    assert told[3] == f"{chips / 25 / 3600 * 0.10:.2f}", "at the price of the config"
-    assert "dkr.ecr.us-east-1.amazonaws.com/arrays:1.0-test" in said
-    assert "the first: python -m scripts.embed naip" in said
+    match = re.search(numbers, output, re.M)
+    chips = int(match[1].replace(",", ""))
+    assert match[2] == f"{chips / 25 / 3600:.2f}"
+    assert match[3] == f"{chips / 25 / 3600 * 0.10:.2f}", "at the price of the config"
+    assert "dkr.ecr.us-east-1.amazonaws.com/arrays:1.0-test" in output
+    assert "the first: python -m scripts.embed naip" in output
     assert not listed("arrays/")
 
 
-def all_but_the_last(cloud: Cloud, dataset: str) -> int:
-    """Submit a dataset and do its jobs, but for the last, whose machine was lost; returns its shards' number."""
-    said = cloud.submit(dataset)
-    (asked,) = request_of(said)
+def run_all_but_the_last(cloud: Cloud, dataset: str) -> int:
+    """Submit a dataset and run its jobs except the last. Returns the number of its shards."""
+    output = cloud.submit(dataset)
+    (asked,) = request_of(output)
     size = asked["arrayProperties"]["size"]
     assert asked["retryStrategy"] == array_jobs.RETRY
     assert asked["jobQueue"] == cloud.environment["SNAKEMAKE_AWS_BATCH_JOB_QUEUE"]
-    job = boto3.client("batch").describe_jobs(jobs=[re.search("Submitted: (.*)", said)[1]])["jobs"][0]
+    job = boto3.client("batch").describe_jobs(jobs=[re.search("Submitted: (.*)", output)[1]])["jobs"][0]
     assert job["arrayProperties"]["size"] == size
     assert job["tags"]["kiln-code"] == code_bundle.build()[1]
     for n in range(size - 1):
@@ -206,22 +209,22 @@ def all_but_the_last(cloud: Cloud, dataset: str) -> int:
     return size
 
 
-def the_missing_one(cloud: Cloud, dataset: str, size: int) -> None:
-    """Submit what is missing of a dataset, one shard, and do it."""
-    said = cloud.submit(dataset, "--missing")
-    assert f"{size - 1} are finished and left out" in said
-    (asked,) = request_of(said)
+def run_the_missing_one(cloud: Cloud, dataset: str, size: int) -> None:
+    """Submit the one missing shard of a dataset and run its job."""
+    output = cloud.submit(dataset, "--missing")
+    assert f"{size - 1} are finished and left out" in output
+    (asked,) = request_of(output)
     assert "arrayProperties" not in asked, "one shard is no array"
     child(asked, None)
     assert len(shards(dataset)) == size
     assert "nothing to submit: all" in cloud.refused(dataset, "--missing")
 
 
-def test_snakemake_goes_on_where_arrays_ended(planned: Cloud) -> None:
-    sizes = {dataset: all_but_the_last(planned, dataset) for dataset in DATASETS}
-    assert sizes == {"worldcover": 3, "naip": 4, "sentinel2": 2}
+def test_snakemake_continues_after_the_arrays(planned: Cloud) -> None:
+    sizes = {dataset: run_all_but_the_last(planned, dataset) for dataset in DATASETS}
+    assert sizes == dict.fromkeys(DATASETS, 2)
     for dataset, size in sizes.items():
-        the_missing_one(planned, dataset, size)
+        run_the_missing_one(planned, dataset, size)
     made = {dataset: shards(dataset) for dataset in DATASETS}
     jobs = job_counts(planned.snakemake("-n"))
     assert not [name for name in jobs if name.startswith("embed_")]
@@ -269,13 +272,13 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     for shard in done[:1]:  # another test's: something is left to submit
         storage.delete(shard)
     planned.run.configure(far)
-    said = planned.refused("naip")
-    told = (
+    output = planned.refused("naip")
+    warning = (
         r"the archive is in us-west-2 and the jobs run in us-east-1: \d shards read at most .*B, [\d.]+ at 0\.02 a GB"
     )
-    assert re.search(told, said)
+    assert re.search(warning, output)
     planned.run.configure({**far, "allow_cross_region": True})
-    assert "the archive is in us-west-2" in planned.ended(0, "naip", "--dry-run")[1], "told, and done"
+    assert "the archive is in us-west-2" in planned.ended(0, "naip", "--dry-run")[1], "a warning alone"
     planned.run.configure({"datasets": ["worldcover"]})
     assert "expected naip among them, got worldcover" in planned.refused("naip")
     planned.run.configure({"model": {"checkpoint": "https://example.org/clay.ckpt"}})
@@ -285,7 +288,7 @@ def test_bad_input_is_refused_before_anything_is_submitted(planned: Cloud, reque
     assert listed("arrays/") == before
 
 
-def test_a_lost_weights_file_is_told(planned: Cloud) -> None:
+def test_a_missing_weights_file_is_refused(planned: Cloud) -> None:
     rule = rule_of(planned.run, "naip")
     data = storage.read_bytes(rule.weights)
     storage.delete(rule.weights)
@@ -293,7 +296,7 @@ def test_a_lost_weights_file_is_told(planned: Cloud) -> None:
     storage.write_bytes(rule.weights, data)
 
 
-def test_a_plan_of_nothing_is_told(planned: Cloud) -> None:
+def test_an_empty_plan_is_refused(planned: Cloud) -> None:
     plan = rule_of(planned.run, "worldcover").plan
     data = storage.read_bytes(plan)
     storage.write_bytes(plan, b"")

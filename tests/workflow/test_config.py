@@ -1,4 +1,4 @@
-"""The config: defaults and shipped files dry-run without a network; what is wrong is said before anything runs."""
+"""The config: defaults and shipped files dry-run without a network; a wrong config is reported before anything runs."""
 
 import re
 from pathlib import Path
@@ -41,9 +41,9 @@ def test_without_a_digest_only_encoder_weights_runs(tmp_path: Path, config: Path
         pytest.fail("no checkpoint") if config.stem != "config" else None
         return
     run = Run(tmp_path)
-    said = run.snakemake("--configfile", str(config), "-n", check=False)
-    assert "model.sha256: expected the checkpoint's digest" in said
-    assert "encoder_weights" in said
+    output = run.snakemake("--configfile", str(config), "-n", check=False)
+    assert "model.sha256: expected the checkpoint's digest" in output
+    assert "encoder_weights" in output
     assert job_counts(run.snakemake("--configfile", str(config), "-n", "encoder_weights")) == {"encoder_weights": 1}
 
 
@@ -63,11 +63,11 @@ def test_a_wrong_config_is_reported_before_anything_runs(tmp_path: Path, changes
     assert "Traceback (most recent call last)" not in output
 
 
-def test_year_that_the_archive_lacks_is_said(tmp_path: Path) -> None:
+def test_a_year_that_is_missing_in_the_archive_is_reported(tmp_path: Path) -> None:
     run = fresh(tmp_path / "run", {"worldcover": {"years": [2020]}})
-    said = run.snakemake("--cores", "1", check=False)
-    assert "2020" in said
-    assert "Set the folder that holds the years" in said
+    output = run.snakemake("--cores", "1", check=False)
+    assert "2020" in output
+    assert "Set the folder that holds the years" in output
 
 
 def test_every_rule_that_runs_a_script_has_log_message_threads_and_resources() -> None:

@@ -21,22 +21,22 @@ def profile(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_a_profile_leaves_cores_and_memory_to_the_config(name: str) -> None:
-    told = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
-    assert told["executor"] == name
-    assert "cores" not in told, "it would shrink every job"
-    assert told["scheduler"] == "greedy"
+    profile = yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text())
+    assert profile["executor"] == name
+    assert "cores" not in profile, "it would limit the threads of every job"
+    assert profile["scheduler"] == "greedy"
 
 
 def test_slurm_plans_the_same_jobs(run: Run) -> None:
-    said = run.snakemake("-n", *profile("slurm"))
-    assert job_counts(said) == run.jobs()
-    assert f"Using profiles {ROOT}/profiles/slurm" in said
+    output = run.snakemake("-n", *profile("slurm"))
+    assert job_counts(output) == run.jobs()
+    assert f"Using profiles {ROOT}/profiles/slurm" in output
 
 
 def test_an_engine_that_is_not_installed_is_refused(run: Run) -> None:
     """Executors are looked for in a dry run too, so the one above has loaded Slurm's."""
-    said = run.snakemake("-n", *profile("slurm"), "--executor", "slurmy", check=False)
-    assert "slurmy" in said
+    output = run.snakemake("-n", *profile("slurm"), "--executor", "slurmy", check=False)
+    assert "slurmy" in output
 
 
 def test_kubernetes_plans_the_same_jobs_on_a_bucket(run: Run, bucket: str, tmp_path: Path) -> None:
@@ -46,6 +46,6 @@ def test_kubernetes_plans_the_same_jobs_on_a_bucket(run: Run, bucket: str, tmp_p
     far = Run(tmp_path, {"worldcover": {"archive": f"{bucket}/archive/rgbnir"}})
     aws = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
     account = {"KILN_BUCKET": bucket.removeprefix("s3://"), "KILN_IMAGE": "kiln:1"}
-    said = far.snakemake("-n", *profile("kubernetes"), **account, **aws)
-    assert job_counts(said).keys() >= {"plan_worldcover"}
-    assert f"{bucket.removeprefix('s3://')}/results/tiny" in said
+    output = far.snakemake("-n", *profile("kubernetes"), **account, **aws)
+    assert job_counts(output).keys() >= {"plan_worldcover"}
+    assert f"{bucket.removeprefix('s3://')}/results/tiny" in output

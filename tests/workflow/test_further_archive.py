@@ -10,22 +10,29 @@ from kiln.sample.worldcover import make_worldcover
 from tests.support.toy_archive import ARCHIVE
 from tests.support.toy_archive.config import Config
 from tests.support.toy_archive.sample import make_sample
+from tests.workflow.conftest import Once
 from tests.workflow.workflow import CONFIG, Run
 
 SECTION = Config(archive="toy").model_dump()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("toy")
-    make_sample(folder / "toy")
+def toy_run(folder: Path) -> Run:
     base = {key: CONFIG[key] for key in ("run", "model", "pictures", "resources")}
     world = {**CONFIG["worldcover"], "region": [-1, 43, 0, 44]}
+    base |= {"datasets": ["worldcover", "toy"], "worldcover": world, "toy": SECTION}
+    return Run(folder, base=base, variables={"KILN_ARCHIVES": ARCHIVE.module})
+
+
+def make_finished(folder: Path) -> None:
+    make_sample(folder / "toy")
     make_worldcover(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
-    made = Run(folder, base={**base, "datasets": ["worldcover", "toy"], "worldcover": world, "toy": SECTION})
-    made.variables = {"KILN_ARCHIVES": ARCHIVE.module}
-    made.snakemake("--cores", "2")
-    return made
+    toy_run(folder).snakemake("--cores", "2")
+
+
+@pytest.fixture(scope="module")
+def run(once: Once) -> Run:
+    """A finished run of WorldCover and the toy archive. Tests must not change it."""
+    return toy_run(once("finished-toy", make_finished))
 
 
 def test_every_rule_runs_and_a_second_run_has_nothing_to_do(run: Run) -> None:
@@ -53,6 +60,6 @@ def test_a_search_finds_its_chips_and_the_contact_sheet_shows_them(
 
 
 def test_without_its_module_the_archive_is_unknown(run: Run, tmp_path: Path) -> None:
-    said = Run(tmp_path, base=run.base).snakemake("-n", check=False)
-    assert "toy" in said
-    assert "Traceback" not in said
+    output = Run(tmp_path, base=run.base).snakemake("-n", check=False)
+    assert "toy" in output
+    assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""The road with a checkpoint in the published layout: fetched, its digest printed, pinned, and traceable to the end."""
+"""A run with a checkpoint in the published layout: it is fetched and pinned, and products name its digest."""
 
 import hashlib
 import json
@@ -20,23 +20,23 @@ def test_checkpoint_is_fetched_printed_pinned_and_traceable(
     model = {"checkpoint": f"{server.url}/clay-v1.5.ckpt"}
     run = fresh(tmp_path / "run", {"model": model})
     assert "model.sha256: expected the checkpoint's digest" in run.snakemake("--cores", "1", check=False)
-    said = run.snakemake("--cores", "1", "encoder_weights")
-    assert f"sha256: {sha256}" in said
+    output = run.snakemake("--cores", "1", "encoder_weights")
+    assert f"sha256: {sha256}" in output
     assert not list(run.folder.glob("results/models/*.safetensors")), "nothing is made of weights without a digest"
     asked = len(server.requests)
 
     run.configure({"model": {**model, "sha256": "f" * 64}})
-    said = run.snakemake("--cores", "1", "encoder_weights", check=False)
-    assert sha256 in said, "what was found"
-    assert f"expected sha256 {'f' * 64} (model.sha256)" in said
+    output = run.snakemake("--cores", "1", "encoder_weights", check=False)
+    assert sha256 in output, "what was found"
+    assert f"expected sha256 {'f' * 64} (model.sha256)" in output
     assert not list(run.folder.glob("results/models/*.safetensors"))
 
     run.configure({"model": {**model, "sha256": sha256}})
-    done = finished_jobs(run.snakemake("--cores", "2"))
+    done = finished_jobs(run.snakemake("--cores", "2", "worldcover"))
     assert done["encoder_weights"] == 1
     assert len(server.requests) == asked, "the download was kept"
     assert (run.folder / f"results/models/{sha256[:8]}-float32.safetensors").is_file()
     kiln = json.loads(pq.read_schema(run.shards()[0]).metadata[b"kiln"])
     assert (kiln["weights_sha256"], kiln["untrained"], kiln["checkpoint"]) == (sha256, False, "clay-v1.5.ckpt")
     assert "UNTRAINED" not in run.snakemake("--cores", "1", "summary")
-    assert "Nothing to be done" in run.snakemake("--cores", "1")
+    assert "Nothing to be done" in run.snakemake("-n", "worldcover")

@@ -1,4 +1,4 @@
-"""Sentinel-2 in the workflow: three ways to the same shards, what changes redo, and what a product looks like."""
+"""Sentinel-2 through the workflow: three ways to find items, what a change redoes, and the product."""
 
 import json
 import os
@@ -27,6 +27,7 @@ from tests.support.items import FILES, NAME, Made, write_item
 from tests.support.stac_api import COLLECTION, StacApi
 from tests.unit.archives.sentinel2.test_inventory import key, keys_of, put, text
 from tests.unit.product.test_stac import assert_valid
+from tests.workflow.conftest import Once
 from tests.workflow.workflow import Run, fresh
 
 TILE = {"corner": (699_960.0, 4_900_020.0), "epsg": 32614}
@@ -38,8 +39,8 @@ REDO = {"build_index": 1, "coverage": 1, "picture_similar": 1, "all": 1}
 
 def of(**more: object) -> dict:
     """Changes of the tiny config that turn Sentinel-2 on, found by its list."""
-    told = {"items": "s2/items.txt", "archive": "s2", "items_per_shard": 2, "chip_size": 16}
-    return {"datasets": ["sentinel2"], "sentinel2": {**told, **more}}
+    settings = {"items": "s2/items.txt", "archive": "s2", "items_per_shard": 2, "chip_size": 16}
+    return {"datasets": ["sentinel2"], "sentinel2": {**settings, **more}}
 
 
 def add(run: Run, name: str, listed: str = "items.txt", **how: object) -> Made:
@@ -62,7 +63,7 @@ def times(run: Run) -> dict[str, int]:
 
 
 def ledger_of(path: Path) -> dict[str, dict]:
-    """The ledger beside a shard, by the item's id."""
+    """The ledger of a shard by the item's id."""
     rows = pq.read_table(ledger_name(str(path))).to_pylist()
     return {e["unit_id"].removeprefix("sentinel2:"): e for e in rows}
 
@@ -77,13 +78,13 @@ def record(run: Run, partition: str) -> dict:
 
 
 def unnamed(run: Run) -> dict[str, str]:
-    """Digests of a run's files, plans under one name: a plan's own name tells how it was asked for."""
+    """Digests of a run's files, with one name for all plans: a plan's name depends on its settings."""
     return {re.sub(r"/plan-\w+", "/plan", name): digest for name, digest in run.files().items()}
 
 
-def ran(said: str) -> dict[str, int]:
-    """Jobs that were done, by rule; a table of jobs ends where a plan is waited for."""
-    return Counter(re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", said, flags=re.M))
+def ran(output: str) -> dict[str, int]:
+    """Return the finished jobs by rule. The table of jobs does not hold those after a checkpoint."""
+    return Counter(re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", output, flags=re.M))
 
 
 def forget_plans(run: Run) -> None:
@@ -91,10 +92,9 @@ def forget_plans(run: Run) -> None:
         plan.unlink()
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run of three scenes in July, in two shards, and a scene of another zone under clouds alone."""
-    run = fresh(tmp_path_factory.mktemp("sentinel2") / "run", of())
+def make_finished(folder: Path) -> None:
+    """Finish a run of three scenes in July, in two shards, and of a fully cloudy scene of another zone."""
+    run = fresh(folder, of())
     add(run, FLAT, bands={b: np.full((64, 64), level, np.uint16) for b, level in LEVELS.items()})
     scl = np.full((32, 32), 5, np.uint8)
     scl[:8], scl[8:16, :16] = 0, 9
@@ -102,7 +102,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     add(run, OLD, style="v0")
     add(run, NAME, scl=np.full((32, 32), 8, np.uint8))
     run.snakemake("--cores", "2")
-    return run
+
+
+@pytest.fixture(scope="module")
+def done(once: Once) -> Run:
+    """The run of `make_finished`. Tests must not change it."""
+    return Run(once("finished-sentinel2", make_finished), of())
 
 
 @pytest.fixture
@@ -173,10 +178,10 @@ def test_products_keep_the_columns_of_their_dataset_and_are_valid_stac(done: Run
 def test_gpio_finds_nothing_to_warn_of_in_a_product(done: Run, gpio: Callable[..., Any]) -> None:
     product = done.one("results/tiny/sentinel2-*/products/14T-2020-07/*/part-0000.parquet")
     checked = gpio("check", "all", str(product))
-    said = checked.stdout + checked.stderr
-    assert checked.returncode == 0, said
-    assert "✓ 29 checks passed" in said, said
-    assert not any(bad in said for bad in ("⚠", "✗", "❌", "WARNING")), said
+    output = checked.stdout + checked.stderr
+    assert checked.returncode == 0, output
+    assert "✓ 29 checks passed" in output, output
+    assert not any(bad in output for bad in ("⚠", "✗", "❌", "WARNING")), output
 
 
 def test_a_month_without_a_chip_covers_that_month(done: Run) -> None:
@@ -198,11 +203,11 @@ def test_a_picture_is_drawn_from_the_three_files_of_the_chips_own_scene(
     assert done.one("results/tiny/pictures/*/similar-*.png").stat().st_size > 5000
 
 
-# ------------------------------------------------------------------------------------------------- three ways, one run
+# -------------------------------------------------------------------------------------------- three ways to find items
 
 
 def way_of(run: Run, way: str, made: list[Made], serve: Callable[[list[dict]], StacApi]) -> dict:
-    """Settings that find the items in another way than by their list."""
+    """Return settings that find the items by an inventory or a search instead of a list."""
     if way == "inventory":
         keys = [k for m in made for k in keys_of(m.entry["id"])]
         put(run.folder / "inventory", text(keys[::2]), text(keys[1::2]))
@@ -221,13 +226,13 @@ def test_an_inventory_and_a_search_give_the_shards_that_the_list_gave(
     run.configure(of(**way_of(run, way, made, serve_items)))
     forget_plans(run)
     shard_of(run, lost).unlink()
-    said = run.snakemake("--cores", "2", "sentinel2")
-    assert ran(said) == {"plan_sentinel2": 1, "embed_sentinel2": 1, "merge_sentinel2": 1, "sentinel2": 1}
+    output = run.snakemake("--cores", "2", "sentinel2")
+    assert ran(output) == {"plan_sentinel2": 1, "embed_sentinel2": 1, "merge_sentinel2": 1, "sentinel2": 1}
     assert unnamed(run) == unnamed(done)
     assert run.jobs("sentinel2") == {}
 
 
-def test_the_real_scene_goes_from_each_plan_to_the_same_shard_and_beside_worldcover(
+def test_the_real_scene_gives_the_same_shard_from_each_kind_of_plan(
     shared: Path | None, tmp_path: Path, serve_items: Callable[[list[dict]], StacApi]
 ) -> None:
     if shared is None:
@@ -242,8 +247,8 @@ def test_the_real_scene_goes_from_each_plan_to_the_same_shard_and_beside_worldco
     world = {"archive": str(shared / "archive" / "esa-worldcover-s2" / "rgbnir_1200px"), "years": [2020]}
     world |= {"region": [-12, 24, -11, 25], "pixels_per_degree": 1200, "chip_size": 128, "columns_per_shard": 20}
 
-    told = {"items": "items.txt", "archive": str(archive), "chip_size": 128}
-    run.configure({"datasets": ["worldcover", "sentinel2"], "worldcover": world, "sentinel2": told})
+    settings = {"items": "items.txt", "archive": str(archive), "chip_size": 128}
+    run.configure({"datasets": ["worldcover", "sentinel2"], "worldcover": world, "sentinel2": settings})
     run.snakemake("--cores", "2", "index")
     ((name, shard),) = shards(run).items()
     assert name.startswith("29R-2020-02/")
@@ -277,7 +282,7 @@ def test_a_deleted_shard_redoes_itself_its_months_merge_index_and_pictures(clone
     assert run.jobs() == {"embed_sentinel2": 1, "merge_sentinel2": 1, **REDO}
 
 
-def test_items_that_come_redo_their_shard_alone_and_a_dry_run_after_the_plan_is_exact(
+def test_new_items_redo_their_shard_alone_and_a_dry_run_after_the_plan_is_exact(
     done: Run, clone: Callable[..., Run]
 ) -> None:
     run = clone(items="s2/more.txt")
@@ -292,9 +297,11 @@ def test_items_that_come_redo_their_shard_alone_and_a_dry_run_after_the_plan_is_
     assert "14T-2020-07" in run.snakemake("--cores", "1", "plan")
     assert run.jobs() == {"embed_sentinel2": 1, "merge_sentinel2": 1, **REDO}
     add(run, "S2A_14TQP_20200801_0_L2A", "more.txt")
-    assert run.jobs("sentinel2") == {"embed_sentinel2": 1, "merge_sentinel2": 1, "sentinel2": 1}, "asked for by nobody"
-    said = run.snakemake("--cores", "2", "--forcerun", "plan_sentinel2", "--", "sentinel2")
-    assert ran(said) == {"plan_sentinel2": 1, "embed_sentinel2": 2, "merge_sentinel2": 2, "sentinel2": 1}
+    assert run.jobs("sentinel2") == {"embed_sentinel2": 1, "merge_sentinel2": 1, "sentinel2": 1}, (
+        "the new item is in no plan yet"
+    )
+    output = run.snakemake("--cores", "2", "--forcerun", "plan_sentinel2", "--", "sentinel2")
+    assert ran(output) == {"plan_sentinel2": 1, "embed_sentinel2": 2, "merge_sentinel2": 2, "sentinel2": 1}
     after = times(run)
     assert {n: t for n, t in after.items() if n in before} == before, "a finished shard was done again"
     july, august = sorted(after.keys() - before.keys())
@@ -304,7 +311,7 @@ def test_items_that_come_redo_their_shard_alone_and_a_dry_run_after_the_plan_is_
     assert sorted(r["rows"] for r in records) == [16, 42, 58]
 
 
-def test_a_failed_scene_leaves_the_others_as_parts_until_it_is_mended(done: Run, clone: Callable[..., Run]) -> None:
+def test_a_failed_scene_leaves_checkpoints_of_the_others_for_the_retry(done: Run, clone: Callable[..., Run]) -> None:
     run = clone()
     run.configure({**of(), "max_failed_fraction": 0.0})
     shard = next(p for n, p in shards(run).items() if n.startswith("14T") and len(ledger_of(p)) == 2)
@@ -313,15 +320,15 @@ def test_a_failed_scene_leaves_the_others_as_parts_until_it_is_mended(done: Run,
     shard.unlink()
     whole = {p: p.read_bytes() for p in (bad / "B06.tif", good / "B02.tif")}
     (bad / "B06.tif").write_bytes(bytes(len(whole[bad / "B06.tif"])))
-    said = run.snakemake("--cores", "2", "sentinel2", check=False)
-    assert "max_failed_fraction" in said
-    assert "rededge2" in said
+    output = run.snakemake("--cores", "2", "sentinel2", check=False)
+    assert "max_failed_fraction" in output
+    assert "rededge2" in output
     assert not shard.exists()
     kept = list((run.folder / "checkpoints").rglob("*.parquet"))
     assert [good.name in p.name for p in kept] == [True]
     (bad / "B06.tif").write_bytes(whole[bad / "B06.tif"])
     written = (good / "B02.tif").stat()
-    (good / "B02.tif").write_bytes(bytes(len(whole[good / "B02.tif"])))  # whoever read it again would fail
+    (good / "B02.tif").write_bytes(bytes(len(whole[good / "B02.tif"])))  # reading it again would fail
     os.utime(good / "B02.tif", ns=(written.st_atime_ns, written.st_mtime_ns))
     run.snakemake("--cores", "2", "sentinel2")
     assert run.files() == before

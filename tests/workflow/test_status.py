@@ -1,4 +1,4 @@
-"""The commands that `kiln status` prints, typed as they stand."""
+"""The commands that `kiln status` prints run as they are."""
 
 import json
 import shlex

@@ -66,7 +66,9 @@ class Run:
 
     def configure(self, changes: dict) -> None:
         """Write the config with other changes."""
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(merged(self.base, changes)))
+        text, path = yaml.safe_dump(merged(self.base, changes)), self.folder / "config.yaml"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
 
     def command(self, *arguments: str) -> list[str]:
         snakemake = ["-m", "snakemake", "-s", str(self.root / "Snakefile"), "--directory", str(self.folder)]
@@ -77,7 +79,7 @@ class Run:
         return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **self.variables, **more}
 
     def snakemake(self, *arguments: str, check: bool = True, **environment: str) -> str:
-        """Run it; returns everything it said."""
+        """Run Snakemake and return what it printed, on both streams."""
         done = subprocess.run(
             self.command(*arguments),
             env=self.environment(**environment),
@@ -122,30 +124,34 @@ class Run:
         return Run(folder, self.changes, self.root, self.base, self.variables)
 
 
-def job_counts(said: str) -> dict[str, int]:
+def job_counts(output: str) -> dict[str, int]:
     """The last table of job counts that Snakemake printed."""
-    tables = said.split("Job stats:")
+    tables = output.split("Job stats:")
     if len(tables) < 2:
         return {}
     rows = re.findall(r"^([\w-]+)\s+(\d+)$", tables[-1].split("\n\n")[0], flags=re.M)
     return {rule: int(n) for rule, n in rows if rule != "total"}
 
 
-def finished_jobs(said: str) -> dict[str, int]:
+def finished_jobs(output: str) -> dict[str, int]:
     """Jobs that a run finished, by rule: those after a checkpoint too, which the first table of counts has not."""
-    return dict(Counter(re.findall(r"^Finished jobid: \d+ \(Rule: ([\w-]+)\)$", said, flags=re.M)))
+    return dict(Counter(re.findall(r"^Finished jobid: \d+ \(Rule: ([\w-]+)\)$", output, flags=re.M)))
 
 
 def fresh(folder: Path, changes: dict | None = None, root: Path = ROOT) -> Run:
-    """A run that has not begun, with an archive of two tiles beside the sea."""
+    """Return a run that has not started, with an archive of two tiles at the coast."""
     folder.mkdir(parents=True, exist_ok=True)
     make_worldcover(folder / "archive", tiles=["N43W001", "N43E000"], years=[2021], ppd=120, seed=7)
     return Run(folder, changes or {}, root)
 
 
 def fresh_naip(folder: Path, changes: dict | None = None) -> Run:
-    """A run that has not begun, with a tile of WorldCover and twelve scenes of NAIP."""
+    """Return a run that has not started, with a tile of WorldCover and twelve scenes of NAIP."""
     make_worldcover(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
     keys = [scenes.write(folder / "scenes", *of, n) for of, numbers in SCENES.items() for n in numbers]
     scenes.write_manifest(folder / "scenes/manifest.txt", keys)
+    return naip_run(folder, changes)
+
+
+def naip_run(folder: Path, changes: dict | None = None) -> Run:
     return Run(folder, changes or {}, base=WITH_NAIP)

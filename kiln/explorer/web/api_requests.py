@@ -11,7 +11,7 @@ from kiln.errors import ConfigError
 from kiln.explorer.chips import BoundingBox
 from kiln.explorer.filters import ChipFilter, parse_box
 from kiln.explorer.search import Query
-from kiln.explorer.web.validation import validate
+from kiln.formats.validation import validate
 
 MAX_BODY_BYTES = 2 << 20
 MAX_RESULTS = 500  # of a search from the page

@@ -10,7 +10,7 @@ from urllib.parse import urlencode, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from kiln.explorer.web.validation import validate
+from kiln.formats.validation import validate
 
 PAGE_FOLDER = Path(__file__).parent / "page"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")

@@ -13,6 +13,7 @@ from kiln.errors import AccessError, SourceError, StorageError, TransientError
 from kiln.io.storage.store import TRANSIENT_STATUS, Stat
 
 TIMEOUT_S = (10, 60)  # to connect, and between two bytes
+BACKOFF_S = 0.3  # before the second retry, twice as long before each further one
 CONNECTION_ERRORS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
@@ -104,7 +105,7 @@ def raise_for_status(response: requests.Response) -> None:
 def _session() -> requests.Session:
     """Return this thread's connections; they wait and retry a few times if a server asks to slow down."""
     if _THREAD.session is None:
-        retry = Retry(total=None, connect=0, read=0, status=3, status_forcelist=(429, 503), backoff_factor=0.3,
+        retry = Retry(total=None, connect=0, read=0, status=3, status_forcelist=(429, 503), backoff_factor=BACKOFF_S,
                       raise_on_status=False, retry_after_max=30)  # fmt: skip
         _THREAD.session = requests.Session()
         for scheme in ("http://", "https://"):
