@@ -1,4 +1,4 @@
-# `make demo` shows Kiln, `make test` checks it. Both set up the same .venv first.
+# `make demo` runs Kiln on a sample, `make test` checks it. Both first set up .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -10,33 +10,33 @@ export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH
 
 .PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down rulegraph wheels lock clean
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: sample/.made ## make a sample archive and take it through every rule
+demo: sample/.made ## make a sample archive and run every rule on it
 	snakemake --cores $(CORES) --quiet reason host
 	@snakemake --cores 1 --quiet all -- summary
 
-explore: $(VENV)/.run ## a map of the sample run in the browser: search by looking (after make demo)
+explore: $(VENV)/.run ## open the map of the sample run in the browser (after make demo)
 	python -m kiln explore --db results/sample/explorer --pictures config/config.yaml --open
 
-test: $(VENV)/.test ## everything that must pass: tests, linters, dry runs of every config
+test: $(VENV)/.test ## run linters, tests, and dry runs of every config
 	@$(MAKE) --no-print-directory lint
 	pytest -n $(CORES) --dist loadgroup tests --ignore tests/explorer --ignore tests/batch
 
 .PHONY: test-quick
-test-quick: $(VENV)/.test ## unit tests alone: no Snakemake, no container, no browser
+test-quick: $(VENV)/.test ## run the unit tests only: no Snakemake, containers or browser
 	pytest -n $(CORES) --dist loadgroup tests/unit
 
-test-explorer: $(VENV)/.test ## the explorer in a real browser, pictures from a real WMS; installs both (Debian, root)
+test-explorer: $(VENV)/.test ## test the explorer in a browser with a WMS; installs both if missing (Debian, root)
 	@tests/explorer/install.sh
 	KILN_SCREENSHOTS=$(CURDIR)/results/explorer-screenshots pytest tests/explorer
 	@echo "screenshots: results/explorer-screenshots"
 
-test-batch: $(VENV)/.test ## AWS Batch, run for real in containers on this machine; needs root and, but on Debian, podman
+test-batch: $(VENV)/.test ## test AWS Batch, simulated with containers on this machine; needs root, and podman if not on Debian
 	pytest -rP --durations 25 tests/batch
 
-lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint, mypy, codespell
+lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, codespell
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
@@ -44,27 +44,27 @@ lint: $(VENV)/.test ## ruff, snakefmt, snakemake --lint, mypy, codespell
 	mypy kiln scripts
 	codespell *.md Makefile Snakefile config docs envs kiln profiles rules scripts tests
 
-format: $(VENV)/.test ## rewrite files as the linters want them
+format: $(VENV)/.test ## format the code and apply the linters' fixes
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile rules
 
-bench: $(VENV)/.test ## what encoding, reading, whole shards, planning, dry runs, merging cost, against plain ways
+bench: $(VENV)/.test ## measure encoding, reading, shards, planning, dry runs and merging against simple ways
 	@broken=; for name in $(BENCHES); do \
 	  echo "python -m tests.bench.$$name"; python -m tests.bench.$$name || broken="$$broken $$name"; \
-	done; test -z "$$broken" || { echo "limits are broken in:$$broken"; exit 1; }
+	done; test -z "$$broken" || { echo "limits exceeded in:$$broken"; exit 1; }
 
-bench-explorer: $(VENV)/.test ## the explorer with a million chips
+bench-explorer: $(VENV)/.test ## measure the explorer with a million chips
 	@tests/explorer/install.sh
 	python -m tests.bench.explorer
 
-aws-up: $(VENV)/.run ## create in an AWS account what AWS Batch needs; BUCKET=, SET="CpuSpotMax=1024 ...", YES=1, STACK=
+aws-up: $(VENV)/.run ## create the AWS resources that AWS Batch needs; BUCKET=, SET="CpuSpotMax=1024 ...", YES=1, STACK=
 	python -m kiln aws up --stack $(STACK) $(if $(BUCKET),--bucket $(BUCKET)) $(if $(SET),--set $(SET)) $(if $(YES),--yes)
 
-aws-image: $(VENV)/.run ## build this commit's image and push it there; DEVICE=cuda, ENGINE=podman, BASE=, TORCH_INDEX=, STACK=
+aws-image: $(VENV)/.run ## build this commit's image and push it to AWS; DEVICE=cuda, ENGINE=podman, BASE=, TORCH_INDEX=, STACK=
 	python -m kiln aws image --stack $(STACK) $(if $(DEVICE),--device $(DEVICE)) $(if $(ENGINE),--engine $(ENGINE)) $(addprefix --build-arg ,$(if $(BASE),BASE=$(BASE)) $(if $(TORCH_INDEX),TORCH_INDEX=$(TORCH_INDEX)))
 
-aws-down: $(VENV)/.run ## delete it again, but for a bucket with data; DELETE_DATA=bucket, YES=1, STACK=
+aws-down: $(VENV)/.run ## delete the AWS resources, except a bucket with data; DELETE_DATA=bucket, YES=1, STACK=
 	python -m kiln aws down --stack $(STACK) $(if $(DELETE_DATA),--delete-data $(DELETE_DATA)) $(if $(YES),--yes)
 
 rulegraph: sample/.made ## draw docs/workflow.svg, the rules of the sample run; needs Graphviz
@@ -73,16 +73,16 @@ rulegraph: sample/.made ## draw docs/workflow.svg, the rules of the sample run; 
 	snakemake --cores 1 --quiet all --rulegraph dot -- all >results/rulegraph.dot
 	@{ grep -v -e '->' -e '^}' results/rulegraph.dot; grep -e '->' results/rulegraph.dot | sort; echo '}'; } | tred | dot -Tsvg -Grankdir=LR -o docs/workflow.svg
 
-wheels: envs/wheels/.made ## wheels for envs/Dockerfile, so that the image is built without an index
+wheels: envs/wheels/.made ## build the wheels with which envs/Dockerfile needs no package index
 envs/wheels/.made: envs/requirements.txt envs/constraints.txt | $(VENV)/.run
 	rm -f envs/wheels/*.whl
 	$(BIN)/pip wheel --quiet --disable-pip-version-check -c envs/constraints.txt -w envs/wheels -r envs/requirements.txt
 	@touch $@
 
-lock: ## renew envs/constraints.txt (needs the network)
+lock: ## update envs/constraints.txt and envs/kiln.yaml (needs the network)
 	bash envs/lock.sh
 
-clean: ## remove results, samples and logs, keep .venv
+clean: ## remove results, samples and logs, but not .venv
 	rm -rf results sample logs benchmarks .snakemake
 
 sample/.made: | $(VENV)/.run
@@ -90,12 +90,12 @@ sample/.made: | $(VENV)/.run
 	@touch $@
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Kiln needs Python >= 3.11; say which: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Kiln needs Python >= 3.11. Name one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: envs/requirements.txt envs/constraints.txt | $(VENV)/bin/python
 	$(PIP) -r envs/requirements.txt
-	$(PIP) --no-deps --no-build-isolation --editable . # the command kiln; rules and workers run from the checkout without it
+	$(PIP) --no-deps --no-build-isolation --editable . # installs the command `kiln`; rules and workers do not need it
 	@$(BIN)/python envs/link_profiles.py
 	@touch $@
 

@@ -1,7 +1,7 @@
 """Link the project's profiles into the user's Snakemake folder, where `snakemake --profile NAME` looks for them.
 
-`default` is taken from the project by itself. What already lies there under a name, other than a link to this
-project or to nothing, is left alone, and said.
+Snakemake finds the profile `default` in the project without a link. An existing file, folder or link to another project
+is not replaced, and the script reports it. A link whose target no longer exists is replaced.
 """
 
 from pathlib import Path
@@ -12,18 +12,21 @@ PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 
 
 def link(profiles: Path, folder: Path) -> list[str]:
-    """Link every profile but default; returns what is in the way."""
-    left = []
+    """Link every profile except `default`. Return a message for each name that something else has already."""
+    conflicts = []
     for profile in sorted(p for p in profiles.iterdir() if p.is_dir() and p.name != "default"):
-        there = folder / profile.name
-        if there.is_symlink() and not there.exists():  # of a project that is gone
-            there.unlink()
-        if not there.exists():
+        target = folder / profile.name
+        if target.is_symlink() and not target.exists():  # its project was moved or deleted
+            target.unlink()
+        if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            there.symlink_to(profile)
-        elif there.resolve() != profile:
-            left.append(f"{there} is there already: for this project's, say --workflow-profile profiles/{profile.name}")
-    return left
+            target.symlink_to(profile)
+        elif target.resolve() != profile:
+            conflicts.append(
+                f"{target}: expected no file or a link to {profile}, got another one. It was not replaced. "
+                f"To use this project's profile, run snakemake with --workflow-profile profiles/{profile.name}."
+            )
+    return conflicts
 
 
 if __name__ == "__main__":

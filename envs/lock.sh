@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Renew constraints.txt and kiln.yaml from the two requirements files: every direct and transitive dependency, for both
-# builds of torch (the CUDA build's packages are pinned too, and unused beside the CPU wheel), without hashes.
+# Update constraints.txt and kiln.yaml from the two requirements files. They pin every direct and transitive dependency,
+# without hashes. The packages of torch's CUDA build are pinned too; environments with the CPU build do not use them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tool=$(mktemp -d)

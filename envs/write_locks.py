@@ -1,16 +1,16 @@
-"""Write constraints.txt (of all requirements) and kiln.yaml (of the run's alone) from two universal locks.
+"""Write constraints.txt (all requirements) and kiln.yaml (only those of a run) from two universal locks.
 
-Only the markers that tell Python versions apart are kept: the lock is solved for one platform and taken everywhere.
+The locks are solved for one platform and used on all. Of the markers, only those that compare Python versions remain.
 """
 
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HEAD = "# Every dependency, direct and transitive, of requirements.txt and requirements-test.txt. Made by lock.sh.\n"
+HEAD = "# Every dependency, direct and transitive, of requirements.txt and requirements-test.txt. Written by lock.sh.\n"
 CONDA = """\
-# The same pins for `snakemake --software-deployment-method conda`. Made by lock.sh.
-# It cannot be solved without its channel, conda-forge. Packages of torch's CUDA build are not listed: torch pins them.
+# The same pins for `snakemake --software-deployment-method conda`. Written by lock.sh.
+# Needs the channel conda-forge. The packages of torch's CUDA build are not listed, because torch pins them.
 name: kiln
 channels:
   - conda-forge
@@ -20,12 +20,13 @@ dependencies:
   - pip
   - pip:
 """
-SOLVED = ("python_full_version < '3.15'", "platform_machine == 'x86_64'", "sys_platform == 'linux'")  # for lock.sh
+# Markers that hold for everything that lock.sh solves for.
+SOLVED = ("python_full_version < '3.15'", "platform_machine == 'x86_64'", "sys_platform == 'linux'")
 CUDA = ("nvidia-", "cuda-", "triton")
 
 
 def tidy(lock: Path) -> list[str]:
-    """The pins of a lock, one a line."""
+    """Return the pins of a lock, without the markers that lock.sh implies."""
     pins = []
     for line in lock.read_text().splitlines():
         pin, _, marker = line.partition(" ; ")

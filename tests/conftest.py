@@ -29,22 +29,22 @@ UNTRAINED = {"seed": 3, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}
 
 @pytest.fixture(autouse=True)
 def sigterm() -> Iterator[None]:
-    """Scripts that run inside a test take SIGTERM over; give it back."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Restore the SIGTERM handler: scripts that run in the process of a test replace it."""
+    handler = signal.getsignal(signal.SIGTERM)
     yield
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path | None:
-    """The folder of real pixels and reference numbers beside the project, None where it is not."""
+    """The folder `shared` next to the project, with real images and reference values; None if it does not exist."""
     folder = ROOT.parent / "shared"
     return folder if (folder / "archive").is_dir() else None
 
 
 @pytest.fixture(scope="session")
 def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Safetensors of a tiny untrained encoder, as `encoder_weights` makes them."""
+    """A safetensors file of a tiny untrained encoder, as the rule `encoder_weights` writes it."""
     path = tmp_path_factory.mktemp("weights") / "untrained-float32.safetensors"
     checkpoint.write_untrained(UNTRAINED, "float32", path)
     return path
@@ -52,13 +52,13 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(encoder_file: Path) -> clay.ClayEncoder:
-    """The tiny encoder of `encoder_file`; nobody changes it."""
+    """The tiny encoder of `encoder_file`. All tests share it and must not change it."""
     return weights.load_encoder(encoder_file)
 
 
 @pytest.fixture(scope="session")
 def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference's small checkpoint in the published layout."""
+    """The small checkpoint of the reference implementation, in the published layout."""
     path = tmp_path_factory.mktemp("checkpoint") / "clay-micro.ckpt"
     torch.save(golden.checkpoint(), path)
     return path
@@ -66,12 +66,13 @@ def checkpoint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint_sha256(checkpoint_file: Path) -> str:
+    """The sha256 of `checkpoint_file`."""
     return hashlib.sha256(checkpoint_file.read_bytes()).hexdigest()
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., FileServer]]:
-    """Starts http servers of files; all of them end with the test."""
+    """A function that starts a file server. All servers stop at the end of the test."""
     started: list[FileServer] = []
 
     def start(files: dict[str, bytes] | None = None, **options: object) -> FileServer:
@@ -84,20 +85,24 @@ def serve() -> Iterator[Callable[..., FileServer]]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GDAL gives up at once."""
+def gdal_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make GDAL fail on the first HTTP error, without retries."""
     monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | {"GDAL_HTTP_MAX_RETRY": "0"})
 
 
 @pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
-    """And keeps nothing of remote files. A server in this process then stalls unless one thread reads a file."""
-    told = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127:/vsis3"}
-    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | told)
+def gdal_without_cache(monkeypatch: pytest.MonkeyPatch, gdal_without_retries: None) -> None:
+    """Make GDAL cache nothing of remote files, and not retry.
+
+    A file server in this process then stalls if more than one thread reads a file.
+    """
+    uncached = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/http://127:/vsis3"}
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | uncached)
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
+    """The URL of a simulated S3 server."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -110,7 +115,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Points every AWS client at an endpoint, with credentials that are nobody's."""
+    """A function that points every AWS client at an endpoint, with invented credentials."""
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -130,7 +135,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture
 def bucket(s3_endpoint: str, aws: Callable[[str], None], request: pytest.FixtureRequest) -> str:
-    """`s3://` URI of an empty bucket of the test's own, on a server that speaks S3."""
+    """The `s3://` URI of an empty bucket that no other test uses, on the simulated S3 server."""
     aws(s3_endpoint)
     name = "t-" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:20]
     boto3.client("s3").create_bucket(Bucket=name)
@@ -138,7 +143,7 @@ def bucket(s3_endpoint: str, aws: Callable[[str], None], request: pytest.Fixture
 
 
 @pytest.fixture(scope="session")
-def duckdb_home(tmp_path_factory):
+def duckdb_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home folder where DuckDB finds its spatial extension without the network."""
     home = tmp_path_factory.mktemp("duckdb-home")
     con = duckdb.connect(config={"extension_directory": str(home / ".duckdb" / "extensions")})
@@ -148,8 +153,22 @@ def duckdb_home(tmp_path_factory):
 
 
 @pytest.fixture
-def gpio(duckdb_home):
-    """Runs geoparquet-io with these arguments; returns the finished process."""
+def gpio(duckdb_home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs geoparquet-io with the given arguments and returns the finished process."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HOME": str(duckdb_home), "COLUMNS": "200"}
     command = str(Path(sys.executable).parent / "gpio")
     return lambda *args: subprocess.run([command, *args], capture_output=True, text=True, env=env, timeout=100)
+
+
+# Old names, until all tests use the new ones.
+@pytest.fixture
+def impatient(gdal_without_retries: None) -> None:
+    pass
+
+
+@pytest.fixture
+def forgetful(gdal_without_cache: None) -> None:
+    pass
+
+
+# End of old names.

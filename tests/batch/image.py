@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.batch.driver import clone
-from tests.batch.lab import ROOT, Lab, make_base, said
+from tests.batch.lab import ROOT, Lab, make_base, run_command
 
 VERSION = "0.0.test"
 
 
 @dataclass(frozen=True)
 class Image:
-    """Its name, the folder it was built in, the digest of that tree, its size in bytes, and that of its base."""
+    """An image: its name, the folder and the tree it was built from, its size and that of its base in bytes."""
 
     name: str
     folder: Path
@@ -22,14 +22,14 @@ class Image:
     base: int
 
 
-def built(lab: Lab, folder: Path) -> Image:
-    """Build it and its base, without an index, from wheels that this machine's pip puts into envs/wheels first."""
+def build_image(lab: Lab, folder: Path) -> Image:
+    """Build the image and its base without a package index, from wheels that `make wheels` writes."""
     if sys.version_info[:2] != (3, 11):
         raise RuntimeError(
-            f"the lab's base has Python 3.11, and wheels of Python {sys.version.split()[0]} do not fit it"
+            f"the lab's base image has Python 3.11; expected to run under Python 3.11, got {sys.version.split()[0]}"
         )
     make_base(lab.folder, lab.env)
-    said(["make", "--no-print-directory", "wheels"], cwd=ROOT)
+    run_command(["make", "--no-print-directory", "wheels"], cwd=ROOT)
     tree = clone(folder)
     name = f"localhost/kiln-test:{tree[:12]}"
     for wheel in (ROOT / "envs/wheels").glob("*.whl"):
@@ -39,15 +39,15 @@ def built(lab: Lab, folder: Path) -> Image:
 
 
 def build(lab: Lab, folder: Path, name: str, revision: str) -> None:
-    """Run the Dockerfile of a tree, what is in the builder's cache taken from there."""
+    """Build the Dockerfile of a tree, with the builder's cache."""
     arguments = {"BASE": lab.base, "DEVICE": "cpu", "VERSION": VERSION, "REVISION": revision}
-    given = [word for k, v in arguments.items() for word in ("--build-arg", f"{k}={v}")]
+    flags = [word for k, v in arguments.items() for word in ("--build-arg", f"{k}={v}")]
     lab.tool(
-        "buildah", "bud", "--isolation", "chroot", "--layers", "--file", "envs/Dockerfile", "--tag", name, *given, ".",
+        "buildah", "bud", "--isolation", "chroot", "--layers", "--file", "envs/Dockerfile", "--tag", name, *flags, ".",
         cwd=folder,
     )  # fmt: skip
 
 
 def size_of(lab: Lab, image: str) -> int:
-    """Bytes of an image."""
+    """Return the size of an image in bytes."""
     return int(lab.tool("podman", "image", "inspect", "--format", "{{.Size}}", image))

@@ -1,7 +1,7 @@
-"""An AWS on loopback that runs what it is given: S3, IAM, EC2, CloudFormation, and a Batch whose jobs are containers.
+"""A simulated AWS on loopback: S3, IAM, EC2, CloudFormation, and a Batch that runs its jobs in containers.
 
-moto's server (server.py) stands in front of podman's Docker API. Containers share the host's network, and get what a
-job on AWS gets from its role and no more: credentials, and here the address of that AWS.
+moto's server (server.py) starts the containers through podman's Docker API. Containers share the host's network. Like a
+job on AWS they get only the credentials of their role; in addition, they get the address of the simulated AWS.
 """
 
 import json
@@ -29,8 +29,8 @@ REGION = "us-east-1"
 TOOLS = ("podman", "buildah", "runc", "debootstrap", "setpriv")
 BASE = "localhost/kiln-lab:bookworm"
 PACKAGES = "ca-certificates,python3,python3-venv,git"
-UNKNOWN_KEY = "AKIAUNKNOWN"  # which this AWS refuses
-# podman without systemd, in a machine whose hard limits are low.
+UNKNOWN_KEY = "AKIAUNKNOWN"  # an access key that the simulated AWS rejects
+# For podman without systemd, on a machine with low hard limits.
 CONTAINERS = """\
 [containers]
 default_ulimits = ["nofile=20000:20000", "nproc=1000:1000"]
@@ -45,7 +45,7 @@ ACTIVE = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 
 @dataclass(frozen=True)
 class Lab:
-    """A running one. `env` is what a driver's process needs; `queue` and `role` are ARNs, `base` an image."""
+    """A running lab. `queue` and `role` are ARNs, `base` is the name of an image."""
 
     folder: Path
     endpoint: str
@@ -55,31 +55,32 @@ class Lab:
 
     @property
     def env(self) -> dict[str, str]:
-        """This process's environment without AWS settings of its own, and with the lab's."""
-        mine = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SNAKEMAKE_"))}
-        return mine | driver_env(self.endpoint) | {
+        """The environment of a driver: this process's, with the AWS settings of the lab only."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "SNAKEMAKE_"))}
+        return inherited | driver_env(self.endpoint) | {
             "CONTAINERS_CONF": str(self.folder / "containers.conf"),
             "SNAKEMAKE_AWS_BATCH_JOB_QUEUE": self.queue,
             "SNAKEMAKE_AWS_BATCH_JOB_ROLE": self.role,
         }  # fmt: skip
 
     def client(self, service: str, region: str = REGION) -> Any:
+        """Return a boto3 client of the lab."""
         return client(service, self.endpoint, region)
 
     def tool(self, *command: str, **options: Any) -> str:
-        """What podman or buildah says, asked with the lab's settings."""
-        return said(list(command), env=self.env, **options)
+        """Run podman or buildah with the lab's settings; return its output."""
+        return run_command(list(command), env=self.env, **options)
 
     def labels(self, image: str) -> dict[str, str]:
-        """What an image says of itself."""
+        """Return the labels of an image."""
         return json.loads(self.tool("podman", "image", "inspect", image))[0]["Config"]["Labels"]
 
     def definitions(self) -> list[dict[str, Any]]:
-        """Job definitions as they were registered, those included that the plugin has taken back."""
+        """Return all registered job definitions, including those that the plugin deregistered."""
         return self.client("batch").describe_job_definitions()["jobDefinitions"]
 
     def jobs(self, *status: str) -> list[dict[str, Any]]:
-        """Jobs of the queue, those of these states or all, the oldest first."""
+        """Return the jobs of the queue, oldest first: those with one of the states, or all."""
         batch = self.client("batch")
         found = [
             job
@@ -89,25 +90,25 @@ class Lab:
         return sorted(found, key=lambda j: j["createdAt"])
 
     def log(self, job: str) -> str:
-        """What a job's container printed, once it has ended."""
+        """Return the log of a job that has ended."""
         found = self.client("batch").describe_jobs(jobs=[job])["jobs"][0]
         stream = found["container"]["logStreamName"]
         events = self.client("logs").get_log_events(logGroupName="/aws/batch/job", logStreamName=stream)
         return "\n".join(e["message"] for e in events["events"])
 
     def containers(self, name: str = "") -> list[str]:
-        """Names of running containers of this lab's jobs; they begin with the job's."""
+        """Return the names of running containers of this lab's jobs. They begin with the job's name."""
         running = self.tool("podman", "ps", "--format", "{{.Names}}").split()
-        mine = [job["jobId"].replace(":", "-") for job in self.jobs()]
-        return [c for c in running if name in c and c.endswith(tuple(mine))]
+        suffixes = tuple(job["jobId"].replace(":", "-") for job in self.jobs())
+        return [c for c in running if name in c and c.endswith(suffixes)]
 
     def stop(self, container: str) -> None:
-        """Stop a container as a node does that is taken away: no time to tidy up."""
+        """Stop a container at once, as when its node is interrupted."""
         self.tool("podman", "stop", "--time", "0", container)
 
     @contextmanager
     def counted(self) -> Iterator["Requests"]:
-        """What is asked of this AWS within the block."""
+        """Record the requests to the simulated AWS within the block."""
         path = self.folder / "requests.jsonl"
         start = path.stat().st_size if path.exists() else 0
         requests = Requests([])
@@ -119,35 +120,35 @@ class Lab:
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests as the server wrote them down."""
+    """Requests, as the server recorded them."""
 
     lines: list[dict[str, Any]]
 
     @property
     def s3(self) -> Counter[str]:
-        """Those to S3, by what S3 calls them."""
+        """The number of S3 requests by operation."""
         return Counter(kind(line) for line in self.lines if line["service"] in ("s3", ""))
 
     def split(self) -> str:
-        """How many of those to S3 the driver asked, and how many the jobs."""
+        """Return a text: how many S3 requests came from the driver, and how many from the jobs."""
         jobs = Requests([line for line in self.lines if line["key"] == ROLE_KEY]).s3.total()
         return f"{self.s3.total() - jobs} of the driver, {jobs} of the jobs"
 
     @property
     def batch(self) -> Counter[str]:
-        """Those to Batch, by the last word of their address."""
+        """The number of Batch requests, by the last part of their path."""
         return Counter(line["path"].rpartition("/")[2] for line in self.lines if line["service"] == "batch")
 
     @property
     def keys(self) -> set[str]:
-        """Access keys that signed any."""
+        """The access keys that signed the requests."""
         return {line["key"] for line in self.lines}
 
 
 def kind(line: dict[str, Any]) -> str:
-    """The name of an S3 request by its method, path and query."""
+    """Return the operation of an S3 request, from its method, path and query."""
     method, query = line["method"], parse_qs(line["query"], keep_blank_values=True)
-    if "/" not in line["path"].strip("/"):  # of a bucket
+    if "/" not in line["path"].strip("/"):  # a request for a bucket
         names = {"GET": "ListObjects", "HEAD": "HeadBucket", "PUT": "CreateBucket", "DELETE": "DeleteBucket"}
         for word, name in (("location", "GetBucketLocation"), ("delete", "DeleteObjects"), ("uploads", "ListUploads")):
             if word in query:
@@ -161,7 +162,7 @@ def kind(line: dict[str, Any]) -> str:
 
 
 def driver_env(endpoint: str) -> dict[str, str]:
-    """What makes AWS clients talk to the lab, with a key that is the driver's alone."""
+    """Return variables that point AWS clients at the lab, with an access key that only drivers have."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "AKIADRIVER",
@@ -174,7 +175,7 @@ def driver_env(endpoint: str) -> dict[str, str]:
 
 
 def container_env(endpoint: str) -> dict[str, str]:
-    """What every container has: on AWS the role's credentials come from such an address too."""
+    """Return the variables of every container. On AWS too, containers get their credentials from such an address."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": endpoint + ROLE,
@@ -183,13 +184,13 @@ def container_env(endpoint: str) -> dict[str, str]:
 
 
 def client(service: str, endpoint: str, region: str = REGION) -> Any:
-    """A boto3 client of the lab, whatever the environment says."""
+    """Return a boto3 client of the lab that ignores the environment."""
     keys = {"aws_access_key_id": "AKIADRIVER", "aws_secret_access_key": "driver"}
     return boto3.client(service, endpoint_url=endpoint, region_name=region, **keys)
 
 
-def said(command: list[str], **options: Any) -> str:
-    """Standard output of a command; RuntimeError with what it said where it fails."""
+def run_command(command: list[str], **options: Any) -> str:
+    """Run a command and return its stdout. Raise RuntimeError with its output if it fails."""
     done = subprocess.run(command, text=True, capture_output=True, **options)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -197,7 +198,7 @@ def said(command: list[str], **options: Any) -> str:
 
 
 def check_tools() -> None:
-    """Install what is missing, as root on Debian; RuntimeError where that cannot be."""
+    """Install missing tools, as root on Debian. Raise RuntimeError if that is not possible."""
     if os.geteuid():
         raise RuntimeError("tests of AWS Batch run containers and need root: sudo make test-batch, or leave them out")
     missing = [t for t in TOOLS if not shutil.which(t)]
@@ -205,25 +206,25 @@ def check_tools() -> None:
         raise RuntimeError(f"tests of AWS Batch need {', '.join(missing)}: install the packages of these names")
     if missing:
         quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}}
-        said(["apt-get", "update", "-qq"], **quiet)
-        said(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet)
+        run_command(["apt-get", "update", "-qq"], **quiet)
+        run_command(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], **quiet)
 
 
 def make_base(folder: Path, env: dict[str, str]) -> None:
-    """Debian with Python and git, as an image: kept for the next time, since it takes minutes."""
+    """Build an image of Debian with Python and git. It takes minutes, so later runs use the same image."""
     if subprocess.run(["podman", "image", "exists", BASE], env=env).returncode == 0:
         return
     root = folder / "rootfs"
-    said(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root)])
+    run_command(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root)])
     archive = folder / "rootfs.tar"
-    said(["tar", "--create", "--file", str(archive), "--directory", str(root), "."])
-    said(["podman", "import", str(archive), BASE], env=env)
+    run_command(["tar", "--create", "--file", str(archive), "--directory", str(root), "."])
+    run_command(["podman", "import", str(archive), BASE], env=env)
     archive.unlink()
     shutil.rmtree(root)
 
 
 def start(stack: ExitStack, command: list[str], log: Path, **options: Any) -> subprocess.Popen[str]:
-    """A process that ends with the stack, and should this process die, with it."""
+    """Start a process that ends when the stack closes or when this process dies."""
     with log.open("w") as stderr:
         command = ["setpriv", "--pdeathsig", "TERM", *command]
         process = subprocess.Popen(command, text=True, stderr=stderr, **options)
@@ -232,6 +233,7 @@ def start(stack: ExitStack, command: list[str], log: Path, **options: Any) -> su
 
 
 def end(process: subprocess.Popen[str]) -> None:
+    """Terminate a process; kill it after ten seconds."""
     process.terminate()
     try:
         process.wait(10)
@@ -241,7 +243,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def account(endpoint: str) -> tuple[str, str]:
-    """A queue and a role for its jobs, as ARNs."""
+    """Create a queue and a role for its jobs; return their ARNs."""
     iam, ec2, batch = (client(s, endpoint) for s in ("iam", "ec2", "batch"))
     role = iam.create_role(RoleName="kiln-lab", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
     iam.create_instance_profile(InstanceProfileName="kiln-lab")
@@ -270,7 +272,7 @@ def account(endpoint: str) -> tuple[str, str]:
 
 
 def up(stack: ExitStack) -> Lab:
-    """A lab that ends with the stack: its servers, its containers and its folder."""
+    """Start a lab. Its servers, containers and folder are removed when the stack closes."""
     check_tools()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kiln-lab-")))
     socket = folder / "podman.sock"
@@ -287,8 +289,8 @@ def up(stack: ExitStack) -> Lab:
     if not re.fullmatch(r"\d+", port):
         raise RuntimeError(f"moto's server did not start:\n{(folder / 'aws.log').read_text()}")
     endpoint = f"http://127.0.0.1:{port}"
-    given = ", ".join(json.dumps(f"{k}={v}") for k, v in container_env(endpoint).items())
-    (folder / "containers.conf").write_text(CONTAINERS.format(env=given))
+    variables = ", ".join(json.dumps(f"{k}={v}") for k, v in container_env(endpoint).items())
+    (folder / "containers.conf").write_text(CONTAINERS.format(env=variables))
     env = os.environ | {"CONTAINERS_CONF": str(folder / "containers.conf")}
     start(stack, ["podman", "system", "service", "--time=0", f"unix://{socket}"], folder / "podman.log", env=env)
     for _ in range(100):
@@ -303,18 +305,18 @@ def up(stack: ExitStack) -> Lab:
 
 
 def remove_containers(lab: Lab) -> None:
-    """End jobs and remove what they ran in."""
+    """End all jobs and remove their containers."""
     for job in lab.jobs(*ACTIVE):
         lab.client("batch").terminate_job(jobId=job["jobId"], reason="the lab ends")
     names = lab.tool("podman", "ps", "--all", "--format", "{{.Names}}").split()
-    mine = tuple(job["jobId"].replace(":", "-") for job in lab.jobs())
+    suffixes = tuple(job["jobId"].replace(":", "-") for job in lab.jobs())
     for name in names:
-        if name.endswith(mine):
+        if name.endswith(suffixes):
             subprocess.run(["podman", "rm", "--force", name], env=lab.env, capture_output=True)
 
 
 @contextmanager
 def running() -> Iterator[Lab]:
-    """A lab within the block."""
+    """Run a lab within the block."""
     with ExitStack() as stack:
         yield up(stack)

@@ -1,9 +1,10 @@
-"""The lab's AWS: moto's server with a line of JSON for every request, and the credentials of the job role.
+"""The server of the lab's simulated AWS: moto's server, with a record of every request and credentials for jobs.
 
     python -m tests.batch.server --requests FILE [--refuse KEY]
 
-Prints its port, and serves until it is ended. `GET /job-role` answers as the address does from which AWS gives a
-container its role's credentials; a request signed with the key that is refused is refused as AWS refuses it.
+The server prints its port and runs until it is terminated. It writes one line of JSON per request. `GET /job-role`
+returns credentials of the job role, as AWS does for containers. Requests signed with the access key KEY are rejected
+with the error of AWS for an unknown key.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROLE_KEY = "ASIAROLE"  # the access key that only containers get
+ROLE_KEY = "ASIAROLE"  # the access key that only containers have
 ROLE = "/job-role"
 SIGNED = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/")
 REFUSED = (
@@ -26,7 +27,7 @@ REFUSED = (
 
 
 class Counted:
-    """A WSGI application that writes down what it was asked: method, path, query, service, access key and status."""
+    """A WSGI application that records each request: method, path, query, service, region, access key and status."""
 
     def __init__(self, app: Any, requests: Path, refuse: str) -> None:
         self.app, self.refuse = app, refuse
@@ -54,22 +55,22 @@ class Counted:
 
 
 def signed_by(authorization: str) -> tuple[str, str, str]:
-    """Access key, region and service of a request; empty where it is not signed."""
+    """Return access key, region and service of a request; empty strings if it is not signed."""
     found = SIGNED.search(authorization)
     return (found[1], found[2], found[3]) if found else ("", "", "")
 
 
 def role_credentials() -> bytes:
-    """Of the job role, for six hours."""
+    """Return credentials of the job role that are valid for six hours."""
     until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 6 * 3600))
-    given = {"AccessKeyId": ROLE_KEY, "SecretAccessKey": "role", "Token": "role", "Expiration": until}
-    return json.dumps(given).encode()
+    credentials = {"AccessKeyId": ROLE_KEY, "SecretAccessKey": "role", "Token": "role", "Expiration": until}
+    return json.dumps(credentials).encode()
 
 
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m tests.batch.server", description=(__doc__ or "").split("\n")[0])
-    p.add_argument("--requests", type=Path, required=True, help="file of what was asked, a line of JSON each")
-    p.add_argument("--refuse", default="", help="an access key that AWS does not know")
+    p.add_argument("--requests", type=Path, required=True, help="file for requests, one line of JSON each")
+    p.add_argument("--refuse", default="", help="an access key to reject")
     args = p.parse_args(argv)
 
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
     app = Counted(DomainDispatcherApplication(create_backend_app), args.requests, args.refuse)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
-    os.environ["MOTO_PORT"] = str(server.port)  # told to the containers
+    os.environ["MOTO_PORT"] = str(server.port)  # moto passes it to the containers
     print(server.port, flush=True)
     server.serve_forever()
 

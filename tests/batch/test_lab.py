@@ -1,4 +1,4 @@
-"""The lab itself: a job is a container, with the role's credentials and nobody else's."""
+"""The lab itself: its jobs are containers that have only the credentials of their role."""
 
 import time
 
@@ -9,14 +9,14 @@ from tests.batch.image import Image
 from tests.batch.lab import Lab
 from tests.batch.server import ROLE_KEY
 
-ASK = (
-    "import json, os, urllib.request as web; given = os.environ['AWS_CONTAINER_CREDENTIALS_FULL_URI']; "
-    "print(json.load(web.urlopen(given))['AccessKeyId'], sorted(k for k in os.environ if 'KEY' in k))"
+PRINT_KEYS = (
+    "import json, os, urllib.request as web; url = os.environ['AWS_CONTAINER_CREDENTIALS_FULL_URI']; "
+    "print(json.load(web.urlopen(url))['AccessKeyId'], sorted(k for k in os.environ if 'KEY' in k))"
 )
 
 
 def wait(lab: Lab, job: str, seconds: float = 60) -> str:
-    """A job's last state."""
+    """Wait for a job and return its last state."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         state = lab.client("batch").describe_jobs(jobs=[job])["jobs"][0]["status"]
@@ -27,27 +27,28 @@ def wait(lab: Lab, job: str, seconds: float = 60) -> str:
 
 
 def submit(lab: Lab, name: str, command: list[str]) -> str:
+    """Submit a job that runs a command in the base image; return its id."""
     batch = lab.client("batch")
-    needs = [{"type": "VCPU", "value": "1"}, {"type": "MEMORY", "value": "2048"}]
+    resources = [{"type": "VCPU", "value": "1"}, {"type": "MEMORY", "value": "2048"}]
     batch.register_job_definition(
         jobDefinitionName=name,
         type="container",
-        containerProperties={"image": lab.base, "command": command, "resourceRequirements": needs},
+        containerProperties={"image": lab.base, "command": command, "resourceRequirements": resources},
     )
     return batch.submit_job(jobName=name, jobQueue=lab.queue, jobDefinition=name)["jobId"]
 
 
-def test_a_job_is_a_container_with_the_roles_credentials(lab: Lab, image: Image):
+def test_job_is_a_container_with_the_credentials_of_its_role(lab: Lab, image: Image):
     with lab.counted() as requests:
-        job = submit(lab, "ask", ["python3", "-c", ASK])
+        job = submit(lab, "print-keys", ["python3", "-c", PRINT_KEYS])
         assert wait(lab, job) == "SUCCEEDED"
     assert lab.log(job).split(" ", 1)[0] == ROLE_KEY
     assert "[]" in lab.log(job)
     assert requests.batch["submitjob"] == 1
-    assert "ask" in [d["jobDefinitionName"] for d in lab.definitions()]
+    assert "print-keys" in [d["jobDefinitionName"] for d in lab.definitions()]
 
 
-def test_a_stopped_container_is_a_failed_job(lab: Lab, image: Image):
+def test_job_of_a_stopped_container_fails(lab: Lab, image: Image):
     job = submit(lab, "sleep", ["sleep", "600"])
     until = time.monotonic() + 60
     while not (running := lab.containers("sleep")):
@@ -58,7 +59,7 @@ def test_a_stopped_container_is_a_failed_job(lab: Lab, image: Image):
     assert job in [j["jobId"] for j in lab.jobs("FAILED")]
 
 
-def test_requests_are_counted_by_kind(lab: Lab):
+def test_requests_are_counted_by_operation(lab: Lab):
     s3 = lab.client("s3")
     with lab.counted() as requests:
         s3.create_bucket(Bucket="counted")
@@ -75,7 +76,7 @@ def test_requests_are_counted_by_kind(lab: Lab):
     assert requests.keys == {"AKIADRIVER"}
 
 
-def test_without_root_or_tools_it_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_check_tools_reports_missing_root_and_missing_tools(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(labs.os, "geteuid", lambda: 1000)
     with pytest.raises(RuntimeError, match="need root"):
         labs.check_tools()

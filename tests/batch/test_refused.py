@@ -1,4 +1,4 @@
-"""What is wrong is said before anything is submitted: nothing is registered, submitted, uploaded or made."""
+"""Wrong settings are reported before the run starts: no job is registered or submitted, and no file is written."""
 
 import json
 import re
@@ -29,16 +29,17 @@ IMAGE = "localhost/kiln:any"
 
 @pytest.fixture(scope="module")
 def driver(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """A driver whose archive is in another region."""
     s3 = lab.client("s3")
     s3.create_bucket(Bucket=BUCKET)
-    far = {"LocationConstraint": "eu-central-1"}
+    location = {"LocationConstraint": "eu-central-1"}
     for bucket in (ELSEWHERE, ARCHIVE):
-        lab.client("s3", "eu-central-1").create_bucket(Bucket=bucket, CreateBucketConfiguration=far)
+        lab.client("s3", "eu-central-1").create_bucket(Bucket=bucket, CreateBucketConfiguration=location)
     return Driver(lab, tmp_path_factory.mktemp("refused") / "driver", IMAGE, BUCKET, CONFIG)
 
 
 def refused(driver: Driver, *arguments: str, **environment: str | None) -> str:
-    """What a refused run says, in one line; nothing of it has reached Batch or the bucket."""
+    """Run Snakemake, which must fail before it changes anything on Batch or S3; return its output as one line."""
     with driver.lab.counted() as requests:
         text = driver.run(*arguments, code=1, **environment)
     assert not {"registerjobdefinition", "submitjob"} & set(requests.batch)
@@ -47,11 +48,11 @@ def refused(driver: Driver, *arguments: str, **environment: str | None) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-NEAR = ("--config", "allow_cross_region=True")
+ALLOW_CROSS_REGION = ("--config", "allow_cross_region=True")
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "message"),
     [
         ({"AWS_DEFAULT_REGION": None}, "AWS_DEFAULT_REGION"),
         ({"KILN_BUCKET": None}, "set KILN_BUCKET"),
@@ -73,56 +74,59 @@ NEAR = ("--config", "allow_cross_region=True")
         ({"KILN_IMAGE": None}, "KILN_IMAGE: expected an image of envs/Dockerfile"),
     ],
 )  # fmt: skip
-def test_an_account_that_is_not_set_up(driver: Driver, environment: dict[str, str | None], told: str):
-    assert told in refused(driver, *NEAR, **environment)
+def test_incomplete_or_wrong_environment_is_reported(driver: Driver, environment: dict[str, str | None], message: str):
+    assert message in refused(driver, *ALLOW_CROSS_REGION, **environment)
 
 
-def test_credentials_as_variables_of_jobs(driver: Driver):
+def test_credentials_among_the_variables_of_jobs_are_refused(driver: Driver):
     assert "--envvars AWS_SECRET_ACCESS_KEY: credentials would travel" in refused(
-        driver, *NEAR, "--envvars", "AWS_DEFAULT_REGION", "AWS_SECRET_ACCESS_KEY"
+        driver, *ALLOW_CROSS_REGION, "--envvars", "AWS_DEFAULT_REGION", "AWS_SECRET_ACCESS_KEY"
     )
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ("worldcover={archive: sample/rgbnir}", "worldcover.archive: sample/rgbnir"),
         ("model={checkpoint: clay.ckpt}", "model.checkpoint: clay.ckpt"),
         ("index={published: [{name: x, files: /data/x, model: m, layout: clay-v1}]}", "index.published: /data/x"),
     ],
 )
-def test_files_of_this_machine(driver: Driver, config: str, told: str):
+def test_local_files_are_refused(driver: Driver, config: str, message: str):
     text = refused(driver, "--config", config)
     assert "jobs on other machines cannot read local files" in text
-    assert told in text
+    assert message in text
 
 
-def test_an_archive_of_another_region(driver: Driver, tmp_path: Path):
-    """Stopped with the way to learn what it moves; once planned, with gigabytes and price; allowed, with both too.
+def test_archive_in_another_region_is_refused_unless_allowed(driver: Driver, tmp_path: Path):
+    """Without a plan, the message names the command that plans. With a plan, it names gigabytes and price.
 
-    So is a shard that is asked for by name; where all are there, nothing is read.
+    If cross-region reads are allowed, gigabytes and price are printed too. A shard requested by name is refused like
+    the others. If all shards exist, nothing is reported.
     """
     text = refused(driver)
     assert "the archive is in eu-central-1 and the jobs run in us-east-1" in text
     assert "run `snakemake plan`" in text
-    plan = sorted(re.findall(rf"s3://{BUCKET}/(\S+/worldcover-\S+/plan-\w+\.jsonl\.gz)", driver.run("-n", *NEAR)))[0]
+    plan = sorted(
+        re.findall(rf"s3://{BUCKET}/(\S+/worldcover-\S+/plan-\w+\.jsonl\.gz)", driver.run("-n", *ALLOW_CROSS_REGION))
+    )[0]
     shard = ShardPlan("worldcover", "2021", "s0", ("1",), 24, 9, 250_000_000_000, f"s3://{ARCHIVE}/rgbnir")
     lines = "".join(json.dumps(asdict(replace(shard, name=f"s{n}"))) + "\n" for n in range(2))
     names = plan.replace(".jsonl.gz", ".json")
-    made = [plan, names]
+    uploaded = [plan, names]
     driver.lab.client("s3").put_object(Bucket=BUCKET, Key=plan, Body=lines.encode())
     driver.lab.client("s3").put_object(Bucket=BUCKET, Key=names, Body=json.dumps({"2021": ["s0", "s1"]}).encode())
     try:
         text = refused(driver)
         assert "2 shards read at most 500.0 GB, 10.00 at 0.02 a GB between regions" in text
         assert "set allow_cross_region: true" in text
-        assert "500.0 GB, 10.00 at 0.02" in driver.run("-n", *NEAR)
+        assert "500.0 GB, 10.00 at 0.02" in driver.run("-n", *ALLOW_CROSS_REGION)
         shards = [f"{plan.rpartition('/')[0]}/shards/2021/s{n}.parquet" for n in range(2)]
         assert "set allow_cross_region: true" in refused(driver, "--", shards[0])
-        made += shards
+        uploaded += shards
         for shard in shards:
             driver.lab.client("s3").put_object(Bucket=BUCKET, Key=shard, Body=b"")
         assert "eu-central-1" not in driver.run("-n", "--", "worldcover")
     finally:
-        for key in made:
+        for key in uploaded:
             driver.lab.client("s3").delete_object(Bucket=BUCKET, Key=key)

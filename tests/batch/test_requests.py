@@ -1,4 +1,4 @@
-"""What S3 is asked: by dry runs of thousands of shards, and by a run of jobs that have nothing to do."""
+"""The number of S3 requests: of dry runs with thousands of shards, and of a run whose jobs have no chips to embed."""
 
 import re
 import subprocess
@@ -16,13 +16,15 @@ from tests.batch.lab import Lab, Requests
 from tests.workflow.workflow import job_counts
 
 SHARDS, SEA = 2000, 24
-FINISHED, MISSING = 0.2, 3.1  # requests of a dry run per shard that is there, and that is not
-RUN = 115  # of a real run, driver and jobs together; when they grew with the square of the jobs, 60 made it 760
+FINISHED, MISSING = 0.2, 3.1  # limits: requests of a dry run per shard that exists, and per shard that is missing
+# Limit: requests of a run per shard, of driver and jobs together. When the number grew with the square of the number of
+# jobs, it was 760 with 60 jobs.
+RUN = 115
 EMPTY, FULL, OPEN_SEA = "kiln-lab-missing", "kiln-lab-finished", "kiln-lab-sea"
 
 
 def config(archive: str, run: str, shards: int) -> dict:
-    """So many shards of one column each, along the equator; of most no tile exists."""
+    """Return a config with `shards` shards of one column each, along the equator, where the archive has no tile."""
     return {
         "run": run,
         "datasets": ["worldcover"],
@@ -40,15 +42,15 @@ def config(archive: str, run: str, shards: int) -> dict:
 
 
 def archive(lab: Lab, bucket: str) -> None:
-    """An archive of one tile, where no column of these is."""
+    """Create an archive with one tile, which none of the columns touches."""
     s3 = lab.client("s3")
     s3.create_bucket(Bucket=bucket)
     key = "rgbnir/2021/N43/ESA_WorldCover_10m_2021_v200_N43W097_S2RGBNIR.tif"
-    s3.put_object(Bucket=bucket, Key=key, Body=b"a tile that nobody opens")
+    s3.put_object(Bucket=bucket, Key=key, Body=b"a tile that no job opens")
 
 
-def told(what: str, shards: int, seconds: float, requests: Requests) -> float:
-    """Requests per shard, printed."""
+def report(what: str, shards: int, seconds: float, requests: Requests) -> float:
+    """Print and return the number of requests per shard."""
     each = requests.s3.total() / shards
     print(f"{what}: {shards} shards, {seconds:.0f} s, {each:.3f} requests a shard, {dict(requests.s3)}")
     return each
@@ -56,7 +58,7 @@ def told(what: str, shards: int, seconds: float, requests: Requests) -> float:
 
 @pytest.fixture(scope="module")
 def planned(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """A driver of two thousand planned shards, none of them there."""
+    """A driver with a plan of two thousand shards, none of which exists."""
     archive(lab, EMPTY)
     driver = Driver(lab, tmp_path_factory.mktemp("many") / "driver", "kiln", EMPTY, config(EMPTY, "many", SHARDS))
     dataset = WorkflowRun(load_config([driver.folder / "config/config.yaml", driver.folder / "lab.yaml"])).dataset(
@@ -73,20 +75,20 @@ def planned(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Driver:
 
 
 def dry_run(driver: Driver, bucket: str) -> tuple[str, Requests, float]:
-    """What it says and asks of S3, and the seconds it takes."""
+    """Run a dry run; return its output, its requests and its seconds."""
     start = time.monotonic()
     with driver.lab.counted() as requests:
         text = driver.run("-n", "--", "worldcover", KILN_BUCKET=bucket)
     return text, requests, time.monotonic() - start
 
 
-def test_dry_runs_ask_little_of_s3(planned: Driver):
-    """Missing shards, and finished ones: what the first dry run would make, put into another bucket."""
+def test_dry_runs_send_few_requests_to_s3(planned: Driver):
+    """First all shards are missing. For the second dry run, a bucket gets all outputs that the first one lists."""
     text, requests, seconds = dry_run(planned, EMPTY)
     assert job_counts(text)["embed_worldcover"] == SHARDS
-    assert told("dry run, all missing", SHARDS, seconds, requests) <= MISSING
+    assert report("dry run, all missing", SHARDS, seconds, requests) <= MISSING
     outputs = re.findall(rf"Missing output files: s3://{EMPTY}/(\S+)", text)
-    assert len(outputs) == SHARDS + 2, "and weights and product"
+    assert len(outputs) == SHARDS + 2, "the shards, weights and product"
     s3 = planned.lab.client("s3")
     s3.create_bucket(Bucket=FULL)
     for key in objects(planned.lab, EMPTY, "results/"):
@@ -95,49 +97,51 @@ def test_dry_runs_ask_little_of_s3(planned: Driver):
         s3.put_object(Bucket=FULL, Key=key, Body=b"")
     text, requests, seconds = dry_run(planned, FULL)
     assert "Nothing to be done" in text
-    assert told("dry run, all finished", SHARDS, seconds, requests) <= FINISHED
+    assert report("dry run, all finished", SHARDS, seconds, requests) <= FINISHED
 
 
 @pytest.fixture(scope="module")
 def sea(lab: Lab, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Driver:
-    """A driver of columns of the open sea: an empty file and a ledger each."""
+    """A driver whose columns are in the open sea. Each job writes an empty file and a ledger."""
     archive(lab, OPEN_SEA)
     return Driver(lab, tmp_path_factory.mktemp("sea") / "driver", image.name, OPEN_SEA, config(OPEN_SEA, "sea", SEA))
 
 
-def test_jobs_with_nothing_to_do(sea: Driver):
+def test_run_of_jobs_without_chips_sends_few_requests(sea: Driver):
     start = time.monotonic()
     with sea.lab.counted() as requests:
         sea.run("--jobs", "4", "--", "worldcover")
-    assert told("run of jobs with nothing to do", SEA, time.monotonic() - start, requests) <= RUN
+    assert report("run of jobs with nothing to do", SEA, time.monotonic() - start, requests) <= RUN
     print(f"of these {requests.split()}; of Batch: {dict(requests.batch)}")
-    made = [k for k in objects(sea.lab, OPEN_SEA) if "/shards/" in k and k.endswith(".parquet")]
-    assert len(made) == 2 * SEA, "a file and a ledger each"
-    assert requests.batch["submitjob"] == SEA + 3, "and plan, weights and merge"
+    files = [k for k in objects(sea.lab, OPEN_SEA) if "/shards/" in k and k.endswith(".parquet")]
+    assert len(files) == 2 * SEA, "a file and a ledger for each shard"
+    assert requests.batch["submitjob"] == SEA + 3, "the shards, plan, weights and merge"
     assert not {"CreateBucket", "DeleteBucket"} & set(requests.s3)
     text, requests, seconds = dry_run(sea, OPEN_SEA)
     assert "Nothing to be done" in text
-    told("dry run of what was done", SEA, seconds, requests)
-    assert requests.s3.total() <= FINISHED * SHARDS / 10, "what any dry run asks: of so few shards no small share"
+    report("dry run of a finished run", SEA, seconds, requests)
+    assert requests.s3.total() <= FINISHED * SHARDS / 10, (
+        "a tenth of the limit for 2000 shards: most requests do not depend on the number of shards"
+    )
 
 
-def test_a_run_on_gpus_asks_for_one_a_job(sea: Driver):
-    """Registered so; and on a machine without one the job fails and says it, rather than take the processor."""
-    made = objects(sea.lab, OPEN_SEA, "results/")
-    shards = sorted(k for k in made if "/shards/" in k and not k.endswith(".ledger.parquet"))
-    assert shards, "the test above makes them"
+def test_job_with_device_cuda_requests_one_gpu(sea: Driver):
+    """On a machine without a GPU the job fails with a message; it does not use the CPU instead."""
+    results = objects(sea.lab, OPEN_SEA, "results/")
+    shards = sorted(k for k in results if "/shards/" in k and not k.endswith(".ledger.parquet"))
+    assert shards, "the previous test writes them"
     sea.lab.client("s3").delete_object(Bucket=OPEN_SEA, Key=shards[0])
     known = {d["jobDefinitionArn"] for d in sea.lab.definitions()}
     text = sea.run("--retries", "0", "--config", "resources={device: cuda}", "--", shards[0], code=1)
     registered = [d for d in sea.lab.definitions() if d["jobDefinitionArn"] not in known]
-    asked = [
+    requested = [
         {r["type"]: r["value"] for r in d["containerProperties"]["resourceRequirements"]}
         for d in registered
         if "embed_worldcover" in d["jobDefinitionName"]
     ]
-    assert asked == [{"VCPU": "1", "MEMORY": "2048", "GPU": "1"}]
+    assert requested == [{"VCPU": "1", "MEMORY": "2048", "GPU": "1"}]
     name = shards[0].rpartition("/")[2].removesuffix(".parquet")
     (log,) = [k for k in objects(sea.lab, OPEN_SEA, "logs/") if k.endswith(f"/{name}.log")]
-    said = sea.lab.client("s3").get_object(Bucket=OPEN_SEA, Key=log)["Body"].read().decode()
-    assert "torch has 0 of them" in said
+    text_of_log = sea.lab.client("s3").get_object(Bucket=OPEN_SEA, Key=log)["Body"].read().decode()
+    assert "torch has 0 of them" in text_of_log
     assert name in text

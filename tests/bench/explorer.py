@@ -1,12 +1,13 @@
-"""The explorer with many chips: time of a search and a tile, memory of the server, recall of the index.
+"""The explorer with a million chips: time of searches and tiles, memory of the server, recall of the index.
 
     python -m tests.bench.explorer [--rows N] [--dim D] [--keep FOLDER]
 
-Makes a database of a million 1024-d chips (two years of a lattice, vectors in clusters that follow the ground), serves
-it in a process of its own as people do, asks it over http, and opens the page in a browser. Exits 1 where a promise is
-broken: first picture of the page 2 s, search by mean 100 ms at the server, tile 50 ms (medians), 1.5 GB of memory
-beyond what is mapped, recall@10 of 0.98 against exact search. Beside each time is the server's processor time, which a
-busy machine changes less.
+The bench builds a database of a million chips with vectors of 1024 numbers: two years of a lattice, with vectors that
+depend on the place. It serves the database in a separate process, sends requests over HTTP, and opens the page in a
+browser. The server's processor time is printed next to each time, since it depends less on the load of the machine.
+
+The bench exits with 1 if a limit is exceeded: the page shows its map in 2 s, a search by mean takes 100 ms on the
+server, a tile takes 50 ms (medians), the server's own memory is 1.5 GB, and recall@10 against exact search is 0.98.
 """
 
 import argparse
@@ -37,12 +38,12 @@ from tests.explorer.serving import ROOT, Server
 
 SIDE = 512 / 12000  # degrees of a chip
 BATCH = 4096
-LATENT, NOISE = 32, 0.35  # dimensions that the ground varies in, and what each chip adds
+LATENT, NOISE = 32, 0.35  # dimensions of the variation between places, and standard deviation of a chip's noise
 TILES = 40
 
 
-def made(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Chips of a lattice, row by row, in two years."""
+def generate_chips(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield batches of chips of a lattice in two years, row by row."""
     rng = np.random.default_rng(0)
     wide = int(np.ceil(np.sqrt(rows)))
     axes, base = rng.standard_normal((LATENT, dim)).astype(np.float32), rng.standard_normal(dim).astype(np.float32) * 4
@@ -59,13 +60,13 @@ def made(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         west, east, north, south = west, west + SIDE * 0.5, north, north - SIDE
         lon, lat = (west + east) / 2, (south + north) / 2
         names = [f"bench:{y}:{c}:{r}" for y, c, r in zip(year.tolist(), col.tolist(), row.tolist(), strict=True)]
-        when = pa.array([f"{y}-06-01T00:00Z" for y in year.tolist()]).cast(pa.timestamp("ms", tz="UTC"))
+        datetimes = pa.array([f"{y}-06-01T00:00Z" for y in year.tolist()]).cast(pa.timestamp("ms", tz="UTC"))
         columns: dict[str, Any] = {
             "chip_id": names,
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), dim),
             "dataset": ["worldcover"] * len(n),
             "year": pa.array(year, pa.int16()),
-            "datetime": when,
+            "datetime": datetimes,
             "item_id": [f"tile-{c // 24}" for c in col.tolist()],
             "source": [f"s3://archive/tile-{c // 24}.tif" for c in col.tolist()],
             "nodata_fraction": pa.array(rng.uniform(0, 0.05, len(n)), pa.float32()),
@@ -77,10 +78,10 @@ def made(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 
 def make(db: str, rows: int, dim: int) -> None:
-    """The database, indexed and tagged as the index rule does it."""
+    """Write the database with its indexes and its tag, as the rule `build_index` does."""
     about = {"worldcover": {"model": "bench", "weights_sha256": "0" * 64, "dimensions": dim, "embedding": "class"}}
     schema = database.chips_schema(dim, about)
-    reader = pa.RecordBatchReader.from_batches(schema, made(rows, dim, schema))
+    reader = pa.RecordBatchReader.from_batches(schema, generate_chips(rows, dim, schema))
     chips = database.connect(db).create_table(database.TABLE, reader, schema=schema, mode="overwrite")
     builder.create_indexes(chips)
     colours.write_colours(chips, db, chips.version)
@@ -89,21 +90,21 @@ def make(db: str, rows: int, dim: int) -> None:
 
 
 def recall(version: Version, count: int) -> float:
-    """Of the 10 best by exact search for likes and dislikes, the share that the index finds."""
+    """Return the fraction of the 10 best chips by exact search that the index finds, for random likes and dislikes."""
     matrix, rng = version.matrix, np.random.default_rng(1)
-    found = 0
+    hits = 0
     for n in range(count):
         likes = rng.choice(len(matrix), 1 + n % 4, replace=False)
         dislikes = rng.choice(len(matrix), n % 3, replace=False)
         direction = ranking.mean_direction(*(colours.unit(matrix.vectors[rows]) for rows in (likes, dislikes)))
         rows = search.index_rows(version.db, matrix, direction, EVERY_CHIP, 10, len(matrix))
         true, _ = ranking.top(matrix, np.ones(len(matrix), bool), direction, 10)
-        found += len(np.intersect1d(rows, true))
-    return found / (10 * count)
+        hits += len(np.intersect1d(rows, true))
+    return hits / (10 * count)
 
 
 def bodies(matrix: Matrix, count: int, **more: Any) -> list[dict[str, Any]]:
-    """Searches as the page asks them."""
+    """Return bodies of searches, as the page sends them."""
     rng = np.random.default_rng(2)
     return [
         {
@@ -116,26 +117,26 @@ def bodies(matrix: Matrix, count: int, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def timed(work: Callable[[Any], requests.Response], asked: list[Any]) -> list[tuple[float, requests.Response]]:
-    """Milliseconds and answer of each; the first few only warm up."""
+def timed(work: Callable[[Any], requests.Response], inputs: list[Any]) -> list[tuple[float, requests.Response]]:
+    """Return milliseconds and response of each request. The first few only warm up and are left out."""
     out = []
-    for n, one in enumerate(asked):
+    for n, item in enumerate(inputs):
         began = time.perf_counter()
-        answer = work(one)
+        answer = work(item)
         answer.raise_for_status()
-        if n >= min(3, len(asked) - 1):
+        if n >= min(3, len(inputs) - 1):
             out.append(((time.perf_counter() - began) * 1000, answer))
     return out
 
 
 def processor_ms(pid: int) -> float:
-    """Processor time that a process has used, all its threads together."""
+    """Return the processor time in ms that all threads of a process have used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(int(v) for v in fields[11:13]) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 def first_pictures(address: str, count: int = 5) -> list[float]:
-    """Seconds from asking for the page until its map is drawn, each in a session of its own, without a cache."""
+    """Return the seconds from the request of the page until its map is drawn, each in a new session without a cache."""
     with sync_playwright() as driver:
         browser = launch(driver)
         times = []
@@ -151,23 +152,23 @@ def first_pictures(address: str, count: int = 5) -> list[float]:
 
 
 def memory_mb(pid: int) -> float:
-    """Resident memory of a process that is no file's, in MB."""
-    told = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return sum(int(told[n].split()[0]) for n in ("RssAnon", "RssShmem")) / 1024
+    """Return the resident memory of a process in MB, without pages of mapped files."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return sum(int(status[n].split()[0]) for n in ("RssAnon", "RssShmem")) / 1024
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and print; exits 1 where a promise is broken."""
+    """Measure and print; exit with 1 if a limit is exceeded."""
     p = argparse.ArgumentParser(prog="python -m tests.bench.explorer", description=(__doc__ or "").split("\n")[0])
     p.add_argument("--rows", type=int, default=1_000_000)
     p.add_argument("--dim", type=int, default=1024)
-    p.add_argument("--queries", type=int, default=30, help="of the recall; a third of it of each kind of search")
-    p.add_argument("--keep", type=Path, help="folder for database and cache, used again if it is there")
-    p.add_argument("--most-search-ms", type=float, default=100.0)
-    p.add_argument("--most-tile-ms", type=float, default=50.0)
-    p.add_argument("--most-page-s", type=float, default=2.0)
-    p.add_argument("--most-mb", type=float, default=1500.0)
-    p.add_argument("--least-recall", type=float, default=0.98)
+    p.add_argument("--queries", type=int, default=30, help="for the recall; a third as many for each search")
+    p.add_argument("--keep", type=Path, help="folder for database and cache; existing ones are used again")
+    p.add_argument("--max-search-ms", type=float, default=100.0)
+    p.add_argument("--max-tile-ms", type=float, default=50.0)
+    p.add_argument("--max-page-s", type=float, default=2.0)
+    p.add_argument("--max-mb", type=float, default=1500.0)
+    p.add_argument("--min-recall", type=float, default=0.98)
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         folder = args.keep or Path(name)
@@ -176,35 +177,35 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(folder: Path, args: argparse.Namespace) -> bool:
-    """Make, serve, ask; whether all promises hold."""
+    """Build the database, serve it and measure. Return whether all limits are met."""
     db, cache = str(folder / f"db-{args.rows}-{args.dim}"), folder / "cache"
     folder.mkdir(parents=True, exist_ok=True)
     seconds = {}
     began = time.monotonic()
     if not (Path(db) / "state").is_dir():
         make(db, args.rows, args.dim)
-        seconds["database made"] = time.monotonic() - began
+        seconds["database built"] = time.monotonic() - began
     began = time.monotonic()
     version = Version(db, cache)
-    seconds["matrix made or opened"] = time.monotonic() - began
-    found = recall(version, args.queries)
+    seconds["matrix built or opened"] = time.monotonic() - began
+    index_recall = recall(version, args.queries)
     began = time.monotonic()
     server = Server(ROOT, folder, db)
     try:
         seconds["server started"] = time.monotonic() - began
-        rows = ask(server.address, version.matrix, args, server.process.pid)
-        shown = statistics.median(first_pictures(server.address))
-        used = memory_mb(server.process.pid)
+        rows = measure_requests(server.address, version.matrix, args, server.process.pid)
+        page_s = statistics.median(first_pictures(server.address))
+        own_mb = memory_mb(server.process.pid)
     finally:
         server.stop()
     rows += [
-        Row("first picture of the page, s", shown, args.most_page_s),
-        Row("memory beyond the mapped, MB", used, args.most_mb),
-        Row("recall@10 of mean by index", found, args.least_recall, least=True),
+        Row("map of the page drawn, s", page_s, args.max_page_s),
+        Row("memory without mapped files, MB", own_mb, args.max_mb),
+        Row("recall@10 of mean by index", index_recall, args.min_recall, at_least=True),
         *(Row(f"{what}, s", took) for what, took in seconds.items()),
     ]
     print(f"{args.rows:,} chips, {args.dim} dimensions, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':<34}{'median':>12}{'promise':>10}{'processor':>12}")
+    print(f"{'':<34}{'median':>12}{'limit':>10}{'processor':>12}")
     for row in rows:
         print(row)
     print(json.dumps({row.what: round(row.value, 4) for row in rows}))
@@ -213,61 +214,61 @@ def measure(folder: Path, args: argparse.Namespace) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """A figure, what was promised of it, and the server's processor time in ms."""
+    """A result, its limit, and the server's processor time in ms."""
 
     what: str
     value: float
-    promise: float | None = None
+    limit: float | None = None
     processor: float | None = None
-    least: bool = False
+    at_least: bool = False
 
     @property
     def good(self) -> bool:
-        """Whether the promise holds."""
-        return self.promise is None or (self.value >= self.promise if self.least else self.value <= self.promise)
+        """Whether the limit is met."""
+        return self.limit is None or (self.value >= self.limit if self.at_least else self.value <= self.limit)
 
     def __str__(self) -> str:
-        promise = "" if self.promise is None else f"{self.promise:g}"
+        limit = "" if self.limit is None else f"{self.limit:g}"
         processor = "" if self.processor is None else f"{self.processor:.0f}"
-        return f"{self.what:<34}{self.value:>12.3f}{promise:>10}{processor:>12}{'' if self.good else '  BROKEN'}"
+        return f"{self.what:<34}{self.value:>12.3f}{limit:>10}{processor:>12}{'' if self.good else '  BROKEN'}"
 
 
-def ask(address: str, matrix: Matrix, args: argparse.Namespace, server: int) -> list[Row]:
-    """Medians of searches and tiles."""
+def measure_requests(address: str, matrix: Matrix, args: argparse.Namespace, server: int) -> list[Row]:
+    """Return the medians of searches and tiles."""
     session = requests.Session()
     rows: list[Row] = []
 
     def post(body: dict[str, Any]) -> requests.Response:
-        time.sleep(0.15)  # below the rate that the server takes
+        time.sleep(0.15)  # stays below the rate limit of the server
         return session.post(f"{address}api/search", json=body)
 
     west, north = float(matrix["xmin"].min()), float(matrix["ymax"].max())
     box = {"filters": {"bbox": [west, north - 8, west + 8, north], "max_cloud": 0.3}}
     kinds = [
-        ("search by mean", {}, args.most_search_ms),
+        ("search by mean", {}, args.max_search_ms),
         ("search by mean, k 500", {"k": 500}, None),
-        ("search by mean, box and cloud", box, args.most_search_ms),
+        ("search by mean, box and cloud", box, args.max_search_ms),
         ("search by mean, 20 km apart", {"apart_km": 20}, None),
         ("search by linear, every chip", {"method": "linear", "each": 5}, None),
         ("search by linear, box and cloud", {"method": "linear", "each": 5, **box}, None),
     ]
-    for what, more, most in kinds:
-        asked = bodies(matrix, args.queries // 3 + 3, **more)
+    for what, more, limit in kinds:
+        searches = bodies(matrix, args.queries // 3 + 3, **more)
         began = processor_ms(server)
-        answers = timed(post, asked)
-        used = (processor_ms(server) - began) / len(asked)
-        rows.append(Row(f"{what}, ms", statistics.median(a.json()["ms"] for _, a in answers), most, used))
+        answers = timed(post, searches)
+        used = (processor_ms(server) - began) / len(searches)
+        rows.append(Row(f"{what}, ms", statistics.median(a.json()["ms"] for _, a in answers), limit, used))
     rng = np.random.default_rng(3)
     for layer in ("coverage", "colours"):
-        asked = []
+        tiles = []
         for z in rng.integers(0, 14, TILES).tolist():
             at = int(rng.integers(len(matrix)))
             x = int((matrix["lon"][at] + 180) / 360 * 2**z)
-            asked.append((z, x, int(matrix["mercator_y"][at] * 2**z)))
+            tiles.append((z, x, int(matrix["mercator_y"][at] * 2**z)))
         began = processor_ms(server)
-        answers = timed(lambda t: session.get(f"{address}api/tiles/{layer}/{t[0]}/{t[1]}/{t[2]}.png"), asked)  # noqa: B023
-        used = (processor_ms(server) - began) / len(asked)
-        rows.append(Row(f"tile of {layer}, ms", statistics.median(t for t, _ in answers), args.most_tile_ms, used))
+        answers = timed(lambda t: session.get(f"{address}api/tiles/{layer}/{t[0]}/{t[1]}/{t[2]}.png"), tiles)  # noqa: B023
+        used = (processor_ms(server) - began) / len(tiles)
+        rows.append(Row(f"tile of {layer}, ms", statistics.median(t for t, _ in answers), args.max_tile_ms, used))
         rows.append(Row(f"tile of {layer}, 95th, ms", sorted(t for t, _ in answers)[int(0.95 * len(answers))]))
     return rows
 

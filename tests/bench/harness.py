@@ -1,4 +1,4 @@
-"""What every bench shares: two ways timed in turn, a machine described, a table and a file of figures."""
+"""Functions of all benches: time ways in turn, describe the machine, print a table and write a file of results."""
 
 import json
 import os
@@ -18,14 +18,14 @@ PACKAGES = ("torch", "numpy", "pyarrow", "rasterio", "lancedb", "snakemake")
 
 @dataclass(frozen=True)
 class Pair:
-    """Seconds of two ways to do one thing, measured in turn: round n of both saw the same machine."""
+    """Seconds of two ways to do the same, measured in turn, so that the load of the machine affects both."""
 
     ours: list[float]
     theirs: list[float]
 
     @property
     def ratio(self) -> float:
-        """Median over the rounds of theirs by ours: how many times faster ours is."""
+        """Median over the rounds of theirs by ours: our speedup."""
         return statistics.median(b / a for a, b in zip(self.ours, self.theirs, strict=True))
 
     @property
@@ -34,30 +34,30 @@ class Pair:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds on the clock of a call."""
+    """Return the wall-clock seconds of a call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def in_rounds(ways: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Seconds of each way, round by round: a round has all of them, and begins with the next one each time."""
-    found: list[list[float]] = [[] for _ in ways]
+    """Return the seconds of each way in each round. Each round starts with another way."""
+    seconds: list[list[float]] = [[] for _ in ways]
     for n in range(rounds):
         for i in range(n, n + len(ways)):
-            found[i % len(ways)].append(timed(ways[i % len(ways)]))
-    return found
+            seconds[i % len(ways)].append(timed(ways[i % len(ways)]))
+    return seconds
 
 
 def in_turn(ours: Callable[[], object], theirs: Callable[[], object], rounds: int, *, warm: bool = True) -> Pair:
-    """Both ways `rounds` times, in turn and each first every other time, after one call of each that is not counted."""
+    """Time both ways `rounds` times, in turn; each is first in every other round. `warm` calls both once before."""
     if warm:
         ours(), theirs()
     return Pair(*in_rounds([ours, theirs], rounds))
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions: without these no figure means anything."""
+    """Return what results depend on: processor, cores, memory, versions."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -79,12 +79,12 @@ def machine() -> dict[str, Any]:
 
 
 def publish(name: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), out: Path | None = None) -> None:
-    """Print rows of equal keys as a table with notes below; with the machine they go to `<out>/<name>.json`."""
+    """Print rows with equal keys as a table, and notes below it. Write them and the machine to `<out>/<name>.json`."""
     about = machine()
-    where = f"{about['processor']}, {about['cores']} cores, {about['vector_unit']}; load {about['load'][0]}"
-    print(f"\n{name}: {where}")
+    description = f"{about['processor']}, {about['cores']} cores, {about['vector_unit']}; load {about['load'][0]}"
+    print(f"\n{name}: {description}")
     if rows:
-        cells = [[_told(value) for value in row.values()] for row in rows]
+        cells = [[_as_cell(value) for value in row.values()] for row in rows]
         print("\n".join(aligned([list(rows[0]), *cells], left=[0], rule=True)))
     for note in notes:
         print(note)
@@ -92,8 +92,8 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str] =
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"name": name, "machine": about, "rows": list(rows), "notes": list(notes)}, indent=1))
-    print(f"figures: {path}", flush=True)
+    print(f"results: {path}", flush=True)
 
 
-def _told(value: Any) -> str:
+def _as_cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "-" if value is None else str(value)

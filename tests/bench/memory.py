@@ -1,8 +1,8 @@
-"""Peak memory of a job, by the size of its scene: it should hang on the budget and on a row's strips alone.
+"""Peak memory of a job by the size of its scene. It should depend only on the budget and on the strips of a row.
 
     python -m tests.bench.memory [--sides 3000 12000] [--read-ahead-mb 128]
 
-Each job is a process of its own, with the tiny encoder: as much as can be held of a scene is held.
+Each job is a separate process with the tiny encoder.
 """
 
 import argparse
@@ -27,19 +27,19 @@ print(peak_memory() / 1e6)
 
 
 def peaks(load: Workload, weights: Path, output: Path, ahead_mb: int) -> tuple[float, float]:
-    """MB of a process that has imported all it needs, and at its peak."""
-    told = load.arguments(weights, output, "--batch-size", "8", "--read-threads", "2", "--metadata", "zeros")
-    told += ["--read-ahead-mb", str(ahead_mb)]
-    command = [sys.executable, "-c", JOB, "scripts.embed", *told]
+    """Return the MB of a job's process after its imports, and at its peak."""
+    flags = load.arguments(weights, output, "--batch-size", "8", "--read-threads", "2", "--metadata", "zeros")
+    flags += ["--read-ahead-mb", str(ahead_mb)]
+    command = [sys.executable, "-c", JOB, "scripts.embed", *flags]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     start, end = map(float, done.stdout.split()[:1] + done.stdout.split()[-1:])
     return start, end
 
 
 def measure(dataset: str, side: int, ahead_mb: int) -> dict[str, Any]:
-    """One row of the table."""
-    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as made:
-        folder = Path(made)
+    """Return one row of the table."""
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as temporary:
+        folder = Path(temporary)
         load = MAKERS[dataset](folder / "archive", side)
         start, peak = peaks(load, write_weights(folder, "tiny"), folder / "out", ahead_mb)
     return {
@@ -58,12 +58,12 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(
         prog="python -m tests.bench.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--sides", type=int, nargs="+", default=[3000, 12000], help="pixels; they divide 12000")
+    p.add_argument("--sides", type=int, nargs="+", default=[3000, 12000], help="in pixels; divisors of 12000")
     p.add_argument("--read-ahead-mb", type=int, default=128)
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
     rows = [measure(dataset, side, args.read_ahead_mb) for dataset in MAKERS for side in args.sides]
-    publish("memory", rows, ["budget: resources.read_ahead_mb; imports: torch, GDAL and pyarrow, loaded"], args.out)
+    publish("memory", rows, ["budget: resources.read_ahead_mb; imports: memory after the imports"], args.out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""What NAIP's plan costs and how much of it stays: seconds, memory, equal bytes, and shards that change.
+"""Cost and stability of NAIP's plan: seconds, memory, equal bytes, and the shards that change.
 
     python -m tests.bench.plan_naip [--keys FILE.gz]
 
-The keys are real ones (of either bucket: `rgb` is read as `rgbir_cog`), or 740 000 made here. Each plan is a process of
-its own, as in the workflow. Exits 1 where a promise is broken: 10 s, 500 MB, equal bytes whatever the order of keys,
-no shard above twice what was asked; one key changes at most 2 shards, 1000 of a new state and year none that exists,
-1000 anywhere at most 2000.
+The keys are real ones (of either bucket: `rgb` is read as `rgbir_cog`) or 740 000 generated ones. Each plan runs in a
+separate process, as in the workflow. The bench exits with 1 if a limit is exceeded:
+
+* 10 s and 500 MB;
+* the same bytes for every order of keys;
+* no shard larger than twice the requested size;
+* one more key changes at most 2 shards;
+* 1000 more keys of a new state and year change no existing shard;
+* 1000 more keys anywhere change at most 2000 shards.
 """
 
 import argparse
@@ -23,13 +28,13 @@ from pathlib import Path
 
 from tests.workflow.workflow import ROOT
 
-SOME = 1000  # keys that come
+SOME = 1000  # added keys
 QUARTERS = ("ne", "nw", "se", "sw")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan and what it cost; `shards` are sizes by partition and name."""
+    """A plan and its cost. `shards` holds the number of units by partition and name."""
 
     seconds: float
     peak_mb: float
@@ -38,35 +43,35 @@ class Plan:
 
 
 def key(state: str, year: int, n: int) -> str:
-    """The n-th key of a state and year, spelled as the archive does."""
+    """Return the n-th key of a state and year, in the archive's layout."""
     degree, rest = divmod(n, 256)
     block = f"{25 + degree // 50:02d}{70 + degree % 50:03d}"
     name = f"m_{block}{rest // 4 + 1:02d}_{QUARTERS[rest % 4]}_14_1_{year}0720.tif"
     return f"{state}/{year}/100cm/rgbir_cog/{block}/{name}"
 
 
-def made(count: int) -> list[str]:
-    """Keys of 48 states in four years each."""
+def generate_keys(count: int) -> list[str]:
+    """Return keys of 48 states in four years each."""
     states = [chr(97 + s // 26) + chr(97 + s % 26) for s in range(48)]
     return [key(states[n % 48], 2014 + n // 48 % 4, n // 192) for n in range(count)]
 
 
 def read(path: Path) -> list[str]:
-    """The keys of a file, plain or gzip, as the analytic bucket spells them."""
+    """Return the keys of a file, plain or gzip, in the layout of the analytic bucket."""
     data = path.read_bytes()
     text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
     return text.replace("/rgb/", "/rgbir_cog/").split()
 
 
 def plan(keys: list[str], folder: Path, nominal: int) -> Plan:
-    """Plan in a process of its own."""
+    """Plan in a separate process."""
     manifest, output, log = folder / "manifest.txt.gz", folder / "plan.gz", folder / "log"
     manifest.write_bytes(gzip.compress("".join(f"{k}\n" for k in keys).encode(), 1))
     command = [sys.executable, "-m", "scripts.plan_units", "naip", "--manifest", str(manifest), "--output", str(output)]
-    with log.open("wb") as said:
+    with log.open("wb") as stderr:
         began = time.monotonic()
-        process = subprocess.Popen([*command, "--scenes-per-shard", str(nominal)], cwd=ROOT, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)  # whose memory, where RUSAGE_CHILDREN has the largest of all
+        process = subprocess.Popen([*command, "--scenes-per-shard", str(nominal)], cwd=ROOT, stderr=stderr)
+        _, status, usage = os.wait4(process.pid, 0)  # RUSAGE_CHILDREN has the peak of all children
         seconds = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -78,24 +83,24 @@ def plan(keys: list[str], folder: Path, nominal: int) -> Plan:
 
 
 def changed(before: Plan, after: Plan) -> dict[str, int]:
-    """Shards that are gone, and shards that are new."""
+    """Return the number of shards that disappeared and of shards that are new."""
     old, new = before.shards.keys(), after.shards.keys()
-    return {"gone": len(old - new), "new": len(new - old)}
+    return {"removed": len(old - new), "new": len(new - old)}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and print; exits 1 where a promise is broken."""
+    """Measure and print; exit with 1 if a limit is exceeded."""
     p = argparse.ArgumentParser(prog="python -m tests.bench.plan_naip", description=(__doc__ or "").split("\n")[0])
-    p.add_argument("--keys", type=Path, help="file of keys, plain or gzip; none: 740 000 are made")
+    p.add_argument("--keys", type=Path, help="file of keys, plain or gzip (default: 740 000 generated keys)")
     p.add_argument("--scenes-per-shard", type=int, default=100)
-    p.add_argument("--most-seconds", type=float, default=10.0)
-    p.add_argument("--most-mb", type=float, default=500.0)
+    p.add_argument("--max-seconds", type=float, default=10.0)
+    p.add_argument("--max-mb", type=float, default=500.0)
     args = p.parse_args(argv)
     rng = random.Random(0)
-    keys = read(args.keys) if args.keys else made(740_000)
+    keys = read(args.keys) if args.keys else generate_keys(740_000)
     if len(keys) <= SOME:
-        p.error(f"{len(keys)} keys: want more than {SOME}")
-    late = rng.sample(keys, SOME)  # these come last, to see what that changes
+        p.error(f"{len(keys)} keys: expected more than {SOME}")
+    late = rng.sample(keys, SOME)  # plans without and with these keys are compared
     few = set(late)
     with tempfile.TemporaryDirectory() as name:
         folder, nominal = Path(name), args.scenes_per_shard
@@ -109,27 +114,27 @@ def main(argv: list[str] | None = None) -> None:
     same = whole.sha256 == again.sha256
     rows = [
         ("keys", f"{len(keys):,}", "", True),
-        ("seconds", f"{seconds:.1f}", f"{args.most_seconds:.0f}", seconds <= args.most_seconds),
-        ("peak MB", f"{peak:.0f}", f"{args.most_mb:.0f}", peak <= args.most_mb),
+        ("seconds", f"{seconds:.1f}", f"{args.max_seconds:.0f}", seconds <= args.max_seconds),
+        ("peak MB", f"{peak:.0f}", f"{args.max_mb:.0f}", peak <= args.max_mb),
         ("shards", f"{len(sizes):,}", "", True),
         ("scenes a shard, mean", f"{sum(sizes) / len(sizes):.1f}", "", True),
-        ("scenes a shard, most", f"{max(sizes)}", f"{2 * nominal}", max(sizes) <= 2 * nominal),
+        ("scenes a shard, max", f"{max(sizes)}", f"{2 * nominal}", max(sizes) <= 2 * nominal),
         ("same bytes, keys shuffled", "yes" if same else "no", "yes", same),
-        ("shards changed by 1 key", said(one), "2", max(one.values()) <= 2),
-        (f"by {SOME} of a new state-year", said(other), "0 gone", other["gone"] == 0),
-        (f"by {SOME} anywhere", said(anywhere), f"{2 * SOME}", max(anywhere.values()) <= 2 * SOME),
+        ("shards changed by 1 key", in_words(one), "2", max(one.values()) <= 2),
+        (f"by {SOME} of a new state-year", in_words(other), "0 removed", other["removed"] == 0),
+        (f"by {SOME} anywhere", in_words(anywhere), f"{2 * SOME}", max(anywhere.values()) <= 2 * SOME),
     ]
-    for what, value, most, good in rows:
-        print(f"{what:<28}{value:>22}{most:>10}{'' if good else '  BROKEN'}")
+    for what, value, limit, good in rows:
+        print(f"{what:<28}{value:>22}{limit:>10}{'' if good else '  BROKEN'}")
     figures = {"keys": len(keys), "seconds": round(seconds, 2), "peak_mb": round(peak), "shards": len(sizes)}
     stability = {"one": one, "new_state_year": other, "anywhere": anywhere}
     print(json.dumps({**figures, "largest": max(sizes), "same_bytes": same, **stability}))
     sys.exit(not all(good for *_, good in rows))
 
 
-def said(change: dict[str, int]) -> str:
-    """Shards changed, in words."""
-    return f"{change['gone']:,} gone, {change['new']:,} new"
+def in_words(change: dict[str, int]) -> str:
+    """Return the changed shards as text."""
+    return f"{change['removed']:,} removed, {change['new']:,} new"
 
 
 if __name__ == "__main__":

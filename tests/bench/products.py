@@ -1,13 +1,14 @@
-"""What products cost and what that costs: bytes per million chips and recall@10 for every storage and embedding.
+"""Size and recall of products: bytes per million chips and recall@10 for every vector dtype and embedding kind.
 
     python -m tests.bench.products [--chips 5000] [--depth 2] [--chip 32]
 
-The vectors are Clay's encoder's, 1024 numbers, of chips cut from the sample's landscape, under seeded untrained weights
-of fewer blocks and on smaller chips than the real ones, so that a laptop makes thousands in a minute. Untrained tokens
-are all much alike (the mean cosine of two chips is printed), which is harder on rounding than what a trained model
-makes. Files are written as shards are, so bytes count every column. Recall@10 is the share of the ten nearest by
-cosine among the float32 vectors that is found among the stored ones, over 500 of the chips; it is printed for the
-stored numbers and for what the explorer makes of them, float16.
+Clay's encoder embeds chips of the sample's landscape to vectors of 1024 numbers. Its weights are untrained and seeded.
+It has fewer blocks and smaller chips than usual, so that a laptop embeds thousands of chips in a minute. The vectors of
+an untrained model are similar to each other (the mean cosine of two chips is printed), so rounding affects the recall
+more than with a trained model. Files are written like shards, so the bytes include every column.
+
+Recall@10 is the fraction of the ten nearest chips by cosine among the float32 vectors that is also found among the
+stored vectors, over 500 chips. It is printed for the stored vectors, and for their float16 values in the explorer.
 """
 
 import argparse
@@ -29,14 +30,14 @@ from kiln.model.clay import Geometry
 from kiln.model.embedder import Embedder, EmbedPolicy
 from kiln.model.weights import untrained_encoder
 from kiln.sample.worldcover import DEFAULT_TILES, draw_tile, tile_corner
-from tests.support.products import WORLD, YEAR, about, chip_at
+from tests.support.products import WORLD, YEAR, chip_at, shard_metadata
 
 DIM, PPD, BATCH, QUERIES, K = 1024, 1200, 64, 500, 10
-LEAST_RECALL = {"float32": 1.0, "float16": 0.98, "int8": 0.90}  # what a change may not go below unseen
+MIN_RECALL = {"float32": 1.0, "float16": 0.98, "int8": 0.90}
 
 
 def pixels(count: int, chip: int) -> np.ndarray:
-    """Chips [n, 4, chip, chip] of the sample's landscape, tile by tile, without those in the sea."""
+    """Return random chips [n, 4, chip, chip] of the sample's landscape, without chips that have sea."""
     cut: list[np.ndarray] = []
     for name in DEFAULT_TILES:
         tile = draw_tile(*tile_corner(name), PPD, 2021, 0)
@@ -49,89 +50,89 @@ def pixels(count: int, chip: int) -> np.ndarray:
 
 
 def encoded(count: int, chip: int, depth: int) -> tuple[list[Any], vectors.Columns]:
-    """Chips with places, and both kinds of vectors [n, D] float32 of them."""
+    """Return chips with places, and both kinds of vectors [n, D] float32."""
     encoder = untrained_encoder(Geometry(depth=depth), 7)
     embedder = Embedder(encoder, WORLDCOVER, EmbedPolicy("zeros", 10.0, "float32", "both"), BATCH)
     images = pixels(count, chip)
     chips = [chip_at(WORLD, 2021, n // 585, n % 585) for n in range(len(images))]
-    found = []
+    batches = []
     for first in range(0, len(chips), BATCH):
         some = chips[first : first + BATCH]
         for c, image in zip(some, images[first : first + BATCH], strict=True):
             c.pixels = image
-        found.append(embedder(some))
-    return chips, vectors.concatenate(found)
+        batches.append(embedder(some))
+    return chips, vectors.concatenate(batches)
 
 
 def nearest(points: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """The K nearest by cosine [q, K] of queries (rows of `points`), themselves left out."""
+    """Return the K nearest rows by cosine [q, K] of queries (rows of `points`), without the queries themselves."""
     unit = points.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    likeness = unit[queries] @ unit.T
-    likeness[np.arange(len(queries)), queries] = -np.inf
-    return np.argpartition(-likeness, K, axis=1)[:, :K]
+    cosines = unit[queries] @ unit.T
+    cosines[np.arange(len(queries)), queries] = -np.inf
+    return np.argpartition(-cosines, K, axis=1)[:, :K]
 
 
 def recall(true: np.ndarray, found: np.ndarray) -> float:
-    """Share of the true neighbours that were found."""
+    """Return the fraction of the true neighbours that were found."""
     return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(true.tolist(), found.tolist(), strict=True)]))
 
 
 def product(chips: list[Any], floats: vectors.Columns, storage: Any, embedding: Any, folder: Path) -> dict[str, Any]:
-    """A product of this storage and embedding, written and read again: bytes, and recall by kind of vector."""
+    """Write and read a product of a vector dtype and embedding kind; return its size and its recall by kind."""
     kinds = vectors.KINDS[embedding]
-    wanted = {name: floats["embeddings" if kind == "class" else "embeddings_mean"] for name, kind in kinds.items()}
-    kiln = about(dimensions=DIM, storage=storage, embedding=embedding)
+    exact = {name: floats["embeddings" if kind == "class" else "embeddings_mean"] for name, kind in kinds.items()}
+    kiln = shard_metadata(dimensions=DIM, storage=storage, embedding=embedding)
     columns = embeddings_file.schema(DIM, storage, [YEAR], kiln, embedding)
     path = folder / f"{storage}-{embedding}.parquet"
     with embeddings_file.ShardWriter(path, columns) as out:
-        out.append(chips, vectors.store(wanted, storage))
+        out.append(chips, vectors.store(exact, storage))
     queries = np.sort(np.random.default_rng(1).permutation(len(chips))[:QUERIES])
     rows = pq.read_table(path)
-    made: dict[str, Any] = {
+    row: dict[str, Any] = {
         "storage": storage,
         "embedding": embedding,
-        "mb_per_million": round(path.stat().st_size / len(chips)),  # bytes a chip are megabytes a million
+        "mb_per_million": round(path.stat().st_size / len(chips)),  # bytes per chip equal MB per million chips
         "recall": {},
         "recall_float16": {},
     }
     for name, kind in kinds.items():
-        true, stored = nearest(wanted[name], queries), vectors.read(rows, name)
-        made["recall"][kind] = round(recall(true, nearest(stored, queries)), 4)
-        made["recall_float16"][kind] = round(recall(true, nearest(stored.astype(np.float16), queries)), 4)
-    return made
+        true, stored = nearest(exact[name], queries), vectors.read(rows, name)
+        row["recall"][kind] = round(recall(true, nearest(stored, queries)), 4)
+        row["recall_float16"][kind] = round(recall(true, nearest(stored.astype(np.float16), queries)), 4)
+    return row
 
 
 def shown(values: dict[str, float]) -> str:
-    """Recall of class and mean, as far as they are kept."""
+    """Return the recalls of class and mean as text, with blanks for a kind that is not stored."""
     return " ".join(f"{values[k]:7.4f}" if k in values else f"{'':7}" for k in ("class", "mean"))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print a table and a line of JSON; exits 1 where recall is lower than it should be."""
+    """Print a table and a line of JSON; exit with 1 if a recall is below its limit."""
     p = argparse.ArgumentParser(
         prog="python -m tests.bench.products", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--chips", type=int, default=5000, help="of the landscape's (default: %(default)s)")
+    p.add_argument("--chips", type=int, default=5000, help="number of chips (default: %(default)s)")
     p.add_argument("--chip", type=int, default=32, help="pixels of a chip's side (default: %(default)s)")
     p.add_argument("--depth", type=int, default=2, help="blocks of the encoder (default: %(default)s)")
     args = p.parse_args(argv)
     chips, floats = encoded(args.chips, args.chip, args.depth)
-    alike = {}
+    mean_cosines = {}
     for name, kind in vectors.KINDS["both"].items():
         some = floats[name][np.random.default_rng(2).permutation(len(chips))[:500]].astype(np.float64)
         some /= np.linalg.norm(some, axis=1, keepdims=True)
-        alike[kind] = round(float((some @ some.T)[np.triu_indices(len(some), 1)].mean()), 4)
-    told = ", ".join(f"{kind} {value:.3f}" for kind, value in alike.items())
-    print(f"{len(chips)} chips of {args.chip} px, {DIM} numbers, {args.depth} blocks; mean cosine of two chips: {told}")
+        mean_cosines[kind] = round(float((some @ some.T)[np.triu_indices(len(some), 1)].mean()), 4)
+    cosines = ", ".join(f"{kind} {value:.3f}" for kind, value in mean_cosines.items())
+    print(f"{len(chips)} chips of {args.chip} px, {DIM} numbers, {args.depth} blocks; mean cosine: {cosines}")
     print(f"{'':18} {'a million chips':>15}   {'recall@10 of stored':>19}   {'of float16 of them':>19}")
     print(f"{'storage':8} {'embedding':9} {'GB':>15}   {'class':>9} {'mean':>9}   {'class':>9} {'mean':>9}")
-    made = []
+    rows = []
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
         for storage in vectors.VECTOR_DTYPES:
             for embedding in vectors.EMBEDDINGS:
                 f = product(chips, floats, storage, embedding, Path(folder))
-                made.append(f)
+                rows.append(f)
                 size = f["mb_per_million"] / 1000
                 print(
                     f"{storage:8} {embedding:9} {size:15.2f}     {shown(f['recall'])}     {shown(f['recall_float16'])}"
@@ -142,9 +143,10 @@ def main(argv: list[str] | None = None) -> None:
         "torch": torch.__version__,
         "pyarrow": pa.__version__,
     }
-    print(json.dumps({"bench": "products", **machine, "chips": len(chips), "mean_cosine": alike, "products": made}))
-    if low := [f for f in made if min(f["recall"].values()) < LEAST_RECALL[f["storage"]]]:
-        raise SystemExit(f"recall is below {LEAST_RECALL}: {low}")
+    about = {"bench": "products", **machine, "chips": len(chips), "mean_cosine": mean_cosines}
+    print(json.dumps({**about, "products": rows}))
+    if low := [f for f in rows if min(f["recall"].values()) < MIN_RECALL[f["storage"]]]:
+        raise SystemExit(f"recall is below {MIN_RECALL}: {low}")
 
 
 if __name__ == "__main__":

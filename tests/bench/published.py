@@ -1,9 +1,9 @@
-"""The published run's way of working, stated again from its description, to be measured against.
+"""The way of the published run, written again from its description. Kiln is measured against it.
 
-Every chip is a read of its own, each from a file that is opened for it; all chips of a job are read before the first is
-encoded; the encoder runs in float32, batch by batch, works its kernels and positions out for every batch and returns
-all its tokens; memory is as malloc has it; nothing overlaps. Normalisation and model are those of Kiln, so that the
-vectors can be compared. It shares no reading code with Kiln.
+Each chip is one read, and the file is opened for each read. All chips of a job are read before the first is encoded.
+The encoder uses float32, computes kernels and positions for every batch, and returns all tokens. malloc has its default
+settings. Nothing overlaps. Normalisation and model are Kiln's, so that the vectors can be compared. The code that reads
+is independent of Kiln.
 """
 
 from collections.abc import Iterator
@@ -25,18 +25,19 @@ from tests.bench.workload import CHIP, Workload
 from tests.support import items
 
 BATCH = 8
-GIVEN_BACK = 32 << 20  # bytes of a block from which on glibc gives it back when it is freed: its own limit (mallopt(3))
+# glibc's default limit (mallopt(3)): larger blocks are returned to the system when they are freed. In bytes.
+MALLOC_DEFAULT = 32 << 20
 
 
 def windows(width: int, height: int) -> Iterator[Window]:
-    """Whole chips from the top left, row by row."""
+    """Yield the windows of whole chips from the top left corner, row by row."""
     for row in range(height // CHIP):
         for col in range(width // CHIP):
             yield Window(col * CHIP, row * CHIP, CHIP, CHIP)
 
 
 def naip_chips(load: Workload) -> list[np.ndarray]:
-    """A read of the scene for each chip."""
+    """Read the scene once for each chip."""
     chips = []
     for path in (load.folder / key for key in load.shard.units):
         with rasterio.open(path) as scene:
@@ -48,7 +49,7 @@ def naip_chips(load: Workload) -> list[np.ndarray]:
 
 
 def sentinel2_chips(load: Workload) -> list[np.ndarray]:
-    """A read of each of ten bands, and of the classes, for each chip; 20 m pixels repeated; no cloudy chips."""
+    """Read ten bands and the SCL once for each chip. Repeat 20 m pixels; leave out cloudy chips."""
     chips = []
     for item in load.shard.units:
         (folder,) = load.folder.glob(f"sentinel-s2-l2a-cogs/*/*/*/*/*/{item}")
@@ -68,7 +69,7 @@ def sentinel2_chips(load: Workload) -> list[np.ndarray]:
 
 
 def worldcover_chips(load: Workload) -> list[np.ndarray]:
-    """Column by column, a read of each chip; one of mostly nothing is left out."""
+    """Read each chip, column by column. Leave out chips with more nodata than the limit."""
     (path,) = load.folder.glob("2021/*/*.tif")
     lattice = Lattice(load.shard.chip_size, load.settings["pixels_per_degree"])
     with rasterio.open(path) as tile:
@@ -89,21 +90,21 @@ CHIPS = {"naip": naip_chips, "sentinel2": sentinel2_chips, "worldcover": worldco
 
 
 def vectors(encoder: clay.ClayEncoder, sensor: Sensor, chips: list[np.ndarray]) -> np.ndarray:
-    """Class tokens [n, D] float32, time and place unknown."""
+    """Return class tokens [n, D] float32, at an unknown time and place."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (sensor.mean, sensor.std))
-    made = []
+    tokens = []
     for first in range(0, len(chips), BATCH):
         x = torch.from_numpy(np.stack(chips[first : first + BATCH]).astype(np.float32))
         unknown = torch.zeros(len(x), 4)
-        told = {"wavelengths": torch.tensor(sensor.wavelengths), "gsd": sensor.gsd}
+        sensor_inputs = {"wavelengths": torch.tensor(sensor.wavelengths), "gsd": sensor.gsd}
         encoder._kernels.clear(), encoder._positions.clear()
-        made.append(encoder((x - mean) / std, time=unknown, latlon=unknown, **told)[:, 0])
-    return torch.cat(made).numpy()
+        tokens.append(encoder((x - mean) / std, time=unknown, latlon=unknown, **sensor_inputs)[:, 0])
+    return torch.cat(tokens).numpy()
 
 
 def embed(load: Workload, weights: Path, output: Path) -> np.ndarray:
-    """The whole job; writes a GeoParquet file by geopandas and returns its vectors."""
-    keep_memory(GIVEN_BACK)
+    """Run a whole job: write a GeoParquet file with geopandas and return its vectors."""
+    keep_memory(MALLOC_DEFAULT)
     encoder = encoders.load_encoder(weights)
     chips = CHIPS[load.dataset](load)
     found = vectors(encoder, load.source().info.sensor, chips)

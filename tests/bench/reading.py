@@ -1,12 +1,12 @@
-"""Reading alone: what a core decodes, and what comes through an object store that answers late.
+"""Reading without an encoder: the decoding rate of a core, and the rate from an object store with latency.
 
     python -m tests.bench.reading [--rounds 3] [--side 3000] [--latency-ms 30]
 
-`decode` is the plain decoder, one thread, whole files from memory: what a core can deliver at most. `disk` and `store`
-are Kiln's sources, read and cut as the engine does it, from a folder and from an object store in a process of its own
-on this machine, which waits before it answers each request (tests/bench/store.py). Beside the store stands the plain
-way: each file fetched whole by one request, then decoded, and not cut. The store counts what it sends: every byte of
-the archive's pixels should come once, and those of overviews never.
+`decode` is the rate at which one thread decodes whole files in memory: the maximum for one core. `disk` and `store` are
+the rates of Kiln's sources, which read and cut as in the engine. They read from a folder, and from an object store in a
+separate process on this machine that delays each response (tests/bench/store.py). `plain` is the rate of a simple way
+with the same store: get each whole file with one request, then decode it, without cutting. The store counts the bytes
+that it sends. Each byte of the archive's pixels should be sent once, and no byte of overviews.
 """
 
 import argparse
@@ -41,18 +41,18 @@ UNITS = 3  # scenes or items; of WorldCover one tile
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The rasters of an archive."""
+    """Return the rasters of an archive."""
     return sorted(folder.rglob("*.tif"))
 
 
 def decode(data: bytes) -> int:
-    """Bytes of pixels of a raster that is in memory."""
+    """Decode a raster in memory; return the size of its pixels in bytes."""
     with MemoryFile(data) as memory, memory.open() as raster:
         return raster.read().nbytes
 
 
-def plainly(load: Workload) -> int:
-    """Each file fetched whole by one request, then decoded, one after the other."""
+def read_plainly(load: Workload) -> int:
+    """Get each whole file with one request and decode it, one after the other."""
     client = boto3.client("s3")
     return sum(
         decode(client.get_object(Bucket=BUCKET, Key=f"{load.dataset}/{p.relative_to(load.folder)}")["Body"].read())
@@ -61,27 +61,27 @@ def plainly(load: Workload) -> int:
 
 
 def consume(load: Workload, root: str | None = None) -> int:
-    """Bytes of the chips that a source gives."""
+    """Read a source to its end; return the size of its chips in bytes."""
     return sum(c.pixels.nbytes for c in chips_of(load, root, THREADS))
 
 
 def in_strips(path: Path, cache_mb: int) -> float:
-    """Seconds of a process of its own that reads a raster in strips, GDAL keeping so many decoded blocks."""
-    done = subprocess.run(
+    """Return the seconds in which a separate process reads a raster in strips, with a GDAL cache of `cache_mb`."""
+    process = subprocess.run(
         [sys.executable, "-c", STRIPS, str(path), str(cache_mb << 20)], check=True, stdout=subprocess.PIPE, text=True
     )
-    return float(done.stdout)
+    return float(process.stdout)
 
 
 def cache_ratio(path: Path, rounds: int) -> float:
-    """How many times faster strips are read with Kiln's cache of blocks than with one of 256 MB."""
+    """Return how many times faster strips are read with Kiln's GDAL cache than with one of 256 MB."""
     ours = raster.OPTIONS["GDAL_CACHEMAX"] >> 20
     pairs = [(in_strips(path, ours), in_strips(path, 256)) for _ in range(rounds)]
     return statistics.median(large / small for small, large in pairs)
 
 
 def measure(load: Workload, store: Store, rounds: int) -> dict[str, Any]:
-    """One row of the table."""
+    """Return one row of the table."""
     files = files_of(load.folder)
     data = [p.read_bytes() for p in files]
     pixels = sum(map(decode, data))
@@ -90,9 +90,9 @@ def measure(load: Workload, store: Store, rounds: int) -> dict[str, Any]:
     cut = consume(load)
     disk = min(timed(lambda: consume(load)) for _ in range(rounds))
     store.counted()
-    assert consume(load, root) == cut, f"{load.dataset}: other pixels come from the store"
+    assert consume(load, root) == cut, f"{load.dataset}: the store returned other pixels than the folder"
     requests, sent = store.counted()
-    pair = in_turn(lambda: consume(load, root), lambda: plainly(load), rounds)
+    pair = in_turn(lambda: consume(load, root), lambda: read_plainly(load), rounds)
     return {
         "dataset": load.dataset,
         "MB of pixels": pixels / 1e6,
@@ -113,21 +113,20 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m tests.bench.reading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--side", type=int, default=3000, help="pixels of the scene's or tile's side; divides 12000")
-    p.add_argument("--latency-ms", type=float, default=30.0, help="before each answer of the store")
+    p.add_argument("--side", type=int, default=3000, help="pixels of the scene's or tile's side; a divisor of 12000")
+    p.add_argument("--latency-ms", type=float, default=30.0, help="delay of each response of the store")
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as temporary:
+        folder = Path(temporary)
         loads = [make(folder / name, args.side, UNITS) for name, make in MAKERS.items()]
         with serving(folder, args.latency_ms / 1000) as store:
             rows = [measure(load, store, args.rounds) for load in loads]
     notes = [
-        f"{args.latency_ms:g} ms before each answer; {THREADS} threads read, and the store shares the machine with"
-        " them. A GPU at 600 chips/s eats 160 MB/s of NAIP, 800 MB/s of Sentinel-2.",
-        "sent: bytes that the store sent over those of the archive's files; of NAIP and WorldCover a quarter are"
-        " overviews. small cache: how many times faster a file is read in strips with Kiln's GDAL_CACHEMAX than with"
-        " 256 MB.",
+        f"{args.latency_ms:g} ms before each response; {THREADS} threads read, and the store runs on the same machine."
+        " A GPU at 600 chips/s needs 160 MB/s of NAIP, 800 MB/s of Sentinel-2.",
+        "sent: bytes that the store sent by bytes of the files; a quarter of NAIP and WorldCover is overviews."
+        " small cache: how many times faster a file is read in strips with Kiln's GDAL_CACHEMAX than with 256 MB.",
     ]
     publish("reading", rows, notes, args.out)
 

@@ -1,10 +1,10 @@
-"""What memory, threads, batch size and a compiler do for the encoder on a CPU: each way against Kiln's own.
+"""Effects of memory, threads, batch size and a compiler on the encoder on a CPU, each compared with Kiln's settings.
 
     python -m tests.bench.settings [--rounds 3] [--blocks 4]
 
-Each measurement is a process of its own, since allocators and threads are set when one starts, and both are timed in
-turn. Blocks are of the published size, few of them: all are alike. What is worth it is Kiln's own already
-(kiln/model/embedder.py: keep_memory), and the rest is here to be seen.
+Each measurement is a separate process, since allocator and threads are configured at its start. The two ways are timed
+in turn. The encoder has few blocks of the published size; all blocks take the same time. Kiln already uses the setting
+that is worthwhile (kiln/model/embedder.py: keep_memory). The bench shows why it does not use the others.
 """
 
 import argparse
@@ -24,22 +24,22 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Way:
-    """What differs from Kiln's: variables of the environment, the batch, a compiler, memory that malloc gives back."""
+    """A way to encode: environment variables, batch size, compiler, and whether freed memory is retained."""
 
     name: str
     environment: dict[str, str] = field(default_factory=dict)
     batch: int = BATCH
     compiled: bool = False
-    kept: bool = True
+    keep_memory: bool = True
 
 
 PLAIN = Way("Kiln")
 WAYS = [
-    Way("malloc as it is", kept=False),
+    Way("malloc's default", keep_memory=False),
     Way("huge pages", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
     Way("threads pinned", {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}),
-    Way("threads that spin", {"KMP_BLOCKTIME": "infinite", "GOMP_SPINCOUNT": "infinite", "OMP_WAIT_POLICY": "active"}),
-    Way("threads that sleep", {"OMP_WAIT_POLICY": "passive"}),
+    Way("spinning threads", {"KMP_BLOCKTIME": "infinite", "GOMP_SPINCOUNT": "infinite", "OMP_WAIT_POLICY": "active"}),
+    Way("sleeping threads", {"OMP_WAIT_POLICY": "passive"}),
     Way("batch 1", batch=1),
     Way("batch 4", batch=4),
     Way("batch 16", batch=16),
@@ -47,8 +47,8 @@ WAYS = [
 ]
 
 
-def one(batch: int, compiled: bool, kept: bool, blocks: int) -> None:
-    """Print seconds a chip and page faults a chip of this process' encoder, and a sum of its vectors, as JSON."""
+def one(batch: int, compiled: bool, keep_memory: bool, blocks: int) -> None:
+    """Print seconds and page faults per chip of an encoder in this process, and its first vector, as JSON."""
     import resource
 
     import numpy as np
@@ -63,29 +63,29 @@ def one(batch: int, compiled: bool, kept: bool, blocks: int) -> None:
         encoder.transformer = torch.compile(encoder.transformer)
     pixels = np.random.default_rng(1).integers(1, 255, (16, 4, 256, 256)).astype(np.uint8)
     chips = [make_chip(n, pixels=pixels[n]) for n in range(batch)]
-    if not kept:
+    if not keep_memory:
         embedder.keep_memory = lambda: False
     embed = embedder.Embedder(encoder, NAIP, embedder.EmbedPolicy("zeros", NAIP.gsd), batch)
     embed(chips)
     faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-    made = embed(chips)["embeddings"]
+    vectors = embed(chips)["embeddings"]
     seconds = (time.perf_counter() - began) / batch
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    print(json.dumps({"seconds": seconds, "faults": faults / batch, "first": made[0].tolist()}))
+    print(json.dumps({"seconds": seconds, "faults": faults / batch, "first": vectors[0].tolist()}))
 
 
-def measured(way: Way, blocks: int) -> dict:
-    """What `one` says in a process of its own."""
-    told = [str(way.batch), str(int(way.compiled)), str(int(way.kept)), str(blocks)]
+def measure(way: Way, blocks: int) -> dict:
+    """Run `one` in a separate process and return what it prints."""
+    arguments = [str(way.batch), str(int(way.compiled)), str(int(way.keep_memory)), str(blocks)]
     environment = {**os.environ, **way.environment}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.settings", "--one", *told],
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.bench.settings", "--one", *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--blocks", type=int, default=4)
     p.add_argument("--only", nargs="+", metavar="WAY", help=f"of: {', '.join(w.name for w in WAYS)}")
-    p.add_argument("--one", nargs=4, type=int, metavar=("BATCH", "COMPILED", "KEPT", "BLOCKS"), help=argparse.SUPPRESS)
+    p.add_argument("--one", nargs=4, type=int, metavar=("BATCH", "COMPILED", "KEEP", "BLOCKS"), help=argparse.SUPPRESS)
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
     if args.one:
@@ -104,10 +104,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     rows = []
     for way in (w for w in WAYS if not args.only or w.name in args.only):
-        pairs = [(measured(PLAIN, args.blocks), measured(way, args.blocks)) for _ in range(args.rounds)]
+        pairs = [(measure(PLAIN, args.blocks), measure(way, args.blocks)) for _ in range(args.rounds)]
         plain, other = pairs[0]
-        apart = max(abs(a - b) for a, b in zip(plain["first"], other["first"], strict=True))
-        assert apart < 1e-3, f"{way.name}: vectors are {apart:.1e} apart"
+        difference = max(abs(a - b) for a, b in zip(plain["first"], other["first"], strict=True))
+        assert difference < 1e-3, f"{way.name}: vectors differ by {difference:.1e}"
         rows.append(
             {
                 "way": way.name,
@@ -115,12 +115,12 @@ def main(argv: list[str] | None = None) -> None:
                 "s a chip": statistics.median(b["seconds"] for _, b in pairs),
                 "faults a chip": round(statistics.median(b["faults"] for _, b in pairs)),
                 "Kiln": round(statistics.median(a["faults"] for a, _ in pairs)),
-                "apart": apart,
+                "difference": difference,
             }
         )
         print(f"{way.name}: {rows[-1]['times Kiln']:.3f} times Kiln", flush=True)
     publish(
-        "settings", rows, [f"{args.blocks} blocks, batch {BATCH} but where said; vectors are compared first"], args.out
+        "settings", rows, [f"{args.blocks} blocks, batch {BATCH} unless named; vectors were compared first"], args.out
     )
 
 

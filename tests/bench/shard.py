@@ -1,14 +1,16 @@
-"""A whole shard: against the published way of working, against its encoder alone and its reading alone.
+"""The time of a whole shard, compared with the published way, with its encoder alone and with its reading alone.
 
     python -m tests.bench.shard [--rounds 2] [--side 2000] [--units 3] [--sizes tiny middle] [--datasets naip ...]
 
-With the tiny encoder reading is the bottleneck, with the middle one (and, asked for by `--sizes full`, the published
-size, of whole batches) the encoder. Every vector is checked against the published way's first. `over the slower` is
-the whole job's time, imports aside, over that of its encoder or of its reading alone, whichever takes longer; wanted
-are at most 1.05 where it is the encoder, and 1.1 where it is reading. On few cores both want all of them: `over the
-work` is over what all cores need for the processor time of both, if that is more. Where the archive is a store 30 ms
-away, on a line of `--far-mb`, reading waits and leaves the processors to the encoder. A picture of where the time goes
-is written beside the figures.
+With the tiny encoder, reading is the bottleneck. With the middle and the full one, encoding is. `--sizes full` is the
+published size, with whole batches. Every vector is first compared with that of the published way. `over the slower` is
+the time of the whole job, without imports, by the time of its encoder alone or of its reading alone, whichever takes
+longer. It should be at most 1.05 if that is the encoder, and 1.1 if it is reading.
+
+With few cores, encoder and reading compete for them. `over the work` therefore divides by the processor time of both,
+spread over all cores, if that is longer. Last, the archive is on a store with 30 ms latency and `--far-mb` MB/s, where
+reading waits and leaves the processors to the encoder. A chart of each thread's activities is written next to the
+results.
 """
 
 import argparse
@@ -36,19 +38,19 @@ from tests.bench.store import BUCKET, serving
 from tests.bench.workload import MAKERS, SIZES, Workload, write_weights
 
 BATCH, THREADS, AHEAD = 8, 2, 256 << 20
-LATE = 0.03  # seconds
-WHOLE = {  # shards of 8 chips, one batch, for the published size
+LATENCY_S = 0.03
+ONE_BATCH = {  # shards of 8 chips for the published size
     "naip": {"side": 600, "units": 2},
     "sentinel2": {"side": 600, "units": 2},
     "worldcover": {"side": 2400, "columns": 1},
 }
 FLAGS = ("--batch-size", str(BATCH), "--read-threads", str(THREADS), "--read-ahead-mb", str(AHEAD >> 20))
 FLAGS += ("--metadata", "zeros", "--vector-dtype", "float32")
-CLOSE = 2e-4  # largest difference of a vector's number from the published way's; its batches have other shapes
+TOLERANCE = 2e-4  # largest difference to the published way's vectors; its batches have other shapes
 
 
 def chips_of(load: Workload, root: str | None = None, threads: int = THREADS) -> Iterator[Chip]:
-    """Reading and cutting alone, as the engine does it; from a copy's URI where one is given."""
+    """Yield the chips of a shard, read and cut as in the engine. `root` is the URI of a copy of the archive."""
     source = load.source(root)
     source.check()
     with closing(read_ahead(source.reads(), threads, AHEAD)) as loaded:
@@ -56,28 +58,28 @@ def chips_of(load: Workload, root: str | None = None, threads: int = THREADS) ->
 
 
 def encode(embed: embedder.Embedder, chips: list[Chip]) -> None:
-    """The encoder alone, over chips that are there."""
-    embedder.keep_memory()  # as in a job; the published way had malloc give it back
+    """Encode chips that have been read."""
+    embedder.keep_memory()  # as in a job; the published way sets malloc's default
     for first in range(0, len(chips), BATCH):
         embed(chips[first : first + BATCH])
 
 
 def check(load: Workload, ours: Path, theirs: np.ndarray) -> tuple[int, float]:
-    """Chips of the shard, and the largest difference between its vectors and the published way's.
+    """Return the number of chips and the largest difference to the published way's vectors.
 
-    Raises AssertionError above CLOSE.
+    Raises AssertionError above TOLERANCE.
     """
     rows = pq.read_table(ours, columns=["embeddings", "item_id", "row", "col"])
     rows = rows.sort_by([(c, "ascending") for c in published.ORDER[load.dataset]])
-    made = np.stack(rows["embeddings"].to_numpy(zero_copy_only=False))
-    assert made.shape == theirs.shape, f"{load.dataset}: {len(made)} vectors, the published way has {len(theirs)}"
-    apart = float(np.abs(made - theirs).max())
-    assert apart < CLOSE, f"{load.dataset}: vectors are {apart:.1e} apart"
-    return len(made), apart
+    vectors = np.stack(rows["embeddings"].to_numpy(zero_copy_only=False))
+    assert vectors.shape == theirs.shape, f"{load.dataset}: expected {len(theirs)} vectors, got {len(vectors)}"
+    difference = float(np.abs(vectors - theirs).max())
+    assert difference < TOLERANCE, f"{load.dataset}: vectors differ by {difference:.1e}"
+    return len(vectors), difference
 
 
 def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) -> dict[str, Any]:
-    """One row of the table: seconds and ratios for a dataset and an encoder's size, all of it measured in turn."""
+    """Return one row of the table: seconds and ratios for a dataset and an encoder's size, measured in turn."""
     weights = write_weights(folder, size)
     sensor = load.source().info.sensor
     embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.EmbedPolicy("zeros", sensor.gsd), BATCH)
@@ -94,7 +96,7 @@ def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) ->
     if warm:
         in_rounds(ways, 1)
     seconds = np.array(in_rounds(ways, rounds))  # [ways, rounds]
-    count, apart = check(load, made["ours"], made["theirs"])
+    count, difference = check(load, made["ours"], made["theirs"])
     began = time.process_time()
     encode(embed, chips), sum(1 for _ in chips_of(load))
     work = (time.process_time() - began) / len(os.sched_getaffinity(0))
@@ -111,39 +113,39 @@ def compare(load: Workload, size: str, folder: Path, rounds: int, warm: bool) ->
         "reading alone s": float(np.median(reading)),
         "over the slower": float(np.median(ours / slower)),
         "over the work": float(np.median(ours / np.maximum(slower, work))),
-        "apart": apart,
+        "difference": difference,
     }
 
 
-def from_afar(load: Workload, root: str, folder: Path, rounds: int, what: str) -> dict[str, Any]:
-    """The same row for the tiny encoder and an archive on a store, which the job waits for, not for processors."""
+def compare_far(load: Workload, root: str, folder: Path, rounds: int, what: str) -> dict[str, Any]:
+    """Return a row for the tiny encoder and an archive on a store with latency, which the job waits for."""
     weights = write_weights(folder, "tiny")
     sensor = load.source().info.sensor
     embed = embedder.Embedder(encoders.load_encoder(weights), sensor, embedder.EmbedPolicy("zeros", sensor.gsd), BATCH)
-    far, chips = load.elsewhere(root), list(chips_of(load))
+    far, chips = load.copied_to(root), list(chips_of(load))
     ways = [
         lambda: far.embed(weights, folder / "far", *FLAGS),
         lambda: encode(embed, chips),
         lambda: sum(1 for _ in chips_of(load, root)),
     ]
-    made, near = (pq.read_table(x.embed(weights, folder / f"{n}", *FLAGS)) for n, x in enumerate((far, load)))
-    vectors = [np.asarray(t["embeddings"].combine_chunks().flatten()) for t in (made, near)]
-    assert np.array_equal(*vectors), f"{load.dataset}: other vectors come from the store than from a folder"
+    far_rows, near_rows = (pq.read_table(x.embed(weights, folder / f"{n}", *FLAGS)) for n, x in enumerate((far, load)))
+    vectors = [np.asarray(t["embeddings"].combine_chunks().flatten()) for t in (far_rows, near_rows)]
+    assert np.array_equal(*vectors), f"{load.dataset}: the store gave other vectors than the folder"
     ours, encoder, reading = np.array(in_rounds(ways, rounds))
     row: dict[str, Any] = {
         "dataset": load.dataset,
         "encoder": what,
-        "chips": len(made),
+        "chips": len(far_rows),
         "kiln s": float(np.median(ours)),
     }
     row |= {"published s": None, "times faster": None}
     row |= {"encoder alone s": float(np.median(encoder)), "reading alone s": float(np.median(reading))}
-    return row | {"over the slower": float(np.median(ours / reading)), "over the work": None, "apart": 0.0}
+    return row | {"over the slower": float(np.median(ours / reading)), "over the work": None, "difference": 0.0}
 
 
 @dataclass(frozen=True)
 class Span:
-    """Something that a thread did, in seconds from the start."""
+    """An activity of a thread, in seconds from the start."""
 
     what: str
     thread: str
@@ -152,8 +154,8 @@ class Span:
 
 
 @contextmanager
-def watched(load: Workload) -> Iterator[tuple[list[Span], Callable[[], Any]]]:
-    """Spans that fill as the shard is embedded, and the source to embed: its reads, cuts and batches are timed."""
+def record_spans(load: Workload) -> Iterator[tuple[list[Span], Callable[[], Any]]]:
+    """Time reads, cuts and batches. Yield a list that spans are added to, and a function that returns the source."""
     spans: list[Span] = []
     began = time.perf_counter()
 
@@ -197,7 +199,7 @@ def watched(load: Workload) -> Iterator[tuple[list[Span], Callable[[], Any]]]:
 
 
 def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
-    """Draw what each thread did while a shard was embedded."""
+    """Embed a shard and draw a chart of the activities of each thread."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -205,13 +207,13 @@ def profile(load: Workload, size: str, folder: Path, picture: Path) -> None:
 
     weights = write_weights(folder, size)
     about = encoders.read_metadata(weights)
-    with watched(load) as (spans, source):
-        made = source()
-        made.check()
-        sensor = made.info.sensor
+    with record_spans(load) as (spans, source):
+        timed_source = source()
+        timed_source.check()
+        sensor = timed_source.info.sensor
         wall = timed(
             lambda: pipeline.embed(
-                made,
+                timed_source,
                 lambda: encoders.load_encoder(weights),
                 about["geometry"]["dim"],
                 folder / "profile.parquet",
@@ -246,18 +248,18 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m tests.bench.shard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--rounds", type=int, default=2)
-    p.add_argument("--side", type=int, default=2000, help="pixels of a scene's or tile's side; divides 12000")
-    p.add_argument("--units", type=int, default=3, help="scenes or items of a shard; of WorldCover it has one tile")
-    p.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "middle"], help="of encoders")
+    p.add_argument("--side", type=int, default=2000, help="pixels of a scene's or tile's side; a divisor of 12000")
+    p.add_argument("--units", type=int, default=3, help="scenes or items of a shard; WorldCover has one tile")
+    p.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "middle"], help="sizes of the encoder")
     p.add_argument("--datasets", nargs="+", choices=MAKERS, default=list(MAKERS))
-    p.add_argument("--far-mb", type=float, default=20, help="MB/s of the store that is far away; 0 leaves it out")
+    p.add_argument("--far-mb", type=float, default=20, help="MB/s of the store with latency; 0 leaves it out")
     p.add_argument("--out", type=Path, default=Path("results/bench"))
     args = p.parse_args(argv)
     rows = []
     for size in args.sizes:
         for name in args.datasets:
             with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
-                shape = WHOLE[name] if size == "full" else {"side": args.side, "units": args.units}
+                shape = ONE_BATCH[name] if size == "full" else {"side": args.side, "units": args.units}
                 load = MAKERS[name](Path(folder) / "archive", **shape)
                 row = compare(load, size, Path(folder), args.rounds, warm=size != "full")
                 rows.append(row)
@@ -265,13 +267,13 @@ def main(argv: list[str] | None = None) -> None:
                 if size == "middle":
                     profile(load, size, Path(folder), args.out / f"shard-{name}.png")
     for name in args.datasets if args.far_mb else []:
-        with tempfile.TemporaryDirectory(prefix="kiln-bench-") as made:
-            folder = Path(made)
+        with tempfile.TemporaryDirectory(prefix="kiln-bench-") as temporary:
+            folder = Path(temporary)
             load = MAKERS[name](folder / "archive" / name, args.side, args.units)
-            with serving(folder / "archive", LATE, args.far_mb * 1e6):
+            with serving(folder / "archive", LATENCY_S, args.far_mb * 1e6):
                 what = f"tiny, {args.far_mb:g} MB/s"
-                rows.append(from_afar(load, f"s3://{BUCKET}/{name}", folder, args.rounds, what))
-    notes = [f"vectors at most {max(r['apart'] for r in rows):.1e} apart; pictures: {args.out}/shard-*.png"]
+                rows.append(compare_far(load, f"s3://{BUCKET}/{name}", folder, args.rounds, what))
+    notes = [f"vectors differ by at most {max(r['difference'] for r in rows):.1e}; charts: {args.out}/shard-*.png"]
     publish("shard", rows, notes, args.out)
 
 

@@ -1,8 +1,9 @@
-"""An object store on loopback, in a process of its own, that is far away: what S3 says to GET and HEAD, of a folder.
+"""An object store on loopback with latency and limited bandwidth. It serves a folder through S3's GET and HEAD.
 
-python -m tests.bench.store FOLDER SECONDS BYTES prints its port. Every answer comes so many seconds late, and all that
-is sent shares a line of so many bytes a second. `bench` is its one bucket; `/counted` tells requests and bytes sent
-since it was asked last.
+    python -m tests.bench.store FOLDER SECONDS BYTES
+
+The server prints its port. It delays each response by SECONDS, and all responses together get at most BYTES per second.
+`bench` is its only bucket. `/counted` returns the numbers of requests and of sent bytes since the last request for it.
 """
 
 import asyncio
@@ -23,18 +24,18 @@ from kiln.io import storage
 BUCKET = "bench"
 
 
-async def serve(folder: Path, late: float, rate: float) -> None:
-    """Answer until the process ends."""
+async def serve(folder: Path, latency_s: float, rate: float) -> None:
+    """Serve until the process ends."""
     counted = {"requests": 0, "sent": 0}
-    line = {"free": 0.0}  # when what is on its way has arrived
+    line = {"free": 0.0}  # the time at which all data on the line has arrived
 
     @web.middleware
     async def answer(request: web.Request, handler: web.RequestHandler) -> web.StreamResponse:
         if request.path == "/counted":
-            told = json.dumps(counted)
+            content = json.dumps(counted)
             counted.update(requests=0, sent=0)
-            return web.Response(text=told)
-        await asyncio.sleep(late)
+            return web.Response(text=content)
+        await asyncio.sleep(latency_s)
         counted["requests"] += 1
         return await handler(request)
 
@@ -57,29 +58,29 @@ async def serve(folder: Path, late: float, rate: float) -> None:
 
 
 class Store:
-    """The running store, as its reader sees it."""
+    """A client of the running store."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def counted(self) -> tuple[int, int]:
-        """Requests and bytes sent since this was asked last."""
-        with urllib.request.urlopen(f"{self.url}/counted") as answer:
-            told = json.load(answer)
-        return told["requests"], told["sent"]
+        """Return the numbers of requests and of sent bytes since the last call."""
+        with urllib.request.urlopen(f"{self.url}/counted") as response:
+            counts = json.load(response)
+        return counts["requests"], counts["sent"]
 
 
 @contextmanager
-def serving(folder: Path, late: float, rate: float = float("inf")) -> Iterator[Store]:
-    """A folder, `late` seconds away on a line of `rate` bytes/s, with all AWS clients of this process pointed at it."""
-    told = [sys.executable, "-m", "tests.bench.store", str(folder), str(late), str(rate)]
-    process = subprocess.Popen(told, stdout=subprocess.PIPE, text=True)
+def serving(folder: Path, latency_s: float, rate: float = float("inf")) -> Iterator[Store]:
+    """Serve a folder with a latency and `rate` bytes/s; point all AWS clients of this process at the store."""
+    command = [sys.executable, "-m", "tests.bench.store", str(folder), str(latency_s), str(rate)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     store = Store(f"http://127.0.0.1:{int(process.stdout.readline())}")
-    pointed = {"AWS_ENDPOINT_URL": store.url, "AWS_DEFAULT_REGION": "us-east-1"}
-    pointed |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-    before = {name: os.environ.get(name) for name in pointed}
-    os.environ |= pointed
+    variables = {"AWS_ENDPOINT_URL": store.url, "AWS_DEFAULT_REGION": "us-east-1"}
+    variables |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
     storage.s3_client.cache_clear()
     try:
         yield store

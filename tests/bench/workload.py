@@ -1,4 +1,4 @@
-"""Shards to measure with: of each dataset a scene or tile in its archive's layout and compression, and its plan."""
+"""Shards for the benches: scenes, items or a tile of each dataset, in the archive's layout and compression."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +18,8 @@ from scripts import embed
 from tests.support import items, plans
 
 CHIP = 256
-BEFORE = {"s2:processing_baseline": "02.14"}  # the offset
-SIZES = {  # of encoders with random weights
+WITHOUT_OFFSET = {"s2:processing_baseline": "02.14"}  # a baseline before 04.00, whose pixels have no offset
+SIZES = {  # sizes of encoders with random weights
     "tiny": clay.Geometry(dim=64, depth=1, heads=2, dim_head=32, mlp=64, patch=32),  # faster than reading
     "middle": clay.Geometry(dim=384, depth=3, heads=6, dim_head=64, mlp=1536),  # slower than reading, on CPUs too
     "full": clay.Geometry(),
@@ -29,7 +29,7 @@ NAIP_KEY = "nd/2019/100cm/rgbir_cog/47099/m_47099{:02d}_se_14_1_20190904.tif"
 
 @dataclass(frozen=True)
 class Workload:
-    """One shard of an archive: its plan, the folder of its files, and the keys of its config section that it needs."""
+    """One shard of an archive: the folder of its files, its plan, and the required keys of its config section."""
 
     folder: Path
     shard: ShardPlan
@@ -41,15 +41,15 @@ class Workload:
         return self.shard.dataset
 
     def source(self, root: str | None = None) -> Source:
-        """Return the source of the shard, in its folder or in a copy at another root."""
-        load = self.elsewhere(root) if root else self
+        """Return the source of the shard. `root` is the URI of a copy of its folder."""
+        load = self.copied_to(root) if root else self
         archive = get_archive(self.dataset)
         config = archive.load("config", "Config")(**load.settings, chip_size=load.shard.chip_size)
         source: Source = archive.load("source", "open_source")(load.shard, config)
         return source
 
-    def elsewhere(self, root: str) -> "Workload":
-        """Return the same shard, its archive copied to another root."""
+    def copied_to(self, root: str) -> "Workload":
+        """Return the same shard, with its archive in a copy at another root."""
         values = json.loads(json.dumps([asdict(self.shard), self.settings]).replace(str(self.folder), root))
         for tile in values[0]["details"].get("tiles", []):  # name, URI, size, ETag
             stat = storage.stat(tile[1])
@@ -58,12 +58,12 @@ class Workload:
         return replace(self, shard=shard, settings=values[1])
 
     def embed(self, weights: Path, output: Path, *more: str) -> Path:
-        """Run the script; return the embeddings file."""
+        """Run `scripts.embed` and return the embeddings file."""
         embed.main(self.arguments(weights, output, *more))
         return output / f"{self.shard.name}.parquet"
 
     def arguments(self, weights: Path, output: Path, *more: str) -> list[str]:
-        """Return the script's arguments; write the plan that they name."""
+        """Return the arguments of `scripts.embed`, and write the plan that they name."""
         plan = self.folder / "plan.jsonl.gz"
         write_plan([self.shard], str(plan))
         output.mkdir(parents=True, exist_ok=True)
@@ -75,16 +75,16 @@ class Workload:
 
 
 def picture(bands: int, side: int, dtype: type, high: int, seed: int = 1) -> np.ndarray:
-    """[bands, side, side] from 1 to `high`: smooth land with grain, so that it compresses about as scenes do (half)."""
+    """Return pixels [bands, side, side] from 1 to `high`: smooth land with noise, which compresses to half."""
     rng = np.random.default_rng(seed)
     fields = rng.random((bands, -(-side // 32), -(-side // 32)), np.float32)
     land = fields.repeat(32, 1).repeat(32, 2)[:, :side, :side]
-    grain = rng.normal(0, 0.02, land.shape).astype(np.float32)
-    return np.clip(1 + (land + grain) * (high - 1) * 0.9, 1, high).astype(dtype)
+    noise = rng.normal(0, 0.02, land.shape).astype(np.float32)
+    return np.clip(1 + (land + noise) * (high - 1) * 0.9, 1, high).astype(dtype)
 
 
 def make_naip(folder: Path, side: int, units: int = 1) -> Workload:
-    """Scenes of `side` px of 1 m, alike but for their names."""
+    """Write scenes of `side` px of 1 m that differ only in their names."""
     keys = [NAIP_KEY.format(n + 1) for n in range(units)]
     pixels = picture(4, side, np.uint8, 255)
     for key in keys:
@@ -95,18 +95,18 @@ def make_naip(folder: Path, side: int, units: int = 1) -> Workload:
 
 
 def make_sentinel2(folder: Path, side: int, units: int = 1) -> Workload:
-    """Items of `side` px of 10 m, ten bands and classes, in blocks of 512 px as the archive's (1024 in full)."""
+    """Write items of `side` px of 10 m with ten bands and the SCL, in blocks of 512 px (the archive: 1024)."""
     bands = {}
     for n, band in enumerate(items.FILES):
         bands[band] = picture(1, side // 2 if band in items.COARSE else side, np.uint16, 9000, n)[0]
     profile = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "predictor": 2}
-    made = [
+    written = [
         items.write_item(
-            folder, f"S2A_29RKH_202002{19 + n}_0_L2A", side=side, bands=bands, properties=BEFORE, **profile
+            folder, f"S2A_29RKH_202002{19 + n}_0_L2A", side=side, bands=bands, properties=WITHOUT_OFFSET, **profile
         )
         for n in range(units)
     ]
-    addresses = {m.entry["id"]: m.entry["href"] for m in made}
+    addresses = {m.entry["id"]: m.entry["href"] for m in written}
     expected, nbytes = units * (side // CHIP) ** 2, units * 13 * side * side
     shard = ShardPlan(
         "sentinel2", "29R-2020-02", "bench", tuple(addresses), CHIP, expected, nbytes, str(folder), {"items": addresses}
@@ -115,9 +115,9 @@ def make_sentinel2(folder: Path, side: int, units: int = 1) -> Workload:
 
 
 def make_worldcover(folder: Path, side: int, units: int = 1, columns: int = 1000) -> Workload:
-    """A tile of `side` px a degree, whatever `units`; side divides 12000. The shard is so many of its columns of chips.
+    """Write one tile of `side` px per degree; `side` divides 12000. The shard has up to `columns` columns of chips.
 
-    Fewer than there are come from its middle, where they are whole.
+    If the tile has more columns, the shard is in its middle, where columns are complete. `units` is ignored.
     """
     tile = picture(4, side, np.uint16, 9000)
     path = folder / "2021/N43/ESA_WorldCover_10m_2021_v200_N43W097_S2RGBNIR.tif"
@@ -131,7 +131,7 @@ MAKERS = {"naip": make_naip, "sentinel2": make_sentinel2, "worldcover": make_wor
 
 
 def write_weights(folder: Path, size: str, precision: str = "float32") -> Path:
-    """Random weights of one of SIZES, as `encoder_weights` writes them."""
+    """Write random weights of one of SIZES, as the rule `encoder_weights` does."""
     path = folder / f"{size}-{precision}.safetensors"
     encoder = encoders.in_precision(encoders.untrained_encoder(SIZES[size], 0), precision)  # type: ignore[arg-type]
     about = {"sha256": "0" * 64, "checkpoint": "untrained", "precision": precision, "untrained": True}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's browser and MapServer for the explorer's tests: installed where that is allowed, else said what is missing.
+# Install a browser and MapServer for the explorer's tests, as root on Debian. Otherwise report which one is missing.
 set -euo pipefail
 missing=()
 [ -n "${KILN_BROWSER:-}" ] || command -v chromium chromium-browser google-chrome-stable google-chrome >/dev/null || missing+=(chromium)
@@ -14,8 +14,8 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     exit 0
 fi
 cat >&2 <<END
-The explorer's tests want ${missing[*]}, which only root may install. On Debian and Ubuntu:
+The explorer's tests need ${missing[*]}. Only root can install packages. On Debian and Ubuntu, run:
     sudo apt-get install --no-install-recommends ${missing[*]}
-Or name what is there already: KILN_BROWSER=/path/of/chromium, KILN_MAPSERV=/path/of/mapserv.
+Or set the paths of existing programs: KILN_BROWSER=/path/of/chromium, KILN_MAPSERV=/path/of/mapserv.
 END
 exit 1

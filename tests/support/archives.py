@@ -1,4 +1,4 @@
-"""Small WorldCover archives of known pixels, and an independent reading of them."""
+"""Small WorldCover archives with known pixels, and an independent reader of them."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,18 +12,18 @@ VERSIONS = {2020: "2020_v100", 2021: "2021_v200"}
 
 
 def name_of(west: int, south: int) -> str:
-    """`N37W122`."""
+    """Return the name of a tile by its south-west corner, for example `N37W122`."""
     return f"{'S' if south < 0 else 'N'}{abs(south):02d}{'W' if west < 0 else 'E'}{abs(west):03d}"
 
 
 def tile_path(root: Path, year: int, west: int, south: int) -> Path:
-    """Where the archive keeps the tile of a south-west corner, as its own documentation spells it."""
+    """Return the path of the tile of a south-west corner, in the layout that the archive documents."""
     name = name_of(west, south)
     return root / str(year) / name[:3] / f"ESA_WorldCover_10m_{VERSIONS[year]}_{name}_S2RGBNIR.tif"
 
 
 def random_pixels(ppd: int, seed: int, holes: int = 0, bands: int = 4) -> np.ndarray:
-    """[bands, ppd, ppd] uint16 reflectances above 0 but in `holes` random boxes."""
+    """Return uint16 reflectances [bands, ppd, ppd]: 0 in `holes` random boxes, above 0 elsewhere."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(1, 10_000, (bands, ppd, ppd), dtype=np.uint16)
     for _ in range(holes):
@@ -34,11 +34,11 @@ def random_pixels(ppd: int, seed: int, holes: int = 0, bands: int = 4) -> np.nda
 
 
 def write_tile(root: Path, year: int, west: int, south: int, pixels: np.ndarray, **profile: Any) -> Path:
-    """A tile [bands, ppd, ppd] in its place; `profile` overrides what rasterio is told."""
+    """Write a tile [bands, ppd, ppd] and return its path. `profile` overrides the options of rasterio."""
     path = tile_path(root, year, west, south)
     path.parent.mkdir(parents=True, exist_ok=True)
     ppd = pixels.shape[1]
-    told = {
+    options = {
         "driver": "GTiff",
         "count": len(pixels),
         "height": pixels.shape[1],
@@ -49,13 +49,13 @@ def write_tile(root: Path, year: int, west: int, south: int, pixels: np.ndarray,
         "nodata": 0,
         **profile,
     }
-    with rasterio.open(path, "w", **told) as dst:
+    with rasterio.open(path, "w", **options) as dst:
         dst.write(pixels)
     return path
 
 
 def mosaic(root: Path, year: int, west: int, north: int, width: int, height: int, ppd: int) -> np.ndarray:
-    """[4, height * ppd, width * ppd] of the tiles from a north-west corner in degrees, by their transforms."""
+    """Return pixels [4, height * ppd, width * ppd] from a north-west corner, each tile placed by its transform."""
     out = np.zeros((4, height * ppd, width * ppd), np.uint16)
     for path in sorted((root / str(year)).rglob("*.tif")):
         with rasterio.open(path) as src:
@@ -66,5 +66,5 @@ def mosaic(root: Path, year: int, west: int, north: int, width: int, height: int
 
 
 def edge(degrees: int, pixels: int, ppd: int) -> float:
-    """`degrees + pixels / ppd` without any rounding but the last."""
+    """Return `degrees + pixels / ppd`, rounded only once."""
     return float(Fraction(degrees) + Fraction(pixels, ppd))

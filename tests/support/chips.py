@@ -1,4 +1,4 @@
-"""Chips and a source made by hand, for what comes after reading."""
+"""Chips and a source in memory, for tests of the steps after reading."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ import shapely
 from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
 from kiln.formats.sensor import Sensor
 
-PLAIN = Sensor("plain", ("a", "b"), (0.0, 0.0), (1.0, 1.0), (0.5, 0.6), 10.0)  # leaves pixels as they are
+PLAIN = Sensor("plain", ("a", "b"), (0.0, 0.0), (1.0, 1.0), (0.5, 0.6), 10.0)  # its normalisation changes no pixel
 
 
 def make_info(**changes: Any) -> SourceInfo:
@@ -32,7 +32,7 @@ def make_info(**changes: Any) -> SourceInfo:
 
 
 def make_chip(n: int, unit: str = "u", pixels: np.ndarray | None = None, **changes: Any) -> Chip:
-    """A chip of one degree, the n-th east of Greenwich, two bands of 8 px."""
+    """Return a chip of one degree, the n-th eastwards from 180° W, with two bands of 8 x 8 px."""
     west = -180 + (n % 360)
     facts: dict[str, Any] = {
         "unit_id": unit,
@@ -58,13 +58,13 @@ def make_chip(n: int, unit: str = "u", pixels: np.ndarray | None = None, **chang
 
 @dataclass
 class ListSource:
-    """A source of given events; each is read in a thread before it comes out."""
+    """A source of given events. A reader thread loads each event before `chips` yields it."""
 
     events: list[Chip | Dropped]
     expected: dict[str, int]
     info: SourceInfo = field(default_factory=make_info)
     columns: list[pa.Field] = field(default_factory=lambda: [pa.field("year", pa.int16())])
-    broken: Exception | None = None  # raised by the read of the last event
+    broken: Exception | None = None  # raised when the last event is read
 
     def units(self) -> list[Unit]:
         return [Unit(u, n, f"s3://b/{u}", f"etag-{u}", expected_known=n > 0) for u, n in self.expected.items()]

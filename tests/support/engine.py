@@ -1,4 +1,4 @@
-"""A stand-in for the encoder, and the pipeline with short options."""
+"""A fake encoder, and the pipeline with defaults for most of its options."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from kiln.model.embedder import EmbedPolicy
 
 
 def threads_left() -> list[str]:
-    """Names of the engine's threads that have not ended within ten seconds."""
+    """Return the names of the engine's threads that still run after ten seconds."""
     end = time.monotonic() + 10
     while True:
         left = [t.name for t in threading.enumerate() if t.name.startswith(("read", "chips"))]
@@ -21,14 +21,14 @@ def threads_left() -> list[str]:
 
 
 class Echo:
-    """Stands for an encoder: the token of a chip is its first pixel, over four dimensions."""
+    """A fake encoder: the token of a chip is the value of its first pixel, repeated in four dimensions."""
 
     cls_token = torch.zeros(1, 1, 4)
 
     def __init__(self, values: dict[int, float] | None = None, fails_at: int = -1) -> None:
         self.values, self.fails_at, self.sizes = values or {}, fails_at, []
 
-    def __call__(self, pixels: torch.Tensor, **told: object) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, **sensor: object) -> torch.Tensor:
         self.sizes.append(len(pixels))
         if len(self.sizes) - 1 == self.fails_at:
             raise RuntimeError("out of memory")

@@ -1,4 +1,7 @@
-"""Explorer databases written row by row, for what products cannot show: several models, the antimeridian, odd facts."""
+"""Explorer databases written row by row, for cases that products do not have.
+
+Examples are several models, chips at the antimeridian, and unusual values in the columns.
+"""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ KILN = {"model": "Clay v1.5", "weights_sha256": "a5" * 32, "embedding": "class",
 
 
 def chip(n: int, lon: float, lat: float, vector: Sequence[float], **facts: Any) -> dict[str, Any]:
-    """A row: a box of 0.04 degrees about a point."""
+    """Return a row: a box of 0.04 degrees around a point."""
     west, east = ((v + 180) % 360 - 180 for v in (lon - 0.02, lon + 0.02))
     return {
         "chip_id": f"test:{n:05d}",
@@ -40,9 +43,9 @@ def chip(n: int, lon: float, lat: float, vector: Sequence[float], **facts: Any) 
 
 
 def write(db: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any] | None = None, dim: int = 4) -> str:
-    """The table of these rows, tagged; a second call is the next version. Returns its path."""
-    told = about if about is not None else {"worldcover": KILN | {"dimensions": dim}}
-    schema = database.chips_schema(dim, told)
+    """Write the rows as a tagged table and return its path. A second call writes the next version."""
+    datasets = about if about is not None else {"worldcover": KILN | {"dimensions": dim}}
+    schema = database.chips_schema(dim, datasets)
     values = [r | {"vector": np.asarray(r["vector"], np.float16)} for r in rows]
     table = database.connect(str(db)).create_table(
         database.TABLE, pa.Table.from_pylist(values, schema=schema), schema=schema, mode="overwrite"
@@ -62,7 +65,7 @@ def similar(
     *,
     exact: bool = False,
 ) -> list[dict[str, Any]]:
-    """The k rows nearest to any vector, with `similarity`, as LanceDB gives them; ties by chip_id."""
+    """Return the k rows that LanceDB finds nearest to a vector, with `similarity`; ties are sorted by chip_id."""
     columns = list(database.FACTS)
     rows = database.nearest(db.table, vector, k, columns, where=chip_filter.sql(), exact=exact).to_pylist()
     for row in rows:

@@ -1,4 +1,4 @@
-"""A real explorer server in a thread of the test."""
+"""A real explorer server in a thread of the test process."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ UNLIMITED = {"rate": Rate(1e6, 1e6), "search_rate": Rate(1e6, 1e6)}
 
 
 class ExplorerServer:
-    """Serves a database on a free port; `get` and `post` ask it. Stop it when done."""
+    """A server of a database on a free port. `get` and `post` send requests; `stop` must be called at the end."""
 
     def __init__(self, db: str, cache: Path, services: dict[str, Any] | None = None, **settings: Any) -> None:
         self.follower = Follower(db, cache, 0.1)
@@ -31,25 +31,30 @@ class ExplorerServer:
             time.sleep(0.01)
 
     def get(self, path: str, **options: Any) -> requests.Response:
-        """The answer to GET."""
+        """Return the response to a GET request."""
         return requests.get(self.address + path, timeout=60, **options)
 
     def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
-        """The answer to POST of JSON."""
-        given = {"json": body} if body is not None else {}
-        return requests.post(self.address + path, timeout=60, **given, **options)
+        """Return the response to a POST request with a JSON body."""
+        content = {"json": body} if body is not None else {}
+        return requests.post(self.address + path, timeout=60, **content, **options)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         self.follower.stop()
         self.server.should_exit = True
         self.thread.join(10)
         assert not self.thread.is_alive()
 
 
-def refused(answer: requests.Response, status: int) -> str:
+def error_text(answer: requests.Response, status: int) -> str:
     """Return the error text of a response, which must have this status."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     text: str = answer.json()["error"]
     return text
+
+
+# Old names, until all tests use the new ones.
+refused = error_text
+# End of old names.

@@ -1,9 +1,9 @@
-"""Numbers of Clay's reference implementation on a small checkpoint, and that checkpoint itself.
+"""A small checkpoint in the published layout, and the outputs of Clay's reference implementation with it.
 
-The checkpoint has the published layout (claymodel 1.5.0: an `Encoder` of 64 dimensions built under seed 11, then a
-tenth of a normal draw added to every bias and norm) and its inputs are normal draws as well, so both are drawn again
-here, to the bit, instead of being kept. `clay_v1.5_micro_tokens.npz` holds what the reference made of them:
-time, latlon, class token, patch mean, first and last patch of every case.
+The checkpoint comes from claymodel 1.5.0: an `Encoder` of 64 dimensions built with seed 11, then a tenth of a normal
+random number added to every bias and norm. Its inputs are normal random numbers too. This module draws both again, bit
+by bit, so that no file stores them. `clay_v1.5_micro_tokens.npz` holds the outputs of the reference implementation for
+each case: time, latlon, class token, patch mean, first and last patch.
 """
 
 import json
@@ -24,20 +24,20 @@ SEED, DIM, DEPTH, HEADS, DIM_HEAD, MLP, WAVE, FEED, PATCH = 11, 64, 2, 4, 16, 12
 
 
 def pixels(case: str) -> Tensor:
-    """Normalised pixels [B, C, H, W] of a case, kept in half precision by the reference."""
+    """Return the normalised pixels [B, C, H, W] of a case, rounded to half precision as the reference stores them."""
     about = CASES[case]
     shape = (about["batch"], len(about["waves"]), about["size"], about["size"])
     return torch.randn(*shape, generator=torch.Generator().manual_seed(PIXEL_SEEDS[case])).half().float()
 
 
-def figures(case: str) -> dict[str, Tensor]:
-    """time, latlon [B, 4] and the reference's tokens [B, D] of a case."""
-    with np.load(DATA / "clay_v1.5_micro_tokens.npz") as kept:
-        return {k.partition(".")[2]: torch.from_numpy(kept[k]) for k in kept if k.startswith(f"{case}.")}
+def reference_outputs(case: str) -> dict[str, Tensor]:
+    """Return time and latlon [B, 4] and the reference's tokens [B, D] of a case."""
+    with np.load(DATA / "clay_v1.5_micro_tokens.npz") as file:
+        return {k.partition(".")[2]: torch.from_numpy(file[k]) for k in file if k.startswith(f"{case}.")}
 
 
 def checkpoint() -> dict[str, Any]:
-    """The small Lightning checkpoint: 45 encoder tensors, surplus keys of decoder, teacher and projection."""
+    """Return the small Lightning checkpoint: 45 encoder tensors, and unused keys of decoder, teacher and projection."""
     g = torch.Generator().manual_seed(SEED)
     drawn: dict[str, Tensor] = {}
 
@@ -114,14 +114,19 @@ def checkpoint() -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """The small encoder's tensors in the order of the reference's state_dict."""
+    """Return the names of the small encoder's tensors, in the order of the reference's state_dict."""
     shapes = json.loads((DATA / "clay_v1.5_large_encoder_shapes.json").read_text())
     own = (k.removeprefix("model.encoder.") for k in shapes)
     return [k for k in own if not k.startswith("transformer.layers.") or int(k.split(".")[2]) < DEPTH]
 
 
 def encode(encoder: clay.ClayEncoder, pixels: torch.Tensor, waves: list[float] | None = None, gsd: float = 10.0):
-    """Tokens of pixels [B, C, H, W] at an unknown time and place."""
+    """Return the tokens of pixels [B, C, H, W] at an unknown time and place."""
     unknown = torch.zeros(len(pixels), 4)
-    waves_ = torch.tensor(waves or [0.665, 0.56, 0.493, 0.842])
-    return encoder(pixels, wavelengths=waves_, gsd=gsd, time=unknown, latlon=unknown)
+    wavelengths = torch.tensor(waves or [0.665, 0.56, 0.493, 0.842])
+    return encoder(pixels, wavelengths=wavelengths, gsd=gsd, time=unknown, latlon=unknown)
+
+
+# Old names, until all tests use the new ones.
+figures = reference_outputs
+# End of old names.

@@ -1,8 +1,8 @@
-"""One golden chip per archive and its vector on every precision: `tests/data/recipes.json` holds what they were.
+"""One golden chip per archive, and its vector at every precision. `tests/data/recipes.json` stores the vectors.
 
     python -m tests.support.golden_recipes
 
-writes the file. Do so after a RECIPE was raised, never to make a test pass.
+writes the file. Run it only after raising a RECIPE, never to make a test pass.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ from tests.support.items import BUCKET, COARSE, FILES, write_item
 
 FILE = DATA / "recipes.json"
 UNTRAINED = {"seed": 7, "dim": 32, "depth": 2, "heads": 4, "mlp_ratio": 2}
-CHIP = 16  # pixels: few patches, so that no change is averaged away
-# Bounds for other CPUs. They are above rounding (half a unit of float16 for float32, the difference of the precision
-# to float32 for the others) and below the effect of every change that test_recipes.py makes.
+CHIP = 16  # pixels: with few patches, every change is visible in the vector
+# Bounds for other CPUs. They are larger than rounding, which is half a unit of float16 for float32, and the difference
+# to float32 for the other precisions. They are smaller than the effect of every change in test_recipes.py.
 MAX_DEVIATION = {"float32": 0.002, "bfloat16": 0.04, "int8": 0.06}
 MIN_COSINE = {"float32": 0.99999, "bfloat16": 0.9998, "int8": 0.9995}
 Change = Callable[[Chip], Chip]
 
 
 def _picture(bands: int, side: int, low: int, high: int, period: int = CHIP) -> NDArray[np.uint16]:
-    """Return pixels [bands, side, side]: a level of its own for each band, and ramps, which no shift leaves alone."""
+    """Return pixels [bands, side, side]: each band has its own level and a ramp, so every shift changes the pixels."""
     levels = np.linspace(low, high, bands)[np.arange(bands) * 3 % bands][:, None, None]
     y, x = np.mgrid[:side, :side] % period / period
     return np.round(levels * (0.6 + 0.3 * x**2 + 0.5 * y * x)).astype(np.uint16)
@@ -85,7 +85,7 @@ def _open(name: str, embed_settings: dict[str, Any], **plan_settings: Any) -> So
 
 
 class ChangedSource:
-    """A source whose chips are changed before they are embedded."""
+    """A source that changes its chips before they are embedded."""
 
     def __init__(self, source: Source, change: Change) -> None:
         self._source, self._change = source, change
@@ -101,7 +101,7 @@ class ChangedSource:
 
 
 def precisions() -> list[str]:
-    """Return the precisions that this machine has on its CPU."""
+    """Return the precisions that this machine's CPU supports."""
     try:
         int8.require_int8("cpu")
     except ConfigError:
@@ -112,7 +112,7 @@ def precisions() -> list[str]:
 def embed_golden(
     name: str, precision: str, change: Change | None = None, *, mean_factor: float = 1.0
 ) -> NDArray[np.float32]:
-    """Return the vector of an archive's golden chip, through the whole engine.
+    """Embed an archive's golden chip with the whole engine and return its vector.
 
     Args:
         name: The archive.
@@ -121,8 +121,8 @@ def embed_golden(
         mean_factor: Factor of the first band's mean in the normalisation.
     """
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="kiln-golden-") as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory(prefix="kiln-golden-") as temporary:
+        folder = Path(temporary)
         weights = folder / "weights.safetensors"
         checkpoint.write_untrained(UNTRAINED, precision, weights)  # type: ignore[arg-type]
         source = SOURCES[name](folder / "archive")
@@ -143,7 +143,7 @@ def embed_golden(
 
 
 def machine() -> dict[str, str]:
-    """Return what the exact bits of a vector depend on."""
+    """Return the facts about this machine that the exact bits of a vector depend on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return {
@@ -161,7 +161,7 @@ def digest(vector: NDArray[np.float32]) -> str:
 
 @dataclass(frozen=True)
 class Golden:
-    """A stored vector of an archive's golden chip, and the recipes that it belongs to."""
+    """A stored vector of an archive's golden chip, and the recipes it was computed with."""
 
     recipe: int
     model_recipe: int
@@ -189,7 +189,7 @@ def read(path: Path = FILE) -> dict[str, dict[str, Golden]]:
 
 
 def difference(golden: Golden, vector: NDArray[np.float32], precision: str) -> str:
-    """Return how a vector differs from the stored one beyond rounding; empty if it does not."""
+    """Return how a vector differs from the stored one by more than rounding; an empty string if it does not."""
     deviation = float(np.abs(vector - golden.vector).max())
     cosine = float(vector @ golden.vector / np.linalg.norm(vector) / np.linalg.norm(golden.vector))
     if deviation > MAX_DEVIATION[precision] or cosine < MIN_COSINE[precision]:
@@ -200,15 +200,15 @@ def difference(golden: Golden, vector: NDArray[np.float32], precision: str) -> s
 
 
 def check(name: str, precision: str, golden: Golden, vector: NDArray[np.float32], recipe: int, model: int) -> None:
-    """Raise AssertionError unless vector and recipes are the stored ones.
+    """Raise AssertionError unless the vector and the recipes equal the stored ones.
 
     Args:
         name: The archive.
         precision: Precision of the weights.
         golden: The stored vector.
-        vector: The vector now.
-        recipe: The archive's RECIPE now.
-        model: The model's RECIPE now.
+        vector: The current vector.
+        recipe: The archive's current RECIPE.
+        model: The model's current RECIPE.
     """
     if (recipe, model) != (golden.recipe, golden.model_recipe):
         raise AssertionError(
@@ -224,7 +224,7 @@ def check(name: str, precision: str, golden: Golden, vector: NDArray[np.float32]
 
 
 def main() -> None:
-    """Write the file."""
+    """Compute the golden vectors and write the file."""
     stored: dict[str, Any] = {"machine": machine(), "model_recipe": RECIPE, "untrained": UNTRAINED, "archives": {}}
     for name in SOURCES:
         entry: dict[str, Any] = {"recipe": get_archive(name).recipe, "precisions": {}}

@@ -1,4 +1,4 @@
-"""Plans of any archive, made by the library from keys of its config section, as tests need them."""
+"""Plans of any archive, made by Kiln from the keys of its config section."""
 
 import gzip
 import json
@@ -12,24 +12,25 @@ from kiln.io import storage
 
 def plan_shards(name: str, /, **settings: Any) -> list[ShardPlan]:
     """Return the shards of an archive, planned with the given keys of its config section."""
-    found = get_archive(name)
-    return list(found.load("plan", "plan_shards")(found.load("config", "Config")(**settings)))
+    archive = get_archive(name)
+    return list(archive.load("plan", "plan_shards")(archive.load("config", "Config")(**settings)))
 
 
 def write(name: str, output: Path | str, /, names: str | None = None, **settings: Any) -> bytes:
     """Plan an archive; write the plan and return its bytes."""
-    found = get_archive(name)
-    write_plan(found.load("plan", "plan_shards")(found.load("config", "Config")(**settings)), str(output), names)
+    archive = get_archive(name)
+    config = archive.load("config", "Config")(**settings)
+    write_plan(archive.load("plan", "plan_shards")(config), str(output), names)
     return storage.read_bytes(str(output))
 
 
 def lines(data: bytes) -> list[dict[str, Any]]:
-    """Return the lines of a plan's bytes."""
+    """Return the lines of a plan, from the bytes of its file."""
     return [json.loads(line) for line in gzip.decompress(data).splitlines()]
 
 
 def units(data: bytes) -> list[str]:
-    """Return the units of a plan's bytes."""
+    """Return the units of a plan, from the bytes of its file."""
     return [unit for line in lines(data) for unit in line["units"]]
 
 

@@ -1,4 +1,4 @@
-"""Shards and products made without an encoder: the real writers, ledgers and merge, with drawn vectors."""
+"""Shards and products without an encoder: random vectors, but Kiln's real writers, ledgers and merge."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ from scripts import merge as merge_script
 
 DIM = 8
 YEAR = pa.field("year", pa.int16())
-WORLD = Lattice(512)  # that of the published run
+WORLD = Lattice(512)  # the lattice of the published run
 ITEM = "ESA_WorldCover_10m_{year}_v200_{tile}_S2RGBNIR"
 
 
-def about(**changes: Any) -> dict[str, Any]:
-    """The `kiln` metadata of a shard, as a job writes it."""
+def shard_metadata(**changes: Any) -> dict[str, Any]:
+    """Return the `kiln` metadata of a shard, as a job writes it."""
     return {
         "dataset": "worldcover",
         "partition": "2021",
@@ -56,7 +56,7 @@ def about(**changes: Any) -> dict[str, Any]:
 
 
 def chip_at(lattice: Lattice, year: int, col: int, row: int, *, source: str = "", nodata: float = 0.0) -> Chip:
-    """The chip of a lattice place, facts as the WorldCover source gives them, and no pixels."""
+    """Return the chip at a place of the lattice, as the WorldCover source yields it, but without pixels."""
     x, y = lattice.x(col), lattice.y(row)
     west, south, east, north = (
         lattice.lon(x),
@@ -87,24 +87,24 @@ def chip_at(lattice: Lattice, year: int, col: int, row: int, *, source: str = ""
     )
 
 
-def drawn(chips: Sequence[Chip], dim: int = DIM, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
-    """[n, dim] normal vectors, each of its chip's own: the same chip gets the same one in any company."""
+def random_vectors(chips: Sequence[Chip], dim: int = DIM, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    """Return normal random vectors [n, dim]. A chip's vector does not depend on the other chips."""
     return np.stack(
         [np.random.default_rng([seed, c.extra["year"], c.col & 0xFFFF, c.row]).standard_normal(dim) for c in chips]
         or [np.empty(dim)]
     )[: len(chips)].astype(dtype)
 
 
-def stored(chips: Sequence[Chip], made: np.ndarray, kiln: dict[str, Any]) -> vectors_.Columns:
-    """Vectors as a file of this `kiln` metadata keeps them; means are drawn apart from the rest."""
-    kinds = {name: made if kind == kiln["embedding"] or kind == "class" else drawn(chips, made.shape[1], 1)
+def stored(chips: Sequence[Chip], values: np.ndarray, kiln: dict[str, Any]) -> vectors_.Columns:
+    """Return the columns that a file with this `kiln` metadata stores. Mean vectors are drawn with another seed."""
+    kinds = {name: values if kind == kiln["embedding"] or kind == "class" else random_vectors(chips, values.shape[1], 1)
              for name, kind in vectors_.KINDS[kiln["embedding"]].items()}  # fmt: skip
     return vectors_.store({name: np.asarray(v, np.float32) for name, v in kinds.items()}, kiln["storage"])
 
 
 @dataclass(frozen=True)
-class Made:
-    """A merged product: its record's path, the record, its folder and the plan it was made from."""
+class MergedProduct:
+    """A merged product: the path of its record, the record, its folder and its plan."""
 
     record_file: str
     record: dict[str, Any]
@@ -112,7 +112,7 @@ class Made:
     plan: str
 
     def rows(self) -> pa.Table:
-        """All rows of the product, in order."""
+        """Return all rows of the product, in order."""
         import pyarrow.parquet as pq
 
         return pa.concat_tables(pq.read_table(f"{self.uri}/{f['name']}") for f in self.record["files"])
@@ -134,7 +134,10 @@ def write_shard(
     source: str = "",
     row_group: int = 32768,
 ) -> list[Chip]:
-    """One shard and its ledger: `skip` makes a chip nodata, `fail` gives the reason why a whole column failed."""
+    """Write one shard and its ledger; return its chips.
+
+    `skip` selects the chips that count as nodata. `fail` returns the reason why a column fails, or an empty string.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     year, dim, store = int(kiln["partition"]), kiln["dimensions"], kiln["storage"]
     entries, chips = [], []
@@ -151,11 +154,11 @@ def write_shard(
                 chips.append(chip_at(lattice, year, c.col, row, source=source))
         entries.append(entry)
     kiln = kiln | {"sources": {s: {"size": 1} for s in sorted({c.source for c in chips})}}
-    made = vectors(chips) if vectors else drawn(chips, dim)
+    values = vectors(chips) if vectors else random_vectors(chips, dim)
     columns_ = embeddings_file.schema(dim, store, [YEAR], kiln, kiln["embedding"])
     with embeddings_file.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
         if chips:
-            out.append(chips, stored(chips, made, kiln))
+            out.append(chips, stored(chips, values, kiln))
     write_ledger(Path(ledger_name(str(folder / f"{name}.parquet"))), ledger_table(entries))
     return chips
 
@@ -188,8 +191,11 @@ def write_shards(
     lattice: Lattice = WORLD,
     **options: Any,
 ) -> tuple[str, list[str], Path]:
-    """A plan `plan-<year>.jsonl` in `run` and its shards in `shards/<year>/`: the plan, the names, the folder."""
-    kiln = (kiln or about()) | {"partition": str(year)}
+    """Write a plan `plan-<year>.jsonl` in `run` and its shards in `shards/<year>/`.
+
+    Return the path of the plan, the names of the shards and their folder.
+    """
+    kiln = (kiln or shard_metadata()) | {"partition": str(year)}
     lines = plan_lines(lattice, year, columns, per_shard)
     folder = run / "shards" / str(year)
     for line in lines:
@@ -211,25 +217,25 @@ def merge_shards(
     deduplicate: bool = False,
     missing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Merge shards whose ledgers lie in the same folder; returns the record's JSON."""
+    """Merge shards whose ledgers are in the same folder; return the record's JSON."""
     options = MergeOptions(deduplicate, memory, row_group, part_bytes)
     return merge(names, str(shards), str(shards), str(product), missing=missing, options=options).as_json()
 
 
-def make_product(run: Path, year: int = 2021, *, product: str = "", **options: Any) -> Made:
-    """Shards, and what merging them gives; `product` is the folder if not `run/products/<year>`."""
+def make_product(run: Path, year: int = 2021, *, product: str = "", **options: Any) -> MergedProduct:
+    """Write shards and merge them. `product` is the product's folder (default: `run/products/<year>`)."""
     merging = {k: options.pop(k) for k in ("memory", "row_group", "part_bytes") if k in options}
     plan, names, folder = write_shards(run, year, **options)
     uri = product or str(run / "products" / str(year))
     record = merge_shards(names, folder, uri, **merging)
     write_record(f"{uri}.json", ProductRecord.from_json(record))
-    return Made(f"{uri}.json", record, uri, plan)
+    return MergedProduct(f"{uri}.json", record, uri, plan)
 
 
 def run_merge(
     capsys: pytest.CaptureFixture[str], plan: str, shards: Path | str, product: Path | str, *flags: str
 ) -> tuple[int, str]:
-    """Exit status of `scripts.merge` and what it writes to stderr."""
+    """Run `scripts.merge`; return its exit status and its stderr."""
     try:
         merge_script.main([f"--plan={plan}", f"--shards={shards}", f"--product={product}", *flags])
     except SystemExit as e:
@@ -238,6 +244,11 @@ def run_merge(
 
 
 def digests(folder: Path | str) -> dict[str, str]:
-    """sha256 of every file below a folder, by its name there."""
+    """Return the sha256 of every file below a folder, by relative path."""
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+# Old names, until all tests use the new ones.
+about, drawn, Made = shard_metadata, random_vectors, MergedProduct
+# End of old names.

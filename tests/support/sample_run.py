@@ -1,4 +1,4 @@
-"""The sample run's content, as digests that do not depend on the machine: everything but vectors and versions."""
+"""Digests of the sample run's results that are equal on every machine. They leave out vectors and versions."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ VECTORS = ("embeddings", "embeddings_mean", "scale", "scale_mean")
 
 
 def table_digest(path: Path) -> str:
-    """sha256 of a Parquet file's rows, in order, without vectors and metadata."""
+    """Return the sha256 of a Parquet file's rows, in order, without vectors and metadata."""
     table = pq.read_table(path)
     plain = table.select([name for name in table.column_names if name not in VECTORS]).replace_schema_metadata(None)
     decoded = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in plain.columns]
@@ -28,7 +28,7 @@ def _text(value: object) -> str:
 
 
 def content_digests(run: Path) -> dict[str, str]:
-    """Digests of shards, ledgers, products and STAC collections below a run's folder."""
+    """Return the digests of shards, ledgers, products and STAC collections below a run's folder."""
     digests = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))

@@ -1,4 +1,4 @@
-"""Small NAIP archives of made-up scenes, spelled as the bucket spells its keys, with their manifest."""
+"""Small NAIP archives of synthetic scenes, with keys in the bucket's layout, and their manifests."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,26 +14,27 @@ QUARTERS = ("nw", "ne", "sw", "se")
 
 
 def key(state: str, year: int, n: int) -> str:
-    """The key of the n-th scene of a state and year, n below 256."""
+    """Return the key of the n-th scene of a state and year; n is below 256."""
     name = f"m_47099{n // 4 + 1:02d}_{QUARTERS[n % 4]}_14_1_{year}0720.tif"
     return f"{state}/{year}/100cm/rgbir_cog/47099/{name}"
 
 
 def write(root: Path, state: str, year: int, n: int, pixels: np.ndarray | None = None) -> str:
-    """Write that scene in its place, the n-th from the west in its state's row; return its key.
+    """Write the n-th scene of a state and year; return its key. The scenes of a state form a row from west to east.
 
-    Without `pixels` [4, height, width], each block of 8 x 8 px is a texture of its own, and a scene of odd n lacks
-    8 px of each chip that the next has too.
+    Without `pixels` [4, height, width], each block of 8 x 8 px has its own random texture. A scene with an odd n has
+    8 px of nodata in each chip that it shares with the next scene.
     """
     if pixels is None:
         pixels = _textures(state, year, n)
-    told = {"driver": "GTiff", "count": 4, "height": pixels.shape[1], "width": pixels.shape[2], "dtype": "uint8"}
+    options = {"driver": "GTiff", "count": 4, "height": pixels.shape[1], "width": pixels.shape[2], "dtype": "uint8"}
     place = from_origin(WEST + STEP * n, NORTH - 160 * (ord(state[0]) - ord("a")), 1, 1)
-    path = root / (made := key(state, year, n))
+    name = key(state, year, n)
+    path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, "w", crs="EPSG:26914", transform=place, compress="deflate", **told) as file:
+    with rasterio.open(path, "w", crs="EPSG:26914", transform=place, compress="deflate", **options) as file:
         file.write(pixels)
-    return made
+    return name
 
 
 def _textures(state: str, year: int, n: int) -> np.ndarray:
@@ -46,7 +47,7 @@ def _textures(state: str, year: int, n: int) -> np.ndarray:
 
 
 def write_manifest(path: Path, keys: Iterable[str]) -> None:
-    """The list of keys, among some of the other files that the bucket has."""
+    """Write a manifest that lists the keys and some other files, as the bucket's manifest does."""
     listed = sorted(keys)
     other = [k.replace("/rgbir_cog/", "/fgdc/").replace(".tif", ".txt") for k in listed[:2]]
     path.write_text("".join(f"{line}\n" for line in ["readme.txt", *other, *listed]))

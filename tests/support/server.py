@@ -1,4 +1,4 @@
-"""A web server of a few files that can misbehave: for downloads, ranges, throttling and broken connections."""
+"""A file server on loopback that can fail on request: for downloads, ranges, throttling and broken connections."""
 
 import contextlib
 import re
@@ -9,15 +9,20 @@ from typing import Any, ClassVar
 
 
 class FileServer:
-    """Serves `files` by path, e.g. {"/a.bin": b"..."}.
+    """A server of `files` by path, for example {"/a.bin": b"..."}.
 
-    `status` answers every request with that code; `break_at` cuts each answer's connection when the byte of that
-    offset of the file is reached; `ranges=False` ignores Range; `hang` seconds pass before an answer; whoever GETs a
-    path in `held` sets `arrived` and waits for `release`. All may be changed while it runs. `requests` lists (method,
-    path, Range header) as they came, `payers` who is to pay for each, as it says.
+    These attributes can be changed while the server runs:
+        status: every request gets this status code.
+        break_at: the connection is closed before the byte at this offset of a file is sent.
+        ranges: with False, the header Range is ignored.
+        hang: seconds before each response.
+        held: paths whose GET requests set the event `arrived` and wait for the event `release`.
 
-    No two servers of a process have the same port: GDAL keeps what it read by its URL as long as the process lives, and
-    would answer for the files of a later server with those of an earlier one.
+    The server records all requests in order: `requests` lists (method, path, Range header), `payers` lists the header
+    x-amz-request-payer.
+
+    No two servers of a process have the same port. GDAL caches files by URL until the process ends, so a reused port
+    could return the files of an earlier server.
     """
 
     ports: ClassVar[set[int]] = set()  # of all servers of this process
@@ -62,8 +67,8 @@ class FileServer:
 
             def answer(self, *, body: bool) -> None:
                 path = self.path.partition("?")[0]
-                asked = self.headers.get("Range")
-                outer.requests.append((self.command, path, asked))
+                byte_range = self.headers.get("Range")
+                outer.requests.append((self.command, path, byte_range))
                 outer.payers.append(self.headers.get("x-amz-request-payer"))
                 if outer.hang:
                     time.sleep(outer.hang)
@@ -81,7 +86,7 @@ class FileServer:
                     return
                 start, end = 0, len(data)
                 same = self.headers.get("If-Range", f'"{outer.etag}"') == f'"{outer.etag}"'
-                if asked and outer.ranges and same and (m := re.fullmatch(r"bytes=(\d+)-(\d*)", asked)):
+                if byte_range and outer.ranges and same and (m := re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range)):
                     start, end = int(m[1]), min(int(m[2]) + 1, len(data)) if m[2] else len(data)
                     self.send_response(206)
                     self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
@@ -103,11 +108,11 @@ class FileServer:
                     self.wfile.write(data[start:end])
 
         class Server(ThreadingHTTPServer):
-            request_queue_size = 64  # connections that wait; by default 5, and the next is a second late
+            request_queue_size = 64  # waiting connections; with the default, 5, the next one connects a second later
 
-        with contextlib.ExitStack() as refused:  # held until there is another, so that none comes twice
+        with contextlib.ExitStack() as used:  # used ports stay bound until a new one is found
             while (server := Server(("127.0.0.1", 0), Handler)).server_address[1] in FileServer.ports:
-                refused.callback(server.server_close)
+                used.callback(server.server_close)
         self._server = server
         self._server.daemon_threads = True
         port = server.server_address[1]
@@ -117,7 +122,7 @@ class FileServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it; its port is free afterwards."""
+        """Stop the server and release its port."""
         self.release.set()
         self._server.shutdown()
         self._server.server_close()

@@ -1,4 +1,4 @@
-"""A small fourth archive: tiles in NumPy files. docs/add-an-archive.md walks through it.
+"""A small fourth archive: tiles in NumPy files. docs/add-an-archive.md explains it step by step.
 
 Each tile is `<root>/<year>/<name>.npz` with `pixels` (uint8 [3, H, W], 0 is nodata), `west` and `north` (metres in
 EPSG:32614) and `day` (ISO date). A pixel is 10 m.
@@ -13,7 +13,7 @@ from kiln.formats.sensor import Sensor
 
 
 def chip_lattice(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the lattice of chips: a chip's side, from each tile's top left."""
+    """Return the lattice: the side of a chip, counted from each tile's top left corner."""
     if section["chip_size"] % 8:
         raise ConfigError(f"toy.chip_size: expected a multiple of 8, got {section['chip_size']}. Change it.")
     return {"chip_size": section["chip_size"], "lattice": "tile"}

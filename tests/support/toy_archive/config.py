@@ -12,8 +12,8 @@ class Config(ArchiveConfig):
 
     archive: str = Field("toy", min_length=1, description="folder of the years' folders")
     years: list[int] = Field([], description="years to embed; `[]` takes all")
-    tiles_per_shard: int = Field(2, ge=1, description="tiles that one job embeds, about")
+    tiles_per_shard: int = Field(2, ge=1, description="approximate number of tiles that one job embeds")
     chip_size: int = Field(16, ge=8, multiple_of=8, description="side of a chip in pixels", json_schema_extra=VALUE)
     metadata: Literal["as_trained", "zeros"] = Field(
-        "as_trained", description="date and place that the model is given", json_schema_extra=VALUE
+        "as_trained", description="date and place that the model receives", json_schema_extra=VALUE
     )

@@ -12,7 +12,7 @@ TO_METRES = pyproj.Transformer.from_crs("EPSG:4326", CRS, always_xy=True)
 
 
 def read_picture(source: str, bbox: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    """Return RGB [256, 256, 3] of a bounding box in degrees. Raises SourceError for a tile that cannot be read."""
+    """Return RGB [256, 256, 3] of a bounding box in degrees. Raise SourceError for a tile that cannot be read."""
     tile = read_tile(source)
     west, south = TO_METRES.transform(*bbox[:2])
     east, north = TO_METRES.transform(*bbox[2:])

@@ -1,4 +1,4 @@
-"""Plan the toy archive: one listing, a partition per year, shards that hardly change when the archive grows."""
+"""Plan the toy archive: one listing, one partition per year, and stable shards."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -10,7 +10,7 @@ from kiln.io import storage
 from tests.support.toy_archive import ARCHIVE
 from tests.support.toy_archive.config import Config
 
-CHIPS_PER_TILE = 16  # by estimate
+CHIPS_PER_TILE = 16  # an estimate
 
 
 def plan_shards(config: Config) -> Iterator[ShardPlan]:
@@ -23,7 +23,7 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
             by_year.setdefault(path.parent.name, {})[f"toy:{path.parent.name}:{path.stem}"] = stat.size
     if not by_year:
         raise ConfigError(
-            f"{config.archive}: expected tiles in years' folders, got none. Look at toy.archive and toy.years."
+            f"{config.archive}: expected tiles in years' folders, got none. Check toy.archive and toy.years."
         )
     for year, sizes in sorted(by_year.items()):
         for name, units in stable_shards(sizes, config.tiles_per_shard):

@@ -23,7 +23,7 @@ TO_DEGREES = pyproj.Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
 
 
 class Tile(NamedTuple):
-    """A tile that was read: pixels [3, H, W], its north-west corner in metres, and its day."""
+    """The content of a tile: pixels [3, H, W], the north-west corner in metres, and the day."""
 
     pixels: NDArray[np.uint8]
     west: float
@@ -37,7 +37,7 @@ def open_source(shard: ShardPlan, config: Config) -> "ToySource":
 
 
 def read_tile(uri: str) -> Tile:
-    """Read a tile. Raises SourceError for a file that is none."""
+    """Read a tile. Raise SourceError if the file is not a tile."""
     with storage.local_copy(uri) as path:
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -48,9 +48,9 @@ def read_tile(uri: str) -> Tile:
 
 
 class ToySource:
-    """The tiles of one shard, each cut into whole chips from its top left."""
+    """The tiles of one shard, each cut into whole chips from its top left corner."""
 
-    columns = [pa.field("year", pa.int16())]  # noqa: RUF012 (never changed)
+    columns = [pa.field("year", pa.int16())]  # noqa: RUF012 (a constant)
 
     def __init__(self, shard: ShardPlan, config: Config) -> None:
         self.uris = {}
@@ -73,7 +73,7 @@ class ToySource:
         )
 
     def units(self) -> list[Unit]:
-        """One per tile; its chips are an estimate until it is opened."""
+        """Return one unit per tile. Its number of chips is an estimate until the tile is opened."""
         return [Unit(unit, 16, uri, self._etag(unit), False, self._version(unit)) for unit, uri in self.uris.items()]
 
     def _etag(self, unit: str) -> str:
@@ -84,13 +84,13 @@ class ToySource:
         return f"{self.uris[unit]} {stat.size} {stat.etag or stat.modified}" if stat else ""
 
     def check(self) -> None:
-        """Ask for every tile's size and ETag. Raises ConfigError if none is there."""
+        """Get the size and the ETag of every tile. Raise ConfigError if no tile exists."""
         self.stats = {unit: stat for unit, uri in self.uris.items() if (stat := storage.stat(uri))}
         if not self.stats:
             raise ConfigError(f"{next(iter(self.uris.values()))}: expected the shard's tiles, got none. Plan again.")
 
     def reads(self) -> Iterable[Read]:
-        """One read per tile."""
+        """Yield one read per tile."""
         for unit, uri in self.uris.items():
             size = self.stats[unit].size if unit in self.stats else 0
             yield Read(size, lambda uri=uri: read_tile(uri), unit, unit)  # type: ignore[misc]  # bound now

@@ -1,9 +1,9 @@
-"""One run of three datasets on the lab, told in three acts; every test of it asks what it left.
+"""One run of three datasets on the lab, in three steps. The tests check the state after each step.
 
-1. A worker's container is stopped under way, and tried again; a scene cannot be read, and its shard fails, every time.
-   Then the driver's machine vanishes.
-2. Another driver, on a fresh clone, goes on: all but that shard is done.
-3. The scene is mended, and the same command does the one shard and what is made of it.
+1. The container of a worker is stopped during its job, and the job is retried. A scene cannot be read, so every attempt
+   at its shard fails. Then the driver is killed.
+2. Another driver, in a fresh clone, continues the run. It completes everything except that shard.
+3. The scene is repaired. The same command embeds that shard and everything that depends on it.
 """
 
 import re
@@ -45,16 +45,16 @@ CONFIG = {
     },
     "max_failed_fraction": 0,
     "pictures": {"neighbours": 4},
-    # What is not in the plugin's table, so that a job that was shrunk would show.
+    # Memory sizes that are not in the plugin's table: a job that gets less memory than it requests would be visible.
     "resources": {"embed_threads": 1, "embed_mem_mb": 5000, "merge_mem_mb": 3500, "batch_size": 8, "read_threads": 1},
 }
 
 
 @dataclass
-class Act:
-    """What a driver said, the jobs it submitted, the bucket's keys before and after, and what was asked of AWS."""
+class Step:
+    """A driver's output, its jobs, the bucket's keys before and after, and the requests to AWS."""
 
-    said: str
+    output: str
     before: dict[str, str]
     after: dict[str, str] = field(default_factory=dict)
     jobs: list[dict] = field(default_factory=list)
@@ -63,24 +63,25 @@ class Act:
     logs: dict[str, str] = field(default_factory=dict)  # of embedding jobs, by their keys
 
     def of_rule(self, rule: str) -> list[dict]:
+        """Return the jobs of a rule."""
         return [j for j in self.jobs if j["jobName"].startswith(f"snakejob-{rule}-")]
 
 
 @dataclass
-class Story:
-    """Three acts; `stopped` is the name of the shard whose container was stopped in the first."""
+class Scenario:
+    """The three steps. `stopped` is the name of the shard whose container was stopped in the first one."""
 
     lab: Lab
     image: Image
     folder: Path
     stopped: str
-    killed: Act
-    resumed: Act
-    mended: Act
+    killed: Step
+    resumed: Step
+    repaired: Step
 
 
-def told(lab: Lab, image: Image, folder: Path) -> Story:
-    """Let it happen."""
+def run_scenario(lab: Lab, image: Image, folder: Path) -> Scenario:
+    """Run the three steps."""
     s3 = lab.client("s3")
     for bucket in (RUN, ARCHIVE):
         s3.create_bucket(Bucket=bucket)
@@ -93,8 +94,8 @@ def told(lab: Lab, image: Image, folder: Path) -> Story:
     stopped: list[str] = []
     first = Driver(lab, folder / "first", image.name, RUN, CONFIG)
 
-    def befallen() -> bool:
-        """Stop the first container that embeds WorldCover; so when its shard is there all the same."""
+    def stopped_and_retried() -> bool:
+        """Stop the first container that embeds WorldCover. Return True once its shard exists nevertheless."""
         if not stopped:
             for container in lab.containers("snakejob-embed_worldcover"):
                 lab.stop(container)
@@ -103,46 +104,47 @@ def told(lab: Lab, image: Image, folder: Path) -> Story:
             return False
         return bool(matching(objects(lab, RUN), f"/{stopped[0]}.parquet"))
 
-    def play(act: Act, run: object) -> Act:
+    def record(step: Step, run: object) -> Step:
+        """Run a step and record its results."""
         known = {j["jobId"] for j in lab.jobs()}
         start = time.monotonic()
-        with lab.counted() as act.requests:
-            act.said = run()  # type: ignore[operator]
-            act.seconds = time.monotonic() - start
-            settle(lab)
-        act.after = objects(lab, RUN)
-        logs = matching(act.after, "logs/lab/embed_", ".log")
-        act.logs = {k: s3.get_object(Bucket=RUN, Key=k)["Body"].read().decode() for k in logs}
-        act.jobs = [j for j in lab.jobs() if j["jobId"] not in known]
-        return act
+        with lab.counted() as step.requests:
+            step.output = run()  # type: ignore[operator]
+            step.seconds = time.monotonic() - start
+            wait_for_jobs(lab)
+        step.after = objects(lab, RUN)
+        logs = matching(step.after, "logs/lab/embed_", ".log")
+        step.logs = {k: s3.get_object(Bucket=RUN, Key=k)["Body"].read().decode() for k in logs}
+        step.jobs = [j for j in lab.jobs() if j["jobId"] not in known]
+        return step
 
-    killed = play(Act("", {}), lambda: first.run_until("--jobs", "3", done=befallen))
-    assert stopped, killed.said
+    killed = record(Step("", {}), lambda: first.run_until("--jobs", "3", done=stopped_and_retried))
+    assert stopped, killed.output
     second = Driver(lab, folder / "second", image.name, RUN, CONFIG)
-    resumed = play(Act("", killed.after), lambda: second.run("--jobs", "4", code=1))
+    resumed = record(Step("", killed.after), lambda: second.run("--jobs", "4", code=1))
     s3.put_object(Bucket=ARCHIVE, Key=BROKEN, Body=whole)
-    mended = play(Act("", resumed.after), lambda: second.run("--jobs", "4"))
-    for name, act in (("driver killed", killed), ("resumed", resumed), ("mended", mended)):
-        asked = f"{act.requests.split()}, {dict(act.requests.s3)}"
-        print(f"{name}: {len(act.jobs)} jobs, {act.seconds:.0f} s, S3 requests: {asked}")
-    return Story(lab, image, folder, stopped[0], killed, resumed, mended)
+    repaired = record(Step("", resumed.after), lambda: second.run("--jobs", "4"))
+    for name, step in (("driver killed", killed), ("resumed", resumed), ("repaired", repaired)):
+        requests = f"{step.requests.split()}, {dict(step.requests.s3)}"
+        print(f"{name}: {len(step.jobs)} jobs, {step.seconds:.0f} s, S3 requests: {requests}")
+    return Scenario(lab, image, folder, stopped[0], killed, resumed, repaired)
 
 
 def shard_of(lab: Lab, container: str) -> str:
-    """The shard that a job's container was told to make."""
+    """Return the name of the shard that a job's container embeds."""
     job = next(j for j in lab.jobs() if container.endswith(j["jobId"]))
     found = next(d for d in lab.definitions() if d["jobDefinitionArn"] == job["jobDefinition"])
-    return shards_told(found)[0].partition("/")[2]
+    return shards_of(found)[0].partition("/")[2]
 
 
-def shards_told(definition: dict) -> list[str]:
-    """The shards that a job is to make, as partition/name."""
+def shards_of(definition: dict) -> list[str]:
+    """Return the shards that the jobs of a definition embed, as partition/name."""
     command = " ".join(definition["containerProperties"]["command"])
     return [f"{p}/{name}" for p, name in re.findall(r"partition=([\w-]+),shard=([\w.-]+)", command)]
 
 
-def settle(lab: Lab, seconds: float = 900) -> None:
-    """Wait for jobs that nobody waits for."""
+def wait_for_jobs(lab: Lab, seconds: float = 900) -> None:
+    """Wait until no job runs, including the jobs of a killed driver."""
     until = time.monotonic() + seconds
     while lab.jobs("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING"):
         assert time.monotonic() < until, "jobs still run"
