@@ -158,17 +158,3 @@ def gpio(duckdb_home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HOME": str(duckdb_home), "COLUMNS": "200"}
     command = str(Path(sys.executable).parent / "gpio")
     return lambda *args: subprocess.run([command, *args], capture_output=True, text=True, env=env, timeout=100)
-
-
-# Old names, until all tests use the new ones.
-@pytest.fixture
-def impatient(gdal_without_retries: None) -> None:
-    pass
-
-
-@pytest.fixture
-def forgetful(gdal_without_cache: None) -> None:
-    pass
-
-
-# End of old names.

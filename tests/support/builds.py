@@ -84,10 +84,3 @@ def dequantised_vectors(product: MergedProduct, column: str = "embeddings") -> d
     levels = np.array(rows[column].to_pylist(), np.float32)
     scale = rows["scale" if column == "embeddings" else "scale_mean"].to_numpy()
     return dict(zip(rows["chip_id"].to_pylist(), np.float16(levels * scale[:, None]).tolist(), strict=True))
-
-
-# Old names, until all tests use the new ones.
-build_of, ready, wanted, files = build_database, read_vectors, product_vectors, file_times
-seeded, state_of, numbers = seeded_vectors, read_state, dequantised_vectors
-publish, published_of = write_published, find_published
-# End of old names.

@@ -53,8 +53,3 @@ def error_text(answer: requests.Response, status: int) -> str:
     assert answer.headers["content-type"] == "application/json"
     text: str = answer.json()["error"]
     return text
-
-
-# Old names, until all tests use the new ones.
-refused = error_text
-# End of old names.

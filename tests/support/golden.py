@@ -125,8 +125,3 @@ def encode(encoder: clay.ClayEncoder, pixels: torch.Tensor, waves: list[float] |
     unknown = torch.zeros(len(pixels), 4)
     wavelengths = torch.tensor(waves or [0.665, 0.56, 0.493, 0.842])
     return encoder(pixels, wavelengths=wavelengths, gsd=gsd, time=unknown, latlon=unknown)
-
-
-# Old names, until all tests use the new ones.
-figures = reference_outputs
-# End of old names.

@@ -162,9 +162,3 @@ def stac_item(
         "links": [],
         "assets": assets,
     }
-
-
-# Old names, until all tests use the new ones.
-Made, item_of = WrittenItem, stac_item
-WrittenItem.of_api = WrittenItem.as_api_item
-# End of old names.

@@ -3,10 +3,10 @@
 import pyarrow.parquet as pq
 
 from kiln.archives.worldcover.lattice import Column
-from tests.support.products import about
+from tests.support.products import shard_metadata
 
 GRID = [Column(k, 0, 40) for k in range(40)]  # 1600 chips
-WIDE = about(dimensions=1024)  # as Clay's
+WIDE = shard_metadata(dimensions=1024)  # as Clay's
 PART_BYTES = 1_200_000  # the product of `GRID` has several parts
 
 

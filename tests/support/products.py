@@ -247,8 +247,3 @@ def digests(folder: Path | str) -> dict[str, str]:
     """Return the sha256 of every file below a folder, by relative path."""
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-# Old names, until all tests use the new ones.
-about, drawn, Made = shard_metadata, random_vectors, MergedProduct
-# End of old names.

@@ -6,7 +6,7 @@ import pytest
 from kiln.archives.worldcover.lattice import Column
 from kiln.cli import search
 from kiln.explorer.build import Select, build
-from tests.support.products import WORLD, chip_at, drawn
+from tests.support.products import WORLD, chip_at, random_vectors
 
 SIDE = 512 / 12000
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
@@ -38,7 +38,7 @@ def search_error(capsys, db, *args):
 def nearest_chips(k, keep=lambda chip: True):
     """Return the k nearest chips of CHIP without itself, computed by NumPy: ids and cosines."""
     chips = [chip_at(WORLD, y, c, r) for y in (2020, 2021) for c in range(10) for r in range(10)]
-    unit = drawn(chips).astype(np.float16).astype(np.float64)
+    unit = random_vectors(chips).astype(np.float16).astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     likes = unit @ unit[[c.chip_id for c in chips].index(CHIP)]
     order = sorted((i for i, c in enumerate(chips) if keep(c) and c.chip_id != CHIP), key=lambda i: -likes[i])[:k]

@@ -9,7 +9,7 @@ from kiln.archives.sentinel2.assets import Candidate
 from kiln.archives.sentinel2.source import Sentinel2Source
 from kiln.engine.read_ahead import read_ahead
 from kiln.formats.records import Chip, Dropped, Opened
-from tests.support.items import BUCKET, Made
+from tests.support.items import BUCKET, WrittenItem
 
 CHIP_SIZE = 16
 OTHER_NAME = "S2B_29RKH_20200224_0_L2A"
@@ -19,7 +19,7 @@ OFFSET_FLAG = "earthsearch:boa_offset_applied"
 
 def make_source(root, *written, chip=CHIP_SIZE, max_nodata=0.05, max_cloud=0.5, **more):
     more = {"rewrite": [(BUCKET, str(root))]} | more
-    entries = [m.entry if isinstance(m, Made) else m for m in written]
+    entries = [m.entry if isinstance(m, WrittenItem) else m for m in written]
     return Sentinel2Source(
         [Candidate(e["id"], e["href"]) for e in entries], chip=chip, max_nodata=max_nodata, max_cloud=max_cloud, **more
     )

@@ -24,7 +24,7 @@ from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.stable_shards import position
 from scripts import embed, plan_units
 from tests.support.inventories import key, keys_of, put, text
-from tests.support.items import FILES, NAME, Made, write_item
+from tests.support.items import FILES, NAME, WrittenItem, write_item
 from tests.support.stac_api import COLLECTION, StacApi
 from tests.unit.product.test_stac import assert_valid
 from tests.workflow.conftest import Once
@@ -43,7 +43,7 @@ def of(**more: object) -> dict:
     return {"datasets": ["sentinel2"], "sentinel2": {**settings, **more}}
 
 
-def add(run: Run, name: str, listed: str = "items.txt", **how: object) -> Made:
+def add(run: Run, name: str, listed: str = "items.txt", **how: object) -> WrittenItem:
     """Write an item into the run's archive and at the end of a list."""
     place = TILE if "_14TQP_" in name else {}
     made = write_item(run.folder / "s2", name, seed=position(name) % 1000, **place, **how)
@@ -206,13 +206,13 @@ def test_a_picture_is_drawn_from_the_three_files_of_the_chips_own_scene(
 # -------------------------------------------------------------------------------------------- three ways to find items
 
 
-def way_of(run: Run, way: str, made: list[Made], serve: Callable[[list[dict]], StacApi]) -> dict:
+def way_of(run: Run, way: str, made: list[WrittenItem], serve: Callable[[list[dict]], StacApi]) -> dict:
     """Return settings that find the items by an inventory or a search instead of a list."""
     if way == "inventory":
         keys = [k for m in made for k in keys_of(m.entry["id"])]
         put(run.folder / "inventory", text(keys[::2]), text(keys[1::2]))
         return {"items": None, "inventory": "inventory/2026-01-01T01-00Z/manifest.json"}
-    return {"items": None, "search": serve([m.of_api(COLLECTION) for m in made]).url, "dates": YEAR}
+    return {"items": None, "search": serve([m.as_api_item(COLLECTION) for m in made]).url, "dates": YEAR}
 
 
 @pytest.mark.parametrize(("way", "lost"), [("inventory", FLAT), ("search", OLD)])
@@ -222,7 +222,7 @@ def test_an_inventory_and_a_search_give_the_shards_that_the_list_gave(
     run = clone()
     homes = {p.stem: p.parent for p in (run.folder / "s2").rglob("S2*.json")}
     blank = np.zeros(0)
-    made = [Made({"id": i, "href": f"{WEB}/{key(i)}"}, homes[i], blank, blank) for i in homes]
+    made = [WrittenItem({"id": i, "href": f"{WEB}/{key(i)}"}, homes[i], blank, blank) for i in homes]
     run.configure(of(**way_of(run, way, made, serve_items)))
     forget_plans(run)
     shard_of(run, lost).unlink()

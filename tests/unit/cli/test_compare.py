@@ -12,14 +12,16 @@ from kiln.formats.ledger import ledger_table, write_ledger
 from kiln.formats.parquet import open_file
 from kiln.io import storage
 from kiln.product.compare import compare_vectors, read_vectors, setting_differences
-from tests.support.products import WORLD, YEAR, about, chip_at
+from tests.support.products import WORLD, YEAR, chip_at, shard_metadata
 
 CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
 
 
 def write_file(path: Path, values: np.ndarray, stored: vectors.VectorDtype = "float32", offset: int = 0) -> Path:
     """Write an embeddings file of chips from number `offset` on, with these vectors [n, D]."""
-    columns = embeddings_file.schema(values.shape[1], stored, [YEAR], about(storage=stored, dimensions=values.shape[1]))
+    columns = embeddings_file.schema(
+        values.shape[1], stored, [YEAR], shard_metadata(storage=stored, dimensions=values.shape[1])
+    )
     with embeddings_file.ShardWriter(path, columns) as out:
         out.append(CHIPS[offset : offset + len(values)], vectors.store({"embeddings": values}, stored))
     return path

@@ -7,7 +7,7 @@ import pytest
 import shapely
 
 from kiln.cli import search
-from tests.support.products import WORLD, about, chip_at, make_product
+from tests.support.products import WORLD, chip_at, make_product, shard_metadata
 from tests.support.searches import (
     CHIP,
     COLUMNS,
@@ -178,7 +178,7 @@ def test_a_database_without_chips_is_an_error(tmp_path, capsys, args):
 
 @pytest.mark.parametrize(("untrained", "logged"), [(True, True), (False, False)])
 def test_untrained_weights_are_logged(tmp_path, capsys, caplog, untrained, logged):
-    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(untrained=untrained))
+    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=shard_metadata(untrained=untrained))
     with caplog.at_level("INFO"):
         search.main(["--db", build_database(tmp_path, product), "--chip", chip_at(WORLD, 2021, 1, 3).chip_id])
     assert ("UNTRAINED" in caplog.text) == logged

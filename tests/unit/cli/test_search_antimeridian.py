@@ -18,7 +18,7 @@ from kiln.formats.records import Unit
 from kiln.product.record import read_record
 from kiln.report import coverage
 from tests.support.chips import make_chip
-from tests.support.products import YEAR, about, merge_shards
+from tests.support.products import YEAR, merge_shards, shard_metadata
 from tests.support.searches import search_output
 
 
@@ -32,7 +32,7 @@ def dateline(tmp_path_factory):
     grid = SceneGrid(256, 4096, Affine(10, 0, 160_000, 0, -10, 8_118_000), "EPSG:32701", 256)
     footprints = grid.footprints()[0][0]
     chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
-    kiln = about(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
+    kiln = shard_metadata(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
     with embeddings_file.ShardWriter(run / "s.parquet", embeddings_file.schema(8, "float32", [YEAR], kiln)) as out:
         out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((16, 8), np.float32)})
     entry = LedgerEntry(Unit("sentinel2:s", 16, "s3://b/i", "e"), embedded=16)

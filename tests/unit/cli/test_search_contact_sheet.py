@@ -10,7 +10,7 @@ from kiln.archives.worldcover.lattice import Lattice
 from kiln.cli import search
 from kiln.explorer.contact_sheet import COLUMNS as SHEET_COLUMNS
 from tests.support.archives import write_tile
-from tests.support.products import WORLD, about, chip_at, make_product
+from tests.support.products import WORLD, chip_at, make_product, shard_metadata
 from tests.support.searches import COLUMNS, build_database, search_error, search_output
 
 SMALL = Lattice(24, 240)  # a tenth of a degree a chip
@@ -23,7 +23,7 @@ def scene(tmp_path_factory):
     rng = np.random.default_rng(4)
     pixels = rng.integers(200, 2600, (4, 240, 240)).astype(np.uint16)
     tile = write_tile(run / "archive", 2021, -125, 49, pixels)
-    product = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=about(untrained=True))
+    product = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=shard_metadata(untrained=True))
     return build_database(run, product)
 
 

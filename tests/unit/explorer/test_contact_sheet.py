@@ -11,7 +11,7 @@ from kiln.explorer.filters import ChipFilter
 from kiln.explorer.search import Query
 from scripts import picture_similar
 from tests.support.archives import write_tile
-from tests.support.products import WORLD, about, chip_at, make_product
+from tests.support.products import WORLD, chip_at, make_product, shard_metadata
 from tests.support.searches import build_database
 
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
@@ -40,7 +40,7 @@ def scene(tmp_path_factory):
     run = tmp_path_factory.mktemp("scene")
     pixels = np.random.default_rng(4).integers(200, 2600, (4, 240, 240)).astype(np.uint16)
     tile = write_tile(run / "archive", 2021, -125, 49, pixels)
-    product = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=about(untrained=True))
+    product = make_product(run, columns=COLUMNS, lattice=SMALL, source=str(tile), kiln=shard_metadata(untrained=True))
     return build_database(run, product)
 
 
@@ -48,7 +48,10 @@ def test_an_example_stands_out_more_than_others(tmp_path):
     """The example is one of ten similar chips among noise."""
     group, noise = {(c, 4) for c in range(10)}, np.random.default_rng(3)
     product = make_product(
-        tmp_path, columns=COLUMNS, vectors=lambda chips: grouped_vectors(chips, group, noise), kiln=about(dimensions=32)
+        tmp_path,
+        columns=COLUMNS,
+        vectors=lambda chips: grouped_vectors(chips, group, noise),
+        kiln=shard_metadata(dimensions=32),
     )
     ids = {chip_at(WORLD, 2021, c, r).chip_id for c, r in group}
     assert choose_example(open_explorer(build_database(tmp_path, product)), 5, {}).chip_id in ids
@@ -64,7 +67,7 @@ def test_an_example_is_not_a_uniform_chip(tmp_path):
         pixels[:, 96:120, here] = noise.integers(200, 2600, (4, 24, 24))
         tile = str(write_tile(run / "archive", 2021, -125, 49, pixels))
         product = make_product(
-            run, columns=COLUMNS, lattice=SMALL, source=tile, kiln=about(dimensions=32),
+            run, columns=COLUMNS, lattice=SMALL, source=tile, kiln=shard_metadata(dimensions=32),
             vectors=lambda chips: grouped_vectors(chips, group, noise),
         )  # fmt: skip
         example = choose_example(open_explorer(build_database(run, product)), 5, {})

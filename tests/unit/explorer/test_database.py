@@ -19,7 +19,7 @@ from kiln.explorer.chips import check_bbox
 from kiln.explorer.database import ExplorerDatabase, cells
 from kiln.explorer.filters import ChipFilter, quote
 from tests.support.explorers import similar
-from tests.support.products import DIM, WORLD, chip_at, drawn, make_product
+from tests.support.products import DIM, WORLD, chip_at, make_product, random_vectors
 
 SIDE = 512 / 12000
 YEARS = (2020, 2021)
@@ -207,7 +207,7 @@ def test_a_chip_is_found_by_its_id_with_its_vector(db):
     assert [c.chip_id for c in chips] == [chip.chip_id, other.chip_id]
     assert (chips[0].lon, chips[0].lat) == pytest.approx(chip.center)
     assert vectors.shape == (2, DIM)
-    assert np.abs(vectors - drawn([chip, other])).max() < 0.01
+    assert np.abs(vectors - random_vectors([chip, other])).max() < 0.01
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0.5, 0.5), (0.01, 0.01), (0.99, 0.02)])
@@ -279,10 +279,10 @@ def test_a_database_that_lost_a_file_is_an_error(tmp_path):
 
 
 def test_untrained_is_read_from_the_metadata(tmp_path):
-    from tests.support.products import about
+    from tests.support.products import shard_metadata
 
     for n, untrained in enumerate((False, True)):
-        product = make_product(tmp_path / f"{n}", columns=COLUMNS[:2], kiln=about(untrained=untrained))
+        product = make_product(tmp_path / f"{n}", columns=COLUMNS[:2], kiln=shard_metadata(untrained=untrained))
         build([product.record_file], [product.uri], str(tmp_path / f"db{n}"), Select())
         assert ExplorerDatabase(str(tmp_path / f"db{n}")).untrained is untrained
 

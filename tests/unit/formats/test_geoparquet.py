@@ -12,16 +12,18 @@ import shapely
 
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.geoparquet import BBOX, GeoParquetWriter, geo_metadata
-from tests.support.products import DIM, WORLD, YEAR, about, chip_at, drawn
+from tests.support.products import DIM, WORLD, YEAR, chip_at, random_vectors, shard_metadata
 
 
 def write(path, groups, *, store="float32"):
     """Write one row group for each list of (col, row)."""
-    columns = embeddings_file.schema(DIM, store, [YEAR], about(storage=store))
+    columns = embeddings_file.schema(DIM, store, [YEAR], shard_metadata(storage=store))
     with GeoParquetWriter(path, columns) as out:
         for places in groups:
             chips = [chip_at(WORLD, 2021, c, r) for c, r in places]
-            rows = embeddings_file.chip_table(chips, vectors.store({"embeddings": drawn(chips)}, store), columns)
+            rows = embeddings_file.chip_table(
+                chips, vectors.store({"embeddings": random_vectors(chips)}, store), columns
+            )
             out.write(rows, *embeddings_file.extent(rows))
     return pq.ParquetFile(path)
 
@@ -57,7 +59,7 @@ def test_polygons_are_counterclockwise_as_the_metadata_states(tmp_path):
 
 
 def test_a_file_without_rows_has_no_bbox_and_can_be_read(tmp_path):
-    columns = embeddings_file.schema(DIM, "float32", [YEAR], about())
+    columns = embeddings_file.schema(DIM, "float32", [YEAR], shard_metadata())
     with GeoParquetWriter(tmp_path / "a.parquet", columns) as out:
         out.write(columns.empty_table(), [np.inf, np.inf, -np.inf, -np.inf], set())
     file = pq.ParquetFile(tmp_path / "a.parquet")
@@ -78,12 +80,12 @@ def test_only_float32_vectors_are_split_by_byte(tmp_path, store, split):
 
 
 def test_the_schema_is_read_back_as_it_was_written(tmp_path):
-    columns = embeddings_file.schema(DIM, "float16", [YEAR], about(storage="float16"))
+    columns = embeddings_file.schema(DIM, "float16", [YEAR], shard_metadata(storage="float16"))
     read = write(tmp_path / "a.parquet", [[(0, 0)]], store="float16").schema_arrow
     assert read.remove_metadata().equals(columns.remove_metadata())
     assert read.field("embeddings").type == pa.list_(pa.field("element", pa.float16(), nullable=False), DIM)
     assert read.field("bbox").type == BBOX
-    assert json.loads(read.metadata[b"kiln"]) == about(storage="float16")
+    assert json.loads(read.metadata[b"kiln"]) == shard_metadata(storage="float16")
 
 
 def test_equal_rows_make_equal_files(tmp_path):

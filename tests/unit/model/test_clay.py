@@ -32,7 +32,7 @@ def micro32(checkpoint_file: Path) -> clay.ClayEncoder:
 
 @pytest.mark.parametrize("case", golden.CASES)
 def test_tokens_equal_the_reference_implementation(micro, case):
-    about, reference = golden.CASES[case], golden.figures(case)
+    about, reference = golden.CASES[case], golden.reference_outputs(case)
     tokens = micro(
         golden.pixels(case),
         wavelengths=torch.tensor(about["waves"]),

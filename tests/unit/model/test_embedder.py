@@ -57,7 +57,7 @@ def test_pixels_are_normalised_by_band_from_whole_numbers(encoder):
 def test_class_tokens_means_and_patches_are_those_of_the_reference(
     monkeypatch, checkpoint_file, case, embedding, keep_patches
 ):
-    about, reference = golden.CASES[case], golden.figures(case)
+    about, reference = golden.CASES[case], golden.reference_outputs(case)
     metadata = {name: iter(reference[name].tolist()) for name in ("time", "latlon")}
     monkeypatch.setattr(batch, "encode_time", lambda when: next(metadata["time"]))
     monkeypatch.setattr(batch, "encode_latlon", lambda lon, lat: next(metadata["latlon"]))

@@ -16,9 +16,11 @@ from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Unit
 from tests.support import products
 from tests.support.chips import make_chip
-from tests.support.products import about, merge_shards
+from tests.support.products import merge_shards, shard_metadata
 
-OVER = about(dataset="sentinel2", partition="2021", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
+OVER = shard_metadata(
+    dataset="sentinel2", partition="2021", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"}
+)
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,10 @@ from kiln.product.deduplicate import ALL_REMOVED
 from scripts import merge as merge_script
 from tests.support import products
 from tests.support.chips import make_chip
-from tests.support.products import about, digests, merge_shards, run_merge
+from tests.support.products import digests, merge_shards, run_merge, shard_metadata
 
 UTM = {"chip_size": 16, "lattice": "utm", "lattice_gsd": 1.0, "anchor": [0, 0], "resampling": "none"}
-SCENES = about(dataset="naip", partition="nd-2019", lattice=UTM, chip_size=16)
+SCENES = shard_metadata(dataset="naip", partition="nd-2019", lattice=UTM, chip_size=16)
 
 
 def write_scenes(folder, shards, kiln=SCENES, dropped=()):
@@ -157,7 +157,9 @@ def test_deduplication_requires_the_utm_lattice(broken, capsys):
     assert code == 2
     assert "--deduplicate expected chips of lattice utm" in message
     assert not Path(f"{product}.json").exists()
-    scene = about(dataset="naip", partition="nd-2019", lattice={"chip_size": 16, "lattice": "scene", "edge": "drop"})
+    scene = shard_metadata(
+        dataset="naip", partition="nd-2019", lattice={"chip_size": 16, "lattice": "scene", "edge": "drop"}
+    )
     names = write_scenes(folder / "scene", {"one": {"a": {(14, 1, 1): 0.0}}}, kiln=scene)
     with pytest.raises(ConfigError, match="lattice utm"):
         merge_shards(names, folder / "scene", product, deduplicate=True)

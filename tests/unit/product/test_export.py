@@ -15,7 +15,7 @@ from kiln.cli import export as export_command
 from kiln.errors import ConfigError
 from kiln.io import storage
 from kiln.product.export import export_product
-from tests.support.products import WORLD, about, chip_at, drawn, make_product
+from tests.support.products import WORLD, chip_at, make_product, random_vectors, shard_metadata
 
 COLUMNS = [Column(k, 0, 40) for k in (0, 1, 7, 1358)]
 
@@ -25,7 +25,7 @@ def product(tmp_path_factory):
     """Write a product of four columns of the published lattice in several parts; column 7 has holes."""
     run = tmp_path_factory.mktemp("export")
     product = make_product(
-        run, columns=COLUMNS, kiln=about(dimensions=256), row_group=40, part_bytes=120_000,
+        run, columns=COLUMNS, kiln=shard_metadata(dimensions=256), row_group=40, part_bytes=120_000,
         skip=lambda c, r: c == 7 and r % 3 == 0,
     )  # fmt: skip
     assert len(product.record["files"]) > 1
@@ -97,14 +97,14 @@ def test_vectors_and_footprints_are_the_products(exported):
         chips = [chip_at(WORLD, 2021, column, r) for r in range(40) if not (column == 7 and r % 3 == 0)]
         table = pq.read_table(path)
         got = np.asarray(table["embeddings"].combine_chunks().flatten()).reshape(len(table), -1)
-        assert np.array_equal(got, drawn(chips, 256))
+        assert np.array_equal(got, random_vectors(chips, 256))
         shapes = shapely.from_wkb(table["bbox"].to_numpy())
         assert shapely.equals(shapes, [c.footprint for c in chips]).all()
 
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_the_type_of_the_vectors_is_kept(tmp_path, store):
-    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(storage=store))
+    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=shard_metadata(storage=store))
     (name, _) = export_product(product.record_file, str(tmp_path / "exported"))
     kind = pq.read_schema(tmp_path / "exported" / name).field("embeddings").type
     assert kind.value_type == {"float32": pa.float32(), "float16": pa.float16()}[store]
@@ -118,7 +118,7 @@ def test_equal_products_give_equal_files(product, exported, tmp_path):
 
 def test_quarters_are_refused(tmp_path, capsys):
     lattice = {"chip_size": 512, "pixels_per_degree": 12000, "encode": "quarters"}
-    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=about(lattice=lattice))
+    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=shard_metadata(lattice=lattice))
     with pytest.raises(SystemExit) as e:
         export_command.main(["--record", product.record_file, "--out", str(tmp_path / "exported")])
     assert e.value.code == 2
@@ -160,7 +160,7 @@ def test_an_export_to_s3_has_the_same_files(bucket, product, exported):
 
 
 def test_int8_is_written_as_the_float32_it_stands_for(tmp_path):
-    kiln = about(storage="int8", embedding="both")
+    kiln = shard_metadata(storage="int8", embedding="both")
     product = make_product(tmp_path / "run", columns=COLUMNS[:1], kiln=kiln)
     export_product(product.record_file, str(tmp_path / "exported"))
     file = tmp_path / "exported" / "worldcover_embeddings_2021_0_v002.gpq"

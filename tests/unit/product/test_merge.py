@@ -22,11 +22,11 @@ from tests.support import products
 from tests.support.merges import GRID, PART_BYTES, WIDE, open_parts
 from tests.support.products import (
     WORLD,
-    about,
     digests,
     make_product,
     merge_shards,
     run_merge,
+    shard_metadata,
     write_shard,
     write_shards,
 )  # fmt: skip
@@ -127,7 +127,7 @@ def test_the_order_in_which_shards_were_written_does_not_matter(tmp_path):
     for n, order in enumerate((lines, lines[::-1])):
         folder = tmp_path / f"{n}" / "shards"
         for line in order:
-            write_shard(folder, line.name, [Column(*c) for c in line.details["columns"]], kiln=about())
+            write_shard(folder, line.name, [Column(*c) for c in line.details["columns"]], kiln=shard_metadata())
         out = tmp_path / f"{n}" / "product"
         seen.append((merge_shards([x.name for x in lines], folder, str(out)), digests(out)))
     assert seen[0] == seen[1]

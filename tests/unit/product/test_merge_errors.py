@@ -13,7 +13,7 @@ from kiln.formats.ledger import LEDGER_SCHEMA, write_ledger
 from kiln.product.record import read_record
 from kiln.report.ledger_page import ledger_page
 from tests.support.merges import GRID
-from tests.support.products import about, digests, merge_shards, run_merge, write_shard
+from tests.support.products import digests, merge_shards, run_merge, shard_metadata, write_shard
 
 # ------------------------------------------------------------------------------------------------ what is refused
 
@@ -68,7 +68,7 @@ def test_a_file_that_is_no_shard_is_named(broken, capsys):
 )
 def test_shards_of_different_settings_are_refused(broken, changes):
     _, names, folder, product = broken
-    write_shard(folder, names[1], GRID[4:8], kiln=about(**changes))
+    write_shard(folder, names[1], GRID[4:8], kiln=shard_metadata(**changes))
     with pytest.raises(ConfigError, match="other settings") as e:
         merge_shards(names, folder, product)
     assert names[1] in str(e.value)

@@ -19,7 +19,7 @@ from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA
 from kiln.product.merge import MergeOptions
 from tests.support import products
 from tests.support.merges import GRID, PART_BYTES, WIDE, open_parts
-from tests.support.products import WORLD, about, digests, drawn, make_product
+from tests.support.products import WORLD, digests, make_product, random_vectors, shard_metadata
 
 # ------------------------------------------------------------------------------------------------ sizes and parts
 
@@ -72,7 +72,7 @@ def test_geo_bbox_is_that_of_each_parts_own_rows(grid):
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
-    product = make_product(tmp_path, columns=GRID[:4], kiln=about(storage=store))
+    product = make_product(tmp_path, columns=GRID[:4], kiln=shard_metadata(storage=store))
     (file,) = open_parts(product)
     kind = file.schema_arrow.field("embeddings").type
     assert pa.types.is_fixed_size_list(kind)
@@ -86,18 +86,18 @@ def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
     places = zip(rows["col"].to_pylist(), rows["row"].to_pylist(), strict=True)
     chips = [products.chip_at(WORLD, 2021, c, r) for c, r in places]
     got = np.asarray(rows["embeddings"].combine_chunks().flatten()).reshape(len(rows), -1)
-    assert np.array_equal(got, drawn(chips).astype(store))
+    assert np.array_equal(got, random_vectors(chips).astype(store))
 
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_duckdb_reads_the_vectors(tmp_path, store):
-    product = make_product(tmp_path, columns=GRID[:4], kiln=about(storage=store))
+    product = make_product(tmp_path, columns=GRID[:4], kiln=shard_metadata(storage=store))
     found = duckdb.sql(
         f"SELECT chip_id, embeddings, bbox.xmin FROM '{product.uri}/part-0000.parquet' WHERE col = 2 ORDER BY row"
     ).fetchall()
     chips = [products.chip_at(WORLD, 2021, 2, r) for r in range(40)]
     assert [f[0] for f in found] == [c.chip_id for c in chips]
-    assert np.array_equal(np.array([f[1] for f in found], store), drawn(chips).astype(store))
+    assert np.array_equal(np.array([f[1] for f in found], store), random_vectors(chips).astype(store))
     assert found[0][2] == chips[0].x0
 
 
@@ -125,7 +125,7 @@ def test_gpio_check_all_has_no_warning(gpio, tmp_path, store):
 
     columns = [Column(k, 0, 200) for k in range(200)]
     product = make_product(
-        tmp_path, columns=columns, per_shard=50, kiln=about(storage=store), vectors=vectors, row_group=10_000
+        tmp_path, columns=columns, per_shard=50, kiln=shard_metadata(storage=store), vectors=vectors, row_group=10_000
     )
     assert product.record["rows"] == 40_000
     done = gpio("check", "all", f"{product.uri}/part-0000.parquet")
@@ -158,13 +158,13 @@ def test_the_records_sizes_and_digests_are_those_of_the_files(grid):
 
 def test_another_vector_gives_another_tag(tmp_path):
     def other(chips):
-        vectors = drawn(chips)
+        vectors = random_vectors(chips)
         vectors[-1, -1] += 1
         return vectors
 
     tags = [
         make_product(tmp_path / n, columns=GRID[:2], vectors=v).record["tag"]
-        for n, v in (("a", drawn), ("b", drawn), ("c", other))
+        for n, v in (("a", random_vectors), ("b", random_vectors), ("c", other))
     ]
     assert tags[0] == tags[1] != tags[2]
 
@@ -173,7 +173,7 @@ def test_the_products_metadata_names_the_sources_of_every_row(grid):
     for file in open_parts(grid):
         kiln = json.loads(file.schema_arrow.metadata[b"kiln"])
         assert set(pc.unique(file.read(columns=["source"])["source"]).to_pylist()) <= set(kiln["sources"])
-        assert kiln["fingerprint"] == about()["fingerprint"]
+        assert kiln["fingerprint"] == shard_metadata()["fingerprint"]
         assert list(kiln["sources"]) == sorted(kiln["sources"])
 
 

@@ -16,7 +16,7 @@ from kiln.io.range_file import RangeFile
 from kiln.product.read import read_product
 from tests.support.chips import make_chip
 from tests.support.merges import GRID
-from tests.support.products import YEAR, about, make_product
+from tests.support.products import YEAR, make_product, shard_metadata
 
 SIDE = 512 / 12000  # degrees of a chip
 WINDOW = (-125 + 10.5 * SIDE, 50 - 14.5 * SIDE, -125 + 14.5 * SIDE, 50 - 10.5 * SIDE)  # meets 5 x 5 chips
@@ -24,7 +24,7 @@ WINDOW = (-125 + 10.5 * SIDE, 50 - 14.5 * SIDE, -125 + 14.5 * SIDE, 50 - 10.5 * 
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory):
-    kiln = about(dimensions=256, storage="float16")
+    kiln = shard_metadata(dimensions=256, storage="float16")
     product = make_product(tmp_path_factory.mktemp("read"), columns=GRID, kiln=kiln, row_group=100, part_bytes=300_000)
     assert len(product.record["files"]) > 2
     return product
@@ -68,7 +68,7 @@ def test_a_box_without_chips_gives_an_empty_frame_with_all_columns(product):
 
 
 def test_int8_vectors_stay_as_stored_with_their_scale(tmp_path):
-    product = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
+    product = make_product(tmp_path, columns=GRID[:3], kiln=shard_metadata(storage="int8", embedding="both"))
     chips = read_product(product.uri)
     vectors = np.stack(chips["embeddings"])
     assert vectors.dtype == np.int8
@@ -118,7 +118,7 @@ def test_boxes_and_chips_over_the_antimeridian(tmp_path, bbox, names, row_group)
         "middle": shapely.box(0, 0, 1, 1),
     }
     chips = [make_chip(n, chip_id=name, footprint=shape) for n, (name, shape) in enumerate(footprints.items())]
-    columns = embeddings_file.schema(2, "float32", [YEAR], about())
+    columns = embeddings_file.schema(2, "float32", [YEAR], shard_metadata())
     with embeddings_file.ShardWriter(tmp_path / "part-0000.parquet", columns, row_group) as out:
         out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
     assert set(read_product(tmp_path, bbox=bbox)["chip_id"]) == names

@@ -10,7 +10,7 @@ import pytest
 from pystac.validation import validate_dict
 
 from kiln.archives.worldcover.lattice import Column
-from tests.support.products import DIM, about, make_product
+from tests.support.products import DIM, make_product, shard_metadata
 
 GRID = [Column(k, 0, 20) for k in range(20)]
 
@@ -34,7 +34,7 @@ def assert_valid(value):
 @pytest.fixture(scope="module")
 def product(tmp_path_factory):
     run = tmp_path_factory.mktemp("stac")
-    kiln = about(dimensions=256)
+    kiln = shard_metadata(dimensions=256)
     product = make_product(run, columns=GRID, kiln=kiln, row_group=100, part_bytes=300_000)
     assert len(product.record["files"]) >= 2
     return product
@@ -77,7 +77,7 @@ def test_items_carry_what_the_embedding_extension_requires(product):
 
 
 def test_float16_is_declared(tmp_path):
-    product = make_product(tmp_path, columns=GRID[:2], kiln=about(storage="float16"))
+    product = make_product(tmp_path, columns=GRID[:2], kiln=shard_metadata(storage="float16"))
     for value in stac_objects(product).values():
         fields = value["properties"] if value["type"] == "Feature" else value
         assert fields["data_type"] == "float16"
@@ -160,12 +160,12 @@ def test_items_span_the_real_year_of_the_composite(product):
 
 def test_the_chip_size_of_quarters_is_that_of_a_quarter(tmp_path):
     lattice = {"chip_size": 512, "pixels_per_degree": 12000, "encode": "quarters"}
-    product = make_product(tmp_path, columns=GRID[:2], kiln=about(lattice=lattice))
+    product = make_product(tmp_path, columns=GRID[:2], kiln=shard_metadata(lattice=lattice))
     assert load(f"{product.uri}/collection.json")["emb:chip_layout"]["chip_size"] == [256, 256]
 
 
 def test_the_description_warns_of_untrained_weights(tmp_path):
-    product = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
+    product = make_product(tmp_path / "a", columns=GRID[:2], kiln=shard_metadata(untrained=True))
     assert "UNTRAINED" in load(f"{product.uri}/collection.json")["description"]
     product = make_product(tmp_path / "b", columns=GRID[:2])
     assert "UNTRAINED" not in load(f"{product.uri}/collection.json")["description"]
@@ -181,7 +181,7 @@ def test_a_product_without_chips_is_a_valid_collection_without_items(tmp_path):
 
 
 def test_int8_is_declared_as_linear_with_its_scale_columns(tmp_path):
-    product = make_product(tmp_path, columns=GRID[:3], kiln=about(storage="int8", embedding="both"))
+    product = make_product(tmp_path, columns=GRID[:3], kiln=shard_metadata(storage="int8", embedding="both"))
     whole = stac_objects(product)
     for value in whole.values():
         assert_valid(value)

@@ -17,7 +17,7 @@ from kiln.product.record import LedgerFile, ProductFile, ProductRecord
 from kiln.report import coverage, ledger_page
 from scripts import coverage as coverage_script
 from tests.support.chips import make_chip
-from tests.support.products import YEAR, about, make_product
+from tests.support.products import YEAR, make_product, shard_metadata
 
 GRID = [Column(k, 0, 10) for k in range(10)]
 SIDE = 512 / 12000
@@ -112,7 +112,7 @@ def test_the_longer_side_has_the_cells():
 
 
 def test_boxes_are_those_of_all_parts(tmp_path):
-    product = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
+    product = make_product(tmp_path, columns=GRID, kiln=shard_metadata(dimensions=256), row_group=20, part_bytes=60_000)
     assert len(product.record["files"]) > 1
     assert len(coverage.read_boxes(records_of(product)[0], product.uri)) == 100
 
@@ -142,7 +142,7 @@ def test_the_map_has_a_panel_for_each_product(products, tmp_path):
 
 
 def test_untrained_weights_and_missing_shards_are_marked_on_the_map(tmp_path):
-    product = make_product(tmp_path / "a", columns=GRID[:2], kiln=about(untrained=True))
+    product = make_product(tmp_path / "a", columns=GRID[:2], kiln=shard_metadata(untrained=True))
     coverage.draw_coverage(records_of(product), [product.uri], tmp_path / "a.png")
     assert pixel_counts(tmp_path / "a.png")[3] > 50
     missing = records_of(make_product(tmp_path / "b", columns=GRID[:2]), missing_shards=["x"])
@@ -214,7 +214,7 @@ def test_a_long_ledger_is_cut_after_the_failed_units_with_a_note(tmp_path, monke
 def test_untrained_weights_and_missing_shards_are_reported_on_the_page(products, tmp_path):
     assert "UNTRAINED" not in page_of(*products)
     assert "are missing" not in page_of(*products)
-    product = make_product(tmp_path, columns=GRID[:2], kiln=about(untrained=True))
+    product = make_product(tmp_path, columns=GRID[:2], kiln=shard_metadata(untrained=True))
     records = records_of(product, missing_shards=["a", "b", "c"])
     page = Page(ledger_page.ledger_page(records, [product.uri]))
     assert "UNTRAINED weights" in "".join(page.text)
@@ -251,7 +251,7 @@ TWO_SIDES = ((178.5, 0, 179.5, 1), (179.5, 0, -179.5, 1), (-179.5, 0, -178.5, 1)
 
 def product_of(folder, *footprints):
     """Write a product of one file; return its record."""
-    columns = embeddings_file.schema(2, "float32", [YEAR], about())
+    columns = embeddings_file.schema(2, "float32", [YEAR], shard_metadata())
     folder.mkdir()
     with embeddings_file.ShardWriter(folder / "part-0000.parquet", columns) as out:
         chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]

@@ -8,7 +8,7 @@ from kiln.archives.worldcover.lattice import Column
 from kiln.product.record import ProductRecord
 from kiln.report.run_summary import IndexSummary, summary_text
 from scripts import summary as summary_script
-from tests.support.products import about, make_product
+from tests.support.products import make_product, shard_metadata
 
 GRID = [Column(k, 0, 10) for k in range(10)]
 EXACT = {"search": "exact", "rows": 1234, "recall_at_10": 1.0}
@@ -18,7 +18,7 @@ EXACT = {"search": "exact", "rows": 1234, "recall_at_10": 1.0}
 def products(tmp_path_factory):
     run = tmp_path_factory.mktemp("summary")
     return (
-        make_product(run, 2020, columns=[Column(k, 0, 200) for k in range(10)], kiln=about(untrained=True)),
+        make_product(run, 2020, columns=[Column(k, 0, 200) for k in range(10)], kiln=shard_metadata(untrained=True)),
         make_product(run, 2021, columns=GRID, fail=lambda c: "no" if c == 1 else "", skip=lambda c, r: r == 0),
     )
 

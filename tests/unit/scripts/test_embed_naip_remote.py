@@ -10,7 +10,7 @@ from tests.support.naip_scenes import requester_pays_bucket, scene_pixels, write
 
 
 @pytest.fixture
-def scene_server(tmp_path, serve, impatient):
+def scene_server(tmp_path, serve, gdal_without_retries):
     """A server of two scenes, and plans of their local and remote archives."""
     scenes = {
         f"/{k}": write_scene(tmp_path / "near", k, scene_pixels(seed=n)).read_bytes() for n, k in enumerate(ND_KEYS[:2])

@@ -19,7 +19,7 @@ from tests.support.naip_scenes import scene_pixels, write_scene
 
 
 @pytest.fixture
-def slow_server(tmp_path, serve, impatient):
+def slow_server(tmp_path, serve, gdal_without_retries):
     """A server of four scenes, the second without a valid pixel, and a plan of them as one shard."""
     pixels = [scene_pixels(seed=1), np.zeros((4, 32, 32), np.uint8), scene_pixels(seed=3), scene_pixels(seed=4)]
     scenes = [write_scene(tmp_path / "near", k, p).read_bytes() for k, p in zip(ND_KEYS, pixels, strict=False)]
@@ -116,7 +116,7 @@ def test_two_jobs_of_one_shard_at_once_leave_the_same_file_and_no_checkpoints(tm
     assert read_files(tmp_path / "checkpoints") == {}
 
 
-@pytest.mark.usefixtures("forgetful")
+@pytest.mark.usefixtures("gdal_without_cache")
 def test_throttling_during_a_job_loses_no_finished_scene(tmp_path, slow_server, encoded, capsys, encoder_file):
     server, units = slow_server
     more = ["--batch-size", 2, "--read-threads", 1, "--checkpoints", tmp_path / "checkpoints"]
@@ -142,7 +142,7 @@ def test_throttling_during_a_job_loses_no_finished_scene(tmp_path, slow_server, 
     check_resumed_job(server, encoded, tmp_path, argv, tmp_path / "shards", tmp_path / "checkpoints")
 
 
-@pytest.mark.usefixtures("forgetful")
+@pytest.mark.usefixtures("gdal_without_cache")
 def test_a_shard_with_too_many_failures_resumes_once_its_scene_is_repaired(
     tmp_path, slow_server, encoded, capsys, encoder_file
 ):
@@ -183,7 +183,7 @@ def test_checkpoints_of_another_archive_are_not_used(tmp_path, capsys, encoded, 
     assert read_files(tmp_path / "shards") == read_files(tmp_path / "without")
 
 
-@pytest.mark.usefixtures("forgetful")
+@pytest.mark.usefixtures("gdal_without_cache")
 @pytest.mark.parametrize("how", ["other size", "same size", "other etag", "no etag"])
 def test_checkpoints_of_replaced_scenes_are_not_used(tmp_path, serve, capsys, encoder_file, how):
     paths = [write_scene(tmp_path / "near", k, scene_pixels(seed=n), compress=None) for n, k in enumerate(ND_KEYS[:2])]

@@ -288,8 +288,8 @@ def test_a_refusing_server_ends_the_job_before_the_weights_load(tmp_path, capsys
     [
         (["--max-cloud", "1.5"], "--max-cloud: expected 1 or less, got '1.5'"),
         (["--offset-max-dark-fraction", "-1"], "--offset-max-dark-fraction: expected 0 or more, got '-1'"),
-        (["--rewrite", "nothing"], "--rewrite: String should match pattern"),
-        (["--rewrite", "=x"], "--rewrite: String should match pattern"),
+        (["--rewrite", "nothing"], "--rewrite: expected text that matches ^[^=]+=.+$"),
+        (["--rewrite", "=x"], "--rewrite: expected text that matches ^[^=]+=.+$"),
     ],
 )
 def test_wrong_flags_are_errors_that_name_them(tmp_path, capsys, encoder_file, more, message):

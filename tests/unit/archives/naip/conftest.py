@@ -13,7 +13,7 @@ from tests.support.naip_scenes import (
 
 
 @pytest.fixture
-def scene_server(tmp_path, serve, monkeypatch, impatient):
+def scene_server(tmp_path, serve, monkeypatch, gdal_without_retries):
     """A web server of two scenes of several strips, which are also on disk."""
     monkeypatch.setattr(raster_reading, "MIN_STRIP_ROWS", 16)
     pixels = [scene_pixels(seed=n) for n in range(2)]
@@ -25,7 +25,7 @@ def scene_server(tmp_path, serve, monkeypatch, impatient):
 
 
 @pytest.fixture
-def paid_bucket(tmp_path, bucket, forgetful):
+def paid_bucket(tmp_path, bucket, gdal_without_cache):
     """The requester-pays bucket with two scenes."""
     scenes = {key: write_scene(tmp_path, key, scene_pixels(seed=n)) for n, key in enumerate((KEY, OTHER_KEY))}
     with requester_pays_bucket(scenes):

@@ -47,7 +47,7 @@ def test_a_throttled_tile_is_a_transient_error_and_a_missing_one_fails_its_chips
     assert all("changed since the archive" in e.reason for e in read_events(source))
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("gdal_without_retries")
 def test_a_broken_connection_is_a_transient_error(tmp_path, serve):
     path = write_tile(tmp_path, 2021, 10, 45, random_pixels(400, 1))
     data = path.read_bytes()

@@ -5,7 +5,7 @@ import pytest
 
 from kiln.archives.worldcover.lattice import Column
 from tests.support.builds import GRID, INT8
-from tests.support.products import about, make_product
+from tests.support.products import make_product, shard_metadata
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def many(tmp_path_factory):
 
     run = tmp_path_factory.mktemp("many")
     columns = [Column(k, 0, 100) for k in range(60)]
-    return make_product(run, columns=columns, per_shard=20, kiln=about(dimensions=dim), vectors=vectors)
+    return make_product(run, columns=columns, per_shard=20, kiln=shard_metadata(dimensions=dim), vectors=vectors)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError, SourceError
 from kiln.explorer.build import builder, recall
 from kiln.explorer.database import ExplorerDatabase
-from tests.support.builds import build_of, ready
+from tests.support.builds import build_database, read_vectors
 from tests.support.explorers import similar
-from tests.support.products import about, make_product
+from tests.support.products import make_product, shard_metadata
 
 
 def test_ivf_sq_is_built_above_the_threshold_and_its_recall_is_true(tmp_path, many, monkeypatch):
     monkeypatch.setattr(builder, "MIN_INDEXED_ROWS", 2000)
-    measured = build_of(tmp_path / "db", many)
+    measured = build_database(tmp_path / "db", many)
     assert (measured["rows"], measured["search"]) == (6000, "IVF_SQ")
     assert 0.95 <= measured["recall_at_10"] <= 1
     db = ExplorerDatabase(str(tmp_path / "db"))
@@ -32,29 +32,29 @@ def test_ivf_sq_is_built_above_the_threshold_and_its_recall_is_true(tmp_path, ma
 
 
 def test_search_is_exact_below_the_threshold(tmp_path, many):
-    measured = build_of(tmp_path / "db", many)
+    measured = build_database(tmp_path / "db", many)
     assert (measured["search"], measured["recall_at_10"]) == ("exact", 1.0)
     assert not ExplorerDatabase(str(tmp_path / "db")).indexed
 
 
 def test_poor_recall_is_refused_and_readers_keep_the_old_version(tmp_path, two, many, monkeypatch):
-    build_of(tmp_path / "db", two[0])
-    before = ready(tmp_path / "db")
+    build_database(tmp_path / "db", two[0])
+    before = read_vectors(tmp_path / "db")
     monkeypatch.setattr(builder, "MIN_INDEXED_ROWS", 2000)
     monkeypatch.setattr(builder, "MIN_RECALL", 1.01)
     with pytest.raises(SourceError, match="the old version stays tagged"):
-        build_of(tmp_path / "db", many)
-    assert ready(tmp_path / "db") == before
+        build_database(tmp_path / "db", many)
+    assert read_vectors(tmp_path / "db") == before
 
 
 @pytest.mark.parametrize(("measured", "good"), [(0.949, False), (0.95, True)])
 def test_a_recall_under_095_fails(tmp_path, two, monkeypatch, measured, good):
     monkeypatch.setattr(builder, "measure_recall", lambda chips: {"rows": 100, "recall_at_10": measured})
     if good:
-        assert build_of(tmp_path / "db", two[0])["recall_at_10"] == measured
+        assert build_database(tmp_path / "db", two[0])["recall_at_10"] == measured
     else:
         with pytest.raises(SourceError, match=r"recall@10 is 0\.949, under 0\.95"):
-            build_of(tmp_path / "db", two[0])
+            build_database(tmp_path / "db", two[0])
         with pytest.raises(ConfigError, match="no finished explorer database"):
             ExplorerDatabase(str(tmp_path / "db"))
 
@@ -70,13 +70,13 @@ def test_recall_is_measured_for_chips_and_for_means_of_marks(monkeypatch):
 
 def test_rows_added_later_are_found_through_the_index(tmp_path, many, monkeypatch):
     monkeypatch.setattr(builder, "MIN_INDEXED_ROWS", 2000)
-    build_of(tmp_path / "db", many)
+    build_database(tmp_path / "db", many)
     rng = np.random.default_rng(9)
     more = make_product(
-        tmp_path, 2020, columns=[Column(k, 0, 50) for k in range(4)], kiln=about(dimensions=64),
+        tmp_path, 2020, columns=[Column(k, 0, 50) for k in range(4)], kiln=shard_metadata(dimensions=64),
         vectors=lambda chips: 30 + rng.standard_normal((len(chips), 64)),
     )  # fmt: skip
-    measured = build_of(tmp_path / "db", many, more)
+    measured = build_database(tmp_path / "db", many, more)
     assert (measured["rows"], measured["search"]) == (6200, "IVF_SQ")
     db = ExplorerDatabase(str(tmp_path / "db"))
     hits = similar(db, np.full(64, 30.0), 10)

@@ -6,60 +6,60 @@ import pytest
 
 from kiln.errors import ConfigError
 from scripts import build_index
-from tests.support.builds import GRID, build_of, ready, wanted
-from tests.support.products import WORLD, about, chip_at, drawn, make_product
+from tests.support.builds import GRID, build_database, product_vectors, read_vectors
+from tests.support.products import WORLD, chip_at, make_product, random_vectors, shard_metadata
 
 # --------------------------------------------------------------------------------------------- select and limits
 
 
 def test_select_takes_datasets_partitions_years_and_bbox(tmp_path, two):
-    assert build_of(tmp_path / "a", *two, partitions=("2020",))["rows"] == 100
-    assert set(ready(tmp_path / "a")) == set(wanted(two[0]))
-    assert build_of(tmp_path / "b", *two, years=(2021,))["rows"] == 100
-    assert set(ready(tmp_path / "b")) == set(wanted(two[1]))
+    assert build_database(tmp_path / "a", *two, partitions=("2020",))["rows"] == 100
+    assert set(read_vectors(tmp_path / "a")) == set(product_vectors(two[0]))
+    assert build_database(tmp_path / "b", *two, years=(2021,))["rows"] == 100
+    assert set(read_vectors(tmp_path / "b")) == set(product_vectors(two[1]))
     side = 512 / 12000
     box = (-125.0, 50 - 2 * side, -125 + 3 * side, 50.0)
-    assert build_of(tmp_path / "c", *two, bbox=box)["rows"] == 2 * 3 * 2
+    assert build_database(tmp_path / "c", *two, bbox=box)["rows"] == 2 * 3 * 2
     want = {chip_at(WORLD, y, c, r).chip_id for y in (2020, 2021) for c in range(3) for r in range(2)}
-    assert set(ready(tmp_path / "c")) == want
-    assert build_of(tmp_path / "d", *two, datasets=("worldcover",), years=(2020, 2021))["rows"] == 200
+    assert set(read_vectors(tmp_path / "c")) == want
+    assert build_database(tmp_path / "d", *two, datasets=("worldcover",), years=(2020, 2021))["rows"] == 200
 
 
 def test_another_selection_changes_the_rows(tmp_path, two):
-    build_of(tmp_path / "db", *two, years=(2021,))
-    assert build_of(tmp_path / "db", *two)["rows"] == 200
-    assert ready(tmp_path / "db") == wanted(*two)
-    assert build_of(tmp_path / "db", *two, years=(2020,))["rows"] == 100
-    assert ready(tmp_path / "db") == wanted(two[0])
+    build_database(tmp_path / "db", *two, years=(2021,))
+    assert build_database(tmp_path / "db", *two)["rows"] == 200
+    assert read_vectors(tmp_path / "db") == product_vectors(*two)
+    assert build_database(tmp_path / "db", *two, years=(2020,))["rows"] == 100
+    assert read_vectors(tmp_path / "db") == product_vectors(two[0])
 
 
 @pytest.mark.parametrize("select", [{"datasets": ("naip",)}, {"partitions": ("1999",)}])
 def test_a_selection_of_no_product_is_refused(tmp_path, two, select):
     with pytest.raises(ConfigError, match="leaves no product"):
-        build_of(tmp_path / "db", *two, **select)
+        build_database(tmp_path / "db", *two, **select)
 
 
 def test_more_than_max_rows_is_refused_not_cut(tmp_path, two):
     with pytest.raises(ConfigError, match=r"index\.select\.max_rows: expected at most 150 chips, got 200"):
-        build_of(tmp_path / "db", *two, max_rows=150)
-    assert build_of(tmp_path / "db", *two, max_rows=200)["rows"] == 200
+        build_database(tmp_path / "db", *two, max_rows=150)
+    assert build_database(tmp_path / "db", *two, max_rows=200)["rows"] == 200
 
 
 def test_more_than_max_rows_of_a_selection_is_refused_and_the_old_version_stays(tmp_path, two):
-    build_of(tmp_path / "db", two[0])
+    build_database(tmp_path / "db", two[0])
     side = 512 / 12000
     box = (-125.0, 50 - 10 * side, -125 + 4 * side, 50.0)
     with pytest.raises(ConfigError, match=r"max_rows: expected at most 60 chips"):
-        build_of(tmp_path / "db", *two, bbox=box, max_rows=60)
-    assert ready(tmp_path / "db") == wanted(two[0])
-    assert build_of(tmp_path / "db", *two, bbox=box, max_rows=80)["rows"] == 80
+        build_database(tmp_path / "db", *two, bbox=box, max_rows=60)
+    assert read_vectors(tmp_path / "db") == product_vectors(two[0])
+    assert build_database(tmp_path / "db", *two, bbox=box, max_rows=80)["rows"] == 80
 
 
 def test_growing_past_max_rows_is_refused_and_the_old_version_stays(tmp_path, two):
-    build_of(tmp_path / "db", two[0], years=(2020, 2021), max_rows=150)
+    build_database(tmp_path / "db", two[0], years=(2020, 2021), max_rows=150)
     with pytest.raises(ConfigError, match="max_rows: expected at most 150 chips, got 200"):
-        build_of(tmp_path / "db", *two, years=(2020, 2021), max_rows=150)
-    assert ready(tmp_path / "db") == wanted(two[0])
+        build_database(tmp_path / "db", *two, years=(2020, 2021), max_rows=150)
+    assert read_vectors(tmp_path / "db") == product_vectors(two[0])
 
 
 def test_the_main_refuses_an_unknown_key_of_select(tmp_path, two, capsys):
@@ -106,7 +106,7 @@ def test_a_product_of_another_size_than_its_record_is_named(tmp_path, capsys):
 
 
 def test_a_missing_part_is_named(tmp_path, capsys):
-    product = make_product(tmp_path, columns=GRID, kiln=about(dimensions=256), row_group=20, part_bytes=60_000)
+    product = make_product(tmp_path, columns=GRID, kiln=shard_metadata(dimensions=256), row_group=20, part_bytes=60_000)
     assert len(product.record["files"]) > 1
     (Path(product.uri) / "part-0001.parquet").unlink()
     code, message = run_index(capsys, tmp_path / "db", product)
@@ -117,7 +117,7 @@ def test_a_missing_part_is_named(tmp_path, capsys):
 
 def test_a_vector_beyond_float16_is_named(tmp_path, capsys):
     def huge(chips):
-        vectors = drawn(chips)
+        vectors = random_vectors(chips)
         vectors[17] *= 1e7
         return vectors
 

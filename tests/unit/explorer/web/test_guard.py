@@ -3,7 +3,7 @@
 import time
 
 from kiln.explorer.web.settings import Rate
-from tests.support.explorers_server import refused
+from tests.support.explorers_server import error_text
 from tests.support.products import WORLD, chip_at
 
 CHIP = chip_at(WORLD, 2021, 4, 3)
@@ -16,7 +16,7 @@ def test_too_many_requests_are_refused_with_a_waiting_time(run, other):
     assert 429 in codes
     searches = [server.post("/api/search", {"likes": [CHIP.chip_id]}) for _ in range(4)]
     assert [a.status_code for a in searches[:2]] == [200, 200]
-    assert "too many requests: wait 1 s" in refused(searches[3], 429)
+    assert "too many requests: wait 1 s" in error_text(searches[3], 429)
     assert searches[3].headers["retry-after"] == "1"
     time.sleep(1.1)
     assert server.post("/api/search", {"likes": [CHIP.chip_id]}).status_code == 200

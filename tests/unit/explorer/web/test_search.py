@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.explorers_server import refused
-from tests.support.products import WORLD, chip_at, drawn
+from tests.support.explorers_server import error_text
+from tests.support.products import WORLD, chip_at, random_vectors
 
 CHIP = chip_at(WORLD, 2021, 4, 3)
 FACTS = {
@@ -20,7 +20,7 @@ FACTS = {
 def nearest(k, year=None):
     """Return the nearest chips of CHIP, computed by NumPy: ids and cosines."""
     chips = [chip_at(WORLD, y, c, r) for y in (2020, 2021) for c in range(10) for r in range(10)]
-    unit = drawn(chips).astype(np.float16).astype(np.float64)
+    unit = random_vectors(chips).astype(np.float16).astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     cosine = unit @ unit[[c.chip_id for c in chips].index(CHIP.chip_id)]
     order = [
@@ -80,35 +80,35 @@ def test_an_area_outside_the_data_gives_no_result_and_the_bounds_of_the_data(web
     ],
 )
 def test_wrong_searches_are_refused_with_a_reason(web, body, message):
-    assert message in refused(web.post("/api/search", body), 422)
+    assert message in error_text(web.post("/api/search", body), 422)
 
 
 def test_unknown_marks_are_refused(web):
-    message = refused(web.post("/api/search", {"likes": [CHIP.chip_id, "gone:1", "gone:2"]}), 404)
+    message = error_text(web.post("/api/search", {"likes": [CHIP.chip_id, "gone:1", "gone:2"]}), 404)
     assert message == "no chip 'gone:1' and 1 more in this database"
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'{"k": NaN}', b"\xff\xfe", b"[" * 100_000])
 def test_a_body_without_valid_json_is_refused(web, data):
-    refused(web.post("/api/search", data=data, headers={"Content-Type": "application/json"}), 400)
+    error_text(web.post("/api/search", data=data, headers={"Content-Type": "application/json"}), 400)
 
 
 def test_too_large_a_request_is_refused(web):
     headers = {"Content-Type": "application/json"}
-    assert "at most 2 MB" in refused(web.post("/api/search", data=b" " * (3 << 20), headers=headers), 413)
+    assert "at most 2 MB" in error_text(web.post("/api/search", data=b" " * (3 << 20), headers=headers), 413)
     pieces = (b" " * 65536 for _ in range(100))  # of unknown length
     try:
         answer = web.post("/api/search", data=pieces, headers=headers)
     except ConnectionError:  # the server closed the connection during the upload
         return
-    refused(answer, 413)
+    error_text(answer, 413)
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_results_are_exported_as_geojson_and_geoparquet(web, tmp_path, embeddings):
     body = {"likes": [CHIP.chip_id], "k": 7, "embeddings": embeddings}
     ids, cosine = nearest(7)
-    vectors = drawn([CHIP]).astype(np.float16)
+    vectors = random_vectors([CHIP]).astype(np.float16)
     for kind, name in (("geojson", "similar.geojson"), ("geoparquet", "similar.parquet")):
         answer = web.post("/api/export", body | {"format": kind})
         assert answer.headers["content-disposition"] == f'attachment; filename="{name}"'
@@ -130,8 +130,8 @@ def test_results_are_exported_as_geojson_and_geoparquet(web, tmp_path, embedding
             got = np.stack(frame["embeddings"]).astype(float)
             unit = got / np.linalg.norm(got, axis=1, keepdims=True)
             assert unit @ (vectors[0] / np.linalg.norm(vectors[0].astype(float))) == pytest.approx(cosine, abs=1e-3)
-    refused(web.post("/api/export", body | {"format": "shapefile"}), 422)
-    refused(web.post("/api/export", body | {"embeddings": "yes"}), 422)
+    error_text(web.post("/api/export", body | {"format": "shapefile"}), 422)
+    error_text(web.post("/api/export", body | {"embeddings": "yes"}), 422)
 
 
 def test_an_empty_export_is_a_valid_file(web, tmp_path):

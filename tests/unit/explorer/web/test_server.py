@@ -10,7 +10,7 @@ from PIL import Image
 
 from kiln.explorer.web import version
 from tests.support import explorers
-from tests.support.explorers_server import refused
+from tests.support.explorers_server import error_text
 from tests.support.products import WORLD, chip_at
 
 CHIP = chip_at(WORLD, 2021, 4, 3)
@@ -77,7 +77,7 @@ def test_the_projects_page_needs_nothing_inline(web):
 
 def test_only_this_machines_names_are_answered(web):
     for name in ("evil.example", "127.0.0.1.evil.example", ""):
-        assert "Use one of these names" in refused(web.get("/api/about", headers={"Host": name}), 421)
+        assert "Use one of these names" in error_text(web.get("/api/about", headers={"Host": name}), 421)
     for name in ("localhost:1", "[::1]:8765", "LOCALHOST"):
         assert web.get("/api/about", headers={"Host": name}).status_code == 200
 
@@ -86,16 +86,16 @@ def test_only_this_machines_names_are_answered(web):
 def test_cross_site_requests_are_refused(web, path):
     """A form of another page can send these types without a preflight request; JSON needs one, which is not allowed."""
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
-        refused(web.post(path, data='{"likes": ["x"]}', headers={"Content-Type": kind}), 415)
+        error_text(web.post(path, data='{"likes": ["x"]}', headers={"Content-Type": kind}), 415)
     assert (
         "access-control-allow-origin" not in web.get("/api/about", headers={"Origin": "https://evil.example"}).headers
     )
 
 
 def test_wrong_methods_and_routes_are_refused_in_json(web):
-    refused(web.get("/api/search"), 405)
-    refused(web.get("/api/nothing"), 404)
-    refused(web.get("/api/tiles/coverage/a/0/0.png"), 404)
+    error_text(web.get("/api/search"), 405)
+    error_text(web.get("/api/nothing"), 404)
+    error_text(web.get("/api/tiles/coverage/a/0/0.png"), 404)
 
 
 def test_tiles_are_drawn_and_not_sent_twice(web):
@@ -115,7 +115,7 @@ def test_tiles_are_drawn_and_not_sent_twice(web):
     "path", ["coverage/25/0/0", "coverage/3/8/0", "nothing/3/0/0", "colours/0/0/0.png?years=x", "colours/0/0/0.png?q=1"]
 )
 def test_wrong_tiles_are_refused(web, path):
-    refused(web.get(f"/api/tiles/{path}" + ("" if "png" in path else ".png")), 422)
+    error_text(web.get(f"/api/tiles/{path}" + ("" if "png" in path else ".png")), 422)
 
 
 def test_outlines_are_those_of_the_chips_in_view(web):
@@ -137,7 +137,7 @@ def test_too_many_outlines_are_counted(web, monkeypatch):
 
 @pytest.mark.parametrize("query", ["", "bbox=1,2,3", "bbox=a,b,c,d", "bbox=0,5,1,2", "bbox=0,0,1,1&max_cloud=2"])
 def test_wrong_views_are_refused(web, query):
-    refused(web.get(f"/api/chips?{query}"), 422)
+    error_text(web.get(f"/api/chips?{query}"), 422)
 
 
 def test_a_chip_is_found_by_id_and_by_place(web):
@@ -152,11 +152,11 @@ def test_a_chip_is_found_by_id_and_by_place(web):
 
 
 def test_missing_chips_and_wrong_places_are_refused(web):
-    assert "no chip 'worldcover:x'" in refused(web.get("/api/chip?id=worldcover:x"), 404)
-    assert "the nearest is worldcover:" in refused(web.get("/api/chip?at=-125.2,49.9"), 404)
-    assert "no chip covers 10.0, 10.0" in refused(web.get("/api/chip?at=10,10"), 404)
+    assert "no chip 'worldcover:x'" in error_text(web.get("/api/chip?id=worldcover:x"), 404)
+    assert "the nearest is worldcover:" in error_text(web.get("/api/chip?at=-125.2,49.9"), 404)
+    assert "no chip covers 10.0, 10.0" in error_text(web.get("/api/chip?at=10,10"), 404)
     for query in ("", "at=1", "at=a,b", "at=500,0", "at=nan,1", f"id={CHIP.chip_id}&at=1,1"):
-        refused(web.get(f"/api/chip?{query}"), 422)
+        error_text(web.get(f"/api/chip?{query}"), 422)
 
 
 def test_an_empty_database_is_served(tmp_path, other):
@@ -165,8 +165,8 @@ def test_an_empty_database_is_served(tmp_path, other):
     assert (about["rows"], about["datasets"], about["bounds"], about["example"]) == (0, [], None, None)
     assert server.get("/api/tiles/coverage/3/1/1.png").status_code == 200
     assert server.get("/api/chips?bbox=-180,-90,180,90").json()["features"] == []
-    assert "the database is empty" in refused(server.post("/api/search", {"likes": ["x"]}), 422)
-    assert "the database is empty" in refused(server.get("/api/chip?at=0,0"), 404)
+    assert "the database is empty" in error_text(server.post("/api/search", {"likes": ["x"]}), 422)
+    assert "the database is empty" in error_text(server.get("/api/chip?at=0,0"), 404)
 
 
 def test_a_bug_is_answered_without_details(web, monkeypatch):
@@ -175,5 +175,6 @@ def test_a_bug_is_answered_without_details(web, monkeypatch):
 
     monkeypatch.setattr(version, "search", broken)
     assert (
-        refused(web.post("/api/search", {"likes": [CHIP.chip_id]}), 500) == "the server failed; its log has the reason"
+        error_text(web.post("/api/search", {"likes": [CHIP.chip_id]}), 500)
+        == "the server failed; its log has the reason"
     )
