@@ -66,7 +66,7 @@ def shard_metadata(info: SourceInfo, header: Mapping[str, Any], identity: str, o
         "embedding": options.embedding,
         "dimensions": geometry["dim"],
         "precision": header["precision"],
-        "storage": options.vector_dtype,
+        "vector_dtype": options.vector_dtype,
         **vectors.dequantisation_metadata(options.vector_dtype, options.embedding),
         "normalisation": {"bands": sensor.bands, "mean": sensor.mean, "std": sensor.std},
         "wavelengths": sensor.wavelengths,

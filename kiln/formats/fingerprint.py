@@ -61,7 +61,7 @@ def fingerprint(
             **({"patches": True} if patches else {}),
             "weights": weights,
             "precision": precision,
-            "storage": dtype,
+            "vector_dtype": dtype,
             "metadata": metadata,
             "gsd": gsd,
             "max_nodata": float(max_nodata),

@@ -40,7 +40,7 @@ def patches_metadata(lattice: Mapping[str, Any], patch: int, dimensions: int) ->
         The shape [rows, columns, D] of a chip's patches, and their dtype.
     """
     side = lattice["chip_size"] // (2 if lattice.get("encode") == "quarters" else 1) // patch
-    return {"shape": [side, side, dimensions], "storage": "float16"}
+    return {"shape": [side, side, dimensions], "vector_dtype": "float16"}
 
 
 def schema(metadata: Mapping[str, Any]) -> pa.Schema:

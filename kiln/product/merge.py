@@ -29,7 +29,7 @@ from kiln.product.order import ProductOrder, hilbert_order
 from kiln.product.record import LedgerFile, ProductFile, ProductRecord, write_record
 
 LEDGER = "ledger.parquet"
-ONE_VALUE_KEYS = ("fingerprint", "partition", "storage", "dimensions")  # equal in the metadata of all shards
+ONE_VALUE_KEYS = ("fingerprint", "partition", "vector_dtype", "dimensions")  # equal in the metadata of all shards
 log = logging.getLogger(__name__)
 
 
@@ -126,7 +126,7 @@ def merge(
         metadata["missing_shards"] = sorted(missing)
     keep = None
     if options.deduplicate:
-        metadata["unique"] = True
+        metadata["deduplicated"] = True
         result = deduplicate(paths, ledger)
         keep, ledger = result.keep, subtract_removed(ledger, result.removed)
     parts = write_parts(paths, product, metadata, hilbert_order(paths, keep), options)

@@ -74,7 +74,7 @@ class ProductRecord:
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object of the record's file."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values | ({"unique": True} if values.pop("deduplicated") else {})
+        return values | ({"deduplicated": True} if values.pop("deduplicated") else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -87,7 +87,7 @@ class ProductRecord:
                 "files": tuple(ProductFile(**file) for file in values["files"]),
                 "ledger": LedgerFile(**values["ledger"]),
                 "stac": tuple(values["stac"]),
-                "deduplicated": bool(values.get("unique")),
+                "deduplicated": bool(values.get("deduplicated")),
             }
         )
 

@@ -123,14 +123,14 @@ def _fields(metadata: Mapping[str, Any], provenance: Provenance) -> Json:
         "emb:dimensions": metadata["dimensions"],
         "emb:chip_layout": {"layout_type": "regular_grid", "chip_size": [chip, chip], "stride": [chip, chip]},
         "emb:temporal_resolution": provenance.temporal_resolution,
-        "data_type": metadata["storage"],
+        "data_type": metadata["vector_dtype"],
         **({} if metadata["gsd"] == "actual" else {"gsd": metadata["gsd"]}),
     }
 
 
 def _quantization(metadata: Mapping[str, Any]) -> Json:
     """Return how numbers are stored; int8 rows have a scale each, while the extension's `scale` is one of all rows."""
-    vector_dtype = metadata["storage"]
+    vector_dtype = metadata["vector_dtype"]
     quantization: Json = {"method": "none", "original_dtype": "float32", "quantized_dtype": vector_dtype}
     if vector_dtype == "int8":
         columns = {name: vectors.SCALES[name] for name in vectors.KINDS[metadata["embedding"]]}

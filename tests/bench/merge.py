@@ -82,7 +82,7 @@ def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vect
 
 def make_shards(folder: Path, size: float, storage: vectors.VectorDtype) -> list[str]:
     """Write shards of about `size` bytes in total; return their names. All have the same vectors in another order."""
-    kiln = shard_metadata(dimensions=DIM, storage=storage)
+    kiln = shard_metadata(dimensions=DIM, vector_dtype=storage)
     columns = embeddings_file.schema(DIM, storage, [pa.field("year", pa.int16())], kiln)
     rng = np.random.default_rng(0)
     values = rng.standard_normal((ACROSS * DEEP, DIM), np.float32)

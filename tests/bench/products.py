@@ -78,19 +78,21 @@ def recall(true: np.ndarray, found: np.ndarray) -> float:
     return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(true.tolist(), found.tolist(), strict=True)]))
 
 
-def product(chips: list[Any], floats: vectors.Columns, storage: Any, embedding: Any, folder: Path) -> dict[str, Any]:
+def product(
+    chips: list[Any], floats: vectors.Columns, vector_dtype: Any, embedding: Any, folder: Path
+) -> dict[str, Any]:
     """Write and read a product of a vector dtype and embedding kind; return its size and its recall by kind."""
     kinds = vectors.KINDS[embedding]
     exact = {name: floats["embeddings" if kind == "class" else "embeddings_mean"] for name, kind in kinds.items()}
-    kiln = shard_metadata(dimensions=DIM, storage=storage, embedding=embedding)
-    columns = embeddings_file.schema(DIM, storage, [YEAR], kiln, embedding)
-    path = folder / f"{storage}-{embedding}.parquet"
+    kiln = shard_metadata(dimensions=DIM, vector_dtype=vector_dtype, embedding=embedding)
+    columns = embeddings_file.schema(DIM, vector_dtype, [YEAR], kiln, embedding)
+    path = folder / f"{vector_dtype}-{embedding}.parquet"
     with embeddings_file.ShardWriter(path, columns) as out:
-        out.append(chips, vectors.store(exact, storage))
+        out.append(chips, vectors.store(exact, vector_dtype))
     queries = np.sort(np.random.default_rng(1).permutation(len(chips))[:QUERIES])
     rows = pq.read_table(path)
     row: dict[str, Any] = {
-        "storage": storage,
+        "vector_dtype": vector_dtype,
         "embedding": embedding,
         "mb_per_million": round(path.stat().st_size / len(chips)),  # bytes per chip equal MB per million chips
         "recall": {},
@@ -126,16 +128,17 @@ def main(argv: list[str] | None = None) -> None:
     cosines = ", ".join(f"{kind} {value:.3f}" for kind, value in mean_cosines.items())
     print(f"{len(chips)} chips of {args.chip} px, {DIM} numbers, {args.depth} blocks; mean cosine: {cosines}")
     print(f"{'':18} {'a million chips':>15}   {'recall@10 of stored':>19}   {'of float16 of them':>19}")
-    print(f"{'storage':8} {'embedding':9} {'GB':>15}   {'class':>9} {'mean':>9}   {'class':>9} {'mean':>9}")
+    print(f"{'vector_dtype':8} {'embedding':9} {'GB':>15}   {'class':>9} {'mean':>9}   {'class':>9} {'mean':>9}")
     rows = []
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as folder:
-        for storage in vectors.VECTOR_DTYPES:
+        for vector_dtype in vectors.VECTOR_DTYPES:
             for embedding in vectors.EMBEDDINGS:
-                f = product(chips, floats, storage, embedding, Path(folder))
+                f = product(chips, floats, vector_dtype, embedding, Path(folder))
                 rows.append(f)
                 size = f["mb_per_million"] / 1000
                 print(
-                    f"{storage:8} {embedding:9} {size:15.2f}     {shown(f['recall'])}     {shown(f['recall_float16'])}"
+                    f"{vector_dtype:8} {embedding:9} {size:15.2f}     {shown(f['recall'])}"
+                    f"     {shown(f['recall_float16'])}"
                 )
     machine = {
         "machine": platform.machine(),
@@ -145,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     about = {"bench": "products", **machine, "chips": len(chips), "mean_cosine": mean_cosines}
     print(json.dumps({**about, "products": rows}))
-    if low := [f for f in rows if min(f["recall"].values()) < MIN_RECALL[f["storage"]]]:
+    if low := [f for f in rows if min(f["recall"].values()) < MIN_RECALL[f["vector_dtype"]]]:
         raise SystemExit(f"recall is below {MIN_RECALL}: {low}")
 
 

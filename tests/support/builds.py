@@ -18,7 +18,7 @@ from tests.support.products import DIM, MergedProduct, random_vectors, shard_met
 
 GRID = [Column(k, 0, 10) for k in range(10)]  # 100 chips
 OTHER = shard_metadata(weights_sha256="b6" * 32, fingerprint="0e" * 32)  # of another model
-INT8 = shard_metadata(fingerprint="2b" * 32, storage="int8", embedding="both")
+INT8 = shard_metadata(fingerprint="2b" * 32, vector_dtype="int8", embedding="both")
 ENTRY = {"name": "tiles", "layout": "earth-index", "model": "another model"}
 
 

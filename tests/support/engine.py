@@ -37,7 +37,7 @@ class Echo:
 
 
 def embed(
-    source, encoder, path, *, storage="float32", batch=4, threads=2, ahead=1 << 20, allowed=1.0, dim=4,
+    source, encoder, path, *, vector_dtype="float32", batch=4, threads=2, ahead=1 << 20, allowed=1.0, dim=4,
     embedding="class", patches=None,
 ):  # fmt: skip
     return pipeline.embed(
@@ -45,8 +45,8 @@ def embed(
         lambda: encoder,
         dim,
         path,
-        {"patches": {"shape": [2, 2, dim], "storage": "float16"}} if patches else {},
-        policy=EmbedPolicy("zeros", 10.0, storage, embedding, patches is not None),
+        {"patches": {"shape": [2, 2, dim], "vector_dtype": "float16"}} if patches else {},
+        policy=EmbedPolicy("zeros", 10.0, vector_dtype, embedding, patches is not None),
         budget=Budget(batch, threads, ahead),
         max_failed_fraction=allowed,
         patch_path=patches,

@@ -40,7 +40,7 @@ def shard_metadata(**changes: Any) -> dict[str, Any]:
         "embedding": "class",
         "dimensions": DIM,
         "precision": "float32",
-        "storage": "float32",
+        "vector_dtype": "float32",
         "normalisation": {"bands": ["red"], "mean": [1.0], "std": [1.0]},
         "wavelengths": [0.665],
         "gsd": 10.0,
@@ -99,7 +99,7 @@ def stored(chips: Sequence[Chip], values: np.ndarray, kiln: dict[str, Any]) -> v
     """Return the columns that a file with this `kiln` metadata stores. Mean vectors are drawn with another seed."""
     kinds = {name: values if kind == kiln["embedding"] or kind == "class" else random_vectors(chips, values.shape[1], 1)
              for name, kind in vectors_.KINDS[kiln["embedding"]].items()}  # fmt: skip
-    return vectors_.store({name: np.asarray(v, np.float32) for name, v in kinds.items()}, kiln["storage"])
+    return vectors_.store({name: np.asarray(v, np.float32) for name, v in kinds.items()}, kiln["vector_dtype"])
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def write_shard(
     `skip` selects the chips that count as nodata. `fail` returns the reason why a column fails, or an empty string.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    year, dim, store = int(kiln["partition"]), kiln["dimensions"], kiln["storage"]
+    year, dim, store = int(kiln["partition"]), kiln["dimensions"], kiln["vector_dtype"]
     entries, chips = [], []
     for c in columns:
         unit = Unit(unit_id(lattice, year, c), c.rows, "s3://esa-worldcover-s2", "e1")

@@ -53,4 +53,4 @@ def chip_layout(chip: int, offset_max_dark_fraction: float = OFFSET_MAX_DARK_FRA
         raise ConfigError(
             f"offset_max_dark_fraction: expected a fraction, 0 to 1, got {offset_max_dark_fraction}. Correct it."
         )
-    return {"chip_size": chip, "lattice": "scene", "contradicted": float(offset_max_dark_fraction)}
+    return {"chip_size": chip, "lattice": "scene", "offset_max_dark_fraction": float(offset_max_dark_fraction)}

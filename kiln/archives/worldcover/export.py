@@ -51,7 +51,7 @@ def export_product(year: str, parts: Sequence[str], ledger: str, out: str, versi
             )
         for column in planned_columns(ledger, metadata["lattice"]):
             name = f"worldcover_embeddings_{year}_{column}_v{version}.gpq"
-            _write_column(paths, column, metadata["storage"], storage.join(out, name))
+            _write_column(paths, column, metadata["vector_dtype"], storage.join(out, name))
             names.append(name)
     return names
 

@@ -20,7 +20,7 @@ CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
 def write_file(path: Path, values: np.ndarray, stored: vectors.VectorDtype = "float32", offset: int = 0) -> Path:
     """Write an embeddings file of chips from number `offset` on, with these vectors [n, D]."""
     columns = embeddings_file.schema(
-        values.shape[1], stored, [YEAR], shard_metadata(storage=stored, dimensions=values.shape[1])
+        values.shape[1], stored, [YEAR], shard_metadata(vector_dtype=stored, dimensions=values.shape[1])
     )
     with embeddings_file.ShardWriter(path, columns) as out:
         out.append(CHIPS[offset : offset + len(values)], vectors.store({"embeddings": values}, stored))
@@ -72,7 +72,7 @@ def test_stored_whole_numbers_are_read_with_their_scale(tmp_path: Path, drawn: n
     storage.write_bytes(f"{bucket}/b.parquet", second.read_bytes())
     a, b = read_vectors(str(first), "embeddings"), read_vectors(f"{bucket}/b.parquet", "embeddings")
     assert np.abs(a.values - b.values).max() < np.abs(drawn).max() / 127
-    assert setting_differences(a.metadata, b.metadata) == ["storage: float32 and int8"]
+    assert setting_differences(a.metadata, b.metadata) == ["vector_dtype: float32 and int8"]
 
 
 def test_int8_vectors_of_a_real_job_have_cosines_above_0_999(

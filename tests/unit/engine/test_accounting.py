@@ -58,7 +58,7 @@ def test_a_chip_missing_from_the_source_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("storage", "value", "written"),
+    ("vector_dtype", "value", "written"),
     [
         ("float32", float("nan"), False),
         ("float32", float("inf"), False),
@@ -71,16 +71,16 @@ def test_a_chip_missing_from_the_source_is_an_error(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_a_vector_that_is_not_finite_as_stored_is_counted_and_never_written(tmp_path, storage, value, written):
+def test_a_vector_that_is_not_finite_as_stored_is_counted_and_never_written(tmp_path, vector_dtype, value, written):
     chips = [make_chip(n) for n in range(1, 8)]
-    outcome = embed(ListSource(chips, {"u": 7}), Echo({3: value}), tmp_path / "o", storage=storage)
+    outcome = embed(ListSource(chips, {"u": 7}), Echo({3: value}), tmp_path / "o", vector_dtype=vector_dtype)
     (entry,) = outcome.ledger.to_pylist()
     assert (entry["embedded"], entry["failed"]) == ((7, 0) if written else (6, 1))
-    assert entry["reason"] == ("" if written else f"vector not finite in {storage}")
+    assert entry["reason"] == ("" if written else f"vector not finite in {vector_dtype}")
     rows = pq.read_table(tmp_path / "o")
     assert ("u:3" in rows["chip_id"].to_pylist()) == written
     vectors = np.stack(rows["embeddings"].to_numpy())
-    assert vectors.dtype == storage
+    assert vectors.dtype == vector_dtype
     assert np.isfinite(vectors).all()
 
 

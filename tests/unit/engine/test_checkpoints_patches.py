@@ -15,7 +15,7 @@ from kiln.io import storage
 from kiln.model.embedder import EmbedPolicy
 from tests.support.checkpoints import CHECKPOINTED, METADATA, SHARD, Scenes, checkpoint_names
 
-PATCHES_METADATA = METADATA | {"patches": {"shape": [2, 2, 32], "storage": "float16"}}
+PATCHES_METADATA = METADATA | {"patches": {"shape": [2, 2, 32], "vector_dtype": "float16"}}
 
 
 class RandomScenes(Scenes):

@@ -109,7 +109,7 @@ def test_patches_are_next_to_the_ledger_if_the_file_is_elsewhere(tmp_path, encod
     assert set(files(tmp_path / "any")) == {"o"}
     patches = pq.read_table(result.patches)
     assert patches["chip_id"].equals(pq.read_table(result.output)["chip_id"])
-    assert metadata_of(result.patches)["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
+    assert metadata_of(result.patches)["patches"] == {"shape": [2, 2, 32], "vector_dtype": "float16"}
 
 
 def test_the_metadata_describes_source_weights_and_options(tmp_path, encoder_file):
@@ -132,7 +132,7 @@ def test_the_metadata_describes_source_weights_and_options(tmp_path, encoder_fil
         "embedding": "class",
         "dimensions": 32,
         "precision": "float32",
-        "storage": "float32",
+        "vector_dtype": "float32",
         "normalisation": {"bands": ["a", "b"], "mean": [0.0, 0.0], "std": [1.0, 1.0]},
         "wavelengths": [0.5, 0.6],
         "gsd": 10.0,

@@ -111,8 +111,8 @@ def test_rows_that_wait_for_their_row_group_hold_no_pixels(tmp_path):
 # ------------------------------------------------------------------------------------ class, mean, both and all patches
 
 
-@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, encoder, storage):
+@pytest.mark.parametrize("vector_dtype", vectors.VECTOR_DTYPES)
+def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, encoder, vector_dtype):
     rng = np.random.default_rng(11)
     pixels = rng.normal(size=(7, 2, 16, 16)).astype(np.float32)
     pixels[3, 0, 0, 0] = np.nan
@@ -125,7 +125,7 @@ def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, 
         for again in (0, 1):
             path, patch_path = tmp_path / f"{embedding}{again}", tmp_path / f"{embedding}{again}.patches"
             outcome = embed(
-                ListSource(events(), {"u": 7}), encoder, path, storage=storage, dim=32, embedding=embedding,
+                ListSource(events(), {"u": 7}), encoder, path, vector_dtype=vector_dtype, dim=32, embedding=embedding,
                 patches=patch_path, batch=2 + again,
             )  # fmt: skip
             assert (outcome.ledger["failed"].to_pylist(), outcome.rows) == ([1], 6)
@@ -133,7 +133,10 @@ def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, 
         assert tables[embedding]["chip_id"].to_pylist() == [f"u:{n}" for n in (0, 1, 2, 4, 5, 6)]
         patch_rows = pq.read_table(patch_path)
         assert patch_rows["chip_id"].equals(tables[embedding]["chip_id"])
-        assert json.loads(patch_rows.schema.metadata[b"kiln"])["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
+        assert json.loads(patch_rows.schema.metadata[b"kiln"])["patches"] == {
+            "shape": [2, 2, 32],
+            "vector_dtype": "float16",
+        }
         patches = np.array(patch_rows["patches"].to_pylist(), np.float32).reshape(6, 4, 32)
         for name, kind in vectors.KINDS[embedding].items():
             stored = vectors.read(tables[embedding], name)
@@ -146,13 +149,13 @@ def test_files_of_every_kind_hold_the_same_chips_and_are_reproducible(tmp_path, 
 
 def test_the_same_batches_give_the_same_bytes_in_every_kind(tmp_path, encoder):
     pixels = np.random.default_rng(12).normal(size=(9, 2, 16, 16)).astype(np.float32)
-    for storage, embedding in itertools.product(vectors.VECTOR_DTYPES, vectors.EMBEDDINGS):
+    for vector_dtype, embedding in itertools.product(vectors.VECTOR_DTYPES, vectors.EMBEDDINGS):
         seen = set()
         for again in range(2):
             events = [make_chip(n, pixels=p.copy()) for n, p in enumerate(pixels)]
             path, patch_path = tmp_path / f"{again}", tmp_path / f"{again}.patches"
             embed(
-                ListSource(events, {"u": 9}), encoder, path, storage=storage, dim=32, embedding=embedding,
+                ListSource(events, {"u": 9}), encoder, path, vector_dtype=vector_dtype, dim=32, embedding=embedding,
                 patches=patch_path, threads=1 + again,
             )  # fmt: skip
             seen.add((path.read_bytes(), patch_path.read_bytes()))

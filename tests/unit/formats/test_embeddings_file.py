@@ -23,14 +23,14 @@ WHEN = datetime(2021, 6, 1, tzinfo=UTC)
 YEAR = [pa.field("year", pa.int16())]
 
 
-def write(path, chips, dim=4, storage="float32", row_group=ROW_GROUP, batch=3, about=None):
+def write(path, chips, dim=4, vector_dtype="float32", row_group=ROW_GROUP, batch=3, about=None):
     """Write chips in batches as the engine does; each vector counts up from the chip's column."""
-    columns = embeddings_file.schema(dim, storage, YEAR, about or {"model": "x"})
+    columns = embeddings_file.schema(dim, vector_dtype, YEAR, about or {"model": "x"})
     with embeddings_file.ShardWriter(path, columns, row_group) as out:
         for at in range(0, len(chips), batch):
             some = chips[at : at + batch]
             values = {"embeddings": np.array([[c.col + d / 8 for d in range(dim)] for c in some], np.float32)}
-            out.append(some, vectors.store(values, storage))
+            out.append(some, vectors.store(values, vector_dtype))
     return path
 
 
@@ -38,13 +38,13 @@ def geo_of(path):
     return json.loads(pq.read_metadata(path).metadata[b"geo"])
 
 
-@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_the_columns_are_those_of_the_contract(tmp_path, storage):
-    columns = pq.read_schema(write(tmp_path / "o", [make_chip(1)], storage=storage))
+@pytest.mark.parametrize("vector_dtype", vectors.VECTOR_DTYPES)
+def test_the_columns_are_those_of_the_contract(tmp_path, vector_dtype):
+    columns = pq.read_schema(write(tmp_path / "o", [make_chip(1)], vector_dtype=vector_dtype))
     types = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
-    scale = [("scale", pa.float32(), False)] if storage == "int8" else []
+    scale = [("scale", pa.float32(), False)] if vector_dtype == "int8" else []
     bbox = pa.struct([(n, pa.float64()) for n in ("xmin", "ymin", "xmax", "ymax")])
-    vector = pa.list_(pa.field("element", types[storage], nullable=False), 4)
+    vector = pa.list_(pa.field("element", types[vector_dtype], nullable=False), 4)
     assert [(f.name, f.type, f.nullable) for f in columns] == [
         ("chip_id", pa.string(), False),
         ("embeddings", vector, False),
@@ -78,7 +78,7 @@ def test_both_kinds_lie_side_by_side_each_with_its_scale():
 
 
 def test_duckdb_and_geopandas_read_int8_and_its_scale(tmp_path):
-    path = write(tmp_path / "o.parquet", [make_chip(n) for n in range(1, 6)], storage="int8")
+    path = write(tmp_path / "o.parquet", [make_chip(n) for n in range(1, 6)], vector_dtype="int8")
     frame = geopandas.read_parquet(path)
     numbers = np.stack(frame["embeddings"]).astype("float32") * frame["scale"].to_numpy()[:, None]
     assert np.abs(numbers - np.array([[n + d / 8 for d in range(4)] for n in range(1, 6)])).max() < 0.03
@@ -150,19 +150,22 @@ def test_row_groups_have_a_size_for_remote_reads(tmp_path):
     assert 32_000 <= found.row_group(0).num_rows <= 50_000
 
 
-@pytest.mark.parametrize(("storage", "split"), [("float32", True), ("float16", False)])
-def test_columns_are_zstd_and_float32_vectors_split_by_byte(tmp_path, storage, split):
-    group = pq.ParquetFile(write(tmp_path / "o", [make_chip(n) for n in range(9)], storage=storage)).metadata.row_group(
-        0
-    )
+@pytest.mark.parametrize(("vector_dtype", "split"), [("float32", True), ("float16", False)])
+def test_columns_are_zstd_and_float32_vectors_split_by_byte(tmp_path, vector_dtype, split):
+    group = pq.ParquetFile(
+        write(tmp_path / "o", [make_chip(n) for n in range(9)], vector_dtype=vector_dtype)
+    ).metadata.row_group(0)
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
     assert {c.compression for c in columns.values()} == {"ZSTD"}
     assert ("BYTE_STREAM_SPLIT" in columns["embeddings.list.element"].encodings) == split
 
 
-@pytest.mark.parametrize("storage", ["float32", "float16"])
-def test_a_file_without_rows_has_the_same_columns_and_is_read_by_geopandas(tmp_path, storage):
-    empty, full = write(tmp_path / "e", [], storage=storage), write(tmp_path / "f", [make_chip(1)], storage=storage)
+@pytest.mark.parametrize("vector_dtype", ["float32", "float16"])
+def test_a_file_without_rows_has_the_same_columns_and_is_read_by_geopandas(tmp_path, vector_dtype):
+    empty, full = (
+        write(tmp_path / "e", [], vector_dtype=vector_dtype),
+        write(tmp_path / "f", [make_chip(1)], vector_dtype=vector_dtype),
+    )
     assert pq.read_schema(empty).equals(pq.read_schema(full))
     assert len(geopandas.read_parquet(empty)) == 0
     geo = geo_of(empty)
@@ -183,9 +186,9 @@ def test_the_bytes_of_rows_do_not_depend_on_how_they_are_appended(tmp_path_facto
     folder = tmp_path_factory.mktemp("cuts")
     count, row_group = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 12))
     state = pa.field("state", pa.dictionary(pa.int32(), pa.string()))
-    storage = data.draw(st.sampled_from(["float32", "float16", "int8"]))
+    vector_dtype = data.draw(st.sampled_from(["float32", "float16", "int8"]))
     embedding = data.draw(st.sampled_from(["class", "both"]))
-    columns = embeddings_file.schema(4, storage, [*YEAR, state], {"model": "x"}, embedding)
+    columns = embeddings_file.schema(4, vector_dtype, [*YEAR, state], {"model": "x"}, embedding)
     chips = [
         make_chip(
             n * 37, extra={"year": 2021, "state": ["nd", "va", None][n * n % 3]}, datetime=None if n % 4 else WHEN
@@ -193,7 +196,7 @@ def test_the_bytes_of_rows_do_not_depend_on_how_they_are_appended(tmp_path_facto
         for n in range(count)
     ]
     drawn = np.random.default_rng(1).normal(size=(2, count, 4)).astype(np.float32)
-    stored = vectors.store(dict(zip(vectors.KINDS[embedding], drawn, strict=False)), storage)
+    stored = vectors.store(dict(zip(vectors.KINDS[embedding], drawn, strict=False)), vector_dtype)
     one = folder / "one"
     with embeddings_file.ShardWriter(one, columns, row_group) as out:
         for n in range(count):

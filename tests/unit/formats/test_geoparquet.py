@@ -17,7 +17,7 @@ from tests.support.products import DIM, WORLD, YEAR, chip_at, random_vectors, sh
 
 def write(path, groups, *, store="float32"):
     """Write one row group for each list of (col, row)."""
-    columns = embeddings_file.schema(DIM, store, [YEAR], shard_metadata(storage=store))
+    columns = embeddings_file.schema(DIM, store, [YEAR], shard_metadata(vector_dtype=store))
     with GeoParquetWriter(path, columns) as out:
         for places in groups:
             chips = [chip_at(WORLD, 2021, c, r) for c, r in places]
@@ -80,12 +80,12 @@ def test_only_float32_vectors_are_split_by_byte(tmp_path, store, split):
 
 
 def test_the_schema_is_read_back_as_it_was_written(tmp_path):
-    columns = embeddings_file.schema(DIM, "float16", [YEAR], shard_metadata(storage="float16"))
+    columns = embeddings_file.schema(DIM, "float16", [YEAR], shard_metadata(vector_dtype="float16"))
     read = write(tmp_path / "a.parquet", [[(0, 0)]], store="float16").schema_arrow
     assert read.remove_metadata().equals(columns.remove_metadata())
     assert read.field("embeddings").type == pa.list_(pa.field("element", pa.float16(), nullable=False), DIM)
     assert read.field("bbox").type == BBOX
-    assert json.loads(read.metadata[b"kiln"]) == shard_metadata(storage="float16")
+    assert json.loads(read.metadata[b"kiln"]) == shard_metadata(vector_dtype="float16")
 
 
 def test_equal_rows_make_equal_files(tmp_path):

@@ -46,11 +46,11 @@ def test_half_goes_to_even_and_zeros_have_scale_one():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_a_vector_that_is_not_finite_is_detected_in_every_type(storage, bad):
+@pytest.mark.parametrize("vector_dtype", vectors.VECTOR_DTYPES)
+def test_a_vector_that_is_not_finite_is_detected_in_every_type(vector_dtype, bad):
     values = np.ones((3, 4), np.float32)
     values[1, 2] = bad
-    assert vectors.finite_rows(vectors.store({"embeddings": values}, storage)).tolist() == [True, False, True]
+    assert vectors.finite_rows(vectors.store({"embeddings": values}, vector_dtype)).tolist() == [True, False, True]
 
 
 def test_values_beyond_float16_are_detected_and_fit_int8():
@@ -67,16 +67,16 @@ def test_a_row_is_invalid_if_one_of_its_two_kinds_is_not_finite():
 
 
 @pytest.mark.parametrize("embedding", vectors.EMBEDDINGS)
-@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
-def test_numbers_are_read_back_from_sliced_and_chunked_columns(storage, embedding):
+@pytest.mark.parametrize("vector_dtype", vectors.VECTOR_DTYPES)
+def test_numbers_are_read_back_from_sliced_and_chunked_columns(vector_dtype, embedding):
     rng = np.random.default_rng(3)
     names = list(vectors.KINDS[embedding])
     values = {n: rng.normal(size=(20, 8)).astype(np.float32) * 10 for n in names}
-    columns = pa.schema(vectors.fields(8, storage, embedding))
-    stored = vectors.to_arrow(vectors.store(values, storage), columns)
+    columns = pa.schema(vectors.fields(8, vector_dtype, embedding))
+    stored = vectors.to_arrow(vectors.store(values, vector_dtype), columns)
     whole = pa.table([stored[f.name] for f in columns], schema=columns)
     cut = pa.concat_tables([whole.slice(0, 7), whole.slice(7)])
-    step = {"float32": 0.0, "float16": 0.05, "int8": 0.2}[storage]
+    step = {"float32": 0.0, "float16": 0.05, "int8": 0.2}[vector_dtype]
     for name in names:
         assert np.abs(vectors.read(whole, name) - values[name]).max() <= step
         assert np.array_equal(vectors.read(cut, name), vectors.read(whole, name))

@@ -143,9 +143,9 @@ def test_a_deduplicated_product_is_marked_and_does_not_depend_on_memory_or_shard
     assert all(s == seen[0] for s in seen)
     assert len(rows) == len({(r["col"], r["row"]) for r in rows})
     kiln = json.loads(pq.read_schema(tmp_path / "1" / "part-0000.parquet").metadata[b"kiln"])
-    assert (record["unique"], kiln["unique"]) == (True, True)
+    assert (record["deduplicated"], kiln["deduplicated"]) == (True, True)
     plain = merge_shards(names, tmp_path / "s", tmp_path / "plain")
-    assert "unique" not in plain
+    assert "deduplicated" not in plain
     assert plain["rows"] > record["rows"]
     again = write_scenes(tmp_path / "t", {"all": scenes})
     assert {r["chip_id"] for r in merged(tmp_path / "t", again, tmp_path / "q")[1]} == {r["chip_id"] for r in rows}
@@ -183,6 +183,6 @@ def test_the_main_deduplicates_a_product(tmp_path):
     argv = [f"--plan={tmp_path}/plan.jsonl", f"--shards={tmp_path}/s", f"--product={tmp_path}/p"]
     merge_script.main([*argv, "--deduplicate"])
     record = json.loads((tmp_path / "p.json").read_text())
-    assert (record["rows"], record["unique"]) == (1, True)
+    assert (record["rows"], record["deduplicated"]) == (1, True)
     merge_script.main(argv)
     assert json.loads((tmp_path / "p.json").read_text())["rows"] == 2

@@ -104,7 +104,7 @@ def test_vectors_and_footprints_are_the_products(exported):
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_the_type_of_the_vectors_is_kept(tmp_path, store):
-    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=shard_metadata(storage=store))
+    product = make_product(tmp_path, columns=COLUMNS[:2], kiln=shard_metadata(vector_dtype=store))
     (name, _) = export_product(product.record_file, str(tmp_path / "exported"))
     kind = pq.read_schema(tmp_path / "exported" / name).field("embeddings").type
     assert kind.value_type == {"float32": pa.float32(), "float16": pa.float16()}[store]
@@ -160,7 +160,7 @@ def test_an_export_to_s3_has_the_same_files(bucket, product, exported):
 
 
 def test_int8_is_written_as_the_float32_it_stands_for(tmp_path):
-    kiln = shard_metadata(storage="int8", embedding="both")
+    kiln = shard_metadata(vector_dtype="int8", embedding="both")
     product = make_product(tmp_path / "run", columns=COLUMNS[:1], kiln=kiln)
     export_product(product.record_file, str(tmp_path / "exported"))
     file = tmp_path / "exported" / "worldcover_embeddings_2021_0_v002.gpq"

@@ -64,10 +64,10 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 # ---------------------------------------------------------------------------------------- types and kinds of vectors
 
 
-@pytest.mark.parametrize("storage", vectors.VECTOR_DTYPES)
+@pytest.mark.parametrize("vector_dtype", vectors.VECTOR_DTYPES)
 @pytest.mark.parametrize("embedding", ["mean", "both"])
-def test_vectors_of_every_type_and_kind_are_unchanged_with_their_scales(tmp_path, storage, embedding):
-    kiln = shard_metadata(storage=storage, embedding=embedding, dimensions=64, patches={"shape": [2, 2, 64]})
+def test_vectors_of_every_type_and_kind_are_unchanged_with_their_scales(tmp_path, vector_dtype, embedding):
+    kiln = shard_metadata(vector_dtype=vector_dtype, embedding=embedding, dimensions=64, patches={"shape": [2, 2, 64]})
     _, names, folder = write_shards(tmp_path, columns=GRID[:12], kiln=kiln, skip=lambda c, r: (c * r) % 5 == 1)
     seen = []
     for memory in (1, 200_000, 1 << 30):
@@ -81,13 +81,13 @@ def test_vectors_of_every_type_and_kind_are_unchanged_with_their_scales(tmp_path
     assert after.sort_by("chip_id").replace_schema_metadata(None).equals(before.replace_schema_metadata(None))
     assert after.schema.remove_metadata().equals(before.schema.remove_metadata())
     metadata = json.loads(after.schema.metadata[b"kiln"])
-    assert (metadata["storage"], metadata["embedding"]) == (storage, embedding)
+    assert (metadata["vector_dtype"], metadata["embedding"]) == (vector_dtype, embedding)
     assert "patches" not in metadata, "patches stay next to the shards"
 
 
 def test_vectors_that_begin_within_a_buffer_are_sorted_correctly(tmp_path):
     """Batches end within row groups, so that vectors begin in the middle of their buffers."""
-    _, names, folder = write_shards(tmp_path, columns=GRID[:9], kiln=shard_metadata(storage="int8"), row_group=70)
+    _, names, folder = write_shards(tmp_path, columns=GRID[:9], kiln=shard_metadata(vector_dtype="int8"), row_group=70)
     with pytest.MonkeyPatch.context() as patch:
         for size in (1, 9_000, 64 << 20):
             patch.setattr(external_sort, "READ_BYTES", size)
@@ -108,7 +108,7 @@ def test_an_error_leaves_no_temporary_file_or_thread(tmp_path, monkeypatch):
 
 
 def test_a_disk_without_direct_writes_gets_the_same_bytes(tmp_path, monkeypatch):
-    _, names, folder = write_shards(tmp_path, columns=GRID[:6], kiln=shard_metadata(storage="float16"))
+    _, names, folder = write_shards(tmp_path, columns=GRID[:6], kiln=shard_metadata(vector_dtype="float16"))
     merge_shards(names, folder, str(tmp_path / "direct"), memory=1, row_group=40)
     opened, refused = os.open, []
 

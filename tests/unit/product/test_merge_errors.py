@@ -64,7 +64,7 @@ def test_a_file_that_is_no_shard_is_named(broken, capsys):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"fingerprint": "0e" * 32}, {"partition": "2020"}, {"storage": "float16"}, {"dimensions": 16}]
+    "changes", [{"fingerprint": "0e" * 32}, {"partition": "2020"}, {"vector_dtype": "float16"}, {"dimensions": 16}]
 )
 def test_shards_of_different_settings_are_refused(broken, changes):
     _, names, folder, product = broken

@@ -72,7 +72,7 @@ def test_geo_bbox_is_that_of_each_parts_own_rows(grid):
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
-    product = make_product(tmp_path, columns=GRID[:4], kiln=shard_metadata(storage=store))
+    product = make_product(tmp_path, columns=GRID[:4], kiln=shard_metadata(vector_dtype=store))
     (file,) = open_parts(product)
     kind = file.schema_arrow.field("embeddings").type
     assert pa.types.is_fixed_size_list(kind)
@@ -91,7 +91,7 @@ def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
 
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_duckdb_reads_the_vectors(tmp_path, store):
-    product = make_product(tmp_path, columns=GRID[:4], kiln=shard_metadata(storage=store))
+    product = make_product(tmp_path, columns=GRID[:4], kiln=shard_metadata(vector_dtype=store))
     found = duckdb.sql(
         f"SELECT chip_id, embeddings, bbox.xmin FROM '{product.uri}/part-0000.parquet' WHERE col = 2 ORDER BY row"
     ).fetchall()
@@ -125,7 +125,12 @@ def test_gpio_check_all_has_no_warning(gpio, tmp_path, store):
 
     columns = [Column(k, 0, 200) for k in range(200)]
     product = make_product(
-        tmp_path, columns=columns, per_shard=50, kiln=shard_metadata(storage=store), vectors=vectors, row_group=10_000
+        tmp_path,
+        columns=columns,
+        per_shard=50,
+        kiln=shard_metadata(vector_dtype=store),
+        vectors=vectors,
+        row_group=10_000,
     )
     assert product.record["rows"] == 40_000
     done = gpio("check", "all", f"{product.uri}/part-0000.parquet")

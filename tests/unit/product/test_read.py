@@ -24,7 +24,7 @@ WINDOW = (-125 + 10.5 * SIDE, 50 - 14.5 * SIDE, -125 + 14.5 * SIDE, 50 - 10.5 * 
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory):
-    kiln = shard_metadata(dimensions=256, storage="float16")
+    kiln = shard_metadata(dimensions=256, vector_dtype="float16")
     product = make_product(tmp_path_factory.mktemp("read"), columns=GRID, kiln=kiln, row_group=100, part_bytes=300_000)
     assert len(product.record["files"]) > 2
     return product
@@ -68,7 +68,7 @@ def test_a_box_without_chips_gives_an_empty_frame_with_all_columns(product):
 
 
 def test_int8_vectors_stay_as_stored_with_their_scale(tmp_path):
-    product = make_product(tmp_path, columns=GRID[:3], kiln=shard_metadata(storage="int8", embedding="both"))
+    product = make_product(tmp_path, columns=GRID[:3], kiln=shard_metadata(vector_dtype="int8", embedding="both"))
     chips = read_product(product.uri)
     vectors = np.stack(chips["embeddings"])
     assert vectors.dtype == np.int8

@@ -77,7 +77,7 @@ def test_items_carry_what_the_embedding_extension_requires(product):
 
 
 def test_float16_is_declared(tmp_path):
-    product = make_product(tmp_path, columns=GRID[:2], kiln=shard_metadata(storage="float16"))
+    product = make_product(tmp_path, columns=GRID[:2], kiln=shard_metadata(vector_dtype="float16"))
     for value in stac_objects(product).values():
         fields = value["properties"] if value["type"] == "Feature" else value
         assert fields["data_type"] == "float16"
@@ -181,7 +181,7 @@ def test_a_product_without_chips_is_a_valid_collection_without_items(tmp_path):
 
 
 def test_int8_is_declared_as_linear_with_its_scale_columns(tmp_path):
-    product = make_product(tmp_path, columns=GRID[:3], kiln=shard_metadata(storage="int8", embedding="both"))
+    product = make_product(tmp_path, columns=GRID[:3], kiln=shard_metadata(vector_dtype="int8", embedding="both"))
     whole = stac_objects(product)
     for value in whole.values():
         assert_valid(value)

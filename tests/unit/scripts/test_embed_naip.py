@@ -311,9 +311,9 @@ def test_a_job_writes_int8_both_kinds_and_patches_with_their_metadata(
     ):
         rows, patches = pq.read_table(path), pq.read_table(patch_path)
     about = json.loads(rows.schema.metadata[b"kiln"])
-    assert (about["storage"], about["embedding"]) == ("int8", "both")
+    assert (about["vector_dtype"], about["embedding"]) == ("int8", "both")
     assert about["dequantisation"]["embeddings_mean"] == "embeddings_mean * scale_mean"
-    assert about["patches"] == {"shape": [2, 2, 32], "storage": "float16"}
+    assert about["patches"] == {"shape": [2, 2, 32], "vector_dtype": "float16"}
     assert json.loads(patches.schema.metadata[b"kiln"]) == about
     assert patches["chip_id"].equals(rows["chip_id"])
     tokens = np.array(patches["patches"].to_pylist(), np.float32).reshape(len(rows), 4, 32)
@@ -338,7 +338,7 @@ def test_kinds_types_and_patches_change_the_fingerprint_and_defaults_do_not():
     assert plain == fingerprint("naip", dtype="float32", embedding="class", patches=False, **identity, **settings)
     assert plain == digest(
         {
-            "dataset": "naip", "embedding": "class", "storage": "float32", **settings,
+            "dataset": "naip", "embedding": "class", "vector_dtype": "float32", **settings,
             "sensor": asdict(naip.sensor), "recipes": identity["recipes"],
         }
     )  # fmt: skip

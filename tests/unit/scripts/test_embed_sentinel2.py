@@ -195,7 +195,7 @@ def test_the_metadata_of_the_file_describes_its_vectors(tmp_path, run):
     bands = list(FILES)
     assert about["normalisation"] == {"bands": bands, "mean": MEAN, "std": STD}
     assert (about["wavelengths"], about["gsd"], about["metadata"]) == (WAVES, 10.0, "as_trained")
-    assert about["lattice"] == {"chip_size": 16, "lattice": "scene", "contradicted": 0.01}
+    assert about["lattice"] == {"chip_size": 16, "lattice": "scene", "offset_max_dark_fraction": 0.01}
     sizes = {str(p): {"size": p.stat().st_size} for p in written.folder.glob("*.tif")}
     assert about["sources"] == sizes
     assert set(rows[0]["sources"]) == set(sizes) - {str(written.folder / "SCL.tif")}

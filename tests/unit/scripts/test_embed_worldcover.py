@@ -113,7 +113,7 @@ def test_the_metadata_of_the_file_describes_its_vectors(flags, tmp_path, encoder
     about = json.loads(pq.read_schema(path).metadata[b"kiln"])
     assert about["weights_sha256"] == encoders.read_metadata(encoder_file)["sha256"]
     assert about["normalisation"] == {"bands": ["red", "green", "blue", "nir"], "mean": MEAN, "std": STD}
-    assert (about["untrained"], about["storage"], about["precision"]) == (True, "float16", "float32")
+    assert (about["untrained"], about["vector_dtype"], about["precision"]) == (True, "float16", "float32")
     assert about["lattice"] == {"chip_size": 16, "pixels_per_degree": 48, "encode": "quarters"}
     assert (about["chip_size"], about["dimensions"], about["gsd"]) == (16, 32, 10.0)
     assert about["limits"] == {"max_nodata": 0.6, "max_cloud": None}

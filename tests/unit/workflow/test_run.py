@@ -12,9 +12,9 @@ from kiln.workflow.run import Run, section_flags
 from tests import ROOT
 
 PINNED = {  # fingerprints of the sample's datasets; a change embeds archives again and belongs in CHANGELOG.md
-    "worldcover": "8cd6f2dc",
-    "naip": "b1c8a60f",
-    "sentinel2": "3320938b",
+    "worldcover": "03fb47d3",
+    "naip": "c58085c3",
+    "sentinel2": "d58caa2b",
 }
 SHARDS = {"nd-2019": ["a-001-1", "b-002-2"], "va-2016": ["c-001-3"]}
 
@@ -61,10 +61,10 @@ def test_names_follow_from_the_plan_and_the_config(tmp_path, monkeypatch, config
     run = planned(tmp_path, monkeypatch, config)
     naip = run.dataset("naip")
     assert naip.shards == SHARDS
-    assert naip.folder == "results/sample/naip-b1c8a60f"
+    assert naip.folder == "results/sample/naip-c58085c3"
     assert naip.targets()[:3] == [naip.names_file, naip.plan, f"{naip.folder}/shards/nd-2019/a-001-1.parquet"]
     assert len(naip.targets()) == 2 + 3 + 2
-    assert naip.checkpoints_folder == "checkpoints/sample/naip-b1c8a60f"
+    assert naip.checkpoints_folder == "checkpoints/sample/naip-c58085c3"
     assert len(run.selected_records()) == 6
     assert run.index_record() == f"results/sample/index/{run.index_digest()}.json"
 
