@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STACK ?= kiln
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+# Test processes: some wait for a server or a subprocess.
+WORKERS ?= $(shell expr $(CORES) + 1)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt
 BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 dry_run merge products
 export PATH := $(BIN):$(PATH)
@@ -22,11 +24,11 @@ explore: $(VENV)/.run ## open the map of the sample run in the browser (after ma
 
 test: $(VENV)/.test ## run linters, tests, and dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest -n $(CORES) --dist loadgroup tests --ignore tests/explorer --ignore tests/batch
+	pytest -n $(WORKERS) --dist loadgroup tests --ignore tests/explorer --ignore tests/batch
 
 .PHONY: test-quick
 test-quick: $(VENV)/.test ## run the unit tests only: no Snakemake, containers or browser
-	pytest -n $(CORES) --dist loadgroup tests/unit
+	pytest -n $(WORKERS) --dist loadgroup tests/unit
 
 test-explorer: $(VENV)/.test ## test the explorer in a browser with a WMS; installs both if missing (Debian, root)
 	@tests/explorer/install.sh

@@ -10,29 +10,23 @@ from kiln.sample.worldcover import make_worldcover
 from tests.support.toy_archive import ARCHIVE
 from tests.support.toy_archive.config import Config
 from tests.support.toy_archive.sample import make_sample
-from tests.workflow.conftest import Once
 from tests.workflow.workflow import CONFIG, Run
 
 SECTION = Config(archive="toy").model_dump()
 
 
-def toy_run(folder: Path) -> Run:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of WorldCover and the toy archive. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("toy")
+    make_sample(folder / "toy")
+    make_worldcover(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
     base = {key: CONFIG[key] for key in ("run", "model", "pictures", "resources")}
     world = {**CONFIG["worldcover"], "region": [-1, 43, 0, 44]}
     base |= {"datasets": ["worldcover", "toy"], "worldcover": world, "toy": SECTION}
-    return Run(folder, base=base, variables={"KILN_ARCHIVES": ARCHIVE.module})
-
-
-def make_finished(folder: Path) -> None:
-    make_sample(folder / "toy")
-    make_worldcover(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
-    toy_run(folder).snakemake("--cores", "2")
-
-
-@pytest.fixture(scope="module")
-def run(once: Once) -> Run:
-    """A finished run of WorldCover and the toy archive. Tests must not change it."""
-    return toy_run(once("finished-toy", make_finished))
+    run = Run(folder, base=base, variables={"KILN_ARCHIVES": ARCHIVE.module})
+    run.snakemake("--cores", "2")
+    return run
 
 
 def test_every_rule_runs_and_a_second_run_has_nothing_to_do(run: Run) -> None:

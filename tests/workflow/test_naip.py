@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import boto3
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -18,7 +17,7 @@ from kiln.formats.stable_shards import stable_shards
 from kiln.sample.worldcover import make_worldcover
 from tests.support import scenes
 from tests.workflow.conftest import Story
-from tests.workflow.workflow import ROOT, WITH_NAIP, Run, finished_jobs, fresh_naip, job_counts
+from tests.workflow.workflow import ROOT, WITH_NAIP, Run, finished_jobs
 
 INDEX = {"build_index": 1, "coverage": 1, "picture_similar": 1, "all": 1}
 REDO = {"embed_naip": 1, "merge_naip": 1, **INDEX}
@@ -212,33 +211,6 @@ def test_a_run_can_be_limited_to_partitions(finished_naip: Run, tmp_path: Path) 
 # ------------------------------------------------------------------------------------------------ what is lost
 
 
-def test_a_lost_shard_plan_or_weights_file_alone_is_made_again(finished_naip: Run, tmp_path: Path) -> None:
-    run = finished_naip.clone(tmp_path / "clone")
-    before, had = run.files(), times(run.shards("naip"))
-    plan, names = run.one("results/tiny/naip-*/plan-*.gz"), run.one("results/tiny/naip-*/plan-*.json")
-    plan.unlink()
-    assert finished_jobs(run.snakemake("--cores", "2")) == {"plan_naip": 1}
-    assert run.files() == before
-    names.unlink()
-    assert finished_jobs(run.snakemake("--cores", "2", "naip")) == {"plan_naip": 1}
-    assert times(had) == had
-
-    lost = run.shards("naip")[0]
-    lost.unlink()
-    assert run.jobs() == REDO
-    shutil.rmtree(run.folder / "results/models")
-    done = finished_jobs(run.snakemake("--cores", "2"))
-    assert {k: n for k, n in done.items() if not k.startswith("merge_")} == {
-        "encoder_weights": 1,
-        **{k: n for k, n in REDO.items() if not k.startswith("merge_")},
-    }, "other merges run again and give the same bytes"
-    assert run.files() == before
-    had.pop(lost)
-    assert times(had) == had
-    assert not checkpoints(run.folder)
-    assert NOTHING in run.snakemake("-n")
-
-
 def test_a_failed_shard_keeps_its_finished_scenes_for_the_retry(finished_naip: Run, tmp_path: Path) -> None:
     run = finished_naip.clone(tmp_path / "clone")
     before = run.files()
@@ -251,6 +223,9 @@ def test_a_failed_shard_keeps_its_finished_scenes_for_the_retry(finished_naip: R
     run.configure({"max_failed_fraction": 0.0})
     output = run.snakemake("--cores", "2", "naip", check=False)
     assert "max_failed_fraction" in output
+    log = run.folder / f"logs/tiny/embed_naip/nd-2021/{failing.stem}.log"
+    assert "unit_id" in log.read_text(), "the log holds the ledger of a failed shard"
+    assert "unreadable" in log.read_text()
     assert finished_jobs(output) == {"embed_naip": 1, "merge_naip": 1}, "those of the other partition"
     assert other.is_file()
     assert not failing.exists()
@@ -260,8 +235,7 @@ def test_a_failed_shard_keeps_its_finished_scenes_for_the_retry(finished_naip: R
     assert len(kept) == 2, "the scenes that can be read"
     scene.write_bytes(good)
     assert finished_jobs(run.snakemake("--cores", "2", "naip")) == {"embed_naip": 1, "merge_naip": 1, "naip": 1}
-    log = run.one(f"logs/tiny/embed_naip/nd-2021/{failing.stem}.log").read_text()
-    assert "1 reads" in log, "the broken scene alone"
+    assert "1 reads" in log.read_text(), "the broken scene alone"
     assert not checkpoints(run.folder)
     assert run.files() == before
 
@@ -334,45 +308,6 @@ def test_the_database_takes_the_selected_partitions_alone(finished_naip: Run, tm
 # -------------------------------------------------------------------------------------------------- object storage
 
 
-def test_on_object_storage_checkpoints_stay_after_a_failure_and_shards_are_the_same_bytes(
-    s3_endpoint: str, finished_naip: Run, tmp_path: Path
-) -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
-    environment = {**keys, "AWS_ENDPOINT_URL": s3_endpoint}
-    client = boto3.client(
-        "s3", endpoint_url=s3_endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="kiln-naip")
-    store = ["--default-storage-provider", "s3", "--default-storage-prefix", "s3://kiln-naip/deep"]
-    store += ["--storage-s3-endpoint-url", s3_endpoint]
-
-    def listed(below: str) -> list[str]:
-        return [o["Key"] for o in client.list_objects_v2(Bucket="kiln-naip", Prefix=below).get("Contents", [])]
-
-    changes = {"datasets": ["naip"], "naip": {"states": ["va"]}, "max_failed_fraction": 0.0}
-    run = fresh_naip(tmp_path / "run", changes)
-    scene = run.folder / "scenes" / scenes.key("va", 2016, 0)
-    good = damaged(scene)
-    output = run.snakemake("--cores", "2", "naip", *store, check=False, **environment)
-    assert "max_failed_fraction" in output
-    assert len(listed("deep/checkpoints/tiny/naip-")) == 2, "the scenes that can be read"
-    scene.write_bytes(good)
-    done = finished_jobs(run.snakemake("--cores", "2", "naip", *store, **environment))
-    assert done == {"embed_naip": 1, "merge_naip": 1, "naip": 1}
-    assert listed("deep/parts/") == []
-    found = [k for k in listed("deep/results/") if "/va-2016/" in k]
-    shards = [k for k in found if "/shards/" in k]
-    assert len(shards) == 2, "a shard and its ledger"
-    for key in found:
-        here = finished_naip.folder / key.removeprefix("deep/")
-        assert client.get_object(Bucket="kiln-naip", Key=key)["Body"].read() == here.read_bytes(), key
-    clone = fresh_naip(tmp_path / "clone", changes)
-    assert NOTHING in clone.snakemake("--cores", "1", "naip", *store, **environment)
-    client.delete_object(Bucket="kiln-naip", Key=next(k for k in shards if "ledger" not in k))
-    output = clone.snakemake("-n", "naip", *store, **environment)
-    assert job_counts(output) == {"embed_naip": 1, "merge_naip": 1, "naip": 1}
-
-
 # ------------------------------------------------------------------------------------------------------ real pixels
 
 
@@ -381,12 +316,12 @@ def test_real_scenes_are_found_by_a_search_next_to_worldcover(shared: Path | Non
         pytest.skip("needs the folder of real pixels")
     archive = shared / "archive" / "naip-analytic"
     here = {str(p.relative_to(archive)) for p in archive.rglob("*.tif")}
-    listed = [k for k in (archive / "manifest.txt").read_text().split() if k in here]
-    assert len(listed) == len(here) == 4
+    listed = [k for k in (archive / "manifest.txt").read_text().split() if k in here and parse_key(k).year == 2019]
+    assert len(listed) == 1
     make_worldcover(tmp_path / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
     (tmp_path / "manifest.txt").write_text("\n".join((archive / "manifest.txt").read_text().split()))
     states = sorted({k[:2] for k in listed})
-    naip = {"manifest": "manifest.txt", "archive": str(archive), "states": states, "years": [2014, 2016, 2019]}
+    naip = {"manifest": "manifest.txt", "archive": str(archive), "states": states, "years": [2019]}
     run = Run(tmp_path, {"naip": {**naip, "chip_size": 256}, "max_failed_fraction": 1.0}, base=WITH_NAIP)
     run.snakemake("--cores", "2", "index")
     records = [json.loads(p.read_text()) for p in run.folder.glob("results/tiny/naip-*/products/*/*.json")]
@@ -399,7 +334,7 @@ def test_real_scenes_are_found_by_a_search_next_to_worldcover(shared: Path | Non
         for k in (archive / "manifest.txt").read_text().split()
         if (s := parse_key(k)) and s.state in states and s.year in naip["years"] and k not in here
     ]
-    assert dict(units) == {"embedded": 4, **({"failed": len(absent)} if absent else {})}
+    assert dict(units) == {"embedded": 1, **({"failed": len(absent)} if absent else {})}
     chip = rows_of(run.shards("worldcover"))[0]["chip_id"]
     found = search(run, "--chip", chip, "-k", "5000")["results"]
     real = {r["source"] for r in found if r["dataset"] == "naip"}

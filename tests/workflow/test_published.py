@@ -9,7 +9,6 @@ import pytest
 import shapely
 
 from kiln.explorer.database import ExplorerDatabase
-from tests.workflow.conftest import Once
 from tests.workflow.workflow import Run
 
 ENTRY = {"name": "tiles", "files": "synced", "layout": "earth-index", "model": "another model"}
@@ -25,18 +24,14 @@ def write(folder: Path, tile: str, count: int) -> None:
     frame.to_parquet(folder / f"{tile}_2024-01-01_2025-01-01.parquet")
 
 
-def make_indexed(folder: Path) -> None:
-    folder.mkdir()
-    run = Run(folder, ALONE)
-    assert run.jobs("index") == {"build_index": 1, "index": 1}, "nothing is looked up before a job runs"
-    write(folder / "synced", "36LXK", 20)
-    run.snakemake("--cores", "1", "index")
-
-
 @pytest.fixture(scope="module")
-def indexed(once: Once) -> Run:
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of one published file of 20 rows, with its index. Tests must not change it."""
-    return Run(once("published", make_indexed), ALONE)
+    run = Run(tmp_path_factory.mktemp("published"), ALONE)
+    assert run.jobs("index") == {"build_index": 1, "index": 1}, "nothing is looked up before a job runs"
+    write(run.folder / "synced", "36LXK", 20)
+    run.snakemake("--cores", "1", "index")
+    return run
 
 
 def test_published_files_alone_make_an_explorer_which_grows_with_them(indexed: Run, tmp_path: Path) -> None:

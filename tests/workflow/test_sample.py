@@ -11,13 +11,13 @@ import pytest
 
 from tests import ROOT
 from tests.support.sample_run import PINS, content_digests
-from tests.workflow.conftest import Once
 from tests.workflow.workflow import Run
 
 
-def make_sample(folder: Path) -> None:
-    """Make the sample archive and finish its run."""
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the finished sample run. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("sample")
     environment = Run(folder).environment(PYTHONPATH=str(ROOT))
     make = [sys.executable, "-m", "kiln.sample", "--out", "sample"]
     subprocess.run(make, cwd=folder, env=environment, check=True, capture_output=True)
@@ -26,12 +26,7 @@ def make_sample(folder: Path) -> None:
         [*snakemake, "--cores", "2"], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert done.returncode == 0, done.stdout
-
-
-@pytest.fixture(scope="module")
-def sample(once: Once) -> Path:
-    """The folder of the finished sample run. Tests must not change it."""
-    return once("sample", make_sample)
+    return folder
 
 
 def test_the_content_of_the_sample_is_pinned(sample: Path) -> None:

@@ -1,7 +1,6 @@
 """Sentinel-2 through the workflow: three ways to find items, what a change redoes, and the product."""
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -27,7 +26,6 @@ from tests.support.inventories import key, keys_of, put, text
 from tests.support.items import FILES, NAME, WrittenItem, write_item
 from tests.support.stac_api import COLLECTION, StacApi
 from tests.unit.product.test_stac import assert_valid
-from tests.workflow.conftest import Once
 from tests.workflow.workflow import Run, fresh
 
 TILE = {"corner": (699_960.0, 4_900_020.0), "epsg": 32614}
@@ -92,9 +90,13 @@ def forget_plans(run: Run) -> None:
         plan.unlink()
 
 
-def make_finished(folder: Path) -> None:
-    """Finish a run of three scenes in July, in two shards, and of a fully cloudy scene of another zone."""
-    run = fresh(folder, of())
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of three scenes in July, in two shards, and of a fully cloudy scene of another zone.
+
+    Tests must not change it.
+    """
+    run = fresh(tmp_path_factory.mktemp("sentinel2") / "run", of())
     add(run, FLAT, bands={b: np.full((64, 64), level, np.uint16) for b, level in LEVELS.items()})
     scl = np.full((32, 32), 5, np.uint8)
     scl[:8], scl[8:16, :16] = 0, 9
@@ -102,12 +104,7 @@ def make_finished(folder: Path) -> None:
     add(run, OLD, style="v0")
     add(run, NAME, scl=np.full((32, 32), 8, np.uint8))
     run.snakemake("--cores", "2")
-
-
-@pytest.fixture(scope="module")
-def done(once: Once) -> Run:
-    """The run of `make_finished`. Tests must not change it."""
-    return Run(once("finished-sentinel2", make_finished), of())
+    return run
 
 
 @pytest.fixture
@@ -280,59 +277,6 @@ def test_a_deleted_shard_redoes_itself_its_months_merge_index_and_pictures(clone
     run = clone()
     shard_of(run, OLD).unlink()
     assert run.jobs() == {"embed_sentinel2": 1, "merge_sentinel2": 1, **REDO}
-
-
-def test_new_items_redo_their_shard_alone_and_a_dry_run_after_the_plan_is_exact(
-    done: Run, clone: Callable[..., Run]
-) -> None:
-    run = clone(items="s2/more.txt")
-    shutil.copy(run.folder / "s2/items.txt", run.folder / "s2/more.txt")
-    (alone,) = (n for n, p in shards(run).items() if n.startswith("14T") and len(ledger_of(p)) == 1)
-    (item,) = ledger_of(shards(run)[alone])
-    half = position(item) >> 63  # with two of July's scenes in the other half, this one has room for one more
-    days = (f"S2A_14TQP_202007{d:02d}_0_L2A" for d in range(13, 29))
-    more = next(n for n in days if position(n) >> 63 == half)
-    add(run, more, "more.txt")
-    before = times(run)
-    assert "14T-2020-07" in run.snakemake("--cores", "1", "plan")
-    assert run.jobs() == {"embed_sentinel2": 1, "merge_sentinel2": 1, **REDO}
-    add(run, "S2A_14TQP_20200801_0_L2A", "more.txt")
-    assert run.jobs("sentinel2") == {"embed_sentinel2": 1, "merge_sentinel2": 1, "sentinel2": 1}, (
-        "the new item is in no plan yet"
-    )
-    output = run.snakemake("--cores", "2", "--forcerun", "plan_sentinel2", "--", "sentinel2")
-    assert ran(output) == {"plan_sentinel2": 1, "embed_sentinel2": 2, "merge_sentinel2": 2, "sentinel2": 1}
-    after = times(run)
-    assert {n: t for n, t in after.items() if n in before} == before, "a finished shard was done again"
-    july, august = sorted(after.keys() - before.keys())
-    assert set(ledger_of(shards(run)[july])) == {item, more}
-    assert august.startswith("14T-2020-08/")
-    records = [json.loads(p.read_text()) for p in run.folder.glob("results/tiny/sentinel2-*/products/14T-*/*.json")]
-    assert sorted(r["rows"] for r in records) == [16, 42, 58]
-
-
-def test_a_failed_scene_leaves_checkpoints_of_the_others_for_the_retry(done: Run, clone: Callable[..., Run]) -> None:
-    run = clone()
-    run.configure({**of(), "max_failed_fraction": 0.0})
-    shard = next(p for n, p in shards(run).items() if n.startswith("14T") and len(ledger_of(p)) == 2)
-    good, bad = (run.one(f"s2/**/{item}") for item in ledger_of(shard))
-    before = run.files()
-    shard.unlink()
-    whole = {p: p.read_bytes() for p in (bad / "B06.tif", good / "B02.tif")}
-    (bad / "B06.tif").write_bytes(bytes(len(whole[bad / "B06.tif"])))
-    output = run.snakemake("--cores", "2", "sentinel2", check=False)
-    assert "max_failed_fraction" in output
-    assert "rededge2" in output
-    assert not shard.exists()
-    kept = list((run.folder / "checkpoints").rglob("*.parquet"))
-    assert [good.name in p.name for p in kept] == [True]
-    (bad / "B06.tif").write_bytes(whole[bad / "B06.tif"])
-    written = (good / "B02.tif").stat()
-    (good / "B02.tif").write_bytes(bytes(len(whole[good / "B02.tif"])))  # reading it again would fail
-    os.utime(good / "B02.tif", ns=(written.st_atime_ns, written.st_mtime_ns))
-    run.snakemake("--cores", "2", "sentinel2")
-    assert run.files() == before
-    assert not [p for p in (run.folder / "checkpoints").rglob("*") if p.is_file()]
 
 
 # --------------------------------------------------------------------------------------------------------- the config

@@ -66,9 +66,7 @@ class Run:
 
     def configure(self, changes: dict) -> None:
         """Write the config with other changes."""
-        text, path = yaml.safe_dump(merged(self.base, changes)), self.folder / "config.yaml"
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(merged(self.base, changes)))
 
     def command(self, *arguments: str) -> list[str]:
         snakemake = ["-m", "snakemake", "-s", str(self.root / "Snakefile"), "--directory", str(self.folder)]
@@ -150,8 +148,4 @@ def fresh_naip(folder: Path, changes: dict | None = None) -> Run:
     make_worldcover(folder / "archive", tiles=["N43W001"], years=[2021], ppd=120, seed=7)
     keys = [scenes.write(folder / "scenes", *of, n) for of, numbers in SCENES.items() for n in numbers]
     scenes.write_manifest(folder / "scenes/manifest.txt", keys)
-    return naip_run(folder, changes)
-
-
-def naip_run(folder: Path, changes: dict | None = None) -> Run:
     return Run(folder, changes or {}, base=WITH_NAIP)
