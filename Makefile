@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STACK ?= kiln
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
-# Test processes: some wait for a server or a subprocess.
-WORKERS ?= $(shell expr $(CORES) + 1)
+# One process more than cores: some tests wait for a server or a subprocess. The longest groups come first.
+PARALLEL ?= -n $(shell expr $(CORES) + 1) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt
 BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 dry_run merge products
 export PATH := $(BIN):$(PATH)
@@ -24,11 +24,11 @@ explore: $(VENV)/.run ## open the map of the sample run in the browser (after ma
 
 test: $(VENV)/.test ## run linters, tests, and dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest -n $(WORKERS) --dist loadgroup tests --ignore tests/explorer --ignore tests/batch
+	pytest $(PARALLEL) tests/workflow tests/packaging tests/unit
 
 .PHONY: test-quick
 test-quick: $(VENV)/.test ## run the unit tests only: no Snakemake, containers or browser
-	pytest -n $(WORKERS) --dist loadgroup tests/unit
+	pytest $(PARALLEL) tests/unit
 
 test-explorer: $(VENV)/.test ## test the explorer in a browser with a WMS; installs both if missing (Debian, root)
 	@tests/explorer/install.sh

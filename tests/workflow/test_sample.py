@@ -37,20 +37,15 @@ def test_the_content_of_the_sample_is_pinned(sample: Path) -> None:
     assert content_digests(sample / "results/sample") == json.loads(PINS.read_text())
 
 
-def examples() -> list[tuple[str, str]]:
-    documents = [ROOT / "README.md", ROOT / "docs/api.md"]
-    return [
-        (f"{path.name}-{number}", code)
-        for path in documents
-        if path.exists()
-        for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.S))
-    ]
-
-
-@pytest.mark.parametrize("code", [code for _, code in examples()], ids=[name for name, _ in examples()])
-def test_the_documents_python_examples_run(sample: Path, code: str) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md"])
+def test_the_python_examples_of_a_document_run(sample: Path, document: str) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.S)
+    assert examples
+    names = [f"{document}, example {n}" for n in range(len(examples))]
+    runs = [f"exec(compile({code!r}, {name!r}, 'exec'), {{}})" for code, name in zip(examples, names, strict=True)]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=sample, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-c", "\n".join(runs)],
+        cwd=sample, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
