@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STACK ?= kiln
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
-# One process more than cores: some tests wait for a server or a subprocess. The longest groups come first.
-PARALLEL ?= -n $(shell expr $(CORES) + 1) --dist loadgroup --no-loadscope-reorder
+# Tests of a file share a process, since they share finished runs. The longest files are named first.
+PARALLEL ?= -n $(CORES) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt
 BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 dry_run merge products
 export PATH := $(BIN):$(PATH)

@@ -1,16 +1,10 @@
 """Finished runs of the workflow; tests work on copies of them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.workflow.workflow import Run, finished_jobs, fresh, fresh_naip, job_counts
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep the tests of a module in one process, since they share a finished run."""
-    item.add_marker(pytest.mark.xdist_group(Path(item.path).stem))
 
 
 @pytest.fixture(scope="session")

@@ -225,7 +225,7 @@ def test_a_failed_shard_keeps_its_finished_scenes_for_the_retry(finished_naip: R
     assert "max_failed_fraction" in output
     log = run.folder / f"logs/tiny/embed_naip/nd-2021/{failing.stem}.log"
     assert "unit_id" in log.read_text(), "the log holds the ledger of a failed shard"
-    assert "unreadable" in log.read_text()
+    assert "TIFFRead" in log.read_text(), "and the reason"
     assert finished_jobs(output) == {"embed_naip": 1, "merge_naip": 1}, "those of the other partition"
     assert other.is_file()
     assert not failing.exists()
