@@ -139,10 +139,10 @@ def test_the_target_index_redoes_a_deleted_shard(finished: Run, tmp_path: Path) 
 
 def test_open_sea_alone_gives_empty_products(tmp_path: Path) -> None:
     run = fresh(tmp_path / "run", {"worldcover": {"region": [5, 43, 6, 43.5]}})
-    run.snakemake("--cores", "2")
+    run.snakemake("--cores", "2", "index")
     record = json.loads(run.one("results/tiny/worldcover-*/products/2021/*.json").read_text())
     assert (record["rows"], set(record["units"])) == (0, {"empty"})
-    assert "Nothing to be done" in run.snakemake("--cores", "2")
+    assert "Nothing to be done" in run.snakemake("-n", "index")
 
 
 def test_a_folder_with_spaces_and_a_checkout_with_spaces(tmp_path: Path) -> None:
