@@ -24,7 +24,7 @@ def strip_rows(block_rows: int) -> int:
 def read_with_retry(
     uri: str, read: Callable[[], Any], close: Callable[[], None], error_of: Callable[[RasterioError], SourceError]
 ) -> NDArray[Any]:
-    """Read pixels, and once more after a remote failure, since GDAL does not distinguish transient failures.
+    """Read pixels, and once more after a remote failure, since GDAL does not mark transient failures.
 
     Args:
         uri: The file.

@@ -181,7 +181,7 @@ def test_a_job_runs_what_the_rule_runs(planned: Cloud, dataset: str) -> None:
 def test_a_dry_run_prints_the_costs_and_submits_nothing(planned: Cloud) -> None:
     output = planned.submit("naip", "--dry-run")
     assert re.search(r"naip: \d+ shards as an array of \d+; each 2 vCPU, 8,192 MB", output)
-    numbers = r"at most ([\d,]+) chips, [\d.]+ [MG]B to read, ([\d.]+) hours of .* at 25 chips/s, compute ([\d.]+)$"
+    numbers = r"at most ([\d,]+) chips, 951\.6 MB to read, ([\d.]+) hours of .* at 25 chips/s, compute ([\d.]+)$"
     match = re.search(numbers, output, re.M)
     chips = int(match[1].replace(",", ""))
     assert match[2] == f"{chips / 25 / 3600:.2f}"
