@@ -9,7 +9,7 @@ PARALLEL ?= -n $(CORES) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint envs/constraints.txt
 BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 dry_run merge products
 export PATH := $(BIN):$(PATH)
-unexport PYTHONPATH
+unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down rulegraph wheels lock clean
 help: ## list the targets

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,15 +35,25 @@ LIGHT = (  # imported by every dry run and every worker
 HEAVY = ("torch", "rasterio", "geopandas", "lancedb", "pyarrow", "numpy", "boto3", "pydantic")
 
 
-def modules(root: Path = ROOT) -> dict[str, Path]:
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def modules() -> dict[str, Path]:
     """Return every module of the library and the scripts, by its dotted name."""
-    paths = [p for folder in ("kiln", "scripts") for p in (root / folder).rglob("*.py")]
-    return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    return {module_name(p.relative_to(ROOT)): p for f in ("kiln", "scripts") for p in (ROOT / f).rglob("*.py")}
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return every node of a module's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
 
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
     """Yield the modules of Kiln that a module imports, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] in ("kiln", "scripts"))
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("kiln", "scripts"):
@@ -71,8 +82,7 @@ def allowed(importer: str, imported: str) -> bool:
     return True
 
 
-def violations(root: Path = ROOT) -> list[str]:
-    known = modules(root)
+def violations(known: dict[str, Path]) -> list[str]:
     return sorted(
         f"{importer} imports {imported}"
         for importer, path in known.items()
@@ -82,7 +92,7 @@ def violations(root: Path = ROOT) -> list[str]:
 
 
 def test_packages_import_only_packages_of_lower_layers():
-    assert violations() == []
+    assert violations(modules()) == []
 
 
 @pytest.mark.parametrize(
@@ -99,21 +109,18 @@ def test_packages_import_only_packages_of_lower_layers():
     ],
 )
 def test_an_import_of_a_higher_layer_is_found(tmp_path, module, line):
-    for path in modules().values():
-        copy = tmp_path / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    (tmp_path / module).write_text(line)
-    name = module.removesuffix(".py").replace("/", ".")
-    assert [v for v in violations(tmp_path) if v.startswith(name)], "the import is not reported"
-    assert all(v.startswith(name) for v in violations(tmp_path))
+    path, name = tmp_path / "module.py", module_name(Path(module))
+    path.write_text(line)
+    found = violations({**modules(), name: path})
+    assert found, "the import is not reported"
+    assert all(v.startswith(name) for v in found)
 
 
 def test_no_two_classes_share_a_name():
     names = Counter(
         node.name
         for path in modules().values()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     configs = len([m for m in modules() if m.endswith(".config") or m.endswith(".config_model")])

@@ -5,14 +5,23 @@ import pty
 import subprocess
 import sys
 import termios
+from types import SimpleNamespace
+
+import pytest
 
 from kiln.io import progress
 from tests.conftest import ROOT
 
 
-def test_a_log_gets_a_line_each_interval_with_fraction_rate_and_time_left(monkeypatch, caplog):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+@pytest.fixture
+def now(monkeypatch):
+    """A list with the time that the module sees. Servers of other tests in this process keep the real clock."""
+    seconds = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    return seconds
+
+
+def test_a_log_gets_a_line_each_interval_with_fraction_rate_and_time_left(now, monkeypatch, caplog):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     p = progress.Progress(400, "shard")
     with caplog.at_level("INFO"):
@@ -39,9 +48,7 @@ def test_the_bar_of_a_terminal_grows_when_more_is_expected():
     assert "chip/s" in text
 
 
-def test_chips_of_checkpoints_count_but_not_in_the_time_left(monkeypatch, caplog):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+def test_chips_of_checkpoints_count_but_not_in_the_time_left(now, monkeypatch, caplog):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     p = progress.Progress(400, "shard")
     p.resume(200)

@@ -41,7 +41,7 @@ def ids_of(items):
 
 
 def search_ids(api, **options):
-    return ids_of(search(api.url, COLLECTION, **{"page_size": 10, "backoff_s": 0.01, **options}))
+    return ids_of(search(api.url, COLLECTION, **{"page_size": 10, "backoff_s": 0.001, **options}))
 
 
 EVERYTHING = ids_of(make_item(n) for n in range(25))

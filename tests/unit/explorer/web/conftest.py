@@ -12,7 +12,7 @@ from tests.support.products import make_product
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def run(tmp_path_factory):
     """Build a database of 100 chips in each of two years; their source is a local tile."""
     folder = tmp_path_factory.mktemp("server")
@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def web(run):
     server = ExplorerServer(str(run / "db"), run / "cache")
     yield server
