@@ -48,6 +48,7 @@ class FileServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # a body follows its header at once, not 40 ms later
 
             def log_message(self, *args: Any) -> None:
                 pass
