@@ -41,7 +41,7 @@ test-batch: $(VENV)/.test ## test AWS Batch, simulated with containers on this m
 lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, codespell
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile rules
+	snakefmt --check Snakefile rules workflow
 	snakemake --lint
 	mypy kiln scripts
 	codespell *.md Makefile Snakefile config docs envs kiln profiles rules scripts tests
@@ -49,7 +49,7 @@ lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, codespell
 format: $(VENV)/.test ## format the code and apply the linters' fixes
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile rules
+	snakefmt Snakefile rules workflow
 
 bench: $(VENV)/.test ## measure encoding, reading, shards, planning, dry runs and merging against simple ways
 	@broken=; for name in $(BENCHES); do \
@@ -98,7 +98,6 @@ $(VENV)/bin/python:
 $(VENV)/.run: envs/requirements.txt envs/constraints.txt | $(VENV)/bin/python
 	$(PIP) -r envs/requirements.txt
 	$(PIP) --no-deps --no-build-isolation --editable . # installs the command `kiln`; rules and workers do not need it
-	@$(BIN)/python envs/link_profiles.py
 	@touch $@
 
 $(VENV)/.test: envs/requirements-test.txt $(VENV)/.run

@@ -4,7 +4,10 @@ from snakemake.utils import min_version
 min_version("9.25")
 
 
-configfile: Path(workflow.current_basedir.get_path_or_uri(secret_free=False)) / "config" / "config.yaml"
+include: "rules/code.smk"
+
+
+configfile: f"{CODE}/config/config.yaml"
 
 
 include: "rules/common.smk"

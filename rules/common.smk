@@ -2,24 +2,29 @@
 import sys
 from functools import partial
 
-CODE = str(Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent)
 sys.path.insert(0, CODE)
 
 from kiln.aws import batch, preflight
 from kiln.workflow import commands
+from kiln.workflow.config import complete_config
 from kiln.workflow.commands import rule_flags, shell_line
 from kiln.workflow.run import Run
 from kiln.workflow.snakemake_adapter import as_workflow_error, log_path, remove_default_submission_rate, store_secrets
 
-# Shell commands find the packages whatever the working directory is, and end when this process does.
-shell.prefix(
-    f"set -euo pipefail; export PYTHONPATH={commands.escape(CODE)}${{{{PYTHONPATH:+:$PYTHONPATH}}}} KILN_DRIVER_PID=$PPID; "
-)
-
+if IS_MODULE:  # the rules of the importing workflow keep their shell prefix
+    config = complete_config(config, CODE)
+else:
+    shell.prefix("set -euo pipefail; export KILN_DRIVER_PID=$PPID; ")
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 ELSEWHERE = not workflow.storage_settings.shared_fs_usage  # jobs run on machines that share no disk with this one
 DRIVER = ELSEWHERE and workflow.is_main_process
-RUN = as_workflow_error(Run, config, STORAGE_ROOT, lambda name: getattr(checkpoints, f"plan_{name}").get())
+RUN = as_workflow_error(
+    Run,
+    config,
+    STORAGE_ROOT,
+    lambda name: getattr(checkpoints, f"plan_{name}").get(),
+    workflow.modifier.path_modifier.replace_prefix,
+)
 LOG = partial(log_path, bool(STORAGE_ROOT) and not ELSEWHERE, local)
 LOGS, BENCHMARKS = RUN.paths.logs, RUN.paths.benchmarks
 CONDA = Path(CODE) / "envs" / "kiln.yaml"

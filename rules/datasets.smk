@@ -21,11 +21,13 @@ for dataset in RUN.all_datasets.values():
         resources:
             mem_mb=PLAN.mem_mb,
         params:
+            setup=setup,
             flags=rule_flags(commands.plan_flags(dataset)),
         message:
             f"{archive.title}: plan the shards"
         shell:
-            "python -m scripts.plan_units {params.flags} --output {output.plan:q} --names {output.names:q} 2> {log:q}"
+            "{params.setup}python -m scripts.plan_units {params.flags} --output {output.plan:q} --names {output.names:q}"
+            " 2> {log:q}"
 
     # No benchmark: the log holds time and memory, and thousands of them cost every dry run and store.
     rule:
@@ -43,12 +45,13 @@ for dataset in RUN.all_datasets.values():
         resources:
             **EMBED.resources,
         params:
+            setup=setup,
             flags=rule_flags(commands.embed_flags(RUN, dataset)),
         message:
             f"{archive.title} {{wildcards.partition}}: embed {{wildcards.shard}}"
         shell:
-            "python -m scripts.embed {params.flags} --weights {input.weights:q} --output {output:q} --threads {threads}"
-            " 2> {log:q}"
+            "{params.setup}python -m scripts.embed {params.flags} --weights {input.weights:q} --output {output:q}"
+            " --threads {threads} 2> {log:q}"
 
     rule:
         name:
@@ -67,12 +70,13 @@ for dataset in RUN.all_datasets.values():
         resources:
             mem_mb=MERGE.mem_mb,
         params:
+            setup=setup,
             flags=rule_flags(commands.merge_flags(RUN, dataset)),
             shards=lambda wildcards, input: Path(input.shards[0]).parent,
         message:
             f"{archive.title} {{wildcards.partition}}: merge its shards"
         shell:
-            "python -m scripts.merge {params.flags} --shards {params.shards:q} --record {output:q} 2> {log:q}"
+            "{params.setup}python -m scripts.merge {params.flags} --shards {params.shards:q} --record {output:q} 2> {log:q}"
 
     rule:
         name:

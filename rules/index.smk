@@ -17,6 +17,7 @@ rule build_index:
     resources:
         mem_mb=MERGE.mem_mb,
     params:
+        setup=setup,
         products=selected_products,
     message:
         "Explorer database from the merged products and published files"
@@ -43,6 +44,8 @@ rule picture_similar:
     threads: MEDIUM.threads
     resources:
         mem_mb=MEDIUM.mem_mb,
+    params:
+        setup=setup,
     message:
         "Contact sheet of a chip and its nearest neighbours"
     shell:

@@ -1,6 +1,11 @@
 # Input functions: what rules ask for; no rules. The logic is in kiln/workflow/run.py.
 
 
+def setup(wildcards, input):
+    """What stands in front of a command. Since it takes `input`, Snakemake never counts its change as a reason to run."""
+    return commands.setup(CODE, IS_MODULE)
+
+
 def weights_of(name, wildcards):
     """The encoder. A checkpoint where shards may exist, or remade weights would cause them to be embedded again."""
     as_workflow_error(RUN.require_checkpoint_digest)

@@ -13,6 +13,8 @@ checkpoint encoder_weights:
     threads: FETCH.threads
     resources:
         mem_mb=FETCH.mem_mb,
+    params:
+        setup=setup,
     message:
         "Encoder weights"
     shell:

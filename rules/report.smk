@@ -27,6 +27,7 @@ rule coverage:
     resources:
         mem_mb=MEDIUM.mem_mb,
     params:
+        setup=setup,
         products=selected_products,
     message:
         "Coverage map and ledger table"
@@ -50,6 +51,7 @@ rule summary:
     resources:
         mem_mb=SMALL.mem_mb,
     params:
+        setup=setup,
         products=selected_products,
     message:
         "What there is"
@@ -69,6 +71,7 @@ rule plan:
     resources:
         mem_mb=SMALL.mem_mb,
     params:
+        setup=setup,
         plans=[RUN.paths.uri(dataset.plan) for dataset in RUN.datasets.values()],
     message:
         "What there is to do, and what it takes"

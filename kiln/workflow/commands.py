@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from kiln.workflow.run import Dataset, Run, section_flags
 
@@ -36,8 +37,22 @@ _TOKEN = re.compile("|".join(map(re.escape, EXPRESSIONS)))
 
 
 def shell_line(command: Sequence[str], log: str = "2> {log:q}") -> str:
-    """Return a command as a rule's shell line: arguments quoted, tokens as Snakemake's expressions."""
-    return " ".join([*map(_quote, command), log])
+    """Return a command as a rule's shell line: arguments quoted, tokens as Snakemake's expressions.
+
+    In front stands the rule's parameter `setup`: the environment that the command needs.
+    """
+    return " ".join(["{params.setup}" + _quote(command[0]), *map(_quote, command[1:]), log])
+
+
+def setup(code: str, is_module: bool) -> str:
+    """Return the variables in front of a rule's command: where the packages are, and the process to end with.
+
+    Args:
+        code: Folder of Kiln's code. In this folder itself, Python finds the packages without a variable.
+        is_module: Whether another workflow imports the rules. Otherwise the shell prefix names the process.
+    """
+    place = "" if Path(code).samefile(".") else f"PYTHONPATH={shlex.quote(code)}${{PYTHONPATH:+:$PYTHONPATH}} "
+    return f"KILN_DRIVER_PID=$PPID {place}" if is_module else place
 
 
 def rule_flags(flags: Sequence[str]) -> str:
@@ -60,11 +75,6 @@ def _quote(argument: str, expressions: Mapping[str, str] = EXPRESSIONS) -> str:
 
 def _quote_literal(text: str) -> str:
     return shlex.quote(text.replace("{", "{{").replace("}", "}}")) if text else ""
-
-
-def escape(text: str) -> str:
-    """Quote a literal for the shell and for Snakemake's format strings."""
-    return _quote_literal(text)
 
 
 def fill(command: Sequence[str], values: Mapping[str, str]) -> list[str]:

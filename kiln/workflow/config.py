@@ -48,6 +48,16 @@ def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def complete_config(config: Mapping[str, Any], code: str) -> dict[str, Any]:
+    """Return the config of an importing workflow with Kiln's defaults for the keys that it leaves out.
+
+    Args:
+        config: The importing workflow's config for Kiln.
+        code: Folder of Kiln's code, whose config/config.yaml holds the defaults.
+    """
+    return _merge(load_config([Path(code) / "config" / "config.yaml"]), config)
+
+
 @cache
 def load_schema() -> dict[str, Any]:
     """Return the JSON schema of the whole config: the shared keys and one section per archive."""

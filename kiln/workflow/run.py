@@ -26,10 +26,12 @@ class RunPaths:
     Attributes:
         run: Name of the run.
         storage_root: Prefix of Snakemake's default storage, as `s3://bucket`; empty on a local disk.
+        relocate: Maps a path of the run to where a workflow that imports Kiln as a module puts it.
     """
 
     run: str
     storage_root: str = ""
+    relocate: Callable[[str], str] = field(default=str, compare=False)
 
     @property
     def results(self) -> str:
@@ -52,12 +54,13 @@ class RunPaths:
         return f"{self.results}/explorer"
 
     def uri(self, path: str) -> str:
-        """Return where a path of the run lies: below the default storage, if there is one."""
-        return f"{self.storage_root.rstrip('/')}/{path}" if self.storage_root else path
+        """Return where a path of the run lies: relocated, and below the default storage, if there is one."""
+        place = self.relocate(path)
+        return f"{self.storage_root.rstrip('/')}/{place}" if self.storage_root else place
 
     def exists(self, folder: str) -> bool:
         """Return whether a folder may hold files. A store is not asked while the workflow is parsed."""
-        return bool(self.storage_root) or Path(folder).is_dir()
+        return bool(self.storage_root) or Path(self.relocate(folder)).is_dir()
 
     def existing_shards(self, folder: str, names: Sequence[str]) -> list[str]:
         """Return those of the named shards that lie in a folder of the run."""
@@ -216,17 +219,22 @@ class Run:
         config: The whole config, checked here.
         storage_root: Prefix of Snakemake's default storage; empty on a local disk.
         resolve_plan: Called with a dataset's name when its shards must be known.
+        relocate: Maps a path of the run to where an importing workflow puts it.
 
     Raises:
         ConfigError: If the config is wrong.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], storage_root: str = "", resolve_plan: Callable[[str], Any] = lambda name: None
+        self,
+        config: Mapping[str, Any],
+        storage_root: str = "",
+        resolve_plan: Callable[[str], Any] = lambda name: None,
+        relocate: Callable[[str], str] = str,
     ) -> None:
         check_config(config)
         self.config = config
-        self.paths = RunPaths(config["run"], storage_root)
+        self.paths = RunPaths(config["run"], storage_root, relocate)
         self.weights_digest = weights_digest(config["model"])
         self._check_combinations()
         self.all_datasets = {

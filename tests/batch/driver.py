@@ -47,7 +47,6 @@ class Driver:
         clone(self.folder)
         (self.folder / "lab.yaml").write_text(yaml.safe_dump(self.config))
         run_command(["git", "add", "lab.yaml"], cwd=self.folder)
-        run_command([sys.executable, "envs/link_profiles.py"], cwd=self.folder, env=self.env())
 
     def env(self, **changes: str | None) -> dict[str, str]:
         """Return the environment of a user with a complete setup. The value None removes a variable."""

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
 import yaml
+from snakemake import cli
 
 from tests.workflow.workflow import ROOT, Run, fresh, job_counts
 
@@ -25,6 +27,22 @@ def test_a_profile_leaves_cores_and_memory_to_the_config(name: str) -> None:
     assert profile["executor"] == name
     assert "cores" not in profile, "it would limit the threads of every job"
     assert profile["scheduler"] == "greedy"
+
+
+@pytest.mark.parametrize("name", ["aws-batch", "kubernetes", "slurm"])
+def test_a_profile_of_the_checkout_is_found_before_one_of_the_user(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = tmp_path / "snakemake" / name
+    users.mkdir(parents=True)
+    (users / "config.yaml").write_text("cores: 1\n")
+    monkeypatch.setattr(
+        cli, "get_appdirs", lambda: SimpleNamespace(user_config_dir=users.parent, site_config_dir="/no")
+    )
+    monkeypatch.chdir(ROOT)
+    assert cli.get_profile_dir(name)[1].resolve() == ROOT / "profiles" / name / "config.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert cli.get_profile_dir(name)[1] == users / "config.yaml", "the user's, as in any other folder"
 
 
 def test_slurm_plans_the_same_jobs(run: Run) -> None:

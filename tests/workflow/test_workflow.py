@@ -13,7 +13,7 @@ import pytest
 
 from kiln.explorer.database import ExplorerDatabase
 from kiln.sample.worldcover import make_worldcover
-from tests.workflow.workflow import ROOT, Run, fresh, job_counts
+from tests.workflow.workflow import Run, copy_checkout, fresh, job_counts
 
 REDO = {"merge_worldcover": 1, "build_index": 1, "coverage": 1, "picture_similar": 1}
 
@@ -47,15 +47,6 @@ def test_a_clone_without_snakemakes_records_has_nothing_to_do(finished: Run, tmp
     assert run.jobs() == {}
 
 
-def copied(folder: Path) -> Path:
-    """Return a checkout of the code alone."""
-    for part in ("Snakefile", "rules", "scripts", "kiln", "config", "profiles", "envs", "docs"):
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        folder.mkdir(exist_ok=True)
-        copy(ROOT / part, folder / part)
-    return folder
-
-
 def test_settings_that_change_no_vector_redo_nothing(finished: Run, tmp_path: Path) -> None:
     run = finished.clone(tmp_path / "clone")
     run.configure({"resources": {"batch_size": 3, "embed_mem_mb": 5000}, "plan": {"price_per_hour": 9}})
@@ -69,9 +60,9 @@ def test_printed_commands_run_by_hand(finished: Run, tmp_path: Path) -> None:
     shard.unlink()
     output = run.snakemake("-n", "-p")
     line = next(line for line in output.splitlines() if "scripts.embed worldcover" in line)
-    command = line[line.index("python -m") :]
+    command = line.removeprefix("Shell command: ")
     (run.folder / Path(command.rpartition("2> ")[2])).parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run(command, shell=True, cwd=run.folder, env=run.environment(PYTHONPATH=str(ROOT)), check=True)
+    subprocess.run(command, shell=True, cwd=run.folder, env=run.environment(), check=True)
     assert run.files() == before
 
 
@@ -146,7 +137,7 @@ def test_open_sea_alone_gives_empty_products(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_spaces_and_a_checkout_with_spaces(tmp_path: Path) -> None:
-    checkout = copied(tmp_path / "the checkout")
+    checkout = copy_checkout(tmp_path / "the checkout")
     run = fresh(tmp_path / "the run", root=checkout)
     run.snakemake("--cores", "2", "index")
     assert len(run.shards()) == 2
@@ -312,6 +303,7 @@ def test_on_object_storage(s3_endpoint: str, finished: Run, tmp_path: Path) -> N
     assert (tmp_path / "shard.parquet").read_bytes() == here.read_bytes()
     clone = fresh(tmp_path / "clone")
     assert "Nothing to be done" in clone.snakemake("--cores", "1", *storage, **environment)
+    assert "Nothing to be done" in clone.snakemake("-n", "--workflow-profile", "none", *storage, **environment)
     client.delete_object(Bucket="kiln-run", Key=shard)
     assert job_counts(clone.snakemake("-n", *storage, **environment)) == {"embed_worldcover": 1, **REDO, "all": 1}
 

@@ -1,6 +1,7 @@
 """A tiny run of the real workflow, in folders of its own, for the tests of the rules."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -116,9 +117,9 @@ class Run:
         found = sorted(self.folder.glob(f"results/tiny/{dataset}-*/shards/*/*.parquet"))
         return [p for p in found if not p.name.endswith(".ledger.parquet")]
 
-    def clone(self, folder: Path) -> "Run":
-        """The same files with their times in another folder, without Snakemake's own records."""
-        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(".snakemake"))
+    def clone(self, folder: Path, *, records: bool = False) -> "Run":
+        """The same files with their times in another folder; Snakemake's own records of them only if asked for."""
+        shutil.copytree(self.folder, folder, ignore=None if records else shutil.ignore_patterns(".snakemake"))
         return Run(folder, self.changes, self.root, self.base, self.variables)
 
 
@@ -149,3 +150,50 @@ def fresh_naip(folder: Path, changes: dict | None = None) -> Run:
     keys = [scenes.write(folder / "scenes", *of, n) for of, numbers in SCENES.items() for n in numbers]
     scenes.write_manifest(folder / "scenes/manifest.txt", keys)
     return Run(folder, changes or {}, base=WITH_NAIP)
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copy the code alone to a new folder. Return the folder."""
+    for part in ("Snakefile", "workflow", "rules", "scripts", "kiln", "config", "profiles", "envs", "docs"):
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(exist_ok=True)
+            shutil.copy(ROOT / part, folder / part)
+    return folder
+
+
+FORKED = """\
+import json, os, sys
+import snakemake.cli, jsonschema, yaml
+for folder, variables, arguments, output in json.load(sys.stdin):
+    if (child := os.fork()) == 0:
+        os.chdir(folder)
+        os.environ.update(variables)
+        text = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(text, 1), os.dup2(text, 2)
+        snakemake.cli.main(["-n", *arguments])
+    os.waitpid(child, 0)
+"""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A dry run as a person calls it: the working folder, the arguments, and variables of the environment."""
+
+    folder: Path
+    arguments: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def dry_runs(calls: list[DryRun], outputs: Path) -> list[str]:
+    """Return what each dry run prints. They share the imports of one process, which is most of their time."""
+    outputs.mkdir(exist_ok=True)
+    files = [outputs / f"{n}.txt" for n in range(len(calls))]
+    listed = [[str(c.folder), c.variables, list(c.arguments), str(f)] for c, f in zip(calls, files, strict=True)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PATH": path}
+    subprocess.run(
+        [sys.executable, "-c", FORKED], input=json.dumps(listed), text=True, check=True, env=environment, timeout=900
+    )
+    return [file.read_text() for file in files]

@@ -1,5 +1,6 @@
 """Commands of jobs: the same list of arguments for a rule's shell line, an array job and a person."""
 
+import os
 import shlex
 import string
 import subprocess
@@ -36,7 +37,7 @@ def test_an_embed_command_is_the_same_in_a_rule_and_in_an_array_job(run):
     line = printed(
         commands.shell_line(command, ""),
         **{"input.weights": "w eights", "wildcards.partition": "nd-2019", "wildcards.shard": "a-1", "output": "o ut",
-           "threads": "3"},
+           "threads": "3", "params.setup": ""},
     )  # fmt: skip
     assert shlex.split(line) == commands.fill(command, values)
     flags = printed(
@@ -48,10 +49,29 @@ def test_an_embed_command_is_the_same_in_a_rule_and_in_an_array_job(run):
 @pytest.mark.parametrize("text", ["plain", "with space", "{braces}", "quote'd", "$HOME", "a{wildcards.x}b", ""])
 def test_config_values_reach_the_script_unchanged(text):
     line = printed(
-        commands.shell_line(["printf", "%s|", text, f"{text}/<partition>"], ""), **{"wildcards.partition": "p"}
+        commands.shell_line(["printf", "%s|", text, f"{text}/<partition>"], ""),
+        **{"wildcards.partition": "p", "params.setup": "X=1 "},
     )
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert result.stdout == f"{text}|{text}/p|"
+
+
+@pytest.mark.parametrize("inherited", ["", "/other"])
+def test_a_command_finds_the_code_from_any_other_folder(tmp_path, monkeypatch, inherited):
+    code = tmp_path / "the code"
+    code.mkdir()
+    monkeypatch.chdir(code)
+    assert commands.setup(str(code), is_module=False) == ""
+    monkeypatch.chdir(tmp_path)
+    line = commands.setup(str(code), is_module=True) + "env | grep -e ^PYTHONPATH= -e ^KILN_DRIVER_PID="
+    result = subprocess.run(
+        ["bash", "-uc", line], env={"PATH": "/usr/bin:/bin", "PYTHONPATH": inherited}, capture_output=True, text=True
+    )
+    values = dict(row.split("=", 1) for row in result.stdout.splitlines())
+    assert values == {
+        "PYTHONPATH": f"{code}:{inherited}".rstrip(":"),
+        "KILN_DRIVER_PID": str(os.getpid()),
+    }
 
 
 def test_every_command_names_a_script_that_exists(run):

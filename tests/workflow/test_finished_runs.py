@@ -1,0 +1,89 @@
+"""A finished run has nothing to do, however it is loaded; with a shard deleted, exactly that is done again."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.workflow import ROOT, DryRun, Run, copy_checkout, dry_runs, job_counts
+
+EVERY = ("code", "params", "input", "mtime", "software-env")
+MODULE = """\
+configfile: "config.yaml"
+module kiln:
+    snakefile: "{root}/Snakefile"
+    config: config
+use rule * from kiln as kiln_*
+"""
+REDO = {"embed_worldcover": 1, "merge_worldcover": 1, "build_index": 1, "coverage": 1, "picture_similar": 1, "all": 1}
+
+
+def calls(run: Run, checkout: Path) -> dict[str, DryRun]:
+    """Return the ways to load a run, by name. `checkout` is a fresh clone; the run's folder holds the module's file."""
+    configured = ("--configfile", str(run.folder / "config.yaml"))
+
+    def call(*arguments: str, root: Path = ROOT, profiles: bool = True) -> DryRun:
+        """Stand in the run's folder, which has no profiles of its own."""
+        place = ("-s", str(root / "Snakefile"), "--directory", str(run.folder))
+        return DryRun(root if profiles else run.folder, (*place, *configured, *arguments))
+
+    slurm = str(ROOT / "profiles/slurm")
+    return {
+        "default": call(),
+        "from another folder": call(profiles=False),
+        "--profile slurm": call("--profile", "slurm"),
+        "--workflow-profile slurm": call("--workflow-profile", "slurm"),
+        "--profile and --workflow-profile": call("--profile", slurm, "--workflow-profile", slurm),
+        "--workflow-profile none": call("--workflow-profile", "none"),
+        **{f"--rerun-triggers {trigger}": call("--rerun-triggers", trigger) for trigger in EVERY},
+        "every trigger": call("--rerun-triggers", *EVERY),
+        "a fresh clone": call(root=checkout),
+        "a fresh clone, every trigger": call("--rerun-triggers", *EVERY, root=checkout),
+        "a module": DryRun(run.folder, ("kiln_all",)),
+        "a module, every trigger": DryRun(run.folder, ("kiln_all", "--rerun-triggers", *EVERY)),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run with Snakemake's records of it, which all triggers but mtime look at."""
+    run = finished.clone(tmp_path_factory.mktemp("ways") / "run", records=True)
+    (run.folder / "Snakefile").write_text(MODULE.format(root=ROOT))
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_checkout(tmp_path_factory.mktemp("clone") / "kiln")
+
+
+def test_a_finished_run_has_nothing_to_do(run: Run, checkout: Path, tmp_path: Path) -> None:
+    ways = calls(run, checkout)
+    outputs = dict(zip(ways, dry_runs(list(ways.values()), tmp_path), strict=True))
+    assert {way: text for way, text in outputs.items() if "Nothing to be done" not in text} == {}
+
+
+def test_the_summary_calls_nothing_changed(run: Run) -> None:
+    rows = [line.split("\t") for line in run.snakemake("--summary").splitlines() if line.startswith("results/")]
+    assert len(rows) >= 8
+    assert {(row[-2], row[-1]) for row in rows} == {("ok", "no update")}
+
+
+def test_the_trigger_code_sees_a_changed_rule(run: Run, tmp_path: Path) -> None:
+    """The records that the tests above rely on are read."""
+    checkout = copy_checkout(tmp_path / "kiln")
+    rules = checkout / "rules/datasets.smk"
+    rules.write_text(rules.read_text().replace("scripts.merge ", "scripts.merge  "))
+    changed = Run(run.folder, run.changes, checkout)
+    assert changed.jobs("--rerun-triggers", "mtime") == {}
+    assert changed.jobs("--rerun-triggers", "code") == {k: n for k, n in REDO.items() if k != "embed_worldcover"}
+
+
+def test_a_deleted_shard_redoes_itself_its_merge_index_and_pictures(run: Run, checkout: Path, tmp_path: Path) -> None:
+    run.shards()[0].unlink()
+    ways = calls(run, checkout)
+    outputs = dict(zip(ways, dry_runs(list(ways.values()), tmp_path), strict=True))
+    found = {
+        way: {rule.removeprefix("kiln_"): count for rule, count in job_counts(text).items()}
+        for way, text in outputs.items()
+    }
+    assert found == dict.fromkeys(ways, REDO)
