@@ -23,9 +23,9 @@ def clone(folder: Path) -> str:
     """Copy the working tree to a new repository; return the digest of the repository's tree."""
     listed = run_command(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT)
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     for command in (["init", "-q"], ["add", "--all"]):
         run_command(["git", *command], cwd=folder)
     return run_command(["git", "write-tree"], cwd=folder).strip()
