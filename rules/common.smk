@@ -6,7 +6,7 @@ sys.path.insert(0, CODE)
 
 from kiln.aws import batch, preflight
 from kiln.workflow import commands
-from kiln.workflow.config import complete_config
+from kiln.workflow.config import check_files, complete_config
 from kiln.workflow.commands import rule_flags, shell_line
 from kiln.workflow.run import Run
 from kiln.workflow.snakemake_adapter import as_workflow_error, log_path, remove_default_submission_rate, store_secrets
@@ -14,6 +14,7 @@ from kiln.workflow.snakemake_adapter import as_workflow_error, log_path, remove_
 if IS_MODULE:  # the rules of the importing workflow keep their shell prefix
     config = complete_config(config, CODE)
 else:
+    as_workflow_error(check_files, workflow.configfiles)
     shell.prefix("set -euo pipefail; export KILN_DRIVER_PID=$PPID; ")
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 ELSEWHERE = not workflow.storage_settings.shared_fs_usage  # jobs run on machines that share no disk with this one
@@ -37,14 +38,16 @@ def job(threads, mem_mb, gpus=0):
     return as_workflow_error(batch.smallest_fit, resources) if ELSEWHERE else resources
 
 
-SMALL, MEDIUM, FETCH, MERGE = job(1, 1000), job(1, 2000), job(1, 8000), job(1, config["resources"]["merge_mem_mb"])
+SMALL, MEDIUM, FETCH, MERGE = job(1, 1000), job(1, 2000), job(1, 8000), job(1, RUN.config["resources"]["merge_mem_mb"])
 EMBED = job(
-    config["resources"]["embed_threads"],
-    config["resources"]["embed_mem_mb"],
-    int(config["resources"]["device"] != "cpu"),
+    RUN.config["resources"]["embed_threads"],
+    RUN.config["resources"]["embed_mem_mb"],
+    int(RUN.config["resources"]["device"] != "cpu"),
 )
 if DRIVER:
-    as_workflow_error(preflight.check_store, STORAGE_ROOT, preflight.region_of_jobs(), config, store_secrets(workflow))
+    as_workflow_error(
+        preflight.check_store, STORAGE_ROOT, preflight.region_of_jobs(), RUN.config, store_secrets(workflow)
+    )
 
 
 def preflight_checks(wildcards):

@@ -3,40 +3,125 @@
 Every dry run imports this module, so it reads the schemas as JSON and imports no pydantic.
 """
 
+import contextlib
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import yaml
 
 from kiln.archives.registry import archives
 from kiln.errors import ConfigError
 
 SCHEMA = "config.schema.json"
+OCTAL = re.compile(r"0_*[0-7][0-7_]*")
 
 
 def load_config(files: Sequence[Path]) -> dict[str, Any]:
     """Read config files as Snakemake does: a later file's keys replace an earlier one's, section by section.
 
     Raises:
-        ConfigError: A file is missing or is not a mapping in YAML.
+        ConfigError: A file is missing, is not a mapping in YAML, or fails `check_files`.
     """
-    import yaml  # a dry run gets its config from Snakemake
-
     config: dict[str, Any] = {}
     for file in files:
         try:
             values = yaml.safe_load(file.read_text()) or {}
         except (OSError, ValueError, yaml.YAMLError) as e:
             raise ConfigError(f"{file}: expected a config file, got none that can be read ({e}). Correct it.") from e
+        check_files([file])
         if not isinstance(values, dict):
             raise ConfigError(f"{file}: expected `key: value` lines, got {type(values).__name__}. Correct it.")
         config = _merge(config, values)
     return config
+
+
+def check_files(files: Sequence[str | Path]) -> None:
+    """Check what a YAML file states but its values no longer show.
+
+    Args:
+        files: Config files that can be read.
+
+    Raises:
+        ConfigError: If a key stands twice in a section, where YAML drops the first; or for a number with a leading
+            zero, which YAML reads as octal.
+    """
+    for file in files:
+        if root := yaml.compose(Path(file).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            _check_node(root, str(file))
+
+
+def _check_node(node: yaml.Node, file: str) -> None:
+    line = f"{file}, line {node.start_mark.line + 1}"
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and OCTAL.fullmatch(node.value):
+        raise ConfigError(
+            f"{line}: expected text or a decimal number, got {node.value}, which YAML reads as "
+            f"{int(node.value.replace('_', ''), 8)}. Write '{node.value}' for the text."
+        )
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_node(item, file)
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if key.value in lines:
+                raise ConfigError(
+                    f"{file}, line {key.start_mark.line + 1}: expected a key once, got {key.value!r} a second time, "
+                    f"first in line {lines[key.value]}. Join both."
+                )
+            lines[key.value] = key.start_mark.line + 1
+            _check_node(value, file)
+
+
+def typed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config with its numbers as numbers: values within `--config key='{...}'` arrive as texts.
+
+    A text becomes a number, a truth value or null where the schema takes no text. A date becomes its text. Whatever
+    else is wrong stays for `check_config`.
+    """
+    schema = load_schema()
+    return {
+        key: _typed(value, schema["properties"].get(key, {}), schema.get("$defs", {})) for key, value in config.items()
+    }
+
+
+def _typed(value: Any, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
+    definitions = {**definitions, **schema.get("$defs", {})}
+    options = list(_options(schema, definitions))
+    if isinstance(value, Mapping):
+        known = {key: part for option in options for key, part in option.get("properties", {}).items()}
+        return {key: _typed(part, known.get(key, {}), definitions) for key, part in value.items()}
+    if isinstance(value, list):
+        items: Mapping[str, Any] = next((option["items"] for option in options if "items" in option), {})
+        return [_typed(item, items, definitions) for item in value]
+    types = {option.get("type") or type(option.get("const")).__name__ for option in options}
+    if isinstance(value, date) and "string" in types:
+        return value.isoformat()
+    if not isinstance(value, str) or not types or types & {"string", "str"} or any("enum" in o for o in options):
+        return value
+    with contextlib.suppress(yaml.YAMLError):
+        parsed = yaml.safe_load(value)
+        if (parsed is None and value != "") or isinstance(parsed, bool | int | float):
+            return parsed
+    return value
+
+
+def _options(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the alternatives of a schema, each without references."""
+    if "$ref" in schema:
+        schema = definitions.get(schema["$ref"].rpartition("/")[2], {})
+    if alternatives := schema.get("anyOf"):
+        for alternative in alternatives:
+            yield from _options(alternative, definitions)
+    elif schema:
+        yield schema
 
 
 def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

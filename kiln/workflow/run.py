@@ -13,7 +13,7 @@ from kiln.archives.registry import Archive, archives
 from kiln.errors import ConfigError
 from kiln.formats.fingerprint import digest, fingerprint
 from kiln.model.identity import RECIPE, UNTRAINED, weights_digest
-from kiln.workflow.config import check_config
+from kiln.workflow.config import check_config, typed_config
 
 UNPINNED = "unpinned"  # stands for a digest that the config does not hold yet
 Section = Mapping[str, Any]
@@ -232,8 +232,8 @@ class Run:
         resolve_plan: Callable[[str], Any] = lambda name: None,
         relocate: Callable[[str], str] = str,
     ) -> None:
+        self.config = config = typed_config(config)
         check_config(config)
-        self.config = config
         self.paths = RunPaths(config["run"], storage_root, relocate)
         self.weights_digest = weights_digest(config["model"])
         self._check_combinations()

@@ -137,12 +137,15 @@ def _checked_tile(text: str) -> str:
 
 
 def _checked_dates(text: str) -> str:
-    """Return `FROM/TO`, each a day or `..`. Raises ConfigError for another text."""
+    """Return `FROM/TO`, each a day or `..`; for one day, from it to it. Raises ConfigError for another text."""
+    if DAY.fullmatch(text):
+        return f"{text}/{text}"
     ends = text.split("/")
     days = [end for end in ends if end != ".."]
     if len(ends) != 2 or not days or not all(map(DAY.fullmatch, days)) or days != sorted(days):
         raise ConfigError(
-            f"dates: expected 2020-01-01/2020-12-31, in order, or .. for an open end, got {text!r}. Correct it."
+            "dates: expected 2020-01-01/2020-12-31, in order, or .. for an open end, or one day, "
+            f"got {text!r}. Correct it."
         )
     return text
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kiln.errors import ConfigError
-from kiln.formats.bounding_box import BoundingBox, check_bounding_box
+from kiln.formats.bounding_box import MAX_CROSSING_WIDTH, BoundingBox, check_bounding_box, swapped
 from kiln.formats.fingerprint import digest
 
 ORIGIN = (-125, 50)  # longitude and latitude that the lattice passes through
@@ -88,7 +88,7 @@ def region_columns(lattice: Lattice, region: str | Sequence[float]) -> list[Colu
         return [Column(k, 0, rows) for k in range(int(CONUS.east - CONUS.west) * lattice.ppd // lattice.chip)]
     if isinstance(region, str):
         raise ConfigError(f"region: expected conus or [west, south, east, north], got {region!r}. Correct it.")
-    box = check_bounding_box(region, "region")
+    box = check_bounding_box(region, "region", max_crossing_width=360)
     south, north = max(box.south, SOUTH), min(box.north, NORTH)
     if south >= north:
         raise ConfigError(f"region: expected latitudes within {SOUTH} to {NORTH}, got {list(region)}. Correct it.")
@@ -101,6 +101,9 @@ def region_columns(lattice: Lattice, region: str | Sequence[float]) -> list[Colu
         first = max(_floor((part.west + 180) * lattice.ppd - x0, chip), -(x0 // chip))
         last = min(_ceil((part.east + 180) * lattice.ppd - x0, chip), (world - x0) // chip)
         columns += [Column(k, first_row, last_row - first_row) for k in range(first, last)]
+    if box.crosses_antimeridian and box.width > MAX_CROSSING_WIDTH:
+        chips = len(columns) * (last_row - first_row)
+        raise ConfigError(f"region: {swapped(box, f' and holds {chips:,} chips')}")
     if not columns:
         raise ConfigError(f"region: expected at least one chip of {chip} px in it, got {list(region)}. Enlarge it.")
     return sorted(set(columns))

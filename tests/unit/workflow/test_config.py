@@ -3,6 +3,7 @@
 import copy
 import random
 from contextlib import suppress
+from datetime import date
 
 import pytest
 import yaml
@@ -10,7 +11,8 @@ from snakemake.utils import update_config
 
 from kiln.archives.registry import archives
 from kiln.errors import ConfigError
-from kiln.workflow.config import check_config, load_config, load_schema
+from kiln.workflow.config import check_config, check_files, load_config, load_schema, typed_config
+from kiln.workflow.run import Run
 from tests import ROOT
 
 
@@ -76,6 +78,30 @@ def test_the_ready_configs_are_valid(config, name):
         ("resources.device", "gpu", "resources.device: 'gpu' does not match"),
         ("plan.chips_per_second", 0, "plan.chips_per_second"),
         ("embedding", "clas", "embedding: 'clas' is not one of"),
+        ("embedding", "Class", "embedding: 'Class' is not one of"),
+        ("vector_dtype", "float8", "vector_dtype: 'float8' is not one of"),
+        ("patches", "maybe", "patches: 'maybe' is not of type 'boolean'"),
+        ("max_failed_fraction", 2, "max_failed_fraction: 2 is greater than the maximum"),
+        ("partitions", "nd-*", "partitions: 'nd-.' is not of type 'array'"),
+        ("partitions", [""], "partitions.0"),
+        ("run", None, "run: None is not of type 'string'"),
+        ("run", "a/b", "run: 'a/b' does not match"),
+        ("model", "untrained", "model: 'untrained' is not of type 'object'"),
+        ("model.checkpoint", "", "model.checkpoint"),
+        ("model.untrained.depth", 0, "model.untrained.depth: 0 is less than the minimum of 1"),
+        ("worldcover.region", [1, 2], "worldcover.region"),
+        ("worldcover.region", "france", "worldcover.region"),
+        ("worldcover.years", [], "worldcover.years"),
+        ("worldcover.pixels_per_degree", 24000, "worldcover.pixels_per_degree: 24000 is greater than the maximum"),
+        ("worldcover.chip_size", "many", "worldcover.chip_size: 'many' is not of type 'integer'"),
+        ("worldcover.metadata", "ones", "worldcover.metadata: 'ones' is not one of"),
+        ("sentinel2.dates", "July 2020", "sentinel2.dates"),
+        ("sentinel2.max_cloud", -0.1, "sentinel2.max_cloud: -0.1 is less than the minimum of 0"),
+        ("naip.lattice", "mgrs", "naip.lattice: 'mgrs' is not one of"),
+        ("resources.read_threads", 0, "resources.read_threads: 0 is less than the minimum of 1"),
+        ("resources.embed_mem_mb", 8, "resources.embed_mem_mb: 8 is less than the minimum of 500"),
+        ("pictures.neighbours", 51, "pictures.neighbours: 51 is greater than the maximum of 50"),
+        ("index.published", [{"name": "a"}], "index.published.0"),
     ],
 )
 def test_a_wrong_config_is_one_line_that_names_the_key(config, path, value, message):
@@ -135,3 +161,62 @@ def test_a_file_that_is_no_config_is_an_error(tmp_path, text):
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"a\.yaml: expected"):
         load_config([path])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: x\nnaip: {states: [nd]}\nnaip: {years: [2019]}\n", "line 3: .*'naip' a second time, first in line 2"),
+        ("naip:\n  states: [nd]\n  years: []\n  states: [va]\n", "line 4: .*'states' a second time"),
+        ("index: {select: {years: [2020], years: [2021]}}\n", "line 1: .*'years' a second time"),
+        ("sentinel2: {tiles: [31, 010]}\n", "line 1: .*got 010, which YAML reads as 8. Write '010'"),
+    ],
+)
+def test_what_the_values_of_a_file_no_longer_show_is_an_error(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    for check in (lambda: check_files([path]), lambda: load_config([path])):
+        with pytest.raises(ConfigError, match=rf"a\.yaml, {message}"):
+            check()
+
+
+@pytest.mark.parametrize("text", ["", "tiles: ['010', 0, 10]\nfile: a/010\n", "# a comment\n"])
+def test_a_file_without_such_errors_is_accepted(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    check_files([path])
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "value"),
+    [
+        ("worldcover.years", ["2021"], [2021]),
+        ("worldcover.region", ["-1", "43.5", "1", "44"], [-1, 43.5, 1, 44]),
+        ("worldcover.region", "conus", "conus"),
+        ("worldcover.max_nodata", "0.5", 0.5),
+        ("model.untrained.dim", "32", 32),
+        ("model.sha256", "null", "null"),
+        ("run", "2021", "2021"),
+        ("patches", "true", True),
+        ("sentinel2.dates", date(2020, 7, 14), "2020-07-14"),
+        ("sentinel2.bbox", ["1", "2", "3", "4"], [1, 2, 3, 4]),
+        ("sentinel2.tiles", ["31"], ["31"]),
+        ("sentinel2.max_cloud_cover", "null", None),
+        ("naip.chip_size", "many", "many"),
+        ("naip.chip_size", "", ""),
+        ("partitions", ["2021"], ["2021"]),
+    ],
+)
+def test_numbers_of_the_command_line_become_numbers(config, path, given, value):
+    assert typed_config(change(config, path, given)) == change(config, path, value)
+
+
+def test_a_run_takes_numbers_of_the_command_line(config):
+    run = Run(change(config, "worldcover.years", ["2021"]))
+    assert run.config["worldcover"]["years"] == [2021]
+    assert run.datasets["worldcover"].fingerprint == Run(config).datasets["worldcover"].fingerprint
+    assert "--years 2021" in " ".join(run.datasets["worldcover"].plan_flags)
+
+
+def test_typed_values_change_no_config_that_is_right(config):
+    assert typed_config(config) == config

@@ -74,6 +74,7 @@ def test_an_inventory_a_search_and_a_list_of_the_same_items_give_the_same_bytes(
         ({"bbox": [-11.9, 24.4, -11.8, 24.5]}, 50),
         ({"max_cloud_cover": 20}, 10 + 15 + 4 * 5),
         ({"dates": "2020-02-03/2020-02-04"}, 3 * 2),
+        ({"dates": "2020-02-03"}, 3),
     ],
 )
 def test_filters_select_the_same_items_of_an_inventory_a_search_and_a_list(three_ways, tmp_path, filters, count):

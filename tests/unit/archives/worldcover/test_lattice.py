@@ -146,6 +146,12 @@ def test_a_region_of_chip_edges_has_only_those_chips(grid, col, row, wide, high)
     assert columns == [Column(k, row, high) for k in range(col, col + wide)]
 
 
+def test_swapped_west_and_east_are_refused_with_the_width_and_the_number_of_chips():
+    with pytest.raises(ConfigError, match=r"region: .* 358 degrees wide and holds 35,800 chips. Swap west and east"):
+        region_columns(Lattice(12, 120), [1, 43, -1, 44])
+    assert len(region_columns(Lattice(12, 120), [90, 43, -90, 44])) == 1800
+
+
 def test_a_region_over_the_antimeridian_has_chips_on_both_sides_and_none_across():
     grid = Lattice(512)
     across = region_columns(grid, [179.5, 0, -179.5, 1])
