@@ -6,9 +6,14 @@ def setup(wildcards, input):
     return commands.setup(CODE, IS_MODULE)
 
 
+def require_digest():
+    """Ask for the checkpoint's digest. A dry run, which needs no weights, only says that it is missing."""
+    (as_warning if workflow.dryrun else as_workflow_error)(RUN.require_checkpoint_digest)
+
+
 def weights_of(name, wildcards):
     """The encoder. A checkpoint where shards may exist, or remade weights would cause them to be embedded again."""
-    as_workflow_error(RUN.require_checkpoint_digest)
+    require_digest()
     if DRIVER:
         as_workflow_error(REGIONS.check, name)
     if RUN.dataset(name).may_have_shards:
@@ -18,7 +23,6 @@ def weights_of(name, wildcards):
 
 def shards_of(name, wildcards):
     """The shards that a product is merged from."""
-    as_workflow_error(RUN.require_checkpoint_digest)
     dataset = RUN.dataset(name)
     return dataset.shard_files(wildcards.partition, dataset.merged_shards[wildcards.partition])
 
@@ -26,7 +30,7 @@ def shards_of(name, wildcards):
 def targets_of(name, wildcards):
     """Everything of a dataset."""
     dataset = as_workflow_error(RUN.dataset, name)
-    as_workflow_error(RUN.require_checkpoint_digest)
+    require_digest()
     if DRIVER:
         as_workflow_error(REGIONS.check, name)
     return as_workflow_error(dataset.targets)
@@ -34,13 +38,11 @@ def targets_of(name, wildcards):
 
 def plans_of_all(wildcards):
     """The plans of all datasets, for themselves: without a plan no shard is known, and none would be missed."""
-    as_workflow_error(RUN.require_checkpoint_digest)
     return as_workflow_error(RUN.plans)
 
 
 def records_of_index(wildcards):
     """The records that the database is made of. With published files there may be none."""
-    as_workflow_error(RUN.require_checkpoint_digest)
     return as_workflow_error(RUN.indexed_records)
 
 
@@ -56,7 +58,6 @@ def index_targets(wildcards):
 
 def selected_records(wildcards):
     """The records of the products to search through and to draw."""
-    as_workflow_error(RUN.require_checkpoint_digest)
     return as_workflow_error(RUN.required_records)
 
 

@@ -43,9 +43,8 @@ class ModelSection(Section):
     )
     sha256: Digest | None = Field(
         None,
-        description="digest that the checkpoint must have. Without it only `encoder_weights` runs, and prints "
-        "the line to "
-        "paste",
+        description="digest that the checkpoint must have. Without it, plans and dry runs work, and "
+        "`encoder_weights`, which prints the line to paste",
         json_schema_extra=VALUE,
     )
     precision: Literal["float32", "bfloat16", "int8"] = Field(

@@ -310,21 +310,24 @@ class Run:
         return int(model["untrained"]["dim"]) if model["checkpoint"] == UNTRAINED else 1024
 
     def require_checkpoint_digest(self) -> None:
-        """Raise ConfigError if the checkpoint's digest is unknown: nothing but `encoder_weights` can run then."""
-        if self.weights_digest is not None:
-            return
+        """Raise ConfigError if the checkpoint's digest is unknown: no shard can be embedded then."""
+        if self.weights_digest is None:
+            raise ConfigError(self._unknown_digest)
+
+    @cached_property
+    def _unknown_digest(self) -> str:
+        """The message about the digest that the config lacks. It states the digest once the checkpoint was fetched."""
         from kiln.io import storage  # a dry run that does not ask saves the import of boto3
 
-        note = self.paths.uri(self.weights)
+        expected, note = (
+            "config: model.sha256: expected the checkpoint's digest, got none.",
+            self.paths.uri(self.weights),
+        )
         if storage.stat(note):
-            sha256 = json.loads(storage.read_bytes(note))["sha256"]
-            raise ConfigError(
-                f"config: model.sha256: expected the checkpoint's digest, got none. It is {sha256} ({note})."
-            )
-        raise ConfigError(
-            "config: model.sha256: expected the checkpoint's digest, got none. Run `snakemake --cores 1 "
-            "encoder_weights` "
-            "with this config: it fetches the checkpoint and prints the line to paste."
+            return f"{expected} It is {json.loads(storage.read_bytes(note))['sha256']} ({note})."
+        return (
+            f"{expected} Run `snakemake --cores 1 encoder_weights` with this config: it fetches the checkpoint and "
+            "prints the line to paste."
         )
 
     def plans(self) -> list[str]:

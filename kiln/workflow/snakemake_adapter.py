@@ -1,9 +1,11 @@
 """Where the workflow touches Snakemake itself."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from kiln.errors import KilnError
 
@@ -18,6 +20,20 @@ def as_workflow_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwarg
         return function(*args, **kwargs)
     except KilnError as e:
         raise WorkflowError(str(e)) from e
+
+
+def as_warning(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Return the function's value. Log a KilnError as a warning, each message once."""
+    try:
+        return function(*args, **kwargs)
+    except KilnError as e:
+        _warn(str(e))
+        return None
+
+
+@cache
+def _warn(message: str) -> None:
+    logger.warning(message)
 
 
 def log_path(on_driver: bool, local: Callable[[str], Any], path: str) -> Any:

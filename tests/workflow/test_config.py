@@ -35,12 +35,19 @@ def test_shipped_config_dry_runs_without_network(tmp_path: Path, config: Path) -
     assert counts == {"all": 1, **{f"plan_{dataset}": 1 for dataset in datasets}}
 
 
-def test_without_a_digest_only_encoder_weights_runs(tmp_path: Path) -> None:
-    run, config = Run(tmp_path), str(ROOT / "config/conus.yaml")
-    output = run.snakemake("--configfile", config, "-n", check=False)
+def test_without_a_digest_a_run_is_planned_and_nothing_is_embedded(tmp_path: Path) -> None:
+    run = fresh(tmp_path / "run", {"model": {"checkpoint": "https://example.org/clay-v1.5.ckpt"}})
+    dry = run.snakemake("-n")
+    assert job_counts(dry) == {"plan_worldcover": 1, "all": 1}
+    assert dry.count("model.sha256: expected the checkpoint's digest") == 1
+    output = run.snakemake("--cores", "1", check=False)
     assert "model.sha256: expected the checkpoint's digest" in output
     assert "encoder_weights" in output
-    assert job_counts(run.snakemake("--configfile", config, "-n", "encoder_weights")) == {"encoder_weights": 1}
+    assert not (run.folder / "results").exists(), "the run is refused before its plan"
+    run.snakemake("--cores", "1", "plan")
+    assert run.jobs()["embed_worldcover"] == 2
+    assert run.jobs("encoder_weights") == {"encoder_weights": 1}
+    assert "model.sha256: expected" in run.snakemake("--cores", "1", "worldcover", check=False)
 
 
 def test_every_shipped_config_but_the_samples_has_a_checkpoint() -> None:

@@ -119,15 +119,16 @@ def test_settings_that_contradict_each_other_are_config_errors(config, changes, 
         Run(merge(config, changes))
 
 
-def test_without_the_checkpoints_digest_nothing_but_the_encoder_can_run(tmp_path, monkeypatch, config):
+def test_without_the_checkpoints_digest_nothing_can_be_embedded(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
-    run = Run(config | {"model": config["model"] | {"checkpoint": "clay.ckpt"}})
+    unpinned = config | {"model": config["model"] | {"checkpoint": "clay.ckpt"}}
+    run = Run(unpinned)
     with pytest.raises(ConfigError, match=r"model.sha256: expected the checkpoint's digest, got none\. Run `snakemake"):
         run.require_checkpoint_digest()
     (tmp_path / run.weights).parent.mkdir(parents=True)
     (tmp_path / run.weights).write_text(json.dumps({"sha256": "ab" * 32}))
     with pytest.raises(ConfigError, match="It is abab"):
-        run.require_checkpoint_digest()
+        Run(unpinned).require_checkpoint_digest()
 
 
 def test_the_error_for_a_dataset_outside_the_config_names_it(config):
