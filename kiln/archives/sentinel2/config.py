@@ -43,7 +43,7 @@ class Config(ArchiveConfig):
     bbox: Bbox | None = Field(
         None, description="`[west, south, east, north]` in degrees; west > east crosses the antimeridian"
     )
-    dates: Annotated[str, Field(pattern="^[0-9.-]+(/[0-9.-]+)?$")] | None = Field(
+    dates: Annotated[str, Field(pattern="^([0-9.-]+/[0-9.-]+|[0-9]{4}-[0-9]{2}-[0-9]{2})$")] | None = Field(
         None, description="first and last day, `2020-01-01/2020-12-31`, `..` for an open end; or one day"
     )
     years: list[Annotated[int, Field(ge=2015, le=2100)]] = Field(
