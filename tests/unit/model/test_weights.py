@@ -276,11 +276,11 @@ def test_untrained_weights_depend_on_seed_and_geometry_alone():
 
 def test_a_full_size_checkpoint_loads_in_bfloat16_and_encodes(tmp_path):
     shapes = json.loads((DATA / "clay_v1.5_large_encoder_shapes.json").read_text())
-    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    noise = torch.randn(max(sizes.values()), generator=torch.Generator().manual_seed(0)) * 0.02
     state = {}
     for name, shape in shapes.items():
-        size = math.prod(shape)
-        tensor = noise.repeat(-(-size // len(noise)))[:size].view(shape)
+        tensor = noise[: sizes[name]].view(shape)  # views of one storage, which the file holds once
         state[name] = 1 + tensor if "norm" in name and name.endswith("weight") else tensor
     state["model.decoder.mask_patch"] = torch.zeros(512)
     path = tmp_path / "clay-v1.5.ckpt"
