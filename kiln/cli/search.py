@@ -19,11 +19,11 @@ from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.explorer import results
 from kiln.explorer.api import Explorer, open_explorer
-from kiln.explorer.chips import check_bbox
 from kiln.explorer.contact_sheet import find_example, read_services, write_contact_sheet
 from kiln.explorer.filters import ChipFilter
 from kiln.explorer.matrix_cache import default_cache
 from kiln.explorer.search import METHODS, Query, SearchResult
+from kiln.formats.bounding_box import check_bounding_box
 from kiln.io import storage
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def chip_filter_of(args: argparse.Namespace) -> ChipFilter:
         {
             "years": args.year,
             "datasets": args.dataset,
-            "bbox": list(check_bbox(args.bbox)) if args.bbox else None,
+            "bbox": list(check_bounding_box(args.bbox)) if args.bbox else None,
             "area": read_geojson(args.area, "--area") if args.area else None,
             "from": args.first_day,
             "to": args.last_day,

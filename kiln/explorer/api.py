@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from kiln.errors import ConfigError
 from kiln.explorer import results
-from kiln.explorer.chips import ChipFacts, check_bbox
+from kiln.explorer.chips import ChipFacts
 from kiln.explorer.database import ExplorerDatabase
 from kiln.explorer.filters import ChipFilter, parse_area
 from kiln.explorer.matrix import Matrix
 from kiln.explorer.matrix_cache import default_cache, open_matrix
 from kiln.explorer.search import Query, SearchResult, needs_matrix, search
+from kiln.formats.bounding_box import check_bounding_box
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -147,7 +148,7 @@ class Explorer:
                 years=(years,) if isinstance(years, int) else tuple(int(y) for y in (() if years is None else years)),
                 first_day=first_day,
                 last_day=last_day,
-                bbox=None if bbox is None else check_bbox(bbox),
+                bbox=None if bbox is None else check_bounding_box(bbox),
                 area=None if area is None else parse_area(getattr(area, "__geo_interface__", area)),
                 max_nodata=max_nodata,
                 max_cloud=max_cloud,

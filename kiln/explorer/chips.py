@@ -99,26 +99,6 @@ def time_text(moment: datetime | None) -> str | None:
     return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def check_bbox(bbox: Sequence[float]) -> Bounds:
-    """Return west, south, east, north in degrees. Raise ConfigError for an empty box or swapped sides.
-
-    A box with west > east crosses the antimeridian. It is at most half the world wide: a wider one has its sides
-    swapped.
-    """
-    try:
-        west, south, east, north = (float(v) for v in bbox)
-    except (TypeError, ValueError):
-        west = south = east = north = math.nan
-    is_finite = all(map(math.isfinite, (west, south, east, north)))
-    crosses = -180 <= east < west <= 180 and west - east >= 180
-    if not is_finite or south >= north or not (crosses or west < east):
-        raise ConfigError(
-            f"bbox: expected west < east and south < north in degrees, got {tuple(bbox)}. A box across the "
-            "antimeridian has west > east, from -180 to 180, and is half the world wide at most."
-        )
-    return west, south, east, north
-
-
 def outline(bbox: Sequence[float]) -> dict[str, Any]:
     """Return a box as a GeoJSON polygon, anticlockwise; in two parts if it crosses the antimeridian (RFC 7946, 3.1.9).
 

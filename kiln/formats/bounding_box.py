@@ -1,7 +1,7 @@
 """Bounding boxes in degrees of longitude and latitude."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kiln.errors import ConfigError
@@ -40,40 +40,37 @@ def check_bounding_box(
     where: str = "bbox",
     *,
     may_cross_antimeridian: bool = True,
-    max_crossing_width: float = MAX_CROSSING_WIDTH,
+    content: Callable[[BoundingBox], str] = lambda box: "",
 ) -> BoundingBox:
     """Return four numbers as a bounding box.
+
+    A box across the antimeridian that is wider than half the world has its west and east swapped.
 
     Args:
         values: West, south, east, north in degrees.
         where: Name of the setting, for errors.
         may_cross_antimeridian: Whether west > east is allowed.
-        max_crossing_width: Degrees of longitude of such a box; a wider one has its west and east swapped.
+        content: Returns what a box holds, as ` and holds 7 chips`, for the error about one that is too wide.
 
     Returns:
         The bounding box.
 
     Raises:
         ConfigError: If the values are not four finite numbers on the Earth, the box has no area, or it crosses the
-            antimeridian and is wider than `max_crossing_width`.
+            antimeridian and may not or is too wide.
     """
-    expected = "west < east" if not may_cross_antimeridian else "west and east that differ"
+    width = ""
     if len(values) == 4 and all(map(math.isfinite, values)):
         box = BoundingBox(*map(float, values))
         on_earth = -180 <= box.west <= 180 and -180 <= box.east <= 180 and -90 <= box.south < box.north <= 90
-        if on_earth and (box.west < box.east or (may_cross_antimeridian and box.west != box.east)):
-            if box.crosses_antimeridian and box.width > max_crossing_width:
-                raise ConfigError(f"{where}: {swapped(box)}")
+        if on_earth and box.west < box.east:
             return box
+        if on_earth and box.crosses_antimeridian and may_cross_antimeridian:
+            if box.width <= MAX_CROSSING_WIDTH:
+                return box
+            width = f", which is {box.width:g} degrees wide{content(box)}"
+    crossing = " A box across the antimeridian has west > east and is half the world wide at most."
     raise ConfigError(
-        f"{where}: expected [west, south, east, north] in degrees, south < north, {expected}, got {list(values)}. "
-        "Correct it."
-    )
-
-
-def swapped(box: BoundingBox, content: str = "") -> str:
-    """Return the message about a box whose west and east were probably swapped, and what would be in it."""
-    return (
-        f"expected west < east, or a box of at most {MAX_CROSSING_WIDTH:g} degrees across the antimeridian, got "
-        f"{list(box)}, which is {box.width:g} degrees wide{content}. Swap west and east."
+        f"{where}: expected [west, south, east, north] in degrees with west < east and south < north, got "
+        f"{list(values)}{width}.{crossing if may_cross_antimeridian else ''} Correct it."
     )

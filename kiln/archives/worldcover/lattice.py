@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kiln.errors import ConfigError
-from kiln.formats.bounding_box import MAX_CROSSING_WIDTH, BoundingBox, check_bounding_box, swapped
+from kiln.formats.bounding_box import BoundingBox, check_bounding_box
 from kiln.formats.fingerprint import digest
 
 ORIGIN = (-125, 50)  # longitude and latitude that the lattice passes through
@@ -88,25 +88,32 @@ def region_columns(lattice: Lattice, region: str | Sequence[float]) -> list[Colu
         return [Column(k, 0, rows) for k in range(int(CONUS.east - CONUS.west) * lattice.ppd // lattice.chip)]
     if isinstance(region, str):
         raise ConfigError(f"region: expected conus or [west, south, east, north], got {region!r}. Correct it.")
-    box = check_bounding_box(region, "region", max_crossing_width=360)
-    south, north = max(box.south, SOUTH), min(box.north, NORTH)
-    if south >= north:
+    box = check_bounding_box(
+        region,
+        "region",
+        content=lambda box: f" and holds {sum(column.rows for column in _columns_of(lattice, box)):,} chips",
+    )
+    if max(box.south, SOUTH) >= min(box.north, NORTH):
         raise ConfigError(f"region: expected latitudes within {SOUTH} to {NORTH}, got {list(region)}. Correct it.")
+    if not (columns := _columns_of(lattice, box)):
+        raise ConfigError(
+            f"region: expected at least one chip of {lattice.chip} px in it, got {list(region)}. Enlarge it."
+        )
+    return columns
+
+
+def _columns_of(lattice: Lattice, box: BoundingBox) -> list[Column]:
+    """Return the columns of chips that intersect a box, west to east."""
     x0, y0 = lattice.origin
     chip, world = lattice.chip, 360 * lattice.ppd
-    first_row = _floor((90 - north) * lattice.ppd - y0, chip)
-    last_row = _ceil((90 - south) * lattice.ppd - y0, chip)
-    columns = []
+    first_row = _floor((90 - min(box.north, NORTH)) * lattice.ppd - y0, chip)
+    last_row = _ceil((90 - max(box.south, SOUTH)) * lattice.ppd - y0, chip)
+    columns = set()
     for part in box.parts():
         first = max(_floor((part.west + 180) * lattice.ppd - x0, chip), -(x0 // chip))
         last = min(_ceil((part.east + 180) * lattice.ppd - x0, chip), (world - x0) // chip)
-        columns += [Column(k, first_row, last_row - first_row) for k in range(first, last)]
-    if box.crosses_antimeridian and box.width > MAX_CROSSING_WIDTH:
-        chips = len(columns) * (last_row - first_row)
-        raise ConfigError(f"region: {swapped(box, f' and holds {chips:,} chips')}")
-    if not columns:
-        raise ConfigError(f"region: expected at least one chip of {chip} px in it, got {list(region)}. Enlarge it.")
-    return sorted(set(columns))
+        columns |= {Column(k, first_row, last_row - first_row) for k in range(first, last)}
+    return sorted(columns)
 
 
 def _floor(pixels: float, chip: int) -> int:

@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, SourceError
-from kiln.explorer.chips import check_bbox
 from kiln.explorer.database import VECTOR, cells, vector_space
 from kiln.formats import embeddings_file, vectors
-from kiln.formats.bounding_box import Bounds
+from kiln.formats.bounding_box import Bounds, check_bounding_box
 from kiln.formats.fingerprint import digest
 from kiln.formats.parquet import read_batches
 from kiln.io import storage
@@ -160,7 +159,7 @@ class Select:
     def __post_init__(self) -> None:
         """Raise ConfigError for a wrong box or kind."""
         if self.bbox is not None:
-            check_bbox(self.bbox)
+            check_bounding_box(self.bbox)
         if self.embedding not in (None, *KINDS):
             raise ConfigError(f"index.select.embedding: expected {' or '.join(KINDS)}, got {self.embedding!r}.")
 

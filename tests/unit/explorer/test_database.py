@@ -15,9 +15,9 @@ from kiln.archives.worldcover.lattice import Column
 from kiln.errors import ConfigError
 from kiln.explorer import database
 from kiln.explorer.build import Select, build, builder
-from kiln.explorer.chips import check_bbox
 from kiln.explorer.database import ExplorerDatabase, cells
 from kiln.explorer.filters import ChipFilter, quote
+from kiln.formats.bounding_box import check_bounding_box
 from tests.support.explorers import similar
 from tests.support.products import DIM, WORLD, chip_at, make_product, random_vectors
 
@@ -156,7 +156,7 @@ def test_a_centre_on_a_whole_degree_is_found_from_every_side(tmp_path):
 )
 def test_a_wrong_bbox_is_refused(bbox):
     with pytest.raises(ConfigError, match="west < east and south < north"):
-        check_bbox(bbox)
+        check_bounding_box(bbox)
 
 
 HOSTILE = [
@@ -331,4 +331,4 @@ def test_a_bbox_with_west_above_east_goes_over_the_antimeridian(tmp_path, bbox, 
 @pytest.mark.parametrize("bbox", [(60, 0, 40, 1), (-60, 0, -120, 1), (100, 0, -79, 1), (181, 0, -179, 1)])
 def test_a_bbox_over_more_than_half_the_world_has_its_sides_swapped(bbox):
     with pytest.raises(ConfigError, match="half the world wide at most"):
-        check_bbox(bbox)
+        check_bounding_box(bbox)

@@ -147,7 +147,7 @@ def test_a_region_of_chip_edges_has_only_those_chips(grid, col, row, wide, high)
 
 
 def test_swapped_west_and_east_are_refused_with_the_width_and_the_number_of_chips():
-    with pytest.raises(ConfigError, match=r"region: .* 358 degrees wide and holds 35,800 chips. Swap west and east"):
+    with pytest.raises(ConfigError, match=r"region: .* 358 degrees wide and holds 35,800 chips. A box across"):
         region_columns(Lattice(12, 120), [1, 43, -1, 44])
     assert len(region_columns(Lattice(12, 120), [90, 43, -90, 44])) == 1800
 
