@@ -13,7 +13,7 @@ from kiln.workflow.snakemake_adapter import as_warning, as_workflow_error, log_p
 from kiln.workflow.snakemake_adapter import remove_default_submission_rate, store_secrets
 
 if IS_MODULE:  # the rules of the importing workflow keep their shell prefix
-    config = complete_config(config, CODE)
+    config = as_workflow_error(complete_config, config, CODE)
 else:
     as_workflow_error(check_files, workflow.configfiles)
     shell.prefix("set -euo pipefail; export KILN_DRIVER_PID=$PPID; ")
@@ -21,11 +21,7 @@ STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 ELSEWHERE = not workflow.storage_settings.shared_fs_usage  # jobs run on machines that share no disk with this one
 DRIVER = ELSEWHERE and workflow.is_main_process
 RUN = as_workflow_error(
-    Run,
-    config,
-    STORAGE_ROOT,
-    lambda name: getattr(checkpoints, f"plan_{name}").get(),
-    workflow.modifier.path_modifier.replace_prefix,
+    Run, config, STORAGE_ROOT, lambda name: resolve_plan(name), workflow.modifier.path_modifier.replace_prefix
 )
 LOG = partial(log_path, bool(STORAGE_ROOT) and not ELSEWHERE, local)
 LOGS, BENCHMARKS = RUN.paths.logs, RUN.paths.benchmarks

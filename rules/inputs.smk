@@ -7,8 +7,14 @@ def setup(wildcards, input):
 
 
 def require_digest():
-    """Ask for the checkpoint's digest. A dry run, which needs no weights, only says that it is missing."""
+    """Ask for the checkpoint's digest. A dry run, which needs no weights, only logs that it is missing."""
     (as_warning if workflow.dryrun else as_workflow_error)(RUN.require_checkpoint_digest)
+
+
+def resolve_plan(name):
+    """Return once the plan is made. Shards need weights, so a missing digest is an error before the plan is made."""
+    require_digest()
+    getattr(checkpoints, f"plan_{name}").get()
 
 
 def weights_of(name, wildcards):
@@ -30,7 +36,6 @@ def shards_of(name, wildcards):
 def targets_of(name, wildcards):
     """Everything of a dataset."""
     dataset = as_workflow_error(RUN.dataset, name)
-    require_digest()
     if DRIVER:
         as_workflow_error(REGIONS.check, name)
     return as_workflow_error(dataset.targets)

@@ -55,7 +55,7 @@ def _unpack(raw: IO[bytes], where: str) -> Any:
     files = [entry for entry in archive.infolist() if not entry.is_dir()]
     try:
         return archive.open(max(files, key=lambda entry: entry.file_size))
-    except (RuntimeError, NotImplementedError) as e:  # a password, or an unknown compression
+    except RuntimeError as e:  # zipfile's error for a password; for an unknown compression, a kind of it
         raise ConfigError(f"{where}: expected a zip that can be unpacked, got {e}. Unpack it first.") from e
 
 

@@ -24,7 +24,7 @@ class JobResources:
 def smallest_fit(requested: JobResources) -> JobResources:
     """Return the smallest resources in the executor's table that have at least what is requested.
 
-    The executor itself takes the least memory that it knows for that many cores, whatever was requested.
+    The executor itself takes the least memory that it knows for that many cores, even if more was requested.
 
     Raises:
         ConfigError: The table has no such resources.

@@ -34,7 +34,7 @@ def read_ahead(reads: Iterable[Read], threads: int, max_bytes: int) -> Generator
         Each read with its value, or with the SourceError that it raised.
 
     Raises:
-        Exception: Whatever else a read raised. All threads end when the generator is closed.
+        Exception: Any other exception of a read. All threads end when the generator is closed.
     """
     prefetcher = _Prefetcher(reads, threads, max_bytes)
     try:

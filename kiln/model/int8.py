@@ -1,6 +1,6 @@
 """Linear layers of int8 weights and 7-bit activations, twice as fast as float32 ones on x86 CPUs.
 
-Each row of weights has its own scale, and so has each token, whatever else is in its batch. Products and sums are
+Each row of weights has its own scale, and so has each token, which does not depend on its batch. Products and sums are
 exact, so every processor computes the same numbers. Activations have 7 bits, since processors without VNNI add pairs
 of products in 16 bits. Only the matrices that a LayerNorm feeds are int8, since no number there is far from the
 others. The matrices behind the attention and the GELU would double the rounding error of a vector

@@ -83,8 +83,8 @@ def _check_node(node: yaml.Node, file: str) -> None:
 def typed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config with its numbers as numbers: values within `--config key='{...}'` arrive as texts.
 
-    A text becomes a number, a truth value or null where the schema takes no text. A date becomes its text. Whatever
-    else is wrong stays for `check_config`.
+    A text becomes a number, a truth value or null where the schema takes no text. A date becomes its text. Other wrong
+    values stay for `check_config`.
     """
     schema = load_schema()
     return {
@@ -101,10 +101,10 @@ def _typed(value: Any, schema: Mapping[str, Any], definitions: Mapping[str, Any]
     if isinstance(value, list):
         items: Mapping[str, Any] = next((option["items"] for option in options if "items" in option), {})
         return [_typed(item, items, definitions) for item in value]
-    types = {option.get("type") or type(option.get("const")).__name__ for option in options}
+    types = {option.get("type") for option in options}
     if isinstance(value, date) and "string" in types:
         return value.isoformat()
-    if not isinstance(value, str) or not types or types & {"string", "str"} or any("enum" in o for o in options):
+    if not isinstance(value, str) or not types or "string" in types:
         return value
     with contextlib.suppress(yaml.YAMLError):
         parsed = yaml.safe_load(value)

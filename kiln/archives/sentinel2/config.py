@@ -85,7 +85,7 @@ class Config(ArchiveConfig):
         ge=0,
         le=1,
         description="fraction of clear pixels below 1000 above which the offset of baseline 04.00 counts as "
-        "removed already, whatever the item states",
+        "removed already, even if the item states otherwise",
         json_schema_extra=VALUE,
     )
     metadata: Literal["as_trained", "zeros"] = Field(

@@ -207,8 +207,8 @@ class Sentinel2Source:
             max_cloud: Maximum fraction of cloud among a chip's valid pixels.
             rewrite: Pairs of prefixes, old and new. In addresses of items and assets the first that fits is replaced.
             offset_max_dark_fraction: Fraction of clear pixels below 1000 in blue, green and red alike above which the
-                offset counts as removed, whatever the item states. It is measured only where the offset would be
-                subtracted, in samples as coarse as the files' overviews.
+                offset counts as removed, even if the item states otherwise. It is measured only where the offset
+                would be subtracted, in samples as coarse as the files' overviews.
             partition: Merge partition.
             metadata: Date and place that the model is given.
             gsd: Pixel size that the model is given.

@@ -32,7 +32,7 @@ PAGE_ITEMS = 100  # a page of a hundred is about 3 MB, and gateways cut off at 6
 MAX_POSITIONS = 2000  # of the polygons of one request
 MAX_RETRIES = 6  # of a request
 BACKOFF_S = 1.0  # before the second retry, twice as long before each further one
-MAX_WAIT_S = 300  # whatever the server's Retry-After is
+MAX_WAIT_S = 300  # also if the server's Retry-After is longer
 PERMANENT_STATUS = (400, 401, 403, 404, 405, 413, 414, 422)  # a retry gets the same answer
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Build or grow the explorer database: LanceDB, float16, checked, then tagged.
 
-A build starts from the tagged version, whatever a killed build left after it. Sources in the database stay, new or
+A build starts from the tagged version, also if a killed build left a newer one. Sources in the database stay, new or
 changed ones are upserted by chip_id, and chips that no source has any more are removed. Sources of other weights or
 settings make a new table. Readers see the old version until the new one is indexed, counted, its recall measured, and
 tagged. Next to the table, `state/<version>.json` records which sources a version holds and what was measured, and

@@ -51,7 +51,7 @@ def test_a_chip_across_the_antimeridian_shows_its_own_pixels(tmp_path, epsg, wes
         (
             0,
             {"s2:processing_baseline": "04.00"},
-        ),  # already subtracted whatever the flag: the pixels are too dark
+        ),  # already subtracted, although no flag states it: the pixels are too dark
     ],
 )
 def test_pictures_have_no_offset(tmp_path, added, properties):
