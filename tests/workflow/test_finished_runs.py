@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.workflow import ROOT, DryRun, Run, copy_checkout, dry_runs, job_counts
+from tests.workflow.workflow import ROOT, DryRun, Run, copy_checkout, dry_runs, job_counts, write_importer
 
 EVERY = ("code", "params", "input", "mtime", "software-env")
-MODULE = """\
-configfile: "config.yaml"
-module kiln:
-    snakefile: "{root}/Snakefile"
-    config: config
-use rule * from kiln as kiln_*
-"""
 REDO = {"embed_worldcover": 1, "merge_worldcover": 1, "build_index": 1, "coverage": 1, "picture_similar": 1, "all": 1}
 
 
@@ -22,7 +15,7 @@ def calls(run: Run, checkout: Path) -> dict[str, DryRun]:
     configured = ("--configfile", str(run.folder / "config.yaml"))
 
     def call(*arguments: str, root: Path = ROOT, profiles: bool = True) -> DryRun:
-        """Stand in the run's folder, which has no profiles of its own."""
+        """Stand in the checkout; without `profiles` in the run's folder, which has none."""
         place = ("-s", str(root / "Snakefile"), "--directory", str(run.folder))
         return DryRun(root if profiles else run.folder, (*place, *configured, *arguments))
 
@@ -47,7 +40,7 @@ def calls(run: Run, checkout: Path) -> dict[str, DryRun]:
 def run(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run with Snakemake's records of it, which all triggers but mtime look at."""
     run = finished.clone(tmp_path_factory.mktemp("ways") / "run", records=True)
-    (run.folder / "Snakefile").write_text(MODULE.format(root=ROOT))
+    write_importer(run.folder)
     return run
 
 

@@ -8,24 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import FileServer
-from tests.workflow.workflow import ROOT, DryRun, Run, copy_checkout, dry_runs, finished_jobs, fresh
+from tests.workflow.workflow import ROOT, DryRun, Run, copy_checkout, dry_runs, finished_jobs, fresh, write_importer
 
-IMPORTER = """\
-configfile: "config.yaml"
-module kiln:
-    snakefile: {snakefile}
-    config: config
-    {paths}
-use rule * from kiln as kiln_*
-rule own:
-    output: "own.txt"
-    shell: "echo ${{{{PYTHONPATH:-}}}} > {{output}}"
-"""
 FROM_GIT = 'github("kiln/kiln", path="Snakefile", tag="v1")'
-
-
-def write_importer(folder: Path, snakefile: str, paths: str) -> None:
-    (folder / "Snakefile").write_text(IMPORTER.format(snakefile=snakefile, paths=paths))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +48,7 @@ def test_a_module_below_a_prefix_finds_everything_there(finished: Run, tmp_path:
     for folder in ("results", "logs", "benchmarks"):
         (run.folder / "embeddings").mkdir(exist_ok=True)
         shutil.move(run.folder / folder, run.folder / "embeddings" / folder)
-    write_importer(run.folder, f'"{ROOT}/Snakefile"', 'prefix: "embeddings"')
+    write_importer(run.folder, paths='prefix: "embeddings"')
     call = DryRun(run.folder, ("kiln_all",))
     (output,) = dry_runs([call], tmp_path / "before")
     assert "Nothing to be done" in output
@@ -83,6 +68,6 @@ def test_an_address_without_a_version_is_refused(tmp_path: Path, serve: Callable
     names = ("Snakefile", "rules/code.smk")
     server = serve({f"/{name}": (ROOT / name).read_bytes() for name in names})
     (tmp_path / "config.yaml").write_text("{}")
-    write_importer(tmp_path, f'"{server.url}/Snakefile"', "")
+    write_importer(tmp_path, f'"{server.url}/Snakefile"')
     (output,) = dry_runs([DryRun(tmp_path, ("kiln_all",))], tmp_path / "dry")
     assert "expected a path, gitfile(...), github(...) or gitlab(...)" in output

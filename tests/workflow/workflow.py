@@ -163,6 +163,30 @@ def copy_checkout(folder: Path) -> Path:
     return folder
 
 
+IMPORTER = """\
+configfile: "config.yaml"
+module kiln:
+    snakefile: {snakefile}
+    config: config
+    {paths}
+use rule * from kiln as kiln_*
+rule own:
+    output: "own.txt"
+    shell: "echo ${{{{PYTHONPATH:-}}}} > {{output}}"
+"""
+
+
+def write_importer(folder: Path, snakefile: str = f'"{ROOT}/Snakefile"', paths: str = "") -> None:
+    """Write a workflow that imports Kiln as a module.
+
+    Args:
+        folder: Where its Snakefile is written, next to a config.yaml.
+        snakefile: Python expression of Kiln's Snakefile.
+        paths: A line `prefix: ...` or `replace_prefix: ...`.
+    """
+    (folder / "Snakefile").write_text(IMPORTER.format(snakefile=snakefile, paths=paths))
+
+
 FORKED = """\
 import json, os, sys
 import snakemake.cli, jsonschema, yaml

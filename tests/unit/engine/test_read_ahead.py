@@ -15,7 +15,7 @@ from kiln.formats.records import Read
 from tests.support.engine import threads_left
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 50), max_size=25), st.integers(1, 4), st.integers(1, 120))
 def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threads, budget):
     lock, held, peaks = threading.Lock(), collections.deque(), []

