@@ -11,7 +11,7 @@ BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer aws-up aws-image aws-down rulegraph wheels lock clean
+.PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer image aws-up aws-image aws-down rulegraph wheels lock clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -38,13 +38,14 @@ test-explorer: $(VENV)/.test ## test the explorer in a browser with a WMS; insta
 test-batch: $(VENV)/.test ## test AWS Batch, simulated with containers on this machine; needs root, and podman if not on Debian
 	pytest -rP --durations 25 tests/batch
 
-lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, codespell
+lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, zizmor, codespell
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules workflow
 	snakemake --lint
-	mypy kiln scripts
-	codespell *.md Makefile Snakefile config docs envs kiln profiles rules scripts tests
+	mypy kiln scripts rules/code_folder.py
+	zizmor --offline --quiet .github
+	codespell *.md Makefile Snakefile .github config docs envs kiln profiles rules scripts tests
 
 format: $(VENV)/.test ## format the code and apply the linters' fixes
 	ruff check --fix .
@@ -68,6 +69,11 @@ aws-image: $(VENV)/.run ## build this commit's image and push it to AWS; DEVICE=
 
 aws-down: $(VENV)/.run ## delete the AWS resources, except a bucket with data; DELETE_DATA=bucket, YES=1, STACK=
 	python -m kiln aws down --stack $(STACK) $(if $(DELETE_DATA),--delete-data $(DELETE_DATA)) $(if $(YES),--yes)
+
+image: ## build envs/Dockerfile on this machine, without AWS; IMAGE=name:tag, DEVICE=cuda, ENGINE=podman, BASE=, TORCH_INDEX=
+	$(or $(ENGINE),docker) build --file envs/Dockerfile --tag $(or $(IMAGE),kiln) \
+	  --build-arg REVISION=$(shell git rev-parse HEAD) \
+	  $(foreach name,DEVICE VERSION BASE TORCH_INDEX,$(if $($(name)),--build-arg $(name)=$($(name)))) .
 
 rulegraph: sample/.made ## draw docs/workflow.svg, the rules of the sample run; needs Graphviz
 	@command -v dot >/dev/null || { echo "make rulegraph needs dot of Graphviz; on Debian: apt-get install graphviz"; exit 1; }

@@ -1,10 +1,11 @@
 # Kiln: Clay embeddings over whole Earth-observation archives. Start with README.md.
+import runpy
+
 from snakemake.utils import min_version
 
 min_version("9.25")
-
-
-include: "rules/code.smk"
+CODE_FOLDER = runpy.run_path(workflow.source_path("rules/code_folder.py"))["code_folder"]
+CODE = str(CODE_FOLDER(workflow.current_basedir))  # jobs import `kiln` and `scripts` from there
 
 
 configfile: f"{CODE}/config/config.yaml"
@@ -21,21 +22,27 @@ include: "rules/report.smk"
 rule all:
     default_target: True
     input:
-        plans_of_all,
-        *(partial(targets_of, name) for name in RUN.datasets),
-        index_targets,
-        picture_targets,
+        *PRODUCTS,
+        input_function(RUN.index_targets),
+        input_function(RUN.pictures),
     message:
         "Everything that the config asks for is there"
 
 
 rule index:
     input:
-        plans_of_all,
-        *(partial(targets_of, name) for name in RUN.datasets),
-        index_targets,
+        *PRODUCTS,
+        input_function(RUN.index_targets),
     message:
         "The explorer database is there"
+
+
+rule embed:
+    input:
+        input_function(RUN.plans),
+        *(partial(shards_alone_of, name) for name in RUN.datasets),
+    message:
+        "Every shard is there"
 
 
 onstart:

@@ -9,9 +9,10 @@ from kiln.workflow import commands
 from kiln.workflow.config import check_files, complete_config
 from kiln.workflow.commands import rule_flags, shell_line
 from kiln.workflow.run import Run
-from kiln.workflow.snakemake_adapter import as_warning, as_workflow_error, log_path
+from kiln.workflow.snakemake_adapter import as_warning, as_workflow_error, input_function, log_path
 from kiln.workflow.snakemake_adapter import remove_default_submission_rate, store_secrets
 
+IS_MODULE = workflow.modifier.is_module
 if IS_MODULE:  # the rules of the importing workflow keep their shell prefix
     config = as_workflow_error(complete_config, config, CODE)
 else:

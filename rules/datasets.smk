@@ -86,3 +86,11 @@ for dataset in RUN.all_datasets.values():
             partial(targets_of, archive.name),
         message:
             f"{archive.title}: every shard and product is there"
+
+    rule:
+        name:
+            f"{archive.name}_shards"
+        input:
+            partial(shards_alone_of, archive.name),
+        message:
+            f"{archive.title}: every shard is there"

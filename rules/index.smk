@@ -4,7 +4,7 @@
 rule build_index:
     input:
         preflight_checks,
-        records=records_of_index,
+        records=input_function(RUN.indexed_records),
     output:
         f"{RUN.paths.results}/index/{{digest}}.json",
     log:
@@ -18,7 +18,7 @@ rule build_index:
         mem_mb=MERGE.mem_mb,
     params:
         setup=setup,
-        products=selected_products,
+        products=input_function(RUN.selected_products),
     message:
         "Explorer database from the merged products and published files"
     shell:

@@ -33,45 +33,13 @@ def shards_of(name, wildcards):
     return dataset.shard_files(wildcards.partition, dataset.merged_shards[wildcards.partition])
 
 
-def targets_of(name, wildcards):
-    """Everything of a dataset."""
+def targets_of(name, wildcards, shards_only=False):
+    """Everything of a dataset, or its plan and shards alone."""
     dataset = as_workflow_error(RUN.dataset, name)
     if DRIVER:
         as_workflow_error(REGIONS.check, name)
-    return as_workflow_error(dataset.targets)
+    return as_workflow_error(dataset.shard_targets if shards_only else dataset.targets)
 
 
-def plans_of_all(wildcards):
-    """The plans of all datasets, for themselves: without a plan no shard is known, and none would be missed."""
-    return as_workflow_error(RUN.plans)
-
-
-def records_of_index(wildcards):
-    """The records that the database is made of. With published files there may be none."""
-    return as_workflow_error(RUN.indexed_records)
-
-
-def selected_products(wildcards):
-    """The folders of the selected products."""
-    return [RUN.paths.uri(record.removesuffix(".json")) for record in RUN.selected_records()]
-
-
-def index_targets(wildcards):
-    """The products and their database. Whoever asks for it asks for the products too, so a deleted one is noticed."""
-    return [*records_of_index(wildcards), RUN.index_record()]
-
-
-def selected_records(wildcards):
-    """The records of the products to search through and to draw."""
-    return as_workflow_error(RUN.required_records)
-
-
-def picture(name, wildcards):
-    """A picture of what the database holds."""
-    return RUN.picture(name)
-
-
-def picture_targets(wildcards):
-    """Published files have no ledger: of those alone there is no coverage to draw."""
-    of_products = ("coverage.png", "ledger.html") if records_of_index(wildcards) else ()
-    return [RUN.picture(name) for name in (RUN.contact_sheet, *of_products)]
+shards_alone_of = partial(targets_of, shards_only=True)
+PRODUCTS = [input_function(RUN.plans), *(partial(targets_of, name) for name in RUN.datasets)]

@@ -3,7 +3,7 @@
 
 rule coverage:
     input:
-        records=selected_records,
+        records=input_function(RUN.required_records),
     output:
         map=report(
             f"{RUN.paths.results}/pictures/{{digest}}/coverage.png",
@@ -28,7 +28,7 @@ rule coverage:
         mem_mb=MEDIUM.mem_mb,
     params:
         setup=setup,
-        products=selected_products,
+        products=input_function(RUN.selected_products),
     message:
         "Coverage map and ledger table"
     shell:
@@ -37,11 +37,11 @@ rule coverage:
 
 rule summary:
     input:
-        records=selected_records,
-        index=lambda wildcards: RUN.index_record(),
-        similar=partial(picture, RUN.contact_sheet),
-        coverage=partial(picture, "coverage.png"),
-        ledger=partial(picture, "ledger.html"),
+        records=input_function(RUN.required_records),
+        index=input_function(RUN.index_record),
+        similar=input_function(partial(RUN.picture, RUN.contact_sheet)),
+        coverage=input_function(partial(RUN.picture, "coverage.png")),
+        ledger=input_function(partial(RUN.picture, "ledger.html")),
     log:
         LOG(f"{LOGS}/summary.log"),
     localrule: True
@@ -52,7 +52,7 @@ rule summary:
         mem_mb=SMALL.mem_mb,
     params:
         setup=setup,
-        products=selected_products,
+        products=input_function(RUN.selected_products),
     message:
         "What there is"
     shell:
@@ -61,7 +61,7 @@ rule summary:
 
 rule plan:
     input:
-        plans_of_all,
+        input_function(RUN.plans),
     log:
         LOG(f"{LOGS}/plan.log"),
     localrule: True
@@ -77,3 +77,20 @@ rule plan:
         "What there is to do, and what it takes"
     shell:
         shell_line(commands.estimate_command(RUN))
+
+
+rule delete_leftovers:
+    log:
+        LOG(f"{LOGS}/delete_leftovers.log"),
+    localrule: True
+    conda:
+        CONDA
+    threads: SMALL.threads
+    resources:
+        mem_mb=SMALL.mem_mb,
+    params:
+        setup=setup,
+    message:
+        "Delete the files that belong to nothing"
+    shell:
+        shell_line(commands.delete_leftovers_command(RUN))

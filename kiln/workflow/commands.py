@@ -186,3 +186,9 @@ def estimate_command(run: Run) -> list[str]:
         *("--plans", PLANS, "--numbers", _json(config["plan"]), "--dimensions", str(run.vector_length)),
         *("--vector-dtype", config["vector_dtype"], "--embedding", config["embedding"], "--patches", _json(patches)),
     )
+
+
+def delete_leftovers_command(run: Run) -> list[str]:
+    """Return the command that deletes the files of the run that belong to nothing."""
+    uri, paths = run.paths.uri, run.paths
+    return script("delete_leftovers", "--run", uri(paths.results), "--checkpoints", uri(paths.checkpoints))

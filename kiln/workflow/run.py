@@ -1,7 +1,6 @@
 """A run as the rules see it: its config, where its files lie, and its datasets. Typed, and tested without Snakemake."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -37,6 +36,11 @@ class RunPaths:
     def results(self) -> str:
         """Folder of everything that the run makes but the weights."""
         return f"results/{self.run}"
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of the finished units of unfinished shards."""
+        return f"checkpoints/{self.run}"
 
     @property
     def logs(self) -> str:
@@ -125,7 +129,7 @@ class Dataset:
     @property
     def checkpoints_folder(self) -> str:
         """Folder of the finished units of unfinished shards."""
-        return re.sub("^results", "checkpoints", self.folder)
+        return f"{self.paths.checkpoints}/{self.folder.rpartition('/')[2]}"
 
     @cached_property
     def shards(self) -> dict[str, list[str]]:
@@ -176,15 +180,36 @@ class Dataset:
         Raises:
             ConfigError: If `partitions` leaves none.
         """
+        self._check_patterns()
+        shards = [] if self.allow_missing else self.all_shard_files
+        return [self.names_file, self.plan, *shards, *self.records().values()]
+
+    def shard_targets(self) -> list[str]:
+        """Return plan and shards, without the products that are merged from them.
+
+        Raises:
+            ConfigError: If `partitions` leaves none, or `allow_missing` says that nothing is embedded.
+        """
+        self._check_patterns()
+        if self.allow_missing:
+            raise ConfigError(
+                "config: allow_missing: expected false where shards are asked for, got true, with which nothing is "
+                "embedded. Change it, or ask for another target."
+            )
+        return [self.names_file, self.plan, *self.all_shard_files]
+
+    @property
+    def all_shard_files(self) -> list[str]:
+        """The embeddings files of all shards."""
+        return [file for partition, names in self.shards.items() for file in self.shard_files(partition, names)]
+
+    def _check_patterns(self) -> None:
+        """Raise ConfigError if no partition fits the patterns."""
         if not self.shards:
             raise ConfigError(
                 f"config: partitions: expected patterns that fit a partition of {self.name}, "
                 f"got {list(self.patterns)}. Look at {self.paths.uri(self.names_file)}."
             )
-        shards = (
-            [] if self.allow_missing else [f for p, names in self.shards.items() for f in self.shard_files(p, names)]
-        )
-        return [self.names_file, self.plan, *shards, *self.records().values()]
 
     @property
     def patches_per_chip(self) -> int:
@@ -381,6 +406,14 @@ class Run:
             return self.required_records()
         return self.selected_records() if self.datasets else []
 
+    def selected_products(self) -> list[str]:
+        """Return the paths or s3:// of the selected products' folders."""
+        return [self.paths.uri(record.removesuffix(".json")) for record in self.selected_records()]
+
+    def index_targets(self) -> list[str]:
+        """Return the products and their database. A deleted product is noticed, too."""
+        return [*self.indexed_records(), self.index_record()]
+
     def index_digest(self) -> str:
         """Return what identifies a database: the products in it, what was selected, and which published files."""
         identity = [self.selected_records(), self.select, *([self.published] if self.published else [])]
@@ -393,6 +426,11 @@ class Run:
     def picture(self, name: str) -> str:
         """Return a picture of what the database holds."""
         return f"{self.paths.results}/pictures/{self.index_digest()}/{name}"
+
+    def pictures(self) -> list[str]:
+        """Return all pictures. Published files have no ledger: of those alone there is no coverage to draw."""
+        of_products = ("coverage.png", "ledger.html") if self.indexed_records() else ()
+        return [self.picture(name) for name in (self.contact_sheet, *of_products)]
 
     @property
     def contact_sheet(self) -> str:

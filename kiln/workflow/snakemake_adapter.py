@@ -22,6 +22,11 @@ def as_workflow_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwarg
         raise WorkflowError(str(e)) from e
 
 
+def input_function(ask: Callable[[], Any]) -> Callable[[Any], Any]:
+    """Return an input function of rules that asks for the same files whatever the wildcards."""
+    return lambda wildcards: as_workflow_error(ask)
+
+
 def as_warning(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
     """Return the function's value. Log a KilnError as a warning, each message once."""
     try:

@@ -80,3 +80,26 @@ def test_a_deleted_shard_redoes_itself_its_merge_index_and_pictures(run: Run, ch
         for way, text in outputs.items()
     }
     assert found == dict.fromkeys(ways, REDO)
+
+
+def test_shards_alone_are_asked_for_by_name(finished: Run, tmp_path: Path) -> None:
+    """`--until` cannot do that: Snakemake looks for shards only behind the plan."""
+    run = finished.clone(tmp_path / "run")
+    run.shards()[0].unlink()
+    placed = ("-s", str(ROOT / "Snakefile"), "--configfile", "config.yaml")
+    targets = ("embed", "worldcover_shards")
+    outputs = dry_runs([DryRun(run.folder, (target, *placed)) for target in targets], tmp_path / "dry")
+    assert [job_counts(text) for text in outputs] == [{"embed_worldcover": 1, target: 1} for target in targets]
+    (refused,) = dry_runs([DryRun(run.folder, ("embed", *placed, "--config", "allow_missing=true"))], tmp_path)
+    assert "allow_missing: expected false where shards are asked for, got true" in refused
+
+
+def test_what_delete_all_output_leaves_is_deleted_on_request(finished: Run, tmp_path: Path) -> None:
+    run = finished.clone(tmp_path / "run")
+    run.snakemake("--cores", "1", "delete_leftovers")
+    assert run.files() == finished.files(), "nothing that a run needs is a leftover"
+    run.snakemake("--delete-all-output")
+    assert "/ledger.parquet" in str(run.files())
+    run.snakemake("--cores", "1", "delete_leftovers")
+    assert [str(p.relative_to(run.folder)) for p in run.folder.glob("results/*/*")] == []
+    assert list(run.folder.glob("checkpoints/*/*")) == []

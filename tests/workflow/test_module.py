@@ -65,7 +65,7 @@ def test_a_module_below_a_prefix_finds_everything_there(finished: Run, tmp_path:
 
 
 def test_an_address_without_a_version_is_refused(tmp_path: Path, serve: Callable[..., FileServer]) -> None:
-    names = ("Snakefile", "rules/code.smk")
+    names = ("Snakefile", "rules/code_folder.py")
     server = serve({f"/{name}": (ROOT / name).read_bytes() for name in names})
     (tmp_path / "config.yaml").write_text("{}")
     write_importer(tmp_path, f'"{server.url}/Snakefile"')
