@@ -39,5 +39,5 @@ def tidy(lock: Path) -> list[str]:
 if __name__ == "__main__":
     every, run = (tidy(Path(p)) for p in sys.argv[1:3])
     (HERE / "constraints.txt").write_text(HEAD + "\n".join(every) + "\n")
-    listed = [f'      - "{p}"\n' for p in run if not p.startswith(CUDA)]
+    listed = [f'      - "{p}"\n' for p in run if not p.startswith(CUDA) or p.startswith("nvidia-ml-py")]
     (HERE / "kiln.yaml").write_text(CONDA + "".join(listed))

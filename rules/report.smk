@@ -17,6 +17,12 @@ rule coverage:
             labels={"picture": "what became of every unit"},
             caption="../docs/report/ledger.rst",
         ),
+        costs=report(
+            f"{RUN.paths.results}/pictures/{{digest}}/costs.html",
+            category="Costs",
+            labels={"picture": "what the run took"},
+            caption="../docs/report/costs.rst",
+        ),
     log:
         LOG(f"{LOGS}/coverage-{{digest}}.log"),
     benchmark:
@@ -30,18 +36,16 @@ rule coverage:
         setup=setup,
         products=input_function(RUN.selected_products),
     message:
-        "Coverage map and ledger table"
+        "Coverage map, ledger table and costs"
     shell:
-        shell_line(commands.coverage_command())
+        shell_line(commands.coverage_command(RUN))
 
 
 rule summary:
     input:
         records=input_function(RUN.required_records),
         index=input_function(RUN.index_record),
-        similar=input_function(partial(RUN.picture, RUN.contact_sheet)),
-        coverage=input_function(partial(RUN.picture, "coverage.png")),
-        ledger=input_function(partial(RUN.picture, "ledger.html")),
+        pictures=input_function(RUN.pictures),
     log:
         LOG(f"{LOGS}/summary.log"),
     localrule: True

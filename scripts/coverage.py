@@ -1,21 +1,29 @@
-"""Draw what was embedded: a coverage map of the merged products, and their ledgers as an HTML page."""
+"""Draw what was embedded: a coverage map of the merged products, their ledgers and what they took as HTML pages."""
 
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.io import storage
 from kiln.product.record import product_folder, read_record
+from kiln.report.costs import cost_page, read_costs, write_cost_records
 from kiln.report.coverage import draw_coverage
 from kiln.report.ledger_page import ledger_page
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draw the map and write the page."""
+    """Draw the map and write the pages."""
     parser = command_line.parser(__doc__, "python -m scripts.coverage")
     parser.add_argument("--records", nargs="+", required=True, help="paths or s3:// of the products' records")
     parser.add_argument("--products", nargs="+", help="their folders, if not the records' names without .json")
     parser.add_argument("--map", required=True, help="path or s3:// of the PNG to draw")
     parser.add_argument("--ledger", required=True, help="path or s3:// of the HTML page to write")
+    costs = parser.add_argument_group("what the jobs took", "given together or not at all")
+    costs.add_argument("--costs", help="path or s3:// of the HTML page of costs to write")
+    costs.add_argument("--runs", help="path or s3:// of the folder of the jobs' records")
+    costs.add_argument("--datasets", nargs="+", help="names of the datasets' folders in it")
+    costs.add_argument("--price-per-hour", type=float, help="price of one job's machine")
     args = parser.parse_args(argv)
+    if len({value is None for value in (args.costs, args.runs, args.datasets, args.price_per_hour)}) > 1:
+        parser.error("--costs, --runs, --datasets and --price-per-hour: expected all of them or none. Add the others.")
 
     def work() -> None:
         products = args.products or [product_folder(uri) for uri in args.records]
@@ -25,6 +33,10 @@ def main(argv: list[str] | None = None) -> None:
         with storage.atomic(args.map) as path:
             draw_coverage(records, products, path)
         storage.write_bytes(args.ledger, ledger_page(records, products).encode())
+        if args.costs:
+            costs = read_costs(args.runs, args.datasets, args.price_per_hour)
+            write_cost_records(args.runs, costs)
+            storage.write_bytes(args.costs, cost_page(costs).encode())
 
     command_line.run(work)
 

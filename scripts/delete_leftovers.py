@@ -1,7 +1,8 @@
 """Delete the files of a run that belong to nothing, as `snakemake --delete-all-output` leaves them.
 
-These are ledgers and patch files without their shard, products without their record, pictures and a database without
-the record of a database, and checkpoints of datasets without a plan. No other process may work on the run meanwhile.
+These are ledgers, patch files and job records without their shard, products without their record, pictures and a
+database without the record of a database, and checkpoints and costs of datasets without a plan. No other process may
+work on the run meanwhile.
 """
 
 from kiln.cli import command_line

@@ -49,6 +49,7 @@ def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add("--output", help="the embeddings file, if not <folder>/<shard>.parquet")
     add("--overwrite", action="store_true", help="embed a finished shard again")
     add("--checkpoints", help="path or s3:// of a folder for finished units of the unfinished shard")
+    add("--job-record", metavar="URI", help="path or s3:// of a JSON file to write: what the job took")
     add("--expect-fingerprint", metavar="HEX", help="stop unless the fingerprint begins like this")
     add_option_flags(parser)
 
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             ledger=storage.join(args.folder, f"{shard.name}.ledger.parquet"),
             options=options,
             checkpoints=args.checkpoints,
+            job_record=args.job_record,
             expect_fingerprint=args.expect_fingerprint,
         )
 

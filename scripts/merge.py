@@ -15,6 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--record", help="path or s3:// of the record, if not <product>.json; it is written last")
     parser.add_argument("--allow-missing", action="store_true", help="merge the shards that exist, name the others")
     parser.add_argument("--deduplicate", action="store_true", help="one row per lattice cell: that with least nodata")
+    parser.add_argument("--costs", help="path or s3:// of the record of what the jobs took, which STAC links")
     parser.add_argument("--memory-mb", type=int, default=1024, help="megabytes to sort in")
     args = parser.parse_args(argv)
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             ledgers=args.ledgers,
             record=args.record,
             allow_missing=args.allow_missing,
-            options=MergeOptions(deduplicate=args.deduplicate, memory_bytes=args.memory_mb << 20),
+            options=MergeOptions(deduplicate=args.deduplicate, memory_bytes=args.memory_mb << 20, costs=args.costs),
         )
 
     command_line.run(work)

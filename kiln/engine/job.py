@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kiln.engine.metadata import given_gsd, shard_fingerprint, shard_metadata
 from kiln.engine.options import EmbedOptions
 from kiln.errors import ConfigError, KilnError
+from kiln.formats.job_record import JobRecord, write_job_record
 from kiln.formats.ledger import ledger_name, write_ledger
 from kiln.formats.records import Source, Unit
 from kiln.io import storage
@@ -34,6 +35,7 @@ class ShardResult:
         rows: Chips embedded.
         units: Units of the shard.
         fingerprint: Digest of everything that changes a vector, in hex.
+        job: What the job took.
     """
 
     output: str
@@ -42,6 +44,7 @@ class ShardResult:
     rows: int
     units: int
     fingerprint: str
+    job: JobRecord
 
 
 def embed_shard(
@@ -52,6 +55,7 @@ def embed_shard(
     ledger: str | None = None,
     options: EmbedOptions | None = None,
     checkpoints: str | None = None,
+    job_record: str | None = None,
     expect_fingerprint: str | None = None,
 ) -> ShardResult:
     """Embed one shard, and put its embeddings file and its ledger in place.
@@ -68,10 +72,11 @@ def embed_shard(
         options: The job's options; None: the defaults.
         checkpoints: Path or s3:// of a folder for finished units, from which a retry resumes. They are deleted when
             the shard is complete. None: no checkpoints.
+        job_record: Path or s3:// of a small JSON file to write: seconds, bytes, requests and energy of the job.
         expect_fingerprint: Beginning of the fingerprint that the vectors must have.
 
     Returns:
-        The files, their numbers of rows and units, and the fingerprint.
+        The files, their numbers of rows and units, the fingerprint, and what the job took.
 
     Raises:
         ConfigError: If the source, weights and options do not have the expected fingerprint, or there is no such GPU.
@@ -83,6 +88,7 @@ def embed_shard(
     """
     from kiln.engine import pipeline
     from kiln.engine.checkpoints import Checkpoints
+    from kiln.engine.job_meter import JobMeter
     from kiln.formats import patch_file
     from kiln.model import embedder, int8
     from kiln.model import weights as encoders
@@ -109,6 +115,7 @@ def embed_shard(
     ):
         if header["precision"] == "int8":
             int8.require_int8(device)
+        meter = JobMeter(device)
         source.check()
         shard = pipeline.embed(
             source,
@@ -130,10 +137,14 @@ def embed_shard(
         )
         with storage.atomic(ledger) as partial_ledger:
             write_ledger(partial_ledger, shard.ledger)
+        name = Path(output).stem
+        job = meter.record(info, name, options, header["precision"], shard.statistics, shard.rows)
+        if job_record:
+            write_job_record(job_record, job)
     if finished_units:
         _delete_checkpoints(finished_units, source.units())
     log.info("%s: %d rows of %d units", output, shard.rows, len(shard.ledger))
-    return ShardResult(output, ledger, patches, shard.rows, len(shard.ledger), fingerprint)
+    return ShardResult(output, ledger, patches, shard.rows, len(shard.ledger), fingerprint, job)
 
 
 def _load_encoder(weights: Path, precision: "Precision", device: str, threads: int) -> "ClayEncoder":

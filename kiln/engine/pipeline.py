@@ -45,10 +45,17 @@ class Budget:
 
 @dataclass(frozen=True)
 class EmbeddedShard:
-    """Result of `embed`: the number of rows of the file, and the ledger as a table with a row for each unit."""
+    """Result of `embed`.
+
+    Attributes:
+        rows: Number of rows of the file.
+        ledger: The ledger, a row for each unit.
+        statistics: What it took.
+    """
 
     rows: int
     ledger: pa.Table
+    statistics: ShardStatistics
 
 
 def embed(
@@ -82,7 +89,7 @@ def embed(
         patch_path: The file of patch vectors to write, in the order of the rows, if `policy` keeps them.
 
     Returns:
-        The number of rows and the ledger of the shard.
+        The number of rows, the ledger of the shard, and what it took.
 
     Raises:
         TooManyFailuresError: If more failed; the log has the ledger.
@@ -110,7 +117,7 @@ def embed(
             for batch, columns in _encode(batches, load_embedder, policy.vector_dtype, statistics):
                 _record(batch, columns, accounting, statistics)
         ledger = accounting.close()
-    result = EmbeddedShard(writer.rows, ledger.table())
+    result = EmbeddedShard(writer.rows, ledger.table(), statistics)
     assert result.rows == ledger.embedded
     statistics.log_summary(result.rows)
     ledger.raise_for_failures(max_failed_fraction)
@@ -122,7 +129,7 @@ def _read_chips(
 ) -> Generator[Chip | Dropped | Opened, None, None]:
     """Yield the chips and reports of all units that have no checkpoint."""
     reads = (read for read in source.reads() if read.unit_id not in checkpointed)
-    with closing(read_ahead(reads, budget.read_threads, budget.read_ahead_bytes)) as loaded:
+    with closing(read_ahead(reads, budget.read_threads, budget.read_ahead_bytes, statistics.measure_read)) as loaded:
         yield from source.chips(statistics.count_reads(loaded))
 
 

@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +18,14 @@ POLL_S = 0.2
 T = TypeVar("T")
 
 
-def read_ahead(reads: Iterable[Read], threads: int, max_bytes: int) -> Generator[Loaded, None, None]:
+def call(load: Callable[[], T]) -> T:
+    """Return what `load` returns."""
+    return load()
+
+
+def read_ahead(
+    reads: Iterable[Read], threads: int, max_bytes: int, run: Callable[[Callable[[], Any]], Any] = call
+) -> Generator[Loaded, None, None]:
     """Yield the values of reads in the order of the reads, loaded ahead by threads.
 
     The reads that follow from a value (`Read.then`) come right behind it. At most `threads` reads with `then` are under
@@ -29,6 +36,7 @@ def read_ahead(reads: Iterable[Read], threads: int, max_bytes: int) -> Generator
         reads: The reads. They are taken only as far as the budget allows.
         threads: Reads done at the same time, 1 or more.
         max_bytes: Bytes that may be read, or being read, before the reads' values are taken.
+        run: Calls a read's `load` in its thread.
 
     Yields:
         Each read with its value, or with the SourceError that it raised.
@@ -36,7 +44,7 @@ def read_ahead(reads: Iterable[Read], threads: int, max_bytes: int) -> Generator
     Raises:
         Exception: Any other exception of a read. All threads end when the generator is closed.
     """
-    prefetcher = _Prefetcher(reads, threads, max_bytes)
+    prefetcher = _Prefetcher(reads, threads, max_bytes, run)
     try:
         while (first := prefetcher.wait_for_first()) is not None:
             read, future = first
@@ -66,8 +74,10 @@ class _PendingRead:
 class _Prefetcher:
     """The line of pending reads, and the threads that do them."""
 
-    def __init__(self, reads: Iterable[Read], threads: int, max_bytes: int) -> None:
-        self._threads, self._max_bytes = threads, max_bytes
+    def __init__(
+        self, reads: Iterable[Read], threads: int, max_bytes: int, run: Callable[[Callable[[], Any]], Any]
+    ) -> None:
+        self._threads, self._max_bytes, self._run = threads, max_bytes, run
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._line: deque[_PendingRead] = deque()
         self._upcoming = iter(reads)
@@ -120,7 +130,7 @@ class _Prefetcher:
                 if (place and over_budget) or unexpanded > self._threads:
                     return
                 self._held_bytes += pending.read.nbytes
-                pending.future = self._pool.submit(pending.read.load)
+                pending.future = self._pool.submit(self._run, pending.read.load)
 
 
 @dataclass(frozen=True)

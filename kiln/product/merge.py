@@ -42,12 +42,14 @@ class MergeOptions:
         memory_bytes: Memory of the sort. It does not change the product.
         row_group_rows: Rows of a row group at most. A giant group would make remote readers fetch complete columns.
         part_bytes: Bytes of a part at most, given smaller row groups.
+        costs: Path or s3:// of the record of what the jobs took, which the STAC collection links.
     """
 
     deduplicate: bool = False
     memory_bytes: int = 1 << 30
     row_group_rows: int = 50_000
     part_bytes: int = 2_000_000_000
+    costs: str | None = None
 
 
 def merge_partition(
@@ -137,7 +139,7 @@ def merge(
             f"{shards}: expected {counts['embedded']} rows by the ledgers, got {rows}. Embed the shards again."
         )
     ledger_file = _write_ledger(product, ledger)
-    stac_names = stac.write_stac(product, parts, metadata, counts)
+    stac_names = stac.write_stac(product, parts, metadata, counts, options.costs)
     _delete_other_files(product, [LEDGER, *stac_names, *(part.name for part in parts)])
     files = tuple(ProductFile(part.name, part.size, part.sha256, part.rows) for part in parts)
     return ProductRecord(

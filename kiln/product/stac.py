@@ -6,6 +6,7 @@ cloud-native geospatial sprint of March 2026, https://github.com/stac-extensions
 
 import calendar
 import json
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
 FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 TABLE = "https://stac-extensions.github.io/table/v1.2.0/schema.json"
 PARQUET = "application/vnd.apache.parquet"
+COSTS = "kiln:costs"  # relation of the link to the record of what the jobs took
 MODEL = "https://huggingface.co/made-with-clay/Clay"
 WORLD = [-180.0, -90.0, 180.0, 90.0]
 SHA256_MULTIHASH = "1220"  # prefix of a sha2-256 digest of 32 bytes
@@ -78,7 +80,7 @@ def time_range(metadata: Mapping[str, Any], parts: Sequence[Part]) -> tuple[date
 
 
 def describe(
-    parts: Sequence[Part], metadata: Mapping[str, Any], counts: Mapping[str, int]
+    parts: Sequence[Part], metadata: Mapping[str, Any], counts: Mapping[str, int], costs: str | None = None
 ) -> tuple[Json, dict[str, Json]]:
     """Return the STAC of a product as JSON objects with relative links.
 
@@ -86,6 +88,7 @@ def describe(
         parts: The product's files.
         metadata: Their `kiln` metadata.
         counts: Chips of the ledger, by count.
+        costs: Address of the record of what the jobs took, relative to the product's folder.
 
     Returns:
         The collection, and the items by id; a part without rows has no item.
@@ -98,6 +101,8 @@ def describe(
         pystac.Link("emb:source-data", provenance.href, title=provenance.title),
     ]
     collection.add_links(links)
+    if costs:
+        collection.add_link(pystac.Link(COSTS, costs, "application/json", title="What the jobs took"))
     collection.add_asset(
         "ledger",
         pystac.Asset("ledger.parquet", title="What became of every unit", media_type=PARQUET, roles=["metadata"]),
@@ -215,7 +220,11 @@ def _with_relative_links(collection: pystac.Collection, items: Sequence[pystac.I
 
 
 def write_stac(
-    product: str, parts: Sequence[Part], metadata: Mapping[str, Any], counts: Mapping[str, int]
+    product: str,
+    parts: Sequence[Part],
+    metadata: Mapping[str, Any],
+    counts: Mapping[str, int],
+    costs: str | None = None,
 ) -> list[str]:
     """Write collection.json and items/*.json below a product.
 
@@ -224,11 +233,13 @@ def write_stac(
         parts: The product's files.
         metadata: Their `kiln` metadata.
         counts: Chips of the ledger, by count.
+        costs: Path or s3:// of the record of what the jobs took.
 
     Returns:
         The names of the written files, the collection first.
     """
-    collection, items = describe(parts, metadata, counts)
+    place = posixpath.relpath(costs, product) if costs else None
+    collection, items = describe(parts, metadata, counts, place)
     files = {"collection.json": collection} | {f"items/{name}.json": item for name, item in items.items()}
     for name, value in files.items():
         storage.write_bytes(storage.join(product, name), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

@@ -10,18 +10,9 @@ import pyarrow.compute as pc
 from kiln.formats.ledger import LEDGER_COUNTS, read_ledger
 from kiln.io import storage
 from kiln.product.record import ProductRecord
+from kiln.report import html_page
 
 MAX_ROWS = 2000  # of the table of units; failed units come first
-STYLE = """
-:root { color-scheme: light dark; --ink: #22262b; --paper: #faf9f6; --line: #e0ddd5; --bad: #b91c1c; --quiet: #6b7280 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e5e7eb; --paper: #181a1d; --line: #33373d; --bad: #f87171; --quiet: #9ca3af } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n, th.n { text-align: right } .failed, .warn { color: var(--bad) } .empty { color: var(--quiet) }
-caption { text-align: left; font-weight: 600; padding: .6rem 0 }
-"""
 
 
 def ledger_page(records: Sequence[ProductRecord], products: Sequence[str]) -> str:
@@ -46,13 +37,13 @@ def ledger_page(records: Sequence[ProductRecord], products: Sequence[str]) -> st
         warnings += f"<p class=warn>{missing} shards are missing in these products.</p>"
     hidden = max(0, len(ledger) - MAX_ROWS)
     more = f"<p>{hidden:,} more units are in the products' ledger.parquet.</p>" if hidden else ""
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Ledger</title><style>{STYLE}</style>"
-        f"<h1>What became of every unit</h1>{warnings}<table><caption>Products</caption>"
+    body = (
+        f"{warnings}<table><caption>Products</caption>"
         f"<tr><th scope=col>product</th>{head}<th scope=col>units</th></tr>{totals}</table>"
         f"<table><caption>Units</caption><tr><th scope=col>unit</th>{head}<th scope=col>status</th>"
-        f"<th scope=col>reason</th></tr>{units}</table>{more}</html>\n"
+        f"<th scope=col>reason</th></tr>{units}</table>{more}"
     )
+    return html_page.page("Ledger", body, "What became of every unit")
 
 
 def _product_row(record: ProductRecord) -> str:

@@ -10,15 +10,17 @@ from kiln.io import storage
 from kiln.report.status import FOLDER, list_files, plans_among
 
 RECORDED = re.compile(r"(.*/(?:products/[^/]+|pictures)/[0-9a-f]{16})/.+")  # a folder that a record stands for
+JOB_RECORD = re.compile(r".*/runs/jobs/([^/]+)/(.+)\.json")
+COST_RECORD = re.compile(r".*/runs/([^/]+)\.json")
 SHARD_FILE = re.compile(r"(.*/shards/[^/]+/.+?)(\.ledger|\.patches)?\.parquet")
 
 
 def find_leftovers(run: str, checkpoints: str) -> list[str]:
     """Return the files that `snakemake --delete-all-output` leaves, in order.
 
-    These are ledgers and patch files without their shard, products without their record, pictures and a database
-    without the record of a database, and checkpoints of datasets without a plan. A file that anything needs is not
-    among them.
+    These are ledgers, patch files and job records without their shard, products without their record, pictures and a
+    database without the record of a database, and checkpoints and costs of datasets without a plan. A file
+    that anything needs is not among them.
 
     Args:
         run: Folder `results/<run>`, a path or s3://.
@@ -30,6 +32,7 @@ def find_leftovers(run: str, checkpoints: str) -> list[str]:
     leftovers = [file for file in files if _belongs_to_nothing(file, run, files, databases)]
     folders = {file.removeprefix(f"{run}/").partition("/")[0] for file in files}
     planned = {name for name in folders if FOLDER.fullmatch(name) and plans_among(f"{run}/{name}", files)}
+    leftovers += [file for file in files if (cost := COST_RECORD.fullmatch(file)) and cost[1] not in planned]
     finished_units = list_files(checkpoints)
     leftovers += [f for f in finished_units if f.removeprefix(f"{checkpoints}/").partition("/")[0] not in planned]
     return sorted(leftovers)
@@ -38,6 +41,8 @@ def find_leftovers(run: str, checkpoints: str) -> list[str]:
 def _belongs_to_nothing(file: str, run: str, files: set[str], databases: set[str]) -> bool:
     if shard := SHARD_FILE.fullmatch(file):
         return bool(shard[2]) and f"{shard[1]}.parquet" not in files
+    if job := JOB_RECORD.fullmatch(file):
+        return f"{run}/{job[1]}/shards/{job[2]}.parquet" not in files
     if file.startswith(f"{run}/explorer/"):
         return not databases
     if recorded := RECORDED.fullmatch(file):

@@ -16,7 +16,7 @@ WEIGHTS, THREADS = "<weights>", "<threads>"
 PARTITION, SHARD, DIGEST = "<partition>", "<shard>", "<digest>"
 OUTPUT = "<output>"
 RECORDS, PRODUCTS, INDEX = "<records>", "<products>", "<index>"
-MAP, LEDGER, PICTURES, PLANS = "<map>", "<ledger>", "<pictures>", "<plans>"
+MAP, LEDGER, COSTS, PICTURES, PLANS = "<map>", "<ledger>", "<costs>", "<pictures>", "<plans>"
 EXPRESSIONS = {  # of Snakemake, by token
     WEIGHTS: "{input.weights:q}",
     THREADS: "{threads}",
@@ -29,7 +29,8 @@ EXPRESSIONS = {  # of Snakemake, by token
     INDEX: "{input.index:q}",
     MAP: "{output.map:q}",
     LEDGER: "{output.ledger:q}",
-    PICTURES: "{input.similar:q} {input.coverage:q} {input.ledger:q}",
+    COSTS: "{output.costs:q}",
+    PICTURES: "{input.pictures:q}",
     PLANS: "{params.plans:q}",
 }
 WILDCARDS = {PARTITION: "{partition}", SHARD: "{shard}", DIGEST: "{digest}"}  # in a rule's parameter
@@ -114,6 +115,7 @@ def embed_flags(run: Run, dataset: Dataset) -> list[str]:
         *(dataset.name, "--units", uri(dataset.plan), "--shard", SHARD),
         *("--folder", f"{uri(dataset.folder)}/shards/{PARTITION}"),
         *(checkpoints if dataset.archive.checkpointed else ()),
+        *("--job-record", f"{uri(dataset.job_records)}/{PARTITION}/{SHARD}.json"),
         *("--vector-dtype", config["vector_dtype"], "--embedding", config["embedding"]),
         *(("--patches",) if config["patches"] else ()),
         *("--max-failed-fraction", str(config["max_failed_fraction"]), "--batch-size", str(resources["batch_size"])),
@@ -136,6 +138,7 @@ def merge_flags(run: Run, dataset: Dataset) -> list[str]:
         *("--plan", uri(dataset.plan), "--partition", PARTITION),
         *("--ledgers", f"{uri(dataset.folder)}/shards/{PARTITION}"),
         *("--product", f"{uri(dataset.folder)}/products/{PARTITION}/{DIGEST}"),
+        *("--costs", uri(dataset.cost_record)),
         *("--memory-mb", str(run.config["resources"]["merge_mem_mb"] // 2)),
         *(("--allow-missing",) if dataset.allow_missing else ()),
         *dataset.merge_flags,
@@ -163,9 +166,14 @@ def contact_sheet_command(run: Run) -> list[str]:
     )
 
 
-def coverage_command() -> list[str]:
-    """Return the command that draws the coverage map and writes the ledger page."""
-    return script("coverage", "--products", PRODUCTS, "--records", RECORDS, "--map", MAP, "--ledger", LEDGER)
+def coverage_command(run: Run) -> list[str]:
+    """Return the command that draws the coverage map, and writes the ledger page and what the jobs took."""
+    return script(
+        "coverage",
+        *("--products", PRODUCTS, "--records", RECORDS, "--map", MAP, "--ledger", LEDGER, "--costs", COSTS),
+        *("--runs", run.paths.uri(run.paths.costs), "--datasets", *(d.folder_name for d in run.datasets.values())),
+        *("--price-per-hour", str(run.config["plan"]["price_per_hour"])),
+    )
 
 
 def summary_command(run: Run) -> list[str]:

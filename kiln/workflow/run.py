@@ -53,6 +53,11 @@ class RunPaths:
         return f"benchmarks/{self.run}"
 
     @property
+    def costs(self) -> str:
+        """Folder of the records of what the run took, by dataset, and below it those of the jobs."""
+        return f"{self.results}/runs"
+
+    @property
     def database(self) -> str:
         """Folder of the explorer database."""
         return f"{self.results}/explorer"
@@ -104,7 +109,12 @@ class Dataset:
     @property
     def folder(self) -> str:
         """Folder of plan, shards and products. Its name holds the fingerprint, so nothing stale can be mixed in."""
-        return f"{self.paths.results}/{self.name}-{self.fingerprint[:8]}"
+        return f"{self.paths.results}/{self.folder_name}"
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder."""
+        return f"{self.name}-{self.fingerprint[:8]}"
 
     @property
     def plan_flags(self) -> list[str]:
@@ -129,7 +139,7 @@ class Dataset:
     @property
     def checkpoints_folder(self) -> str:
         """Folder of the finished units of unfinished shards."""
-        return f"{self.paths.checkpoints}/{self.folder.rpartition('/')[2]}"
+        return f"{self.paths.checkpoints}/{self.folder_name}"
 
     @cached_property
     def shards(self) -> dict[str, list[str]]:
@@ -148,6 +158,16 @@ class Dataset:
         if not self.allow_missing:
             return self.shards
         return {p: self.paths.existing_shards(self.shard_folder(p), names) for p, names in self.shards.items()}
+
+    @property
+    def cost_record(self) -> str:
+        """The record of what the dataset's shards took."""
+        return f"{self.paths.costs}/{self.folder_name}.json"
+
+    @property
+    def job_records(self) -> str:
+        """Folder of the jobs' records, by partition and shard."""
+        return f"{self.paths.costs}/jobs/{self.folder_name}"
 
     def shard_folder(self, partition: str) -> str:
         """Return the folder of a partition's shards and ledgers."""
@@ -429,7 +449,7 @@ class Run:
 
     def pictures(self) -> list[str]:
         """Return all pictures. Published files have no ledger: of those alone there is no coverage to draw."""
-        of_products = ("coverage.png", "ledger.html") if self.indexed_records() else ()
+        of_products = ("coverage.png", "ledger.html", "costs.html") if self.indexed_records() else ()
         return [self.picture(name) for name in (self.contact_sheet, *of_products)]
 
     @property

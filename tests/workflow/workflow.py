@@ -97,9 +97,9 @@ class Run:
         return job_counts(self.snakemake("-n", *targets))
 
     def files(self, below: str = "results") -> dict[str, str]:
-        """sha256 of every file of the results, but the explorer database and the pictures, whose bytes may differ."""
+        """sha256 of every file of the results, but database, pictures and costs, whose bytes may differ."""
         top = self.folder / below
-        skip = ("/explorer/", "/pictures/")
+        skip = ("/explorer/", "/pictures/", "/runs/")
         return {
             str(p.relative_to(top)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(top.rglob("*"))

@@ -15,12 +15,13 @@ from kiln.io.storage.http import HttpStore
 from kiln.io.storage.local import DISK_ERRNOS, LocalStore, write_errors
 from kiln.io.storage.s3 import S3Store, s3_client, s3_errors
 from kiln.io.storage.store import Stat, Store
+from kiln.io.storage.traffic import COUNTER, Traffic
 from kiln.io.storage.uri import is_http, is_remote, is_s3, join, split_s3
 
 __all__ = [
-    "DISK_ERRNOS", "Stat", "Store", "atomic", "check_readable", "delete", "fetch", "is_http", "is_remote", "is_s3",
-    "join", "listing", "local_copy", "read_bytes", "s3_client", "s3_errors", "sha256", "split_s3", "stat", "store_of",
-    "write_bytes",
+    "DISK_ERRNOS", "Stat", "Store", "Traffic", "atomic", "check_readable", "delete", "fetch", "is_http", "is_remote",
+    "is_s3", "join", "listing", "local_copy", "read_bytes", "s3_client", "s3_errors", "sha256", "split_s3", "stat",
+    "store_of", "traffic", "write_bytes",
 ]  # fmt: skip
 
 RANGE_BYTES = 16 << 20  # of a ranged read
@@ -181,6 +182,11 @@ def fetch(uri: str, path: Path) -> None:
         if source.size >= 0 and size != source.size:
             raise TransientError(f"{uri}: expected {source.size} bytes, got {size}. Run again to resume the download.")
         etag_file.unlink()
+
+
+def traffic() -> Traffic:
+    """Return the answered requests to stores, and the bytes read with them, since the process began."""
+    return COUNTER.total
 
 
 def sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -11,6 +12,7 @@ from urllib3 import Retry
 
 from kiln.errors import AccessError, SourceError, StorageError, TransientError
 from kiln.io.storage.store import TRANSIENT_STATUS, Stat
+from kiln.io.storage.traffic import COUNTER
 
 TIMEOUT_S = (10, 60)  # to connect, and between two bytes
 BACKOFF_S = 0.3  # before the second retry, twice as long before each further one
@@ -108,9 +110,16 @@ def _session() -> requests.Session:
         retry = Retry(total=None, connect=0, read=0, status=3, status_forcelist=(429, 503), backoff_factor=BACKOFF_S,
                       raise_on_status=False, retry_after_max=30)  # fmt: skip
         _THREAD.session = requests.Session()
+        _THREAD.session.hooks["response"].append(_count)
         for scheme in ("http://", "https://"):
             _THREAD.session.mount(scheme, HTTPAdapter(max_retries=retry))
     return _THREAD.session
+
+
+def _count(response: requests.Response, *_: Any, **__: Any) -> None:
+    """Count an answer. Its length stands in its header; its bytes may come later."""
+    has_body = response.request.method == "GET"
+    COUNTER.count(int(response.headers.get("Content-Length", 0)) if has_body else 0)
 
 
 def _etag(response: requests.Response) -> str:

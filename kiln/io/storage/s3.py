@@ -14,10 +14,12 @@ from kiln.errors import AccessError, ConfigError, SourceError, StorageError, Tra
 from kiln.io.buckets import known_bucket
 from kiln.io.storage.local import write_errors
 from kiln.io.storage.store import TRANSIENT_STATUS, Stat
+from kiln.io.storage.traffic import COUNTER
 from kiln.io.storage.uri import join, split_s3
 
 TRANSIENT_CODES = {"SlowDown", "Throttling", "RequestTimeout", "InternalError", "ServiceUnavailable", "503", "500"}
 MAX_CONNECTIONS = 32  # of a client
+READING = ("GetObject", "HeadObject", "ListObjectsV2")  # operations that are counted as traffic
 
 
 @cache
@@ -34,7 +36,9 @@ def s3_client(bucket: str) -> Any:
     known = known_bucket(bucket)
     if known and not known.requester_pays:
         options["signature_version"] = UNSIGNED
-    return boto3.client("s3", config=Config(**options))
+    client = boto3.client("s3", config=Config(**options))
+    client.meta.events.register("after-call.s3", _count)
+    return client
 
 
 class S3Store:
@@ -144,6 +148,13 @@ def _get(uri: str, **options: str) -> Any:
     """Return the body of an object."""
     bucket, key = split_s3(uri)
     return s3_client(bucket).get_object(Bucket=bucket, Key=key, **options, **_payer(bucket))["Body"]
+
+
+def _count(http_response: Any, model: Any, **_: Any) -> None:
+    """Count an answer of boto3 that reads."""
+    if model.name in READING:
+        has_body = model.name == "GetObject"
+        COUNTER.count(int(http_response.headers.get("Content-Length", 0)) if has_body else 0)
 
 
 def _payer(bucket: str) -> dict[str, str]:

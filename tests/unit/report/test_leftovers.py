@@ -18,6 +18,8 @@ NEEDED = [
     f"results/sample/index/{DATABASE}.json",
     f"results/sample/pictures/{DATABASE}/coverage.png",
     "results/sample/explorer/chips.lance/data/1.lance",
+    f"results/sample/runs/{DATASET}.json",
+    f"results/sample/runs/jobs/{DATASET}/nd-2019/a.json",
     "results/sample/notes of a person.txt",
     f"results/other/{DATASET}/shards/nd-2019/b.ledger.parquet",
     f"checkpoints/sample/{DATASET}/nd-2019/b/1.parquet",
@@ -28,6 +30,8 @@ LEFTOVERS = [
     f"results/sample/{DATASET}/products/nd-2019/aaaaaaaaaaaaaaaa/part-0000.parquet",
     f"results/sample/{DATASET}/products/nd-2019/aaaaaaaaaaaaaaaa/items/one.json",
     "results/sample/pictures/aaaaaaaaaaaaaaaa/coverage.png",
+    f"results/sample/runs/{OTHER}.json",
+    f"results/sample/runs/jobs/{DATASET}/nd-2019/b.json",
     f"checkpoints/sample/{OTHER}/nd-2019/b/1.parquet",
 ]
 

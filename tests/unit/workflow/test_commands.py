@@ -79,7 +79,7 @@ def test_every_command_names_a_script_that_exists(run):
     built = [
         commands.encoder_weights_command(run), commands.embed_command(run, naip),
         commands.index_command(run), commands.contact_sheet_command(run),
-        commands.coverage_command(), commands.summary_command(run), commands.estimate_command(run),
+        commands.coverage_command(run), commands.summary_command(run), commands.estimate_command(run),
     ]  # fmt: skip
     for command in built:
         assert command[:2] == ["python", "-m"]

@@ -1,0 +1,127 @@
+"""What a run took: the jobs' records, their sums by dataset with a price, and a page of them for the report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kiln.formats.job_record import JobRecord, JobSums, read_job_record
+from kiln.io import storage
+from kiln.io.text_table import format_bytes
+from kiln.report import html_page
+from kiln.report.status import list_files
+
+MAX_READERS = 8  # records read at a time
+HEAD = (
+    *("dataset", "jobs", "chips", "chips/s", "encoder-h", "reading-h", "CPU-h", "GPU-h", "job-h"),
+    *("read", "requests", "peak memory", "energy", "price"),
+)
+NOTE = (
+    "encoder-h: hours that encoders worked; chips/s: chips over these. reading-h: hours of all reading threads. job-h: "
+    "hours of jobs, which are priced. The shards that are there count, with their last try. "
+)
+
+
+@dataclass(frozen=True)
+class DatasetCosts:
+    """What the shards of one dataset's folder took.
+
+    Attributes:
+        name: Name of the folder, as `naip-1a2b3c4d`.
+        records: Records of the jobs.
+        price_per_hour: Price of one job's machine.
+    """
+
+    name: str
+    records: Sequence[JobRecord]
+    price_per_hour: float
+
+    @property
+    def sums(self) -> JobSums:
+        """The sums of all jobs."""
+        return JobSums.of(self.records)
+
+    def price(self, sums: JobSums) -> float:
+        """Return the price of jobs: their hours times the price of one job's machine."""
+        return sums.wall_s / 3600 * self.price_per_hour
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object of the dataset's record: the sums in all, by partition, and by processor."""
+        return {
+            "dataset": self.name,
+            "price_per_hour": self.price_per_hour,
+            **self._sums_json(self.records),
+            "partitions": self._grouped([record.partition for record in self.records]),
+            "processors": self._grouped([record.processor for record in self.records]),
+        }
+
+    def _grouped(self, keys: Sequence[str]) -> dict[str, Any]:
+        return {
+            key: self._sums_json([record for record, of in zip(self.records, keys, strict=True) if of == key])
+            for key in sorted(set(keys))
+        }
+
+    def _sums_json(self, records: Sequence[JobRecord]) -> dict[str, Any]:
+        sums = JobSums.of(records)
+        values = {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(sums).items()}
+        hours = {"cpu_hours": round(sums.cpu_s / 3600, 6), "gpu_hours": round(sums.gpu_s / 3600, 6)}
+        return {**values, **hours, "energy_kwh": round(sums.energy_kwh, 6), "price": round(self.price(sums), 6)}
+
+
+def read_costs(runs: str, datasets: Sequence[str], price_per_hour: float) -> list[DatasetCosts]:
+    """Return what the jobs of datasets took.
+
+    Args:
+        runs: Folder of the records, `results/<run>/runs`, a path or s3://.
+        datasets: Names of the datasets' folders.
+        price_per_hour: Price of one job's machine.
+
+    Raises:
+        ConfigError: If a file is no record of a job.
+    """
+    costs = []
+    with ThreadPoolExecutor(MAX_READERS) as pool:
+        for name in datasets:
+            files = sorted(file for file in list_files(storage.join(runs, "jobs", name)) if file.endswith(".json"))
+            costs.append(DatasetCosts(name, list(pool.map(read_job_record, files)), price_per_hour))
+    return costs
+
+
+def write_cost_records(runs: str, costs: Sequence[DatasetCosts]) -> None:
+    """Write `<dataset>.json` for each dataset into the folder of the records."""
+    for dataset in costs:
+        text = json.dumps(dataset.as_json(), indent=1) + "\n"
+        storage.write_bytes(storage.join(runs, f"{dataset.name}.json"), text.encode())
+
+
+def cost_row(name: str, sums: JobSums, price: float) -> list[str]:
+    """Return the cells of a row below HEAD."""
+    rate, about = sums.chips_per_second, "" if sums.energy_is_measured else "about "
+    return [
+        *(name, f"{sums.jobs:,}", f"{sums.chips:,}", "" if rate is None else f"{rate:,.3g}"),
+        *(
+            f"{seconds / 3600:,.3f}"
+            for seconds in (sums.encoder_s, sums.reading_s, sums.cpu_s, sums.gpu_s, sums.wall_s)
+        ),
+        *(format_bytes(sums.network_bytes + sums.disk_bytes), f"{sums.requests:,}"),
+        *(format_bytes(sums.peak_memory_bytes), f"{about}{sums.energy_kwh:,.3g} kWh", f"{price:,.2f}"),
+    ]
+
+
+def energy_note(sums: Mapping[str, JobSums]) -> str:
+    """Return how the energy of datasets is known."""
+    if all(s.energy_is_measured for s in sums.values()):
+        return "Energy was measured by counters of processors and GPUs."
+    return "Energy is estimated from processor and GPU time where counters could not be read."
+
+
+def cost_page(costs: Sequence[DatasetCosts]) -> str:
+    """Return the page: a row per dataset and their sum."""
+    sums = {dataset.name: dataset.sums for dataset in costs}
+    rows = [cost_row(dataset.name, sums[dataset.name], dataset.price(sums[dataset.name])) for dataset in costs]
+    if len(costs) > 1:
+        total = JobSums.of([record for dataset in costs for record in dataset.records])
+        rows.append(cost_row("in all", total, costs[0].price(total)))
+    body = html_page.table("Jobs that embedded the shards", [HEAD, *rows])
+    return html_page.page("Costs", f"{body}<p>{NOTE}{energy_note(sums)}</p>", "What the run took")
