@@ -16,7 +16,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: sample/.made ## make a sample archive and run every rule on it
-	snakemake --cores $(CORES) --quiet reason host
+	snakemake --cores $(CORES) --logger kiln
 	@snakemake --cores 1 --quiet all -- summary
 
 explore: $(VENV)/.run ## open the map of the sample run in the browser (after make demo)
@@ -43,9 +43,9 @@ lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, zizmor, codes
 	ruff format --check .
 	snakefmt --check Snakefile rules workflow
 	snakemake --lint
-	mypy kiln scripts rules/code_folder.py
+	mypy kiln scripts snakemake_logger_plugin_kiln rules/code_folder.py
 	zizmor --offline --quiet .github
-	codespell *.md Makefile Snakefile .github config docs envs kiln profiles rules scripts tests
+	codespell *.md Makefile Snakefile .github config docs envs kiln profiles rules scripts snakemake_logger_plugin_kiln tests
 
 format: $(VENV)/.test ## format the code and apply the linters' fixes
 	ruff check --fix .
@@ -101,9 +101,9 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Kiln needs Python >= 3.11. Name one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: envs/requirements.txt envs/constraints.txt | $(VENV)/bin/python
+$(VENV)/.run: envs/requirements.txt envs/constraints.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) -r envs/requirements.txt
-	$(PIP) --no-deps --no-build-isolation --editable . # installs the command `kiln`; rules and workers do not need it
+	$(PIP) --no-deps --no-build-isolation --editable . # installs the command `kiln` and the logger plugin; rules and workers need neither
 	@touch $@
 
 $(VENV)/.test: envs/requirements-test.txt $(VENV)/.run

@@ -9,7 +9,7 @@ from kiln.workflow import commands
 from kiln.workflow.config import check_files, complete_config
 from kiln.workflow.commands import rule_flags, shell_line
 from kiln.workflow.run import Run
-from kiln.workflow.snakemake_adapter import as_warning, as_workflow_error, input_function, log_path
+from kiln.workflow.snakemake_adapter import as_warning, as_workflow_error, input_function, log_job_counts, log_path
 from kiln.workflow.snakemake_adapter import remove_default_submission_rate, store_secrets
 
 IS_MODULE = workflow.modifier.is_module
@@ -18,6 +18,7 @@ if IS_MODULE:  # the rules of the importing workflow keep their shell prefix
 else:
     as_workflow_error(check_files, workflow.configfiles)
     shell.prefix("set -euo pipefail; export KILN_DRIVER_PID=$PPID; ")
+log_job_counts(workflow)
 STORAGE_ROOT = workflow.storage_settings.default_storage_prefix or ""
 ELSEWHERE = not workflow.storage_settings.shared_fs_usage  # jobs run on machines that share no disk with this one
 DRIVER = ELSEWHERE and workflow.is_main_process

@@ -15,6 +15,7 @@ for dataset in RUN.all_datasets.values():
             LOG(f"{LOGS}/plan_{archive.name}.log"),
         benchmark:
             LOG(f"{BENCHMARKS}/plan_{archive.name}.tsv")
+        priority: 1  # plans before shards: after all plans it is known how much there is to do
         conda:
             CONDA
         threads: PLAN.threads

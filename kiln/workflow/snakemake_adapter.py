@@ -1,11 +1,13 @@
 """Where the workflow touches Snakemake itself."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any, ParamSpec, TypeVar
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from kiln.errors import KilnError
 
@@ -62,6 +64,29 @@ def remove_default_submission_rate(workflow: Any) -> None:
     on_store = bool(workflow.storage_settings.default_storage_prefix)
     if on_store and limit and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None
+
+
+def log_job_counts(workflow: Any) -> None:
+    """Give logger plugins the number of jobs of each rule. Snakemake logs it once, before the plans are made.
+
+    After each change of the graph, the next record of started jobs gets two attributes: `job_counts`, and `more_jobs`,
+    which tells that a checkpoint may add jobs.
+    """
+    counted = (0, 0)
+
+    def attach(record: Any) -> bool:
+        nonlocal counted
+        if getattr(record, "event", None) == LogEvent.JOB_STARTED:
+            dag = workflow.dag
+            size = len(dag), len(dag.checkpoint_jobs)
+            if size != counted:  # counting takes time in a graph of many jobs
+                counted = size
+                record.job_counts = Counter(j.rule.name for j in {*dag.needrun_jobs(), *dag.finished_jobs})
+                record.more_jobs = any(j.rule.is_checkpoint for j in dag.needrun_jobs())
+        return True
+
+    if workflow.logger_manager.get_log_handlers():
+        logger.addFilter(attach)
 
 
 def store_secrets(workflow: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""`pip install .` installs the package `kiln`, the command `kiln` and every data file, and needs no checkout."""
+"""`pip install .` installs the package and the command `kiln`, the logger plugin and every data file."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from kiln.cli.main import COMMANDS
 from kiln.version import __version__
 from tests import ROOT
 
+PACKAGES = ("kiln", "snakemake_logger_plugin_kiln")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE", "envs/requirements.txt")
 TIMEOUT_S = 300  # of a command, on a busy machine
 
@@ -41,28 +42,46 @@ class Installed:
         return done.stdout
 
 
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+OFFLINE = ["--quiet", "--no-index", "--no-deps"]
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Build the wheel of a copy of the tree, without a network, and install it."""
-    tree, wheels = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheels")
-    shutil.copytree(ROOT / "kiln", tree / "kiln", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "scripts", tree / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the build reads."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in (*PACKAGES, "scripts"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in BUILD_FILES:
         (tree / name).parent.mkdir(exist_ok=True)
         shutil.copy2(ROOT / name, tree / name)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    offline = ["--quiet", "--no-index", "--no-deps"]
-    build = [*pip, "wheel", *offline, "--no-build-isolation", "--wheel-dir", str(wheels), str(tree)]
-    subprocess.run(build, check=True, timeout=TIMEOUT_S)
-    (wheel,) = wheels.glob("kiln-*.whl")
+    return tree
 
-    folder = tmp_path_factory.mktemp("venv")
+
+def install(folder: Path, *arguments: str) -> Installed:
+    """Make an environment in a folder, and install what the arguments of pip name."""
     venv.create(folder, symlinks=True)
     python = str(folder / "bin/python")
-    subprocess.run([*pip, "--python", python, "install", *offline, str(wheel)], check=True, timeout=TIMEOUT_S)
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    subprocess.run([*PIP, "--python", python, "install", *OFFLINE, *arguments], check=True, timeout=TIMEOUT_S)
     return Installed(folder, packages)
+
+
+@pytest.fixture(scope="module")
+def installed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Build the wheel of a copy of the tree, without a network, and install it."""
+    wheels = tmp_path_factory.mktemp("wheels")
+    build = [*PIP, "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", str(wheels), str(tree)]
+    subprocess.run(build, check=True, timeout=TIMEOUT_S)
+    (wheel,) = wheels.glob("kiln-*.whl")
+    return install(tmp_path_factory.mktemp("venv"), str(wheel))
+
+
+@pytest.fixture(scope="module")
+def editable(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Install a copy of the tree as `make` installs a checkout."""
+    return install(tmp_path_factory.mktemp("editable"), "--no-build-isolation", "--editable", str(tree))
 
 
 def test_kiln_is_imported_from_the_environment(installed: Installed) -> None:
@@ -72,13 +91,29 @@ def test_kiln_is_imported_from_the_environment(installed: Installed) -> None:
     assert Path(file) == installed.packages / "kiln/__init__.py"
 
 
-def test_every_file_of_the_package_is_installed(installed: Installed) -> None:
+def test_every_file_of_the_packages_is_installed(installed: Installed) -> None:
     def files(root: Path) -> set[str]:
-        paths = (root / "kiln").rglob("*")
+        paths = [path for package in PACKAGES for path in (root / package).rglob("*")]
         return {p.relative_to(root).as_posix() for p in paths if p.is_file() and "__pycache__" not in p.parts}
 
     assert files(installed.packages) == files(ROOT)
     assert not (installed.packages / "scripts").exists()
+
+
+def snakemake_loggers(installed: Installed) -> list[str]:
+    code = "from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry as R; import json, sys; "
+    code += "print(json.dumps([R().get_registered_plugins(), 'kiln' in sys.modules]))"
+    names, is_kiln_loaded = json.loads(installed.run("python", "-c", code))
+    assert not is_kiln_loaded, "the Snakefile chooses the version of Kiln, after the plugins are loaded"
+    return names
+
+
+def test_snakemake_finds_the_logger_plugin(installed: Installed) -> None:
+    assert "kiln" in snakemake_loggers(installed)
+
+
+def test_snakemake_finds_the_logger_plugin_of_an_editable_install(editable: Installed) -> None:
+    assert "kiln" in snakemake_loggers(editable)
 
 
 def test_the_metadata_names_version_licence_and_pinned_dependencies(installed: Installed) -> None:
