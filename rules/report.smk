@@ -80,7 +80,7 @@ rule plan:
     message:
         "What there is to do, and what it takes"
     shell:
-        shell_line(commands.estimate_command(RUN))
+        shell_line(commands.estimate_command(RUN, jobs_run_here(workflow)))
 
 
 rule delete_leftovers:

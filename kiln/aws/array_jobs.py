@@ -46,7 +46,7 @@ class EmbedRule:
         folder: The dataset's folder.
         weights: The extracted encoder.
         resources: Resources of a job.
-        chips_per_second: The configured rate of a job's encoder.
+        chips_per_second: The configured rate of a job's encoder; None if it is unknown.
         price_per_hour: The configured price of a job's machine.
     """
 
@@ -59,7 +59,7 @@ class EmbedRule:
     folder: str
     weights: str
     resources: JobResources
-    chips_per_second: float
+    chips_per_second: float | None
     price_per_hour: float
 
 

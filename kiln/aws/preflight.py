@@ -201,17 +201,16 @@ def transfer_cost(plans: Sequence[str], price_per_gb: float) -> str:
         A sentence; empty if there is no shard left to embed.
     """
     from kiln.io.text_table import format_bytes
-    from kiln.report.estimate import summarise
+    from kiln.report.estimate import planned_shards
 
     if missing := [p for p in plans if storage.stat(p) is None]:
         return f"a plan has the bytes to read, and {missing[0]} is not there yet: run `snakemake plan`."
-    summaries = [s for p in plans for s in summarise(p, 0, "float32")]
-    read_bytes = sum(s.read for s in summaries)
-    shards = sum(s.shards - s.done for s in summaries)
-    if not shards:
+    left = [shard.read_bytes for plan in plans for shard, is_done in planned_shards(plan) if not is_done]
+    if not left:
         return ""
+    read_bytes = sum(left)
     return (
-        f"{shards:,} shards read at most {format_bytes(read_bytes)}, {read_bytes / 1e9 * price_per_gb:,.2f} at "
+        f"{len(left):,} shards read at most {format_bytes(read_bytes)}, {read_bytes / 1e9 * price_per_gb:,.2f} at "
         f"{price_per_gb:g} a GB between regions (plan.price_per_gb_moved)."
     )
 

@@ -108,14 +108,12 @@ def describe(rule: EmbedRule, selection: Selection, missing_only: bool) -> str:
     """Return a text of what would be submitted, and of its cost at the configured rate and price."""
     shards = selection.shards
     chips, read_bytes = sum(s.expected for s in shards), sum(s.read_bytes for s in shards)
-    hours = chips / rule.chips_per_second / 3600
     arrays = " and ".join(f"an array of {size:,}" for _, size in array_sizes(len(shards)))
     jobs = "1 shard as a plain job" if len(shards) == 1 else f"{len(shards):,} shards as {arrays}"
     gpu = f", {rule.resources.gpus} GPU" if rule.resources.gpus else ""
     text = [
         f"{rule.dataset}: {jobs}; each {rule.resources.threads} vCPU, {rule.resources.mem_mb:,} MB{gpu}",
-        f"  at most {chips:,} chips, {format_bytes(read_bytes)} to read, {hours:,.2f} hours of encoders at "
-        f"{rule.chips_per_second:g} chips/s, compute {hours * rule.price_per_hour:,.2f}",
+        f"  at most {chips:,} chips, {format_bytes(read_bytes)} to read, {_hours(rule, chips)}",
     ]
     if selection.finished:
         text.append(
@@ -124,6 +122,20 @@ def describe(rule: EmbedRule, selection: Selection, missing_only: bool) -> str:
             else f"  {selection.finished:,} of them are finished: --missing leaves them out"
         )
     return "\n".join(text)
+
+
+def _hours(rule: EmbedRule, chips: int) -> str:
+    """Return the hours of encoders that chips take, and their price."""
+    if rule.chips_per_second is None:
+        return (
+            "hours and price unknown: run kiln tune on a machine of the queue, and set plan.chips_per_second. "
+            "`snakemake plan` knows them once shards are finished"
+        )
+    hours = chips / rule.chips_per_second / 3600
+    return (
+        f"{hours:,.2f} hours of encoders at {rule.chips_per_second:g} chips/s, "
+        f"compute {hours * rule.price_per_hour:,.2f}"
+    )
 
 
 def submit(submission: Submission, jobs: int, folder: str) -> list[str]:

@@ -3,22 +3,27 @@
     kiln tune                       # minutes on a CPU; on a GPU: --device cuda
     kiln tune --batches 1,2,4 --threads 1
 
+The rates are also written to tuning/, into the file of this kind of machine. `snakemake plan` in the same folder takes
+its hours and prices from there, if the run's jobs run on this machine.
+
 The encoder has its published size and random weights: speed does not depend on their values. The table also has the
 rate of the encoder's matrix products alone, which no encoder can exceed. The precision is part of the fingerprint:
 choose it once for a run, for all machines that work on it. int8, for CPUs, is measured and never recommended, since it
 rounds. To see what that costs, embed a shard both ways and run `kiln compare`.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, cast
 
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.io.text_table import aligned
 from kiln.model.identity import PRECISIONS, Precision
+from kiln.model.tuning_file import EncoderSetting, tuning_file, write_rates
 
 if TYPE_CHECKING:  # both import torch, which `kiln tune --help` need not wait for
     from kiln.model.identity import Precision
@@ -48,7 +53,7 @@ def report(speeds: "Sequence[Speed]", device: str, threads: int) -> str:
         f"  embed_threads: {threads}",
         f"  device: {device}",
         "plan:",
-        f"  chips_per_second: {choice.chips_per_second:.3g}",
+        f"  chips_per_second: {choice.chips_per_second:.3g} # only if the run is planned on another machine",
     ]
     rounded = [s for s in speeds if s.precision == ROUNDING]
     if rounded and choice not in rounded:
@@ -88,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     p.add_argument("--precisions", metavar="P,P", help="(default: all; a GPU has no int8)")
     p.add_argument("--chip-size", type=int, default=256, help="side of a chip in pixels")
+    p.add_argument("--untrained", type=json.loads, metavar="JSON", help="sizes of another encoder, as model.untrained")
     p.add_argument("--json", action="store_true", help="print the figures alone, as JSON")
     args = p.parse_args(argv)
 
@@ -106,12 +112,21 @@ def main(argv: list[str] | None = None) -> None:
         if not on_cpu and not torch.cuda.is_available():
             raise ConfigError(f"--device: expected a GPU that torch sees, got {args.device} and none. Use cpu.")
         torch.set_num_threads(args.threads)
-        speeds = [measure(Geometry(), b, p, args.device, args.chip_size) for p in precisions for b in batches]
+        use = {"device": args.device, "threads": args.threads, "chip_px": args.chip_size}
+        speeds, rates = [], {}
+        for precision, batch in itertools.product(precisions, batches):
+            setting = EncoderSetting.of(args.untrained, precision=precision, batch=batch, **use)
+            geometry = replace(Geometry(), **setting.sizes)
+            speeds.append(measure(geometry, batch, precision, args.device, args.chip_size))
+            rates[setting] = speeds[-1].chips_per_second
+        path = tuning_file(args.device)
+        write_rates(path, rates)
         if args.json:
             figures = [asdict(s) | {"matrix_fraction": round(s.matrix_fraction, 3)} for s in speeds]
             print(json.dumps({"speeds": figures, "best": asdict(best(speeds))}))
         else:
             print(report(speeds, args.device, args.threads))
+            print(f"\nwritten for `snakemake plan` in this folder: {path}")
 
     command_line.run(work)
 

@@ -2,7 +2,6 @@
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 from kiln.engine.options import EmbedOptions
 from kiln.engine.statistics import ShardStatistics
@@ -10,9 +9,8 @@ from kiln.formats.job_record import JobRecord
 from kiln.formats.records import SourceInfo
 from kiln.io import gdal, storage
 from kiln.io.energy import EnergyMeter
+from kiln.io.machine import cpu_name
 from kiln.io.memory import peak_memory
-
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 class JobMeter:
@@ -59,12 +57,12 @@ class JobMeter:
             shard=shard,
             started=self._started.isoformat(timespec="seconds"),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
-            processor=torch.cuda.get_device_name(self._device) if on_gpu else _cpu_name(),
+            processor=torch.cuda.get_device_name(self._device) if on_gpu else cpu_name(),
             device=self._device.partition(":")[0],
             threads=torch.get_num_threads(),
             precision=precision,
             batch_size=options.batch_size,
-            chip_px=info.lattice["chip_size"],
+            chip_px=statistics.chip_px,
             chips=statistics.progress.embedded,
             rows=rows,
             wall_s=round(wall_s, 3),
@@ -91,9 +89,3 @@ def _gpu_uuid(device: str) -> str:
     import torch
 
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-
-
-def _cpu_name() -> str:
-    """Return the processor's name; empty where Linux does not state it."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

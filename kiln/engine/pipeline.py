@@ -161,6 +161,7 @@ def _encode(
         collect = None
         if batch.chips:
             embedder = embedder or load_embedder()
+            statistics.chip_px = batch.chips[0].pixels.shape[-1]
             with statistics.encoding():
                 collect = embedder.start(batch.chips)
         in_flight.append((batch, collect))

@@ -28,13 +28,14 @@ class ShardStatistics:
         waiting_s: Seconds that it waited for chips while the encoder was loaded.
         reading_s: Seconds of all reading threads together.
         disk_bytes: Bytes that they read from local files.
+        chip_px: Side in pixels of an encoded chip; 0 if none was encoded.
     """
 
     def __init__(self, name: str, ledger: Ledger, checkpointed: frozenset[str]) -> None:
         self.progress = Progress(ledger.expected, name)
         self.reads = self.read_bytes = 0
         self.encoding_s = self.waiting_s = self.reading_s = 0.0
-        self.disk_bytes = 0
+        self.disk_bytes = self.chip_px = 0
         self._reading = threading.Lock()
         if checkpointed:
             log.info("%d of %d units have checkpoints of an earlier try", len(checkpointed), len(ledger))

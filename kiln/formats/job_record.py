@@ -24,7 +24,7 @@ class JobRecord:
         threads: Threads of the encoder.
         precision: Precision of the encoder.
         batch_size: Chips encoded together.
-        chip_px: Side of a chip in pixels.
+        chip_px: Side of an encoded chip in pixels; 0 if none was encoded.
         chips: Chips encoded; those of checkpoints were encoded by an earlier try.
         rows: Rows of the embeddings file.
         wall_s: Seconds from beginning to end.

@@ -25,8 +25,8 @@ class ShardPlan:
         name: Name of the shard. It ends in a digest of its units.
         units: Ids of the units, in ledger order.
         chip_size: Side of a chip in pixels.
-        expected: Chips that the units hold by estimate, at most or about.
-        read_bytes: Bytes of pixels that the job reads, by estimate.
+        expected: Chips that the units hold, at most.
+        read_bytes: Bytes that the job reads, at most.
         archive: Root of the units' files: folder, https:// or s3://.
         details: What else the archive's source needs, JSON values only.
     """

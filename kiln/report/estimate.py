@@ -1,25 +1,67 @@
-"""The estimate of a run: units, shards, chips, bytes, hours and prices, before it starts and on the way."""
+"""The estimate of a run: chips, bytes, hours and prices, before it starts and on the way.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import groupby
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Self
+The plans say the most there can be. Finished shards have ledgers and sizes, which count exactly; their jobs' records
+give rates. `kiln.report.bounds` extrapolates from finished shards to others.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from kiln.errors import ConfigError
 from kiln.formats import plan_file, vectors
+from kiln.formats.job_record import JobRecord
+from kiln.formats.ledger import ledger_name
+from kiln.formats.patch_file import patches_name
 from kiln.io import storage
-from kiln.io.text_table import aligned, format_bytes
+from kiln.report.bounds import NOTHING, Bounded, extrapolate
+from kiln.report.costs import read_costs
+from kiln.report.rates import EncoderRate
+from kiln.report.status import list_files, read_ledger
 
-FACTS_BYTES = 400  # of a row without its vector, compressed, about
-SUM_ABOVE = 3  # partitions of a dataset; more get a row with their sum
-NO_PATCHES: Mapping[str, int] = MappingProxyType({})
-HEAD = ("", "units", "shards", "done", "chips", "to read", "encoder-h", "storage", "compute", "per month")
+FACTS_BYTES = 400  # of a row without its vector, compressed, at most
+UNIT_BYTES = 5_000  # of a unit in ledger and metadata, at most
+FILE_BYTES = 50_000  # of the other metadata of a shard with its ledger, and of a product with its STAC, at most
+DATABASE_BYTES = 1_000_000  # of an explorer database without a chip, at most
+MAX_READERS = 8  # ledgers read at a time
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class PlanSummary:
+class RowSize:
+    """The vectors of a row, which decide its bytes.
+
+    Attributes:
+        dimensions: Numbers of a vector.
+        vector_dtype: Their dtype in files; the database holds float16.
+        embedding: The vectors of a row.
+        patches: Stored patches of a chip, by dataset.
+    """
+
+    dimensions: int
+    vector_dtype: str
+    embedding: vectors.Embedding = "class"
+    patches: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def in_file(self) -> int:
+        """Bytes of a row in shard or product, at most."""
+        vector = self.dimensions * vectors.BYTES[self.vector_dtype] + (4 if self.vector_dtype == "int8" else 0)
+        return len(vectors.KINDS[self.embedding]) * vector + FACTS_BYTES
+
+    @property
+    def in_database(self) -> int:
+        """Bytes of a row in the explorer database, at most."""
+        return vectors.BYTES["float16"] * self.dimensions + FACTS_BYTES
+
+    def patch_bytes(self, dataset: str) -> int:
+        """Bytes of a chip's patches, stored next to the shard."""
+        return vectors.BYTES["float16"] * self.dimensions * self.patches.get(dataset, 0)
+
+
+@dataclass(frozen=True)
+class PartitionEstimate:
     """The sums of one partition of a plan.
 
     Attributes:
@@ -28,10 +70,12 @@ class PlanSummary:
         units: Number of units.
         shards: Number of shards.
         done: Number of finished shards.
-        chips: Chips of all shards, at most.
-        chips_left: Chips of the shards that are not finished, at most.
-        read: Bytes of pixels that these shards read.
-        stored: Bytes of shards, product and explorer database.
+        chips: Embedded chips of all shards.
+        chips_left: Those of the shards that are not finished.
+        read_left: Bytes that these shards read.
+        stored: Bytes of shards and product.
+        seconds: Time of jobs that is left; None if no rate is known.
+        price: Its price; None if no rate is known.
     """
 
     dataset: str
@@ -39,125 +83,221 @@ class PlanSummary:
     units: int = 0
     shards: int = 0
     done: int = 0
-    chips: int = 0
-    chips_left: int = 0
-    read: int = 0
-    stored: int = 0
+    chips: Bounded = NOTHING
+    chips_left: Bounded = NOTHING
+    read_left: Bounded = NOTHING
+    stored: Bounded = NOTHING
+    seconds: Bounded | None = NOTHING
+    price: Bounded | None = NOTHING
 
     def __add__(self, other: Self) -> Self:
         """Return the sums of both, under the names of the first."""
-        sums = {field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)[2:]}
-        return replace(self, **sums)
+        return replace(
+            self,
+            units=self.units + other.units,
+            shards=self.shards + other.shards,
+            done=self.done + other.done,
+            chips=self.chips + other.chips,
+            chips_left=self.chips_left + other.chips_left,
+            read_left=self.read_left + other.read_left,
+            stored=self.stored + other.stored,
+            seconds=None if self.seconds is None or other.seconds is None else self.seconds + other.seconds,
+            price=None if self.price is None or other.price is None else self.price + other.price,
+        )
 
 
-@dataclass(frozen=True)
-class Rates:
-    """The rates of an estimate: chips per second of one job's encoder, its price per hour, and that of storage."""
+@dataclass
+class Partition:
+    """The shards of a partition: the planned ones, and what the finished ones came to.
 
-    chips_per_second: float
-    price_per_hour: float
-    price_per_gb_month: float
-
-    @classmethod
-    def from_json(cls, section: Mapping[str, Any]) -> Self:
-        """Return the rates in the section `plan` of the config. Raises ConfigError if one is missing."""
-        try:
-            return cls(**{field.name: float(section[field.name]) for field in fields(cls)})
-        except KeyError as e:
-            raise ConfigError(f"plan: expected a number {e}, got none. Add it.") from e
-
-
-def chip_bytes(vector_length: int, vector_dtype: str, embedding: vectors.Embedding = "class", patches: int = 0) -> int:
-    """Return the bytes of a chip in shard, product and explorer database together.
-
-    Args:
-        vector_length: Numbers of a vector.
-        vector_dtype: Their dtype in files; the database holds float16.
-        embedding: The vectors of a row.
-        patches: Patches of the chip, stored once as float16.
+    Attributes:
+        planned: The shards, by name.
+        embedded: Chips of each finished shard, by its ledger.
+        jobs: Records of the jobs of finished shards, by name of the shard; there may be fewer.
+        shard_bytes: Bytes of the finished shards' files.
+        product_bytes: Bytes of the product; 0 unless it is merged.
     """
-    vector = vector_length * vectors.BYTES[vector_dtype] + (4 if vector_dtype == "int8" else 0)
-    in_files = 2 * (len(vectors.KINDS[embedding]) * vector + FACTS_BYTES)
-    return in_files + vectors.BYTES["float16"] * vector_length * (1 + patches) + FACTS_BYTES
+
+    planned: dict[str, plan_file.ShardPlan] = field(default_factory=dict)
+    embedded: dict[str, int] = field(default_factory=dict)
+    jobs: dict[str, JobRecord] = field(default_factory=dict)
+    shard_bytes: int = 0
+    product_bytes: int = 0
+
+    @property
+    def left(self) -> list[plan_file.ShardPlan]:
+        """The shards that are not finished."""
+        return [shard for name, shard in self.planned.items() if name not in self.embedded]
 
 
-def summarise(
-    plan: str,
-    vector_length: int,
-    vector_dtype: str,
-    embedding: vectors.Embedding = "class",
-    patches: Mapping[str, int] = NO_PATCHES,
-) -> list[PlanSummary]:
-    """Return the sums of a plan by partition; finished shards are those in `shards/<partition>/` next to the plan.
+def planned_shards(plan: str) -> Iterator[tuple[plan_file.ShardPlan, bool]]:
+    """Yield the shards of a plan, and whether each is finished: in `shards/<partition>/` next to the plan.
 
     Args:
         plan: Path or s3:// of the plan.
-        vector_length: Numbers of a vector.
-        vector_dtype: Their dtype in files.
-        embedding: The vectors of a row.
-        patches: Stored patches of a chip by dataset.
 
     Raises:
         ConfigError: If the file is not a plan, or has no shard.
     """
-    folder = storage.join(plan.rpartition("/")[0] or ".", "shards")
-    files = storage.listing(folder) if storage.is_s3(folder) or Path(folder).is_dir() else {}
-    summaries: dict[str, PlanSummary] = {}
+    folder = folder_of(plan)
+    files = set(list_files(storage.join(folder, "shards")))
+    shard = None
     for shard in plan_file.read_plan(plan):
-        done = f"{folder}/{shard.partition}/{shard.name}.parquet" in files
-        before = summaries.get(shard.partition, PlanSummary(shard.dataset, shard.partition))
-        summaries[shard.partition] = before + PlanSummary(
-            shard.dataset,
-            shard.partition,
-            units=len(shard.units),
-            shards=1,
-            done=int(done),
-            chips=shard.expected,
-            chips_left=0 if done else shard.expected,
-            read=0 if done else shard.read_bytes,
-            stored=shard.expected * chip_bytes(vector_length, vector_dtype, embedding, patches.get(shard.dataset, 0)),
-        )
-    if not summaries:
+        yield shard, _shard_file(folder, shard) in files
+    if shard is None:
         raise ConfigError(f"{plan}: expected shards, got no shard in it. Check what the config selects.")
-    return list(summaries.values())
 
 
-def with_sums(summaries: Sequence[PlanSummary]) -> list[PlanSummary]:
-    """Return the partitions, and after those of a dataset that has more than three, their sum."""
-    rows: list[PlanSummary] = []
-    for dataset, group in groupby(summaries, key=lambda summary: summary.dataset):
-        partitions = list(group)
-        rows += partitions
-        if len(partitions) > SUM_ABOVE:
-            rows.append(sum(partitions, PlanSummary(dataset, "in all")))
-    return rows
+@dataclass(frozen=True)
+class PlanEstimate:
+    """The estimates of a plan by partition, where the rate comes from, and the peak memory of its finished jobs."""
+
+    partitions: Sequence[PartitionEstimate]
+    rate_source: str
+    peak_memory_bytes: int
 
 
-def estimate_text(summaries: Sequence[PlanSummary], rates: Rates) -> str:
-    """Return the table of what is left to do and what it costs."""
-    rows = [HEAD]
-    for summary in with_sums(summaries):
-        hours = summary.chips_left / rates.chips_per_second / 3600
-        rows.append(
-            (
-                f"{summary.dataset} {summary.partition}",
-                f"{summary.units:,}",
-                f"{summary.shards:,}",
-                f"{summary.done:,}",
-                f"{summary.chips:,}",
-                format_bytes(summary.read),
-                f"{hours:,.2f}",
-                format_bytes(summary.stored),
-                f"{hours * rates.price_per_hour:,.2f}",
-                f"{summary.stored / 1e9 * rates.price_per_gb_month:,.2f}",
-            )
-        )
-    return "\n".join(
-        [
-            *aligned(rows),
-            "",
-            "Storage is that of shards, product and explorer database.",
-            f"Chips are the most there can be: sea, clouds and nodata are skipped. Hours are for what is left, at "
-            f"{rates.chips_per_second:g} chips/s of one job's encoder; prices as configured under `plan`.",
-        ]
+def estimate_plan(
+    plan: str, row_size: RowSize, rate: EncoderRate | None = None, price_per_hour: float = 0.0
+) -> PlanEstimate:
+    """Return the estimate of a plan.
+
+    Args:
+        plan: Path or s3:// of the plan, in the folder of its dataset.
+        row_size: The vectors of a row.
+        rate: The rate of one job's encoder: a configured one counts, another where no job left a record.
+        price_per_hour: Price of one job's machine.
+
+    Raises:
+        ConfigError: If the file is not a plan, has no shard, or a record of a job is damaged.
+    """
+    partitions = read_partitions(plan)
+    jobs = [job for partition in partitions.values() for job in partition.jobs.values()]
+    pace = Pace.of(jobs, rate)
+    rows = [_estimate(name, partition, row_size, pace, price_per_hour) for name, partition in partitions.items()]
+    return PlanEstimate(rows, pace.source, max((job.peak_memory_bytes for job in jobs), default=0))
+
+
+def read_partitions(plan: str) -> dict[str, Partition]:
+    """Return the partitions of a plan with what its finished shards came to."""
+    folder = folder_of(plan)
+    sizes = storage.listing(folder) if storage.is_s3(folder) or list_files(folder) else {}
+    partitions: dict[str, Partition] = {}
+    finished: list[plan_file.ShardPlan] = []
+    for shard, is_done in planned_shards(plan):
+        partitions.setdefault(shard.partition, Partition()).planned[shard.name] = shard
+        if is_done:
+            finished.append(shard)
+    with ThreadPoolExecutor(MAX_READERS) as pool:
+        ledgers = pool.map(lambda shard: read_ledger(ledger_name(_shard_file(folder, shard))), finished)
+        for shard, ledger in zip(finished, ledgers, strict=True):
+            file = _shard_file(folder, shard)
+            partition = partitions[shard.partition]
+            partition.embedded[shard.name] = ledger.embedded
+            names = (file, ledger_name(file), patches_name(file))
+            partition.shard_bytes += sum(sizes[name].size for name in names if name in sizes)
+    run, _, dataset = folder.rpartition("/")
+    for job in read_costs(storage.join(run or ".", "runs"), [dataset], 0.0)[0].records:
+        if job.partition in partitions and job.shard in partitions[job.partition].embedded:
+            partitions[job.partition].jobs[job.shard] = job
+    for name, partition in partitions.items():
+        if not partition.left:
+            partition.product_bytes = _product_bytes(storage.join(folder, "products", name), sizes)
+    return partitions
+
+
+def folder_of(plan: str) -> str:
+    """Return the folder of a plan."""
+    return plan.rpartition("/")[0] or "."
+
+
+def _shard_file(folder: str, shard: plan_file.ShardPlan) -> str:
+    return storage.join(folder, "shards", shard.partition, f"{shard.name}.parquet")
+
+
+def _product_bytes(folder: str, sizes: Mapping[str, storage.Stat]) -> int:
+    """Return the bytes of the product below a folder that has one record; 0 for another number of records."""
+    files = {name: stat.size for name, stat in sizes.items() if name.startswith(f"{folder}/")}
+    records = [name for name in files if name.count("/") == folder.count("/") + 1 and name.endswith(".json")]
+    return sum(files.values()) if len(records) == 1 else 0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The time that a chip takes, and how that is known.
+
+    Attributes:
+        seconds_per_chip: Seconds; None if they are unknown.
+        source: Where they come from, for a reader.
+    """
+
+    seconds_per_chip: float | None
+    source: str
+
+    @classmethod
+    def of(cls, jobs: Sequence[JobRecord], rate: EncoderRate | None) -> Self:
+        """Return the configured rate, else that of the run's own jobs, else a rate that was measured before."""
+        chips, wall_s = sum(job.chips for job in jobs), sum(job.wall_s for job in jobs)
+        if rate and rate.is_configured:
+            return cls(1 / rate.chips_per_second, rate.text)
+        if chips:
+            return cls(wall_s / chips, f"{chips / wall_s:,.3g} chips/s of a job, reading included (this run)")
+        return cls(1 / rate.chips_per_second, rate.text) if rate else cls(None, UNKNOWN)
+
+
+def _estimate(
+    name: str, partition: Partition, row_size: RowSize, pace: Pace, price_per_hour: float
+) -> PartitionEstimate:
+    """Return the estimate of one partition."""
+    planned, left = partition.planned, partition.left
+    dataset = next(iter(planned.values())).dataset
+    outcomes = [(planned[shard].expected, chips) for shard, chips in partition.embedded.items()]
+    chips_left = extrapolate(outcomes, [shard.expected for shard in left])
+    embedded = sum(partition.embedded.values())
+    reads = [(planned[s].read_bytes, job.network_bytes + job.disk_bytes) for s, job in partition.jobs.items()]
+    seconds = None if pace.seconds_per_chip is None else chips_left * pace.seconds_per_chip
+    if not chips_left.value:
+        seconds = NOTHING
+    units = sum(len(shard.units) for shard in planned.values())
+    return PartitionEstimate(
+        dataset=dataset,
+        partition=name,
+        units=units,
+        shards=len(planned),
+        done=len(partition.embedded),
+        chips=chips_left + Bounded(embedded),
+        chips_left=chips_left,
+        read_left=extrapolate(reads, [shard.read_bytes for shard in left]),
+        stored=_stored(partition, dataset, row_size, chips_left, embedded, units),
+        seconds=seconds,
+        price=None if seconds is None else seconds * (price_per_hour / 3600),
     )
+
+
+def _stored(
+    partition: Partition, dataset: str, row_size: RowSize, chips_left: Bounded, embedded: int, units: int
+) -> Bounded:
+    """Return the bytes of shards and product: those that are there, and at most those that will be."""
+    left = partition.left
+    of_left = chips_left * (row_size.in_file + row_size.patch_bytes(dataset))
+    metadata = len(left) * FILE_BYTES + sum(len(shard.units) for shard in left) * UNIT_BYTES
+    shards = Bounded(partition.shard_bytes) + of_left + Bounded(metadata, "at most" if metadata else "")
+    if partition.product_bytes:
+        return shards + Bounded(partition.product_bytes)
+    product = (chips_left + Bounded(embedded)).value * row_size.in_file + FILE_BYTES + units * UNIT_BYTES
+    return shards + Bounded(product, "at most")
+
+
+def database_estimate(folder: str, record_folder: str, chips: Bounded, row_size: RowSize) -> Bounded:
+    """Return the bytes of the explorer database: its size if it is there, else at most that of all chips.
+
+    Args:
+        folder: Path or s3:// of the database.
+        record_folder: Path or s3:// of the folder of its record.
+        chips: Chips of all datasets.
+        row_size: The vectors of a row.
+    """
+    is_built = any(file.endswith(".json") for file in list_files(record_folder))
+    if is_built and not chips.word:
+        return Bounded(sum(stat.size for stat in storage.listing(folder).values()))
+    return Bounded(chips.value * row_size.in_database + DATABASE_BYTES, "at most")

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kiln.model.identity import UNTRAINED
 from kiln.workflow.run import Dataset, Run, section_flags
 
 WEIGHTS, THREADS = "<weights>", "<threads>"
@@ -185,14 +186,29 @@ def summary_command(run: Run) -> list[str]:
     )
 
 
-def estimate_command(run: Run) -> list[str]:
-    """Return the command that prints what the run takes, from its plans."""
-    config = run.config
+def estimate_command(run: Run, on_this_machine: bool = True) -> list[str]:
+    """Return the command that prints what the run takes, from its plans and finished shards.
+
+    Args:
+        run: The run.
+        on_this_machine: Whether jobs run on this machine. Rates measured here say nothing about others.
+    """
+    config, resources = run.config, run.config["resources"]
     patches = {name: d.patches_per_chip for name, d in run.datasets.items() if config["patches"]}
+    encoder = {
+        "untrained": config["model"]["untrained"] if config["model"]["checkpoint"] == UNTRAINED else None,
+        "precision": config["model"]["precision"],
+        "device": resources["device"],
+        "threads": resources["embed_threads"],
+        "batch": resources["batch_size"],
+    }
     return script(
         "estimate",
         *("--plans", PLANS, "--numbers", _json(config["plan"]), "--dimensions", str(run.vector_length)),
         *("--vector-dtype", config["vector_dtype"], "--embedding", config["embedding"], "--patches", _json(patches)),
+        *("--encoder", _json(encoder), "--memory-mb", str(resources["embed_mem_mb"])),
+        *("--chip-px", _json({name: d.encoded_px for name, d in run.datasets.items()})),
+        *(("--tuned",) if on_this_machine else ()),
     )
 
 

@@ -174,7 +174,11 @@ class PicturesSection(Section):
 class PlanSection(Section):
     """Rates and prices of the estimate that `snakemake plan` prints."""
 
-    chips_per_second: float = Field(25, gt=0, description="rate of one job's encoder; measure yours with `kiln tune`")
+    chips_per_second: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="rate of one job's encoder, where jobs run on other machines; null: that of the run's finished "
+        "jobs, else the one that `kiln tune` measured on this machine, else hours and price are unknown",
+    )
     price_per_hour: float = Field(0.10, ge=0, description="price of one job's machine, in any currency")
     price_per_gb_month: float = Field(0.023, ge=0, description="price of storage")
     price_per_gb_moved: float = Field(

@@ -232,10 +232,14 @@ class Dataset:
             )
 
     @property
+    def encoded_px(self) -> int:
+        """Side in pixels of what is encoded to a row."""
+        return int(self.section["chip_size"]) // (2 if self.section.get("encode") == "quarters" else 1)
+
+    @property
     def patches_per_chip(self) -> int:
         """Patches of a row, each 8 x 8 px."""
-        side = self.section["chip_size"] // (2 if self.section.get("encode") == "quarters" else 1)
-        return (int(side) // 8) ** 2
+        return (self.encoded_px // 8) ** 2
 
 
 def section_flags(section: Section, keys: Sequence[str]) -> list[str]:

@@ -89,6 +89,13 @@ def log_job_counts(workflow: Any) -> None:
         logger.addFilter(attach)
 
 
+def jobs_run_here(workflow: Any) -> bool:
+    """Return whether jobs run on this machine: with Snakemake's own executor, and on its disks."""
+    plugin = workflow.executor_plugin
+    here = plugin is None or plugin.name in ("local", "dryrun")
+    return bool(here and workflow.storage_settings.shared_fs_usage)
+
+
 def store_secrets(workflow: Any) -> list[str]:
     """Return the names of credentials given to the storage plugin, which would pass them on to the jobs."""
     settings = workflow.storage_provider_settings.get("s3")

@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.plan import SceneFilter, read_scenes
 from kiln.errors import ConfigError
 from tests.support import plans
@@ -75,7 +76,7 @@ def check_counts(counts):
 
 def selected_keys(lines, keep=None):
     """Return the selected keys in alphabetical order, and the counts, which add up."""
-    partitions, counts = read_scenes(lines, keep or SceneFilter(), 256)
+    partitions, counts = read_scenes(lines, keep or SceneFilter(), ChipCounts(256))
     keys = sorted(key for found in partitions.values() for key, _, _ in found)
     assert counts.selected == len(keys)
     return keys, check_counts(counts)

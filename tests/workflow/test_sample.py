@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kiln.report.estimate import RowSize, estimate_plan
 from tests import ROOT
 from tests.support.sample_run import PINS, content_digests
 from tests.workflow.workflow import Run
@@ -49,3 +51,33 @@ def test_the_python_examples_of_a_document_run(sample: Path, document: str) -> N
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2, 3])
+def test_every_estimate_is_close_to_what_came_out_or_says_at_most(sample: Path, tmp_path: Path, finished: int) -> None:
+    """Of every `finished` thirds of the shards."""
+    row_size = RowSize(192, "float16")
+    run = tmp_path / "results/sample"
+    shutil.copytree(sample / "results/sample", run)
+    plans = sorted(str(path) for path in run.glob("*/plan-*.jsonl.gz"))
+    outcomes = [row for plan in plans for row in estimate_plan(plan, row_size).partitions]
+    assert {row.chips.word + row.read_left.word + row.stored.word for row in outcomes} == {""}
+    records = [json.loads(path.read_text()) for path in sorted(run.glob("*/products/*/*.json"))]
+    assert sorted(row.chips.value for row in outcomes) == sorted(record["rows"] for record in records)
+    jobs = {path: json.loads(path.read_text()) for path in run.glob("runs/jobs/*/*/*.json")}
+    read = {}  # bytes by partition that the deleted shards' jobs read
+    for number, shard in enumerate(sorted(p for p in run.glob("*/shards/*/*.parquet") if ".ledger" not in p.name)):
+        if number % 3 >= finished:
+            shard.unlink()
+            job = jobs[run / "runs/jobs" / shard.parts[-4] / shard.parts[-2] / f"{shard.stem}.json"]
+            key = (job["dataset"], job["partition"])
+            read[key] = read.get(key, 0) + job["disk_bytes"]
+    estimates = [row for plan in plans for row in estimate_plan(plan, row_size).partitions]
+    for row, outcome in zip(estimates, outcomes, strict=True):
+        real_read = read.get((row.dataset, row.partition), 0)
+        values = ((row.chips, outcome.chips.value), (row.read_left, real_read), (row.stored, outcome.stored.value))
+        for estimate, real in values:
+            if estimate.word == "at most":
+                assert estimate.value >= real, (row, real)
+            else:
+                assert estimate.value == pytest.approx(real, rel=0.1), (row, real)

@@ -23,6 +23,9 @@ KEY = re.compile(
 QUARTER_DEG = 1 / 16  # side of a quarter quadrangle
 PAD_M = 300.0  # by which a scene extends beyond its quarter quadrangle
 METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
+SEMI_MAJOR_M, ECCENTRICITY_2 = 6_378_137.0, 0.00669438  # of GRS 80; the eccentricity squared
+UTM_SCALE = 0.9996  # on the central meridian
+MAX_CONVERGENCE = 0.1  # radians; in its own zone a scene is turned by up to 0.04, and a key may state a wrong zone
 FIRST_YEAR, LAST_YEAR = 1990, 2100  # of dates
 
 
@@ -67,39 +70,62 @@ class SceneKey(NamedTuple):  # created much faster than a frozen dataclass
 
     @property
     def corner(self) -> tuple[float, float]:
-        """West and north edge of the quarter quadrangle in degrees.
-
-        Quad `DDdddNN`: the NN-th of 8 x 8 eighths of the degree that begins at DD + 1 north, ddd + 1 west, row by row.
-        """
-        lon, n = int(self.quad[2:5]), int(self.quad[5:]) - 1
-        west = -(lon + 1) + n % 8 / 8 + (QUARTER_DEG if self.quarter[1] == "e" else 0)
-        return west, _north(self.quad[:2], n, self.quarter[0])
+        """West and north edge of the quarter quadrangle in degrees."""
+        return corner_of(self.quad, self.quarter)
 
     @property
     def bounds(self) -> Bounds:
         """West, south, east, north in degrees, with the 300 m by which a scene extends beyond its quadrangle."""
-        west, north = self.corner
-        up = PAD_M / METRES_PER_DEGREE
-        side = up / math.cos(math.radians(north))
-        return west - side, north - QUARTER_DEG - up, west + QUARTER_DEG + side, north + up
+        return bounds_of(self.quad, self.quarter)
 
-    def estimate(self, chip: int) -> tuple[int, int]:
-        """Return the complete chips of `chip` pixels, and the bytes of four uint8 bands, of a scene of this place."""
-        return _estimate(self.quad[:2], self.quad[5:], self.quarter[0], self.cm, chip)
+    @property
+    def extent_m(self) -> tuple[float, float]:
+        """Width and height in metres of the scene: the box of its padded quarter quadrangle in its UTM zone."""
+        return _extent_m(self.quad, self.quarter, self.zone)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of its four uint8 bands, by estimate."""
+        width, height = self.extent_m
+        return int(width * height * 4 * (100 / self.cm) ** 2)
 
 
-def _north(lat: str, n: int, half: str) -> float:
-    """Return the north edge in degrees of the half `n` or `s` of the n-th eighth, from 0, of a degree of latitude."""
-    return int(lat) + 1 - n // 8 / 8 - (QUARTER_DEG if half == "s" else 0)
+def corner_of(quad: str, quarter: str) -> tuple[float, float]:
+    """Return the west and north edge of a quarter quadrangle in degrees.
+
+    Quad `DDdddNN`: the NN-th of 8 x 8 eighths of the degree that begins at DD + 1 north, ddd + 1 west, row by row.
+    """
+    n = int(quad[5:]) - 1
+    west = -(int(quad[2:5]) + 1) + n % 8 / 8 + (QUARTER_DEG if quarter[1] == "e" else 0)
+    return west, int(quad[:2]) + 1 - n // 8 / 8 - (QUARTER_DEG if quarter[0] == "s" else 0)
+
+
+def bounds_of(quad: str, quarter: str) -> Bounds:
+    """Return west, south, east, north in degrees of a scene, which extends 300 m beyond its quarter quadrangle."""
+    west, north = corner_of(quad, quarter)
+    up = PAD_M / METRES_PER_DEGREE
+    side = up / math.cos(math.radians(north))
+    return west - side, north - QUARTER_DEG - up, west + QUARTER_DEG + side, north + up
 
 
 @cache
-def _estimate(lat: str, eighth: str, half: str, cm: int, chip: int) -> tuple[int, int]:
-    """Return the estimate of a scene. The longitude does not matter, so there are some thousand cases."""
-    north = _north(lat, int(eighth) - 1, half)
-    width = (QUARTER_DEG * METRES_PER_DEGREE * math.cos(math.radians(north)) + 2 * PAD_M) * 100 / cm
-    height = (QUARTER_DEG * METRES_PER_DEGREE + 2 * PAD_M) * 100 / cm
-    return int(width // chip) * int(height // chip), int(width * height * 4)
+def _extent_m(quad: str, quarter: str, zone: int) -> tuple[float, float]:
+    """Return width and height of a scene.
+
+    The quadrangle is a rectangle of parallels and meridians on GRS 80. In UTM it is scaled, and turned by the meridian
+    convergence, about the distance from the central meridian times the sine of the latitude. Formulas: Snyder, Map
+    Projections, 1987, pages 24, 25 and 61. They agree with PROJ to 0.1 percent.
+    """
+    west, south, east, north = bounds_of(quad, quarter)
+    latitude = math.radians((south + north) / 2)
+    from_meridian = math.radians((west + east) / 2 - (6 * zone - 183))
+    sin, cos = math.sin(latitude), math.cos(latitude)
+    curvature = 1 - ECCENTRICITY_2 * sin * sin
+    scale = UTM_SCALE * (1 + min(abs(from_meridian * cos), MAX_CONVERGENCE) ** 2 / 2)
+    width = math.radians(east - west) * SEMI_MAJOR_M / math.sqrt(curvature) * math.cos(math.radians(south)) * scale
+    height = math.radians(north - south) * SEMI_MAJOR_M * (1 - ECCENTRICITY_2) / curvature**1.5 * scale
+    turn = min(abs(from_meridian * sin), MAX_CONVERGENCE)
+    return width * math.cos(turn) + height * math.sin(turn), height * math.cos(turn) + width * math.sin(turn)
 
 
 def parse_key(key: str) -> SceneKey | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from kiln.archives.key_list import PLAIN_NAME, open_lines, report_kinds, report_lines
 from kiln.archives.naip import ARCHIVE
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.config import Config
 from kiln.archives.naip.keys import SceneKey, parse_key
 from kiln.errors import ConfigError
@@ -73,7 +74,7 @@ class ManifestCounts:
     unreadable: list[str] = field(default_factory=list)
 
 
-PlannedScene = tuple[str, int, int]  # key, chips and bytes by estimate
+PlannedScene = tuple[str, int, int]  # key, chips at most, and bytes by estimate
 
 
 def plan_shards(config: Config) -> Iterator[ShardPlan]:
@@ -92,7 +93,8 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
     bbox = check_bounding_box(config.bbox, may_cross_antimeridian=False) if config.bbox is not None else None
     scene_filter = SceneFilter(frozenset(config.states), frozenset(config.years), frozenset(config.resolutions), bbox)
     with open_lines(config.manifest, "manifest") as lines:
-        partitions, counts = read_scenes(lines, scene_filter, config.chip_size)
+        chips = ChipCounts(config.chip_size, config.lattice, config.lattice_gsd, config.edge)
+        partitions, counts = read_scenes(lines, scene_filter, chips)
     log.info("%s", report(counts))
     where = f"manifest {config.manifest}"
     if not counts.scenes:
@@ -105,14 +107,14 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
 
 
 def read_scenes(
-    lines: Iterable[str], scene_filter: SceneFilter, chip_size: int
+    lines: Iterable[str], scene_filter: SceneFilter, chips: ChipCounts
 ) -> tuple[dict[str, list[PlannedScene]], ManifestCounts]:
     """Select the scenes of a manifest.
 
     Args:
         lines: The manifest's lines.
         scene_filter: The filter on scenes.
-        chip_size: Side of a chip in pixels, for the estimates.
+        chips: Counts the chips of a scene.
 
     Returns:
         The scenes by partition, and the counts of all lines.
@@ -137,7 +139,7 @@ def read_scenes(
         known = siblings.get(name)
         rank = (scene.released, scene.is_in_own_block)
         if known is None or rank > known[0] or (rank == known[0] and key < known[1][0]):
-            siblings[name] = (rank, (key, *scene.estimate(chip_size)))
+            siblings[name] = (rank, (key, chips.at_most(scene), scene.pixel_bytes))
         if known is not None:
             counts.duplicates += known[1][0] == key
             counts.superseded += known[1][0] != key
@@ -163,7 +165,7 @@ def kind_of_line(key: str) -> str:
 def shard_plans(
     partitions: dict[str, list[PlannedScene]], archive: str, scenes_per_shard: int, chip_size: int
 ) -> Iterator[ShardPlan]:
-    """Yield the shards, partition by partition; `expected` chips and `read_bytes` are estimates from the keys."""
+    """Yield the shards, partition by partition; `expected` chips, at most, and `read_bytes` follow from the keys."""
     for partition in sorted(partitions):
         sizes = {key: (chips, size) for key, chips, size in partitions[partition]}
         for name, keys in stable_shards(sizes, scenes_per_shard):

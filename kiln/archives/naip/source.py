@@ -16,6 +16,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from kiln.archives.naip import ARCHIVE
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.config import Config
 from kiln.archives.naip.keys import SceneKey, parse_key
 from kiln.archives.naip.layout import Edge, Lattice, chip_layout
@@ -115,6 +116,7 @@ class NaipSource:
         """
         self.chip, self.edge, self.max_nodata, self.archive = chip, edge, max_nodata, archive
         self.lattice_gsd = lattice_gsd if lattice == "utm" else None
+        self._chips = ChipCounts(chip, lattice, lattice_gsd, edge)
         self.info = SourceInfo(
             dataset=ARCHIVE.name,
             partition=partition,
@@ -145,7 +147,7 @@ class NaipSource:
     def units(self) -> list[Unit]:
         """Return one unit per scene; its number of chips is an estimate until it is opened."""
         return [
-            Unit(s.unit_id, s.estimate(self.chip)[0], self.uri(s), self._etag(s), False, self._version(s))
+            Unit(s.unit_id, self._chips.about(s), self.uri(s), self._etag(s), False, self._version(s))
             for s in self.scenes
         ]
 
@@ -268,7 +270,7 @@ class NaipSource:
             for first in loaded:
                 key: SceneKey = first.read.key
                 if first.error is not None:
-                    yield Dropped(key.unit_id, "failed", key.estimate(self.chip)[0], str(first.error))
+                    yield Dropped(key.unit_id, "failed", self._chips.about(key), str(first.error))
                 else:
                     yield from self._cut(key, first.value, loaded, pool)
 

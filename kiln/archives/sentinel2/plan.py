@@ -22,7 +22,7 @@ from kiln.formats.bounding_box import check_bounding_box
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.stable_shards import stable_shards
 
-TILE_BYTES = 800_000_000  # of a full tile's ten bands and SCL, about: 1.45 GB of uint16 that deflate nearly halves
+TILE_BYTES = 1_360_000_000  # of a full tile's ten bands and SCL, uncompressed; deflate nearly halves them
 TILES = re.compile(r"(\d{1,2})(?:([C-HJ-NP-X])([A-Z]{2})?)?", re.ASCII)
 DAY = re.compile(r"(\d{4})-(\d\d)-(\d\d)", re.ASCII)
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def list_items(config: Config) -> ItemCollection:
 
 
 def shard_plans(collection: ItemCollection, items_per_shard: int, chip_size: int, archive: str) -> Iterator[ShardPlan]:
-    """Yield the shards, partition by partition; `expected` chips and `read_bytes` are those of full tiles."""
+    """Yield the shards, partition by partition; `expected` chips and `read_bytes` are at most those of full tiles."""
     for partition, locations in sorted(collection.locations.items()):
         for name, ids in stable_shards(locations, items_per_shard):
             yield ShardPlan(

@@ -13,6 +13,7 @@ from kiln.archives.worldcover.lattice import Lattice, Shard, region_columns, sha
 from kiln.archives.worldcover.tiles import Tile, find_tiles, touched_tiles
 from kiln.formats.plan_file import ShardPlan
 
+BLOCK_PX = 512  # side of a tile's largest blocks; a block is read as a whole
 log = logging.getLogger(__name__)
 
 
@@ -24,7 +25,7 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
 
     Yields:
         The shards, year by year, west to east. `expected` counts the rows that there can be, nodata included;
-        `read_bytes` is the fraction of the tiles' widths that is read. `details` holds `year`, `columns` ([col, row,
+        `read_bytes` is the fraction of the tiles' blocks that is read. `details` holds `year`, `columns` ([col, row,
         rows] of the lattice) and `tiles` ([name, uri, size in bytes, etag]).
 
     Raises:
@@ -46,7 +47,7 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
                 units=tuple(unit_id(lattice, year, c) for c in shard.columns),
                 chip_size=lattice.chip,
                 expected=sum(c.rows for c in shard.columns) * (4 if config.encode == "quarters" else 1),
-                read_bytes=round(sum(t.size * _width_fraction(lattice, shard, t) for t in touched)),
+                read_bytes=round(sum(t.size * _block_fraction(lattice, shard, t) for t in touched)),
                 archive=config.archive,
                 details={
                     "year": year,
@@ -56,8 +57,10 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
             )
 
 
-def _width_fraction(lattice: Lattice, shard: Shard, tile: Tile) -> float:
-    """Return the fraction of a tile's width that a shard's columns take."""
+def _block_fraction(lattice: Lattice, shard: Shard, tile: Tile) -> float:
+    """Return the fraction of a tile's width that a shard reads: the whole blocks that its columns touch."""
     left = (tile.corner[0] + 180) * lattice.ppd
-    west, east = lattice.x(shard.columns[0].col), lattice.x(shard.columns[-1].col + 1)
-    return (min(east, left + lattice.ppd) - max(west, left)) / lattice.ppd
+    first, last = lattice.x(shard.columns[0].col) - left, lattice.x(shard.columns[-1].col + 1) - left
+    west = max(first, 0) // BLOCK_PX * BLOCK_PX
+    east = -(-min(last, lattice.ppd) // BLOCK_PX) * BLOCK_PX
+    return (min(east, lattice.ppd) - west) / lattice.ppd

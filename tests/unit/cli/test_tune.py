@@ -2,16 +2,17 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from kiln.cli import tune
-from kiln.model import clay, tuning
+from kiln.model import tuning
 from kiln.model.tuning import Speed
+from kiln.model.tuning_file import read_rates
 
-SMALL = clay.Geometry(dim=64, depth=6, heads=2, dim_head=32, mlp=128)
 SPEEDS = [
     Speed("float32", 1, 0.50, 360.0, 400.0),
     Speed("float32", 8, 0.60, 430.0, 500.0),
@@ -41,11 +42,23 @@ def test_the_table_ends_with_lines_for_the_config() -> None:
     }
 
 
-def test_a_table_or_json_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(clay, "Geometry", lambda: SMALL)
+def test_a_table_or_json_is_printed_and_rates_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"dim": 64, "depth": 6, "heads": 2, "mlp_ratio": 2}
     flags = ["--batches", "1,2", "--precisions", "float32", "--chip-size", "32", "--threads", "1"]
+    flags += ["--untrained", json.dumps(sizes)]
     tune.main(flags)
-    assert "For the config:" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "For the config:" in text
+    (file,) = Path("tuning").iterdir()
+    assert f"written for `snakemake plan` in this folder: {file}" in text
+    rates = read_rates(file)
+    assert {(s.dim, s.depth, s.mlp, s.batch, s.chip_px, s.threads) for s in rates} == {
+        (64, 6, 128, batch, 32, 1) for batch in (1, 2)
+    }
+    assert all(rate > 0 for rate in rates.values())
     tune.main([*flags, "--json"])
     figures = json.loads(capsys.readouterr().out)
     assert [s["batch"] for s in figures["speeds"]] == [1, 2]

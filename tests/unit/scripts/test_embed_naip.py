@@ -11,6 +11,7 @@ import pytest
 import rasterio
 import torch
 
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.keys import parse_key
 from kiln.archives.naip.layout import chip_layout
 from kiln.archives.naip.source import NaipSource
@@ -84,7 +85,7 @@ def test_the_ledger_closes_and_opened_scenes_replace_their_estimates(tmp_path, r
     rows, ledger = run_naip(make_plan(tmp_path / "plan.gz", ND_KEYS[:5], tmp_path)[0])
     assert ledger_closes(ledger, rows)
     names = ("status", "expected", "expected_known", "embedded", "skipped_nodata", "failed")
-    estimate = parse_key(ND_KEYS[4]).estimate(16)[0]
+    estimate = ChipCounts(16).about(parse_key(ND_KEYS[4]))
     assert estimate > 100_000
     assert {k: tuple(ledger[unit_id(k)][n] for n in names) for k in ND_KEYS[:5]} == {
         ND_KEYS[0]: ("embedded", 6, True, 6, 0, 0),

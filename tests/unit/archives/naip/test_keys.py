@@ -202,30 +202,24 @@ def test_real_scenes_lie_within_the_bounds_of_their_keys_except_for_rotated_corn
         assert south - turned[1] <= bottom < top <= north + turned[1]
 
 
-# ------------------------------------------------------------------------------------------------------------ estimates
+# --------------------------------------------------------------------------------------------------------------- extent
 
 
-def test_a_1_m_scene_at_40_north_is_estimated_at_about_5900_by_7550_pixels():
-    chips, size = at("3910001", "nw").estimate(256)
-    assert chips == 23 * 29
-    assert size == pytest.approx(4 * 5924 * 7550, rel=0.001)
+@given(st.integers(24, 49), st.integers(66, 124), st.integers(1, 64), st.sampled_from(["nw", "ne", "sw", "se"]))
+def test_the_extent_of_a_scene_is_that_of_its_padded_quadrangle_in_utm(lat, lon, eighth, quarter):
+    scene = at(f"{lat}{lon:03d}{eighth:02d}", quarter)
+    zone = int((180 - lon - 1) // 6) + 1
+    scene = scene._replace(zone=zone)
+    left, bottom, right, top = transform_bounds("EPSG:4326", f"EPSG:{26900 + zone}", *scene.bounds)
+    assert scene.extent_m == pytest.approx((right - left, top - bottom), rel=1e-3)
 
 
-def test_a_1_m_scene_in_conus_is_estimated_at_5000_to_7000_pixels_wide():
-    for lat in range(24, 50):
-        chips, size = at(f"{lat}10001", "nw").estimate(256)
-        width = size / 4 / 7550
-        assert 5000 < width < 7000
-        assert chips == int(width / 256) * 29
+def test_finer_pixels_are_more_bytes():
+    size = {cm: at("3910001", "nw", cm=cm).pixel_bytes for cm in (30, 50, 60, 100)}
+    assert size[50] == pytest.approx(4 * size[100], rel=1e-6)
+    assert size[30] == pytest.approx(4 * size[60], rel=1e-6)
 
 
-def test_finer_pixels_have_more_chips_and_bytes_and_larger_chips_are_fewer():
-    size = {cm: at("3910001", "nw", cm=cm).estimate(256) for cm in (30, 50, 60, 100)}
-    assert size[50][1] == pytest.approx(4 * size[100][1], rel=1e-6)
-    assert size[30][1] == pytest.approx(4 * size[60][1], rel=1e-6)
-    assert size[60][0] == int(5924 / 0.6 / 256) * int(7550 / 0.6 / 256)
-    assert at("3910001", "nw").estimate(512)[0] == (5924 // 512) * (7550 // 512)
-
-
-def test_a_scene_smaller_than_a_chip_is_estimated_at_no_chips():
-    assert at("3910001", "nw").estimate(8192)[0] == 0
+def test_a_wrong_zone_gives_a_plausible_extent():
+    right, wrong = at("3910001", "nw"), at("3910001", "nw")._replace(zone=60)
+    assert wrong.extent_m == pytest.approx(right.extent_m, rel=0.2)

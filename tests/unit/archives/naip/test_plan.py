@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiln.archives.naip import plan
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.keys import parse_key
 from kiln.archives.naip.plan import SceneFilter
 from kiln.errors import ConfigError
@@ -230,15 +231,15 @@ def test_a_shard_contains_what_its_job_needs(tmp_path):
     settings = {"archive": "/data/naip", "chip_size": 512}
     (shard,) = plans.lines(plan_bytes(write_file(tmp_path, manifest_text(keys)), tmp_path / "plan.gz", **settings))
     assert shard.pop("name").startswith("0.0-003-")
-    estimates = [parse_key(k).estimate(512) for k in keys]
+    scenes = [parse_key(k) for k in keys]
     assert shard == {
         "dataset": "naip",
         "partition": "nd-2014",
         "archive": "/data/naip",
         "units": sorted(keys),
         "chip_size": 512,
-        "expected": sum(chips for chips, _ in estimates),
-        "read_bytes": sum(size for _, size in estimates),
+        "expected": sum(map(ChipCounts(512).at_most, scenes)),
+        "read_bytes": sum(scene.pixel_bytes for scene in scenes),
         "details": {},
     }
 

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.keys import parse_key
 from kiln.archives.naip.plan import SceneFilter, read_scenes, shard_plans
 from kiln.formats.stable_shards import stable_shards
@@ -47,7 +48,7 @@ def real_keys(shared):
 @pytest.fixture(scope="module")
 def real(real_keys):
     """Partitions, counts and shards of all real keys."""
-    partitions, counts = read_scenes(real_keys, SceneFilter(), 256)
+    partitions, counts = read_scenes(real_keys, SceneFilter(), ChipCounts(256))
     return partitions, counts, list(shard_plans(partitions, "s3://naip-analytic", 100, 256))
 
 
@@ -97,7 +98,7 @@ def test_a_thousand_keys_of_a_new_state_and_year_change_no_real_shard(real_keys,
     few = [k for k in real_keys if k.startswith(("ct/", "vt/", "ri/"))]
     before = [s for s in real[2] if s.partition[:2] in ("ct", "vt", "ri")]
     new = scene_keys(1000, state="ri", year=2031)
-    after = list(shard_plans(read_scenes(few + new, SceneFilter(), 256)[0], "s3://naip-analytic", 100, 256))
+    after = list(shard_plans(read_scenes(few + new, SceneFilter(), ChipCounts(256))[0], "s3://naip-analytic", 100, 256))
     assert [s for s in after if s.partition != "ri-2031"] == before
     assert sum(len(s.units) for s in after if s.partition == "ri-2031") == 1000
 
@@ -118,7 +119,7 @@ def test_a_newer_release_of_one_real_scene_changes_only_shards_of_its_state_and_
     before = {(s.partition, s.name) for s in real[2] if s.partition.startswith(("vt-2016", "ri-"))}
     key = next(k for k in dated if k.startswith("vt/2016") and not parse_key(k).released)
     newer = key.replace(".tif", "_20300101.tif")
-    partitions, counts = read_scenes([*dated, newer], SceneFilter(), 256)
+    partitions, counts = read_scenes([*dated, newer], SceneFilter(), ChipCounts(256))
     after = list(shard_plans(partitions, "s3://naip-analytic", 100, 256))
     assert counts.superseded == 1
     assert newer in {u for s in after for u in s.units}

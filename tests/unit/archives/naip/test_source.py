@@ -15,6 +15,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from kiln.archives import raster_reading
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.keys import parse_key
 from kiln.archives.naip.source import NaipSource
 from kiln.engine.read_ahead import read_ahead
@@ -116,7 +117,7 @@ def test_an_opened_scene_has_its_number_of_chips(tmp_path):
     source = make_source(tmp_path)
     opened = read_events(source)[0]
     (unit,) = source.units()
-    assert (unit.expected, unit.expected_known) == (parse_key(KEY).estimate(CHIP_SIZE)[0], False)
+    assert (unit.expected, unit.expected_known) == (ChipCounts(CHIP_SIZE).about(parse_key(KEY)), False)
     assert opened == Opened(unit.unit_id, 6, "", ())
 
 

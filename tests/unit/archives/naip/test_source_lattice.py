@@ -10,6 +10,7 @@ import shapely
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
+from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.keys import parse_key
 from kiln.errors import ConfigError
 from kiln.formats.records import Chip, Dropped
@@ -87,7 +88,7 @@ def test_cells_that_a_scene_barely_touches_are_expected_and_skipped_as_nodata(tm
     graze = {c.col - 31_250: c.nodata_fraction for c in read_chips(on_lattice(tmp_path, max_nodata=0.75))}
     assert graze == {-1: 0.75, 0: 0.75, 1: 0.75}
     (unit,) = on_lattice(tmp_path).units()
-    assert (unit.expected, unit.expected_known) == (parse_key(KEY).estimate(CHIP_SIZE)[0], False)
+    assert (unit.expected, unit.expected_known) == (ChipCounts(CHIP_SIZE, "utm").about(parse_key(KEY)), False)
 
 
 @pytest.mark.parametrize(

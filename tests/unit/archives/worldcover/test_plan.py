@@ -4,6 +4,7 @@ import boto3
 import pytest
 from pydantic import ValidationError
 
+from kiln.archives.worldcover import plan
 from kiln.errors import ConfigError
 from tests.support import plans
 from tests.support.archives import random_pixels, tile_path, write_tile
@@ -58,10 +59,17 @@ def test_a_plan_of_quarters_expects_four_rows_per_chip(archive):
     assert [s.expected for s in shards_of(archive, encode="quarters")] == [36] * 3
 
 
-def test_bytes_are_the_fraction_of_the_tiles_widths_that_a_shard_reads(archive):
+def test_bytes_are_the_fraction_of_the_tiles_blocks_that_a_shard_reads(archive, monkeypatch):
     size = tile_path(archive, 2021, 10, 45).stat().st_size
-    shards = shards_of(archive, region=[9.7, 45.1, 10.3, 45.9])  # columns 404 and 405
-    assert [s.read_bytes for s in shards] == [0, round(size / 3)]
+
+    def read_bytes():  # of columns 404 and 405, of which the second reads the first third of a tile of 48 px
+        return [s.read_bytes for s in shards_of(archive, region=[9.7, 45.1, 10.3, 45.9])]
+
+    assert read_bytes() == [0, size]
+    monkeypatch.setattr(plan, "BLOCK_PX", 16)
+    assert read_bytes() == [0, round(size / 3)]
+    monkeypatch.setattr(plan, "BLOCK_PX", 12)
+    assert read_bytes() == [0, round(size / 2)]
 
 
 def test_two_years_are_planned_one_after_the_other(archive, tmp_path):
