@@ -46,7 +46,11 @@ rule embed:
 
 
 onstart:
+    from kiln.report.status.command import RunCommand
+
     remove_default_submission_rate(workflow)
+    command = RunCommand(**how_called(workflow), price_per_hour=RUN.config["plan"]["price_per_hour"])
+    as_workflow_error(command.write, RUN.paths.uri(RUN.paths.results))
 
 
 onerror:

@@ -136,6 +136,6 @@ class JobSums:
         return self.chips / self.encoder_s if self.chips and self.encoder_s else None
 
     @property
-    def energy_kwh(self) -> float:
-        """Energy of processors, memory and GPUs in kWh."""
-        return (self.cpu_j + self.gpu_j) / 3.6e6
+    def energy_j(self) -> float:
+        """Energy of processors, memory and GPUs in joules."""
+        return self.cpu_j + self.gpu_j

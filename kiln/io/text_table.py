@@ -32,3 +32,15 @@ def format_duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def format_energy(joules: float) -> str:
+    """Return an energy with the unit that a person would choose, as `250 J`, `12 Wh` or `3.4 kWh`."""
+    if joules < 3600:
+        return f"{joules:.0f} J"
+    return f"{joules / 3600:.0f} Wh" if joules < 3.6e6 else f"{joules / 3.6e6:,.1f} kWh"
+
+
+def format_price(price: float) -> str:
+    """Return a price in any currency with two decimals."""
+    return "under 0.01" if 0 < price < 0.005 else f"{price:,.2f}"

@@ -4,22 +4,23 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from kiln.formats.job_record import JobRecord, JobSums, read_job_record
 from kiln.io import storage
-from kiln.io.text_table import format_bytes
+from kiln.io.text_table import format_bytes, format_duration, format_energy, format_price
 from kiln.report import html_page
-from kiln.report.status import list_files
+from kiln.report.status.folders import MAX_CACHED, list_stats
 
 MAX_READERS = 8  # records read at a time
 HEAD = (
-    *("dataset", "jobs", "chips", "chips/s", "encoder-h", "reading-h", "CPU-h", "GPU-h", "job-h"),
+    *("dataset", "jobs", "chips", "chips/s", "encoder", "reading", "CPU", "GPU", "jobs' time"),
     *("read", "requests", "peak memory", "energy", "price"),
 )
 NOTE = (
-    "encoder-h: hours that encoders worked; chips/s: chips over these. reading-h: hours of all reading threads. job-h: "
-    "hours of jobs, which are priced. The shards that are there count, with their last try. "
+    "Encoder: time that encoders worked; chips/s: chips over it. Reading: time of all reading threads. CPU and GPU: "
+    "time of cores, and time that GPUs were held. Jobs' time is priced. The last try of each shard counts. "
 )
 
 
@@ -66,16 +67,19 @@ class DatasetCosts:
         sums = JobSums.of(records)
         values = {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(sums).items()}
         hours = {"cpu_hours": round(sums.cpu_s / 3600, 6), "gpu_hours": round(sums.gpu_s / 3600, 6)}
-        return {**values, **hours, "energy_kwh": round(sums.energy_kwh, 6), "price": round(self.price(sums), 6)}
+        return {**values, **hours, "energy_kwh": round(sums.energy_j / 3.6e6, 6), "price": round(self.price(sums), 6)}
 
 
-def read_costs(runs: str, datasets: Sequence[str], price_per_hour: float) -> list[DatasetCosts]:
+def read_costs(
+    runs: str, datasets: Sequence[str], price_per_hour: float, files: Mapping[str, storage.Stat] | None = None
+) -> list[DatasetCosts]:
     """Return what the jobs of datasets took.
 
     Args:
         runs: Folder of the records, `results/<run>/runs`, a path or s3://.
         datasets: Names of the datasets' folders.
         price_per_hour: Price of one job's machine.
+        files: Size and time of the files in the folder, if they are known; None lists them.
 
     Raises:
         ConfigError: If a file is no record of a job.
@@ -83,9 +87,22 @@ def read_costs(runs: str, datasets: Sequence[str], price_per_hour: float) -> lis
     costs = []
     with ThreadPoolExecutor(MAX_READERS) as pool:
         for name in datasets:
-            files = sorted(file for file in list_files(storage.join(runs, "jobs", name)) if file.endswith(".json"))
-            costs.append(DatasetCosts(name, list(pool.map(read_job_record, files)), price_per_hour))
+            folder = storage.join(runs, "jobs", name)
+            stats = list_stats(folder) if files is None else files
+            versions = sorted(
+                (uri, stat.size, stat.etag, stat.modified)
+                for uri, stat in stats.items()
+                if uri.startswith(f"{folder}/") and uri.endswith(".json")
+            )
+            records = pool.map(lambda version: _read_record(*version), versions)
+            costs.append(DatasetCosts(name, list(records), price_per_hour))
     return costs
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _read_record(uri: str, size: int, etag: str, modified: int) -> JobRecord:
+    """Return a record, read once for each version of its file."""
+    return read_job_record(uri)
 
 
 def write_cost_records(runs: str, costs: Sequence[DatasetCosts]) -> None:
@@ -100,12 +117,9 @@ def cost_row(name: str, sums: JobSums, price: float) -> list[str]:
     rate, about = sums.chips_per_second, "" if sums.energy_is_measured else "about "
     return [
         *(name, f"{sums.jobs:,}", f"{sums.chips:,}", "" if rate is None else f"{rate:,.3g}"),
-        *(
-            f"{seconds / 3600:,.3f}"
-            for seconds in (sums.encoder_s, sums.reading_s, sums.cpu_s, sums.gpu_s, sums.wall_s)
-        ),
+        *map(format_duration, (sums.encoder_s, sums.reading_s, sums.cpu_s, sums.gpu_s, sums.wall_s)),
         *(format_bytes(sums.network_bytes + sums.disk_bytes), f"{sums.requests:,}"),
-        *(format_bytes(sums.peak_memory_bytes), f"{about}{sums.energy_kwh:,.3g} kWh", f"{price:,.2f}"),
+        *(format_bytes(sums.peak_memory_bytes), about + format_energy(sums.energy_j), format_price(price)),
     ]
 
 

@@ -18,7 +18,7 @@ from kiln.io import storage
 from kiln.report.bounds import NOTHING, Bounded, extrapolate
 from kiln.report.costs import read_costs
 from kiln.report.rates import EncoderRate
-from kiln.report.status import list_files, read_ledger
+from kiln.report.status.folders import list_files, read_ledger
 
 FACTS_BYTES = 400  # of a row without its vector, compressed, at most
 UNIT_BYTES = 5_000  # of a unit in ledger and metadata, at most

@@ -8,7 +8,7 @@ from typing import Any
 from kiln.errors import ConfigError
 from kiln.formats import plan_file
 from kiln.io import storage
-from kiln.io.text_table import aligned, format_bytes, format_duration
+from kiln.io.text_table import aligned, format_bytes, format_duration, format_price
 from kiln.report.bounds import NOTHING, Bounded
 from kiln.report.estimate import (
     UNKNOWN,
@@ -55,11 +55,11 @@ def estimate_text(
             estimate.read_left.text(format_bytes),
             UNKNOWN if estimate.seconds is None else estimate.seconds.text(format_duration),
             estimate.stored.text(format_bytes),
-            UNKNOWN if estimate.price is None else estimate.price.text("{:,.2f}".format),
-            f"{estimate.stored.value / 1e9 * price_per_gb_month:,.2f}",
+            UNKNOWN if estimate.price is None else estimate.price.text(format_price),
+            format_price(estimate.stored.value / 1e9 * price_per_gb_month),
         ]
 
-    per_month = f"{database.value / 1e9 * price_per_gb_month:,.2f}"
+    per_month = format_price(database.value / 1e9 * price_per_gb_month)
     last = ["explorer database", *[""] * 6, database.text(format_bytes), "", per_month]
     return "\n".join([*aligned([HEAD, *map(row, with_sums(estimates)), last]), "", *notes])
 

@@ -10,7 +10,8 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100% }
 th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n, th.n { text-align: right } .failed, .warn { color: var(--bad) } .empty { color: var(--quiet) }
+td.n, th.n { text-align: right } td.n, td:first-child { white-space: nowrap }
+.failed, .warn { color: var(--bad) } .empty { color: var(--quiet) }
 caption { text-align: left; font-weight: 600; padding: .6rem 0 }
 pre { white-space: pre-wrap }
 """
@@ -25,7 +26,7 @@ def page(title: str, body: str, heading: str = "") -> str:
 
 
 def table(caption: str, rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """Return a table. The first row is its head; columns that are not in `left` are numbers."""
+    """Return a table, without a caption if that is empty. The first row is its head. Columns in `left` are text."""
 
     def cells(row: Sequence[str], tag: str) -> str:
         scope = " scope=col" if tag == "th" else ""
@@ -34,4 +35,5 @@ def table(caption: str, rows: Sequence[Sequence[str]], left: Collection[int] = (
 
     head, *body = rows
     lines = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
-    return f"<table><caption>{html.escape(caption)}</caption><tr>{cells(head, 'th')}</tr>{lines}</table>"
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f"<table>{title}<tr>{cells(head, 'th')}</tr>{lines}</table>"

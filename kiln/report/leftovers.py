@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kiln.io import storage
-from kiln.report.status import FOLDER, list_files, plans_among
+from kiln.report.status.folders import FOLDER, list_files, plans_among
 
 RECORDED = re.compile(r"(.*/(?:products/[^/]+|pictures)/[0-9a-f]{16})/.+")  # a folder that a record stands for
 JOB_RECORD = re.compile(r".*/runs/jobs/([^/]+)/(.+)\.json")
@@ -33,6 +33,7 @@ def find_leftovers(run: str, checkpoints: str) -> list[str]:
     folders = {file.removeprefix(f"{run}/").partition("/")[0] for file in files}
     planned = {name for name in folders if FOLDER.fullmatch(name) and plans_among(f"{run}/{name}", files)}
     leftovers += [file for file in files if (cost := COST_RECORD.fullmatch(file)) and cost[1] not in planned]
+    leftovers += [file for file in files if file == f"{run}/command.json" and not planned]
     finished_units = list_files(checkpoints)
     leftovers += [f for f in finished_units if f.removeprefix(f"{checkpoints}/").partition("/")[0] not in planned]
     return sorted(leftovers)

@@ -1,8 +1,11 @@
 """Where the workflow touches Snakemake itself."""
 
+import json
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from snakemake.exceptions import WorkflowError
@@ -87,6 +90,28 @@ def log_job_counts(workflow: Any) -> None:
 
     if workflow.logger_manager.get_log_handlers():
         logger.addFilter(attach)
+
+
+def how_called(workflow: Any) -> dict[str, Any]:
+    """Return how Snakemake was called, as `kiln.report.status.command.RunCommand` keeps it."""
+    settings = workflow.config_settings
+    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.config.items()}
+    return {
+        "config_files": [str(path) for path in settings.configfiles],
+        "config": [f"{key}={value}" for key, value in values.items()],
+        "options": _profile_options(sys.argv),
+        "snakefile": str(Path(workflow.main_snakefile).absolute()),
+    }
+
+
+def _profile_options(arguments: Sequence[str]) -> list[str]:
+    """Return the profiles that a command line of Snakemake names. The workflow itself does not know them."""
+    options = []
+    for number, word in enumerate(arguments):
+        name, _, value = word.partition("=")
+        if name in ("--profile", "--workflow-profile"):
+            options += [name, value or arguments[number + 1]]
+    return options
 
 
 def jobs_run_here(workflow: Any) -> bool:

@@ -178,14 +178,10 @@ def test_a_job_runs_what_the_rule_runs(planned: Cloud, dataset: str) -> None:
     assert rule.resources == JobResources(2, 8192), "7500 MB, as the executor's table has it"
 
 
-def test_a_dry_run_prints_the_costs_and_submits_nothing(planned: Cloud) -> None:
+def test_a_dry_run_prints_what_there_is_to_do_and_submits_nothing(planned: Cloud) -> None:
     output = planned.submit("naip", "--dry-run")
     assert re.search(r"naip: \d+ shards as an array of \d+; each 2 vCPU, 8,192 MB", output)
-    numbers = r"at most ([\d,]+) chips, 951\.6 MB to read, ([\d.]+) hours of .* at 25 chips/s, compute ([\d.]+)$"
-    match = re.search(numbers, output, re.M)
-    chips = int(match[1].replace(",", ""))
-    assert match[2] == f"{chips / 25 / 3600:.2f}"
-    assert match[3] == f"{chips / 25 / 3600 * 0.10:.2f}", "at the price of the config"
+    assert re.search(r"at most [\d,]+ chips, [\d.]+ MB to read, hours and price unknown: run kiln tune", output)
     assert "dkr.ecr.us-east-1.amazonaws.com/arrays:1.0-test" in output
     assert "the first: python -m scripts.embed naip" in output
     assert not listed("arrays/")

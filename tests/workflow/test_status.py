@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,18 @@ from tests.workflow.workflow import ROOT, Run, fresh, job_counts
 
 
 def status(run: Run, *arguments: str) -> str:
-    command = [sys.executable, "-m", "kiln.cli.status", "results/tiny", "--configfile", "config.yaml", *arguments]
+    command = [sys.executable, "-m", "kiln.cli.status", "results/tiny", *arguments]
     environment = run.environment(PYTHONPATH=str(ROOT))
     return subprocess.run(command, cwd=run.folder, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+def commands(run: Run) -> list[str]:
+    return [line for line in status(run, "--cores", "2").splitlines() if line.startswith("  snakemake")]
+
+
 def typed(run: Run, command: str) -> dict[str, int]:
     """Run a printed command in a shell, in the run's folder; returns the jobs that were done, by rule."""
-    words = shlex.join([sys.executable, "-m", "snakemake", "-s", str(run.root / "Snakefile")])
+    words = shlex.join([sys.executable, "-m", "snakemake"])
     done = subprocess.run(
         command.strip().replace("snakemake", words, 1),
         shell=True,
@@ -54,8 +59,7 @@ def test_the_printed_commands_redo_exactly_the_shards_they_name(tmp_path: Path) 
     assert failing
     assert len(run.shards()) > len(failing), "one shard is left alone"
 
-    lines = status(run, "--cores", "2").splitlines()
-    first, second, last = [x for x in lines if x.startswith("  snakemake")]
+    first, second, last = commands(run)
     before = times(run)
     assert typed(run, first) == {"embed_worldcover": 1}
     after = times(run)
@@ -64,10 +68,26 @@ def test_the_printed_commands_redo_exactly_the_shards_they_name(tmp_path: Path) 
     forced = times(run)
     assert {n for n in forced if forced[n] != after[n]} == failing
     assert "unreadable" not in status(run)
-    assert "Nothing to do" in status(run)
+    assert commands(run) == [last]
     done = typed(run, last)
     assert "embed_worldcover" not in done
     assert done["merge_worldcover"] == 1
     record = json.loads(max(run.folder.glob("results/tiny/worldcover-*/products/2021/*.json")).read_text())
     assert record["counts"]["failed"] == 0
     assert "Nothing to be done" in run.snakemake("--cores", "2")
+    assert commands(run) == []
+    assert "Nothing to do: all " in status(run)
+
+    next(run.folder.glob("results/tiny/worldcover-*/products/2021/*/part-0000.parquet")).unlink()
+    assert "damaged (part-0000.parquet is gone)" in status(run)
+    product, last = commands(run)
+    assert typed(run, product) == {"merge_worldcover": 1}
+    typed(run, last)
+    assert commands(run) == [], status(run)
+
+    shutil.rmtree(run.folder / "results/tiny/explorer")
+    assert "explorer database damaged: its files are gone" in status(run)
+    database, last = commands(run)
+    assert typed(run, database) == {"build_index": 1}
+    typed(run, last)
+    assert commands(run) == []

@@ -294,8 +294,11 @@ def test_on_object_storage(s3_endpoint: str, finished: Run, tmp_path: Path) -> N
     run.snakemake("--cores", "2", *storage, **environment)
     found = {o["Key"]: o for o in client.list_objects_v2(Bucket="kiln-run")["Contents"]}
     local = finished.files()
-    remote = {k.removeprefix("deep/results/") for k in found if "/explorer/" not in k and "/pictures/" not in k}
+    differing = ("/explorer/", "/pictures/", "/runs/", "/command.json")
+    remote = {k.removeprefix("deep/results/") for k in found if not any(part in k for part in differing)}
     assert remote == set(local)
+    assert {k for k in found if "/runs/jobs/" in k}
+    assert "deep/results/tiny/command.json" in found
     shard = next(k for k in found if "/shards/" in k and "ledger" not in k)
     body = client.get_object(Bucket="kiln-run", Key=shard)["Body"].read()
     (tmp_path / "shard.parquet").write_bytes(body)

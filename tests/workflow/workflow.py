@@ -99,7 +99,7 @@ class Run:
     def files(self, below: str = "results") -> dict[str, str]:
         """sha256 of every file of the results, but database, pictures and costs, whose bytes may differ."""
         top = self.folder / below
-        skip = ("/explorer/", "/pictures/", "/runs/")
+        skip = ("/explorer/", "/pictures/", "/runs/", "/command.json")
         return {
             str(p.relative_to(top)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(top.rglob("*"))

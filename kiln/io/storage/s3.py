@@ -45,8 +45,10 @@ class S3Store:
     """Objects of S3, or of a store that speaks its protocol."""
 
     def stat(self, uri: str) -> Stat | None:
-        """Return size and ETag of an object, or None where there is none."""
+        """Return size and ETag of an object, or None where there is none, as for a bucket."""
         bucket, key = split_s3(uri)
+        if not key:
+            return None
         with s3_errors(uri):
             client = s3_client(bucket)
             try:

@@ -1,10 +1,11 @@
-"""The status of runs: shards that are done, missing and failing, by the plans and ledgers that lie in their folders."""
+"""The status of datasets' folders: shards that are done, missing and failing, by the plans and ledgers in them."""
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -16,31 +17,50 @@ from kiln.formats import plan_file
 from kiln.formats.ledger import LEDGER_SCHEMA, ledger_name
 from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
+from kiln.report.status.outputs import Output, product_state
 
 FOLDER = re.compile(r"[a-z0-9]+-[0-9a-f]{8}")  # of a dataset: its name and its fingerprint
 PLAN = re.compile(r"plan-[^/]+\.jsonl(\.gz)?")
 CHECKPOINT = re.compile(r"(?<!\.patches)\.parquet$")
 CHECKPOINTS = "checkpoints"  # folder of the runs' checkpoints, next to results/
-LEDGER_COLUMNS = ["unit_id", "status", "reason", "expected", "embedded", "failed"]
+LEDGER_COLUMNS = ["unit_id", "status", "reason", "expected", "embedded", "failed", "source", "etag"]
 MAX_READERS = 8  # ledgers read at a time
+MAX_CACHED = 100_000  # ledgers and records whose content is kept while a page is refreshed
 MAX_NAMED = 3  # partitions named in a note
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed unit and the reason; without a unit, a failure of the shard."""
+    """A failed unit and the reason; without a unit, a failure of the shard.
+
+    Attributes:
+        unit: Its id.
+        reason: The reason.
+        source: URI of its file or folder.
+        etag: ETag that its file had; empty where the store has none.
+    """
 
     unit: str
     reason: str
+    source: str = ""
+    etag: str = ""
 
 
 @dataclass(frozen=True)
 class LedgerSummary:
-    """The content of a ledger: failures, embedded chips, and the chips expected."""
+    """The content of a ledger.
+
+    Attributes:
+        failures: Its failed units.
+        embedded: Embedded chips.
+        expected: Chips of all its units.
+        written: Nanoseconds since the epoch when it was written; 0 on a store.
+    """
 
     failures: tuple[Failure, ...] = ()
     embedded: int = 0
     expected: int = 0
+    written: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,7 @@ class PartitionStatus:
         missing: Names of those that are not embedded.
         ledgers: Ledgers of the others, by shard, in the plan's order.
         checkpoints: Number of checkpoints of its unfinished shards.
+        product: State of its product.
     """
 
     name: str
@@ -62,6 +83,7 @@ class PartitionStatus:
     missing: list[str]
     ledgers: Mapping[str, LedgerSummary]
     checkpoints: int
+    product: Output
 
     @property
     def failing(self) -> list[str]:
@@ -96,7 +118,7 @@ class DatasetFolder:
     @property
     def uri(self) -> str:
         """The path or s3:// of the folder."""
-        return _join_root(self.root, self.path)
+        return join_root(self.root, self.path)
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,13 @@ class FolderStatus:
         """Paths in the workflow of the shards with failures."""
         return self._paths((partition.name, partition.failing) for partition in self.partitions)
 
+    def failures(self) -> Iterator[tuple[str, Failure, int]]:
+        """Yield each failure with the path of its shard in the workflow, and when its ledger was written."""
+        for partition in self.partitions:
+            for shard, ledger in partition.ledgers.items():
+                (path,) = self._paths([(partition.name, [shard])])
+                yield from ((path, failure, ledger.written) for failure in ledger.failures)
+
     def _paths(self, shards: Iterable[tuple[str, list[str]]]) -> list[str]:
         folder = f"{self.folder.path}/shards"
         return [f"{folder}/{partition}/{name}.parquet" for partition, names in shards for name in names]
@@ -131,62 +160,25 @@ class ChosenPlans:
     notes: Sequence[str]
 
 
-def read_status(
-    runs: Sequence[str] = (), plans: Sequence[str] = (), checkpoints: str | None = None
-) -> list[FolderStatus]:
-    """Read the status of runs, or of some plans. Nothing is changed.
-
-    Args:
-        runs: Folders `results/<run>`, paths or s3://. Without runs and plans, all below `results/` that have a plan.
-        plans: Exactly these plans instead of runs, where they lie.
-        checkpoints: Folder of the run's checkpoints, if not `checkpoints/<run>` next to `results/`.
-
-    Returns:
-        The status of each folder of a dataset that has a plan.
-
-    Raises:
-        ConfigError: If a folder is not that of a run, has no plan, or several plans have one partition and nothing
-            shows which one counts.
-    """
-    if runs and plans:
-        raise ConfigError("status: expected either RUN or --plans, got both. Leave one out.")
-    if not plans:
-        runs = runs or find_runs()
-    if checkpoints and len(runs) > 1:
-        raise ConfigError(f"--checkpoints: expected one RUN, got {len(runs)}. Name it.")
-    statuses = []
-    for run in dict.fromkeys(runs):
-        for uri, files in dataset_folders(run).items():
-            folder = DatasetFolder.of(uri)
-            statuses.append(read_folder(folder, plans_among(uri, files), set(files), checkpoints=checkpoints))
-    named: dict[DatasetFolder, list[str]] = {}
-    for plan in dict.fromkeys(plans):
-        folder = DatasetFolder.of(plan.rpartition("/")[0] or ".")
-        named.setdefault(folder, []).append(f"{folder.uri}/{plan.rpartition('/')[2]}")
-    for folder, files in named.items():
-        statuses.append(read_folder(folder, files, set(list_files(folder.uri)), exact=True, checkpoints=checkpoints))
-    return statuses
-
-
 def read_folder(
     folder: DatasetFolder,
     plans: Sequence[str],
-    files: Collection[str],
+    files: Mapping[str, storage.Stat],
     *,
     exact: bool = False,
     checkpoints: str | None = None,
 ) -> FolderStatus:
-    """Read the status of a folder by its plans: every ledger, and the list of its checkpoints.
+    """Read the status of a folder by its plans: every ledger, the products, and the list of its checkpoints.
 
     Args:
         folder: The folder.
         plans: Paths or s3:// of its plans.
-        files: All files of the folder.
+        files: Size and time of all files of the folder.
         exact: Whether a person named these plans.
         checkpoints: Folder of the run's checkpoints.
     """
     chosen = choose_plans(folder, plans, files, exact=exact)
-    root = storage.join(checkpoints or _join_root(folder.root, f"{CHECKPOINTS}/{folder.run}"), folder.name)
+    root = storage.join(checkpoints or join_root(folder.root, f"{CHECKPOINTS}/{folder.run}"), folder.name)
     checkpoint_partitions = [
         file.removeprefix(f"{root}/").partition("/")[0] for file in list_files(root) if CHECKPOINT.search(file)
     ]
@@ -198,7 +190,10 @@ def read_folder(
     }
     absent = LedgerSummary((Failure("", "the ledger is gone"),))
     with ThreadPoolExecutor(MAX_READERS) as pool:
-        summaries = pool.map(lambda uri: read_ledger(uri) if uri in files else absent, ledger_of_shard.values())
+        summaries = pool.map(
+            lambda uri: _read_ledger_of(uri, files[uri]) if uri in files else absent,
+            ledger_of_shard.values(),
+        )
         ledgers = dict(zip(ledger_of_shard, summaries, strict=True))
     partitions = [
         PartitionStatus(
@@ -208,10 +203,17 @@ def read_folder(
             missing=[shard for shard in names if (partition, shard) not in ledgers],
             ledgers={shard: ledgers[partition, shard] for shard in names if (partition, shard) in ledgers},
             checkpoints=checkpoint_partitions.count(partition),
+            product=product_state(folder.uri, folder.path, partition, names, _sums(ledgers, partition, names), files),
         )
         for partition, names in chosen.shards.items()
     ]
     return FolderStatus(folder, partitions, chosen.notes)
+
+
+def _sums(ledgers: Mapping[tuple[str, str], LedgerSummary], partition: str, names: Sequence[str]) -> tuple[int, int]:
+    """Return the chips of a partition's ledgers, embedded and in all."""
+    found = [ledgers[partition, name] for name in names if (partition, name) in ledgers]
+    return sum(ledger.embedded for ledger in found), sum(ledger.expected for ledger in found)
 
 
 def choose_plans(folder: DatasetFolder, plans: Sequence[str], files: Collection[str], *, exact: bool) -> ChosenPlans:
@@ -265,10 +267,20 @@ def read_ledger(ledger: str) -> LedgerSummary:
         return LedgerSummary((Failure("", reason),))
     failed = [row for row in rows.to_pylist() if row["failed"] or row["status"] == "failed"]
     return LedgerSummary(
-        tuple(Failure(row["unit_id"], row["reason"]) for row in failed),
+        tuple(Failure(row["unit_id"], row["reason"], row["source"], row["etag"]) for row in failed),
         sum(rows["embedded"].to_pylist()),
         sum(rows["expected"].to_pylist()),
     )
+
+
+def _read_ledger_of(uri: str, stat: storage.Stat) -> LedgerSummary:
+    return _read_version(uri, stat.size, stat.etag, stat.modified)
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _read_version(uri: str, size: int, etag: str, modified: int) -> LedgerSummary:
+    """Return the content of a ledger, read once for each version of its file."""
+    return replace(read_ledger(uri), written=modified)
 
 
 def read_shard_names(plan: str, files: Collection[str]) -> dict[str, list[str]]:
@@ -294,22 +306,34 @@ def find_runs() -> list[str]:
     return runs
 
 
-def dataset_folders(run: str) -> dict[str, list[str]]:
+def dataset_folders(run: str, files: Mapping[str, storage.Stat]) -> dict[str, dict[str, storage.Stat]]:
     """Return the files of each dataset's folder of a run, of those that have a plan.
 
-    Raises ConfigError if there is no plan, or the folder is not that of a run.
+    Raises ConfigError if there is none.
+    """
+    files_of: dict[str, dict[str, storage.Stat]] = {}
+    for file, stat in files.items():
+        folder, _, inner = file.removeprefix(f"{run}/").partition("/")
+        if FOLDER.fullmatch(folder) and inner:
+            files_of.setdefault(f"{run}/{folder}", {})[file] = stat
+    if not (planned := {folder: files for folder, files in files_of.items() if plans_among(folder, files)}):
+        raise ConfigError(f"{run}: expected a planned run, got no plan in it. Run `snakemake plan`.")
+    return planned
+
+
+def run_folder(run: str) -> str:
+    """Return the folder of a run without a slash at its end.
+
+    Raises ConfigError if it is not that of a run, or does not exist.
     """
     top = run.rstrip("/") if storage.is_s3(run) else os.path.normpath(run)
     if split_end(top, 2)[1][0] != "results":
         raise ConfigError(f"{run}: expected the folder of a run, results/<run>, got another one. Correct the address.")
-    files_of: dict[str, list[str]] = {}
-    for file in list_files(top):
-        folder, _, inner = file.removeprefix(f"{top}/").partition("/")
-        if FOLDER.fullmatch(folder) and inner:
-            files_of.setdefault(f"{top}/{folder}", []).append(file)
-    if not (planned := {folder: files for folder, files in files_of.items() if plans_among(folder, files)}):
-        raise ConfigError(f"{run}: expected a planned run, got no plan in it. Run `snakemake plan`.")
-    return planned
+    if not storage.is_s3(top) and not Path(top).is_dir():
+        others = sorted(str(path) for path in Path(top).parent.glob("*") if path.is_dir() and path.name != "models")
+        there = f" There are {', '.join(others)}." if others else ""
+        raise ConfigError(f"{run}: expected the folder of a run, got no such folder. Correct the name.{there}")
+    return top
 
 
 def plans_among(folder: str, files: Iterable[str]) -> list[str]:
@@ -317,9 +341,14 @@ def plans_among(folder: str, files: Iterable[str]) -> list[str]:
     return [file for file in files if PLAN.fullmatch(file.removeprefix(f"{folder}/"))]
 
 
+def list_stats(folder: str) -> dict[str, storage.Stat]:
+    """Return size and time of the files below a folder or prefix; none where there is no such folder."""
+    return storage.listing(folder) if storage.is_s3(folder) or Path(folder).is_dir() else {}
+
+
 def list_files(folder: str) -> list[str]:
     """Return the files below a folder or prefix; none where there is no such folder."""
-    return list(storage.listing(folder)) if storage.is_s3(folder) or Path(folder).is_dir() else []
+    return list(list_stats(folder))
 
 
 def split_end(uri: str, count: int) -> tuple[str, list[str]]:
@@ -332,5 +361,6 @@ def split_end(uri: str, count: int) -> tuple[str, list[str]]:
     return f"{scheme}://{root}" if scheme else root, last
 
 
-def _join_root(root: str, path: str) -> str:
+def join_root(root: str, path: str) -> str:
+    """Return a path of the workflow below its root, which is empty, a folder or s3://."""
     return storage.join(root, path) if root != "/" else f"/{path}"

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +13,10 @@ import pytest
 from kiln.archives.worldcover.lattice import Column
 from kiln.cli import status
 from kiln.formats import plan_file
+from kiln.formats.fingerprint import digest
 from kiln.formats.ledger import ledger_name
 from kiln.io import storage, text_table
+from kiln.product.record import LedgerFile, ProductFile, ProductRecord, write_record
 from tests.support.products import write_shards
 
 FOLDER = "results/sample/worldcover-1a2b3c4d"
@@ -30,6 +33,36 @@ def write_run(top, year=2021, folder=FOLDER, **options):
     """Write shards of four columns each; return the plan, the names and the folder of the shards."""
     (top / folder).mkdir(parents=True, exist_ok=True)
     return write_shards(top / folder, year, **({"columns": GRID} | options))
+
+
+def write_outputs(*folders, run="results/sample"):
+    """Write a product of every partition of datasets' folders, and a database of them."""
+    titles = []
+    for folder in folders or (FOLDER,):
+        names = {}
+        for plan in sorted(Path(folder).glob("plan-*.jsonl*")):
+            for line in plan_file.read_plan(str(plan)):
+                names.setdefault(line.partition, []).append(line.name)
+        for partition, shards in names.items():
+            product = write_product(folder, partition, shards)
+            titles.append(json.loads(Path(f"{product}.json").read_text()))
+    storage.write_bytes(f"{run}/explorer/chips.lance/data/1.lance", b"rows")
+    storage.write_bytes(f"{run}/index/0123456789abcdef.json", json.dumps({"products": titles}).encode())
+
+
+def write_product(folder, partition, shards):
+    product = f"{folder}/products/{partition}/{digest(shards)[:16]}"
+    storage.write_bytes(f"{product}/part-0000.parquet", b"rows")
+    storage.write_bytes(f"{product}/ledger.parquet", b"ledger")
+    storage.write_bytes(f"{product}/collection.json", b"{}")
+    record = ProductRecord(
+        dataset=Path(folder).name.rpartition("-")[0], partition=partition, fingerprint="", weights_sha256="",
+        untrained=True, shards="",
+        missing_shards=(), rows=1, counts={}, units={}, files=(ProductFile("part-0000.parquet", 4, "", 1),),
+        ledger=LedgerFile("ledger.parquet", 6, ""), stac=("collection.json",), tag="",
+    )  # fmt: skip
+    write_record(f"{product}.json", record)
+    return product
 
 
 def status_output(capsys, *arguments):
@@ -80,33 +113,68 @@ def test_columns_are_aligned_and_a_rule_is_as_wide():
 
 def test_a_finished_run_has_nothing_to_do(here, capsys):
     write_run(here, skip=lambda col, row: row == 0)
+    write_outputs()
     out = status_output(capsys)
-    assert numbers(out, "2021") == ["3", "3", "0", "0", "0", "108", "120", "0"]
-    assert out.splitlines()[-1] == "Nothing to do: all 3 shards are done, none with failures."
+    assert numbers(out, "2021") == ["3", "3", "0", "0", "0", "108", "120", "0", "merged"]
+    assert "\nexplorer database complete\n100%: 3 of 3 shards, 108 chips\n" in out
+    assert out.splitlines()[-1] == (
+        "Nothing to do: all 3 shards are done, none with failures; products and database are there."
+    )
     assert "snakemake" not in out
     assert status_output(capsys, "results/sample") == status_output(capsys, "./results/sample/") == out
 
 
+def write_source(name="a.tif", *, age_s):
+    """Write a source that changed so many seconds before now."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(b"pixels")
+    now = time.time()
+    os.utime(name, (now - age_s, now - age_s))
+
+
 def test_missing_and_failing_shards_are_counted_and_redone_by_name(here, capsys):
-    _, names, _ = write_run(here, fail=lambda col: "a.tif: unreadable" if col in (5, 6) else "")
+    _, names, _ = write_run(here, fail=lambda col: "tiles/a.tif: unreadable" if col in (5, 6) else "")
+    write_source("tiles/a.tif", age_s=-60)
     delete_shard(names[2])
     out = status_output(capsys, "results/sample")
-    assert numbers(out, "2021") == ["3", "2", "1", "1", "2", "60", "80", "0"]
+    assert numbers(out, "2021") == ["3", "2", "1", "1", "2", "60", "80", "0", "waits"]
     lines = out.splitlines()
-    failures = [x.strip() for x in lines[lines.index("What failed:") + 1 :]][:2]
+    at = lines.index("What failed and a retry may repair, since the source has changed or the ledger is damaged:")
+    failures = [x.strip() for x in lines[at + 1 :]][:2]
     assert all(x.startswith(f"{names[1]}: worldcover:2021:") for x in failures)
-    assert all(x.endswith(": a.tif: unreadable") for x in failures)
+    assert all(x.endswith(": tiles/a.tif: unreadable") for x in failures)
     at = lines.index("1 shard missing:")
     assert lines[at:] == [
         "1 shard missing:",
         f"  snakemake --cores all -- {shard(names[2])}",
-        "1 shard with failures:",
+        "1 shard with failures that a retry may repair:",
         f"  snakemake --cores all --force -- {shard(names[1])}",
         "then carry the results on (products, index):",
         "  snakemake --cores all",
     ]
-    assert max(map(len, lines[: lines.index("What failed:")])) <= 100
     assert not list(here.glob("redo*")), "one file needs no list"
+
+
+def test_failures_that_will_recur_are_not_redone(here, capsys):
+    write_source("tiles/a.tif", age_s=60)
+    write_run(here, fail=lambda col: "tiles/a.tif: unreadable" if col in (5, 6) else "")
+    write_outputs()
+    out = status_output(capsys)
+    assert "What failed and will fail again, since the source is the same:\n" in out
+    assert out.splitlines()[-1] == (
+        "Nothing to do: all 3 shards are done, 2 units have failures that recur; products and database are there."
+    )
+    write_source("tiles/a.tif", age_s=-60)
+    assert "1 shard with failures that a retry may repair:\n" in status_output(capsys)
+
+
+def test_failures_of_unknown_sources_are_redone_on_their_own(here, capsys):
+    _, names, _ = write_run(here, fail=lambda col: "dark" if col == 5 else "")
+    write_outputs()
+    lines = status_output(capsys).splitlines()
+    at = lines.index("1 shard with failures whose sources cannot be looked at:")
+    assert lines[at + 1] == f"  snakemake --cores all --force -- {shard(names[1])}"
+    assert "What failed, from sources that cannot be looked at:" in lines
 
 
 def test_config_and_cores_are_repeated(here, capsys):
@@ -125,7 +193,7 @@ def test_a_missing_or_damaged_ledger_is_a_failure(here, capsys):
     ledgers[1].write_bytes(whole[: len(whole) // 2])
     pq.write_table(pa.table({"unit_id": ["u"]}), ledgers[2])
     out = status_output(capsys, "results/sample")
-    assert numbers(out, "2021") == ["3", "3", "0", "3", "0", "0", "0", "0"]
+    assert numbers(out, "2021")[:8] == ["3", "3", "0", "3", "0", "0", "0", "0"]
     assert f"  {names[0]}: the ledger is gone\n" in out
     assert f"  {names[1]}: {ledgers[1]}: expected a Parquet file, got a damaged one (" in out
     assert f"  {names[2]}: {ledgers[2]}: not a ledger (" in out
@@ -201,11 +269,12 @@ def test_a_plan_of_many_partitions_shows_those_with_work_and_the_sum(here, capsy
     shards = many(here, partitions)
     if not names:
         Path("results/sample/naip-1a2b3c4d/plan-ab12.json").unlink()
+    write_outputs("results/sample/naip-1a2b3c4d")
     delete_shard(shards[7], year=partitions[7], folder="results/sample/naip-1a2b3c4d")
     out = status_output(capsys, "results/sample")
     assert [x.split()[0] for x in out.splitlines()[2:4]] == ["n07-2019", "total"]
     assert numbers(out, "total") == ["40", "39", "1", "0", "0", "1,560", "1,560", "0"]
-    assert "Not shown: 39 partitions" in out
+    assert "Not shown: 39 partitions with every shard and product." in out
 
 
 def test_more_than_three_partitions_have_a_sum(here, capsys):
@@ -271,6 +340,7 @@ def test_datasets_of_one_config_are_redone_together(here, capsys):
 
 def test_without_a_named_run_all_runs_are_shown(here, capsys):
     write_run(here)
+    write_outputs()
     _, names, _ = write_run(here, folder="results/other/worldcover-1a2b3c4d")
     delete_shard(names[0], folder="results/other/worldcover-1a2b3c4d")
     Path("results/models/x").mkdir(parents=True)
@@ -301,7 +371,7 @@ def test_checkpoints_of_unfinished_shards_are_counted(here, capsys):
     storage.write_bytes("checkpoints/sample/worldcover-ffffffff/2021/unit.parquet", b"part")
     assert [p["checkpoints"] for p in status_json(capsys)["folders"][0]["partitions"]] == [0, 3]
     out = status_output(capsys, "results/sample", "--checkpoints", "elsewhere/")
-    assert (numbers(out, "2020")[-1], numbers(out, "2021")[-1]) == ("3", "0")
+    assert (numbers(out, "2020")[7], numbers(out, "2021")[7]) == ("3", "0")
 
 
 def test_json_has_what_the_table_has(here, capsys):
@@ -311,11 +381,14 @@ def test_json_has_what_the_table_has(here, capsys):
     (folder,) = found["folders"]
     (partition,) = folder["partitions"]
     (failure,) = partition.pop("failures")
-    assert (failure["shard"], failure["reason"]) == (names[1], "dark")
+    assert (failure["shard"], failure["reason"], failure["outlook"]) == (names[1], "dark", "unknown")
     assert partition == {
         "partition": "2021", "plan": "plan-2021.jsonl", "shards": 3, "done": 2, "missing": 1, "failing": 1,
         "failed_units": 1, "embedded": 70, "of_chips": 80, "checkpoints": 0, "missing_shards": [names[2]],
+        "product": {"state": "waits", "record": "", "note": "for its shards"},
     }  # fmt: skip
+    (database,) = found["databases"]
+    assert database == {"run": "results/sample", "state": "waits", "record": "", "note": "for the products"}
     assert found["commands"] == [
         ["snakemake", "--cores", "all", "--", shard(names[2])],
         ["snakemake", "--cores", "all", "--force", "--", shard(names[1])],
@@ -326,7 +399,10 @@ def test_json_has_what_the_table_has(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["results/none"], "no plan in it"),
+        (
+            ["results/none"],
+            "expected the folder of a run, got no such folder. Correct the name. There are results/sample",
+        ),
         (["results"], "expected the folder of a run"),
         ([FOLDER], "expected the folder of a run"),
         (["/"], "expected the folder of a run"),
@@ -334,11 +410,14 @@ def test_json_has_what_the_table_has(here, capsys):
         (["results/sample", "--plans", "x"], "expected either RUN or --plans"),
         (["--plans", "plan-2021.jsonl"], "expected the folder of a dataset"),
         (["results/sample", "results/other", "--checkpoints", "x"], "--checkpoints: expected one RUN, got 2"),
-        (["ftp://b/results/sample"], "no plan in it"),
+        (["results/other"], "no plan in it"),
+        (["ftp://b/results/sample"], "got no such folder"),
     ],
 )
 def test_a_wrong_run_is_an_error_with_exit_code_2(here, capsys, arguments, why):
     write_run(here)
+    if "results/other" in arguments:
+        Path("results/other").mkdir()
     with pytest.raises(SystemExit) as e:
         status.main(arguments)
     assert e.value.code == 2
@@ -371,6 +450,7 @@ def test_a_run_on_object_storage_is_reported_as_on_a_disk(here, bucket, capsys, 
 
 def test_several_plans_on_object_storage_must_be_named(here, bucket, capsys):
     plan, _, _ = write_run(here)
+    write_outputs()
     Path(f"{FOLDER}/plan-2021-b.jsonl").write_bytes(Path(plan).read_bytes())
     to_s3(here, bucket)
     with pytest.raises(SystemExit) as e:
@@ -379,4 +459,4 @@ def test_several_plans_on_object_storage_must_be_named(here, bucket, capsys):
     assert "Name one with --plans" in capsys.readouterr().err
     out = status_output(capsys, "--plans", f"{bucket}/{FOLDER}/plan-2021-b.jsonl")
     assert numbers(out, "2021")[:3] == ["3", "3", "0"]
-    assert out.endswith("Nothing to do: all 3 shards are done, none with failures.\n")
+    assert out.endswith("all 3 shards are done, none with failures; products and database are there.\n")

@@ -1,0 +1,60 @@
+"""The command that started a run, which the run keeps, so that `kiln status` prints commands that run as printed."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+from kiln.errors import ConfigError
+from kiln.io import storage
+
+NAME = "command.json"  # in the folder of the run
+FOUND = ("Snakefile", "workflow/Snakefile")  # that Snakemake finds in its working folder
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """How Snakemake was called for a run.
+
+    Attributes:
+        config_files: Absolute paths of its config files.
+        config: Values of `--config`, as KEY=VALUE.
+        options: Other options that belong to the run, as `--profile aws-batch`.
+        snakefile: Absolute path of the Snakefile; empty if it is unknown.
+        price_per_hour: Price of one job's machine; None if it is unknown.
+    """
+
+    config_files: Sequence[str] = ()
+    config: Sequence[str] = ()
+    options: Sequence[str] = field(default_factory=tuple)
+    snakefile: str = ""
+    price_per_hour: float | None = None
+
+    @classmethod
+    def read(cls, run: str) -> Self:
+        """Return the command that a run's folder keeps, a path or s3://. Raises ConfigError for another file."""
+        uri = storage.join(run, NAME)
+        try:
+            return cls(**json.loads(storage.read_bytes(uri)))
+        except (ValueError, TypeError) as e:
+            raise ConfigError(f"{uri}: expected the command of a run, got another file ({e}). Delete it.") from e
+
+    def write(self, run: str) -> None:
+        """Write the command to a run's folder, a path or s3://."""
+        storage.write_bytes(storage.join(run, NAME), (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    def flags(self) -> list[str]:
+        """Return the flags of Snakemake. Paths below the working folder are relative to it."""
+        snakefile = _short(self.snakefile) if self.snakefile else FOUND[0]
+        flags = [] if snakefile in FOUND else ["--snakefile", snakefile]
+        flags += self.options
+        if self.config_files:
+            flags += ["--configfile", *map(_short, self.config_files)]
+        return flags + (["--config", *self.config] if self.config else [])
+
+
+def _short(path: str) -> str:
+    """Return a path relative to the working folder, if it lies below it."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path

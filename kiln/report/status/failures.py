@@ -1,0 +1,90 @@
+"""Failures that will recur, and those that a retry may repair.
+
+A retry does not change a failed unit as long as its source is the same: for anything else, jobs end with an error. So
+its source is looked at again.
+"""
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from kiln.errors import KilnError, TransientError
+from kiln.io import storage
+from kiln.report.status.folders import Failure
+
+Outlook = Literal["retry", "recurs", "unknown"]
+MAX_CHECKED = 200  # failures whose sources are looked at
+MAX_REQUESTS = 16  # at a time
+MISSING = re.compile(r"does not exist|was removed")
+DENIED = re.compile(r"access denied|the server answers 40[13]")
+NOT_A_SOURCE = re.compile(r"not finite")  # of the model, which gives the same again
+
+
+def outlooks(failures: Sequence[tuple[Failure, int]]) -> dict[Failure, Outlook]:
+    """Return whether a retry may repair each failure.
+
+    Args:
+        failures: Failures, and when their shards' ledgers were written, in nanoseconds since the epoch; 0 if that is
+            unknown, as on a store.
+
+    Returns:
+        `retry` if the shard's ledger is damaged or the unit's source has changed, `recurs` if the source is the same,
+        `unknown` if that cannot be seen, or for more than MAX_CHECKED failures.
+    """
+    looks: dict[Failure, Outlook] = {failure: "unknown" for failure, _ in failures}
+    by_store: dict[str, list[tuple[Failure, int]]] = {}
+    for failure, written in failures[:MAX_CHECKED]:
+        by_store.setdefault(_store_of(_file_of(failure)), []).append((failure, written))
+    with ThreadPoolExecutor(MAX_REQUESTS) as pool:
+        for entries in by_store.values():
+            first, *others = entries
+            try:  # a store that cannot be reached is asked once
+                looks[first[0]] = _outlook(*first)
+            except TransientError:
+                continue
+            for (failure, _), look in zip(others, pool.map(lambda entry: _try_outlook(*entry), others), strict=True):
+                looks[failure] = look
+    return looks
+
+
+def _try_outlook(failure: Failure, written: int) -> Outlook:
+    try:
+        return _outlook(failure, written)
+    except TransientError:
+        return "unknown"
+
+
+def _outlook(failure: Failure, written: int) -> Outlook:
+    """Return the outlook of a failure. Raises TransientError if the store cannot be reached."""
+    if not failure.unit:
+        return "retry"
+    if NOT_A_SOURCE.search(failure.reason):
+        return "recurs"
+    uri = _file_of(failure)
+    try:
+        stat = storage.stat(uri)
+    except TransientError:
+        raise
+    except KilnError:
+        return "recurs" if DENIED.search(failure.reason) else "unknown"
+    if stat is None:
+        return "recurs" if MISSING.search(failure.reason) else "unknown"
+    if MISSING.search(failure.reason) or DENIED.search(failure.reason):
+        return "retry"
+    if uri == failure.source and stat.etag and failure.etag:
+        return "recurs" if stat.etag == failure.etag else "retry"
+    if stat.modified and written:
+        return "retry" if stat.modified > written else "recurs"
+    return "unknown"
+
+
+def _store_of(uri: str) -> str:
+    """Return the bucket or server of an address; empty for a path."""
+    return "/".join(uri.split("/")[:3]) if "://" in uri else ""
+
+
+def _file_of(failure: Failure) -> str:
+    """Return the file that a failure is about: errors begin with it, also where the unit has several."""
+    start = re.match(r"(\S+?)(?:, |: )", failure.reason)
+    return start[1] if start and "/" in start[1] else failure.source

@@ -1,0 +1,126 @@
+"""The products and the explorer database of a run: whether they are there, whole, and made of its shards."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kiln.errors import KilnError
+from kiln.formats.fingerprint import digest
+from kiln.io import storage
+from kiln.product.record import product_folder, read_record
+
+RECORD = re.compile(r"[0-9a-f]{16}\.json")
+CHECKSUM_BYTES = 1_000_000  # of smaller inputs, Snakemake compares the content, and a newer time alone is no reason
+State = Literal["merged", "missing", "outdated", "damaged", "waits"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A product or the database.
+
+    Attributes:
+        state: `merged`; `missing`; `outdated`, by newer shards or products; `damaged`, files of it are gone or have
+            another size; or `waits` for shards.
+        record: Path in the workflow of the record that it has; empty where it has none.
+        note: What is wrong.
+    """
+
+    state: State
+    record: str = ""
+    note: str = ""
+
+
+def product_state(
+    folder: str,
+    path: str,
+    partition: str,
+    shards: Sequence[str],
+    counts: tuple[int, int],
+    stats: Mapping[str, storage.Stat],
+) -> Output:
+    """Return the state of a partition's product.
+
+    Args:
+        folder: Path or s3:// of the dataset's folder.
+        path: Its path in the workflow.
+        partition: The partition.
+        shards: Names of its planned shards.
+        counts: Chips that its ledgers have, embedded and in all.
+        stats: Size and time of each file of the dataset's folder.
+    """
+    place = f"products/{partition}"
+    known = [digest(identity)[:16] for identity in (shards, [*shards, "--deduplicate"])]
+    names = {uri.rpartition("/")[2] for uri in stats if uri.rpartition("/")[0] == f"{folder}/{place}"}
+    records = [f"{place}/{name}" for name in sorted(names) if RECORD.fullmatch(name)]
+    own = [record for record in records if record.removesuffix(".json").rpartition("/")[2] in known]
+    embedded = [uri for shard in shards if (uri := f"{folder}/shards/{partition}/{shard}.parquet") in stats]
+    if not own:
+        if len(embedded) < len(shards):
+            return Output("waits", note="for its shards")
+        return Output("outdated" if records else "missing", note="of other shards" if records else "")
+    record = max(own, key=lambda name: stats[f"{folder}/{name}"].modified or 0)
+    written = stats[f"{folder}/{record}"].modified
+    if lost := _lost_files(f"{folder}/{record}", stats):
+        return Output("damaged", f"{path}/{record}", f"{lost[0]} is gone" + (", and others" if len(lost) > 1 else ""))
+    newer = [uri for uri in embedded if written and stats[uri].modified > written]
+    if any(stats[uri].size > CHECKSUM_BYTES for uri in newer) or (newer and _counts(f"{folder}/{record}") != counts):
+        return Output("outdated", f"{path}/{record}", "of older shards")
+    return Output("merged", f"{path}/{record}")
+
+
+def _counts(record: str) -> tuple[int, int]:
+    """Return the chips of a product's ledger, embedded and in all."""
+    counts = read_record(record).counts
+    return counts["embedded"], counts["expected"]
+
+
+def _lost_files(record: str, stats: Mapping[str, storage.Stat]) -> list[str]:
+    """Return the files of a product that are not there in their size, or the record if it cannot be read."""
+    try:
+        content = read_record(record)
+    except KilnError:
+        return [record]
+    product = product_folder(record)
+    sizes = {file.name: file.size for file in content.files} | {content.ledger.name: content.ledger.size}
+    lost = [name for name, size in sizes.items() if (s := stats.get(f"{product}/{name}")) is None or s.size != size]
+    return lost + [name for name in content.stac if f"{product}/{name}" not in stats]
+
+
+def database_state(run: str, path: str, products: Mapping[str, Output], stats: Mapping[str, storage.Stat]) -> Output:
+    """Return the state of the explorer database.
+
+    Args:
+        run: Path or s3:// of the run.
+        path: Its path in the workflow.
+        products: Products by dataset and partition, as `naip nd-2019`.
+        stats: Size and time of each file of the run.
+    """
+    root = run.removesuffix(path)
+    records = [uri for uri in stats if uri.startswith(f"{run}/index/") and RECORD.fullmatch(uri.rpartition("/")[2])]
+    if not records:
+        ready = products and all(product.state == "merged" for product in products.values())
+        return Output("missing" if ready else "waits", note="" if ready else "for the products")
+    record = max(records, key=lambda uri: stats[uri].modified or 0)
+    name = f"{path}/index/{record.rpartition('/')[2]}"
+    if not any(uri.startswith(f"{run}/explorer/") and ".lance/" in uri for uri in stats):
+        return Output("damaged", name, "its files are gone")
+    try:
+        content: dict[str, Any] = json.loads(storage.read_bytes(record))
+        held = {f"{product['dataset']} {product['partition']}": product for product in content["products"]}
+    except (ValueError, KeyError, TypeError):
+        return Output("damaged", name, "its record cannot be read")
+    for title, product in products.items():
+        if title in held and not (product.state == "merged" and _as_json(f"{root}{product.record}") == held[title]):
+            return Output("outdated", name, f"of an older product: {title}")
+    absent = sorted(title for title in products if title not in held)
+    return Output("merged", name, f"without {', '.join(absent)}" if absent else "")
+
+
+def _as_json(record: str) -> dict[str, Any]:
+    """Return the content of a product's record, which a database's record repeats; nothing for a damaged one."""
+    try:
+        return read_record(record).as_json()
+    except KilnError:
+        return {}
