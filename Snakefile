@@ -11,6 +11,9 @@ CODE = str(CODE_FOLDER(workflow.current_basedir))  # jobs import `kiln` and `scr
 configfile: f"{CODE}/config/config.yaml"
 
 
+report: "docs/report/workflow.rst"
+
+
 include: "rules/common.smk"
 include: "rules/inputs.smk"
 include: "rules/model.smk"

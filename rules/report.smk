@@ -14,14 +14,14 @@ rule coverage:
         ledger=report(
             f"{RUN.paths.results}/pictures/{{digest}}/ledger.html",
             category="Ledger",
-            labels={"picture": "what became of every unit"},
+            labels={"page": "what became of every unit"},
             caption="../docs/report/ledger.rst",
         ),
-        costs=report(
-            f"{RUN.paths.results}/pictures/{{digest}}/costs.html",
-            category="Costs",
-            labels={"picture": "what the run took"},
-            caption="../docs/report/costs.rst",
+        run=report(
+            f"{RUN.paths.results}/pictures/{{digest}}/run.html",
+            category="Run",
+            labels={"page": "products, and what they took"},
+            caption="../docs/report/run.rst",
         ),
     log:
         LOG(f"{LOGS}/coverage-{{digest}}.log"),
@@ -36,7 +36,7 @@ rule coverage:
         setup=setup,
         products=input_function(RUN.selected_products),
     message:
-        "Coverage map, ledger table and costs"
+        "Coverage map, ledger and costs"
     shell:
         shell_line(commands.coverage_command(RUN))
 

@@ -1,12 +1,13 @@
-"""Draw what was embedded: a coverage map of the merged products, their ledgers and what they took as HTML pages."""
+"""Draw what was embedded: a map of the merged products, their ledgers, and what they took, as HTML pages."""
 
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.io import storage
 from kiln.product.record import product_folder, read_record
-from kiln.report.costs import cost_page, read_costs, write_cost_records
+from kiln.report.costs import read_costs, write_cost_records
 from kiln.report.coverage import draw_coverage
 from kiln.report.ledger_page import ledger_page
+from kiln.report.run_page import run_page
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -17,13 +18,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--map", required=True, help="path or s3:// of the PNG to draw")
     parser.add_argument("--ledger", required=True, help="path or s3:// of the HTML page to write")
     costs = parser.add_argument_group("what the jobs took", "given together or not at all")
-    costs.add_argument("--costs", help="path or s3:// of the HTML page of costs to write")
+    costs.add_argument("--run-page", help="path or s3:// of the HTML page of the run to write")
     costs.add_argument("--runs", help="path or s3:// of the folder of the jobs' records")
     costs.add_argument("--datasets", nargs="+", help="names of the datasets' folders in it")
     costs.add_argument("--price-per-hour", type=float, help="price of one job's machine")
     args = parser.parse_args(argv)
-    if len({value is None for value in (args.costs, args.runs, args.datasets, args.price_per_hour)}) > 1:
-        parser.error("--costs, --runs, --datasets and --price-per-hour: expected all of them or none. Add the others.")
+    if len({value is None for value in (args.run_page, args.runs, args.datasets, args.price_per_hour)}) > 1:
+        parser.error(
+            "--run-page, --runs, --datasets and --price-per-hour: expected all of them or none. Add the others."
+        )
 
     def work() -> None:
         products = args.products or [product_folder(uri) for uri in args.records]
@@ -33,10 +36,10 @@ def main(argv: list[str] | None = None) -> None:
         with storage.atomic(args.map) as path:
             draw_coverage(records, products, path)
         storage.write_bytes(args.ledger, ledger_page(records, products).encode())
-        if args.costs:
+        if args.run_page:
             costs = read_costs(args.runs, args.datasets, args.price_per_hour)
             write_cost_records(args.runs, costs)
-            storage.write_bytes(args.costs, cost_page(costs).encode())
+            storage.write_bytes(args.run_page, run_page(records, costs).encode())
 
     command_line.run(work)
 

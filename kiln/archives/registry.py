@@ -59,6 +59,7 @@ class Archive:
         composite: Whether a row has no acquisition time of its own: only its year is known.
         checkpointed: Whether finished units of an unfinished shard are saved as checkpoints.
         plan_threads: CPU cores of the planning job.
+        notes: The archive's codes in the notes of ledgers, in words.
         sample: The keys of the section that differ in the sample run.
     """
 
@@ -76,6 +77,7 @@ class Archive:
     composite: bool = False
     checkpointed: bool = True
     plan_threads: int = 1
+    notes: Mapping[str, str] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, part: str, name: str) -> Any:

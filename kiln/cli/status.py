@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         runs = read_status(args.runs, args.plans or (), args.checkpoints)
         groups = redo_commands(runs, config_files=args.configfile or (), cores=args.cores, list_file=args.list)
         if args.html:
+            write_target_lists(groups)  # the page names them
             page = status_page(runs, groups, args.interval if args.watch else None)
             storage.write_bytes(args.html, page.encode())
         return runs, groups

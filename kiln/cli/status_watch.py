@@ -30,7 +30,7 @@ def page(runs: Sequence[RunStatus]) -> Group:
     """Return the page of runs."""
     parts: list[Rule | Table | Text] = []
     for run in runs:
-        parts += [Rule(f"[bold]{run.uri}"), Text(RunProgress.of(run).text() + "\n"), _table(run)]
+        parts += [Rule(Text(run.uri, style="bold")), Text(RunProgress.of(run).text() + "\n"), _table(run)]
         parts.append(Text("\n" + database_text(run)))
     if failures := failures_text(runs):
         parts.append(Text("\n" + failures, style="red"))

@@ -82,7 +82,7 @@ def _rapl_joules() -> dict[str, tuple[float, float]]:
             if name.startswith("package") or name == "dram":
                 joules = int((zone / "energy_uj").read_text()) / 1e6
                 counters[zone.name] = (joules, int((zone / "max_energy_range_uj").read_text()) / 1e6)
-        except OSError:
+        except (OSError, ValueError):  # not readable, or empty
             return {}
     return counters
 

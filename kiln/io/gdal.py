@@ -60,6 +60,9 @@ def environment(uri: str) -> rasterio.Env:
 def traffic() -> Traffic:
     """Return the requests that GDAL has made, and the bytes read with them, since the process began.
 
+    GDAL counts ranges that it requests in parallel for one read as one request; bytes are exact. It counts only if the
+    process' first request was made in `environment`.
+
     rasterio does not wrap GDAL's function for it, which is in the library that rasterio loads.
     """
     library = ctypes.CDLL(rasterio._base.__file__)

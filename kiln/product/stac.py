@@ -219,6 +219,12 @@ def _with_relative_links(collection: pystac.Collection, items: Sequence[pystac.I
     return top, features
 
 
+def _relative(uri: str, folder: str) -> str:
+    """Return an address relative to a folder, if both are on one store."""
+    stores = ["/".join(place.split("/")[:3]) if storage.is_remote(place) else "" for place in (uri, folder)]
+    return posixpath.relpath(uri, folder) if stores[0] == stores[1] else uri
+
+
 def write_stac(
     product: str,
     parts: Sequence[Part],
@@ -238,8 +244,7 @@ def write_stac(
     Returns:
         The names of the written files, the collection first.
     """
-    place = posixpath.relpath(costs, product) if costs else None
-    collection, items = describe(parts, metadata, counts, place)
+    collection, items = describe(parts, metadata, counts, _relative(costs, product) if costs else None)
     files = {"collection.json": collection} | {f"items/{name}.json": item for name, item in items.items()}
     for name, value in files.items():
         storage.write_bytes(storage.join(product, name), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

@@ -1,4 +1,4 @@
-"""What a run took: the jobs' records, their sums by dataset with a price, and a page of them for the report."""
+"""What a run took: the jobs' records, their sums by dataset with a price, and tables of them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -125,17 +125,19 @@ def cost_row(name: str, sums: JobSums, price: float) -> list[str]:
 
 def energy_note(sums: Mapping[str, JobSums]) -> str:
     """Return how the energy of datasets is known."""
+    if not any(s.jobs for s in sums.values()):
+        return ""
     if all(s.energy_is_measured for s in sums.values()):
         return "Energy was measured by counters of processors and GPUs."
     return "Energy is estimated from processor and GPU time where counters could not be read."
 
 
-def cost_page(costs: Sequence[DatasetCosts]) -> str:
-    """Return the page: a row per dataset and their sum."""
+def cost_table(costs: Sequence[DatasetCosts]) -> str:
+    """Return the table as HTML, a row per dataset and their sum, with a note."""
     sums = {dataset.name: dataset.sums for dataset in costs}
     rows = [cost_row(dataset.name, sums[dataset.name], dataset.price(sums[dataset.name])) for dataset in costs]
     if len(costs) > 1:
         total = JobSums.of([record for dataset in costs for record in dataset.records])
         rows.append(cost_row("in all", total, costs[0].price(total)))
-    body = html_page.table("Jobs that embedded the shards", [HEAD, *rows])
-    return html_page.page("Costs", f"{body}<p>{NOTE}{energy_note(sums)}</p>", "What the run took")
+    body = html_page.table("What the jobs took that embedded the shards", [HEAD, *rows])
+    return f"{body}<p class=empty>{NOTE}{energy_note(sums)}</p>"

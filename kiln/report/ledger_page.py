@@ -1,12 +1,14 @@
 """The ledgers of products as one HTML page."""
 
 import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kiln.archives.registry import archives
 from kiln.formats.ledger import LEDGER_COUNTS, read_ledger
 from kiln.io import storage
 from kiln.product.record import ProductRecord
@@ -54,9 +56,16 @@ def _product_row(record: ProductRecord) -> str:
 
 def _unit_row(unit: dict[str, Any]) -> str:
     counts = "".join(f'<td class="n">{unit[name]:,}</td>' for name in LEDGER_COUNTS)
-    reason = html.escape("; ".join(filter(None, (unit["reason"], unit["notes"]))))
+    reason = html.escape("; ".join(filter(None, (unit["reason"], readable_notes(unit["unit_id"], unit["notes"])))))
     unit_id, status = html.escape(unit["unit_id"]), unit["status"]
     return f'<tr class="{status}"><td>{unit_id}</td>{counts}<td>{status}</td><td>{reason}</td></tr>'
+
+
+def readable_notes(unit_id: str, notes: str) -> str:
+    """Return the notes of a unit with its archive's codes in words. An unknown code stays."""
+    archive = archives().get(unit_id.partition(":")[0])
+    words = archive.notes if archive else {}
+    return re.sub(r"[a-z0-9_]+", lambda code: words.get(code[0], code[0]), notes)
 
 
 def _sorted_ledger(products: Sequence[str]) -> pa.Table:

@@ -25,6 +25,15 @@ class IndexSummary:
     recall_at_10: float
 
 
+def product_rows(records: Sequence[ProductRecord]) -> list[tuple[str, ...]]:
+    """Return the table of the products' ledgers: a head, and a row per product."""
+    rows = [("product", *(count.replace("_", " ") for count in LEDGER_COUNTS), "units")]
+    for record in records:
+        units = ", ".join(f"{number:,} {status}" for status, number in record.units.items())
+        rows.append((record.title, *(f"{record.counts[count]:,}" for count in LEDGER_COUNTS), units))
+    return rows
+
+
 def summary_text(
     records: Sequence[ProductRecord], products: Sequence[str], index: IndexSummary, pictures: Sequence[str]
 ) -> str:
@@ -36,10 +45,7 @@ def summary_text(
         index: The explorer database.
         pictures: Paths or s3:// of the pictures.
     """
-    rows = [("product", *(count.replace("_", " ") for count in LEDGER_COUNTS), "units")]
-    for record in records:
-        units = ", ".join(f"{number:,} {status}" for status, number in record.units.items())
-        rows.append((record.title, *(f"{record.counts[count]:,}" for count in LEDGER_COUNTS), units))
+    rows = product_rows(records)
     lines = [*aligned(rows, left=(0, len(rows[0]) - 1), rule=True), ""]
     if any(record.untrained for record in records):
         lines.append("The weights are UNTRAINED: a demonstration of the workflow, no use for science.")

@@ -17,7 +17,7 @@ WEIGHTS, THREADS = "<weights>", "<threads>"
 PARTITION, SHARD, DIGEST = "<partition>", "<shard>", "<digest>"
 OUTPUT = "<output>"
 RECORDS, PRODUCTS, INDEX = "<records>", "<products>", "<index>"
-MAP, LEDGER, COSTS, PICTURES, PLANS = "<map>", "<ledger>", "<costs>", "<pictures>", "<plans>"
+MAP, LEDGER, RUN_PAGE, PICTURES, PLANS = "<map>", "<ledger>", "<run page>", "<pictures>", "<plans>"
 EXPRESSIONS = {  # of Snakemake, by token
     WEIGHTS: "{input.weights:q}",
     THREADS: "{threads}",
@@ -30,7 +30,7 @@ EXPRESSIONS = {  # of Snakemake, by token
     INDEX: "{input.index:q}",
     MAP: "{output.map:q}",
     LEDGER: "{output.ledger:q}",
-    COSTS: "{output.costs:q}",
+    RUN_PAGE: "{output.run:q}",
     PICTURES: "{input.pictures:q}",
     PLANS: "{params.plans:q}",
 }
@@ -168,10 +168,10 @@ def contact_sheet_command(run: Run) -> list[str]:
 
 
 def coverage_command(run: Run) -> list[str]:
-    """Return the command that draws the coverage map, and writes the ledger page and what the jobs took."""
+    """Return the command that draws the coverage map, and writes the pages of the ledger and of the run."""
     return script(
         "coverage",
-        *("--products", PRODUCTS, "--records", RECORDS, "--map", MAP, "--ledger", LEDGER, "--costs", COSTS),
+        *("--products", PRODUCTS, "--records", RECORDS, "--map", MAP, "--ledger", LEDGER, "--run-page", RUN_PAGE),
         *("--runs", run.paths.uri(run.paths.costs), "--datasets", *(d.folder_name for d in run.datasets.values())),
         *("--price-per-hour", str(run.config["plan"]["price_per_hour"])),
     )

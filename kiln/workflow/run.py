@@ -453,7 +453,7 @@ class Run:
 
     def pictures(self) -> list[str]:
         """Return all pictures. Published files have no ledger: of those alone there is no coverage to draw."""
-        of_products = ("coverage.png", "ledger.html", "costs.html") if self.indexed_records() else ()
+        of_products = ("coverage.png", "ledger.html", "run.html") if self.indexed_records() else ()
         return [self.picture(name) for name in (self.contact_sheet, *of_products)]
 
     @property

@@ -31,6 +31,16 @@ ARCHIVE = Archive(
         Bucket("sentinel-s2-l2a", "eu-central-1", requester_pays=True),
     ),
     plan_threads=2,
+    notes={
+        "no_offset": "processed before baseline 04.00, without the offset",
+        "offset_applied_by_producer": "the archive removed the offset",
+        "offset_flag_missing": "no flag states whether the offset was removed",
+        "raster_offset_contradicts": "the item's raster:bands contradict its baseline, and were ignored",
+        "offset_subtracted": "the offset of 1000 was subtracted",
+        "offset_flag_contradicted": "dark pixels show that the offset was removed, against the flag",
+        "scl_impossible": "SCL has classes that it does not define",
+        "bands_not_read": "no chip passed, so no band was read",
+    },
     sample={
         "items": "sample/sentinel2/items.txt",
         "archive": "sample/sentinel2",

@@ -117,9 +117,11 @@ def _session() -> requests.Session:
 
 
 def _count(response: requests.Response, *_: Any, **__: Any) -> None:
-    """Count an answer. Its length stands in its header; its bytes may come later."""
+    """Count an answer and those that were retried. Its length stands in its header; its bytes may come later."""
     has_body = response.request.method == "GET"
-    COUNTER.count(int(response.headers.get("Content-Length", 0)) if has_body else 0)
+    retries = response.raw.retries
+    retried = len(retries.history) if retries else 0
+    COUNTER.count(int(response.headers.get("Content-Length", 0)) if has_body else 0, 1 + retried)
 
 
 def _etag(response: requests.Response) -> str:

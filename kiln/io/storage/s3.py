@@ -152,11 +152,12 @@ def _get(uri: str, **options: str) -> Any:
     return s3_client(bucket).get_object(Bucket=bucket, Key=key, **options, **_payer(bucket))["Body"]
 
 
-def _count(http_response: Any, model: Any, **_: Any) -> None:
-    """Count an answer of boto3 that reads."""
+def _count(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
+    """Count an answer of boto3 that reads, and those that were retried."""
     if model.name in READING:
         has_body = model.name == "GetObject"
-        COUNTER.count(int(http_response.headers.get("Content-Length", 0)) if has_body else 0)
+        retried = parsed["ResponseMetadata"].get("RetryAttempts", 0)
+        COUNTER.count(int(http_response.headers.get("Content-Length", 0)) if has_body else 0, 1 + retried)
 
 
 def _payer(bucket: str) -> dict[str, str]:

@@ -31,10 +31,10 @@ class TrafficCounter:
         """The traffic so far."""
         return self._total
 
-    def count(self, read_bytes: int) -> None:
-        """Count one answered request that read so many bytes."""
+    def count(self, read_bytes: int, requests: int = 1) -> None:
+        """Count answered requests: one that read so many bytes, and those before it that were retried."""
         with self._lock:
-            self._total += Traffic(1, read_bytes)
+            self._total += Traffic(requests, read_bytes)
 
 
 COUNTER = TrafficCounter()

@@ -11,7 +11,7 @@ from kiln.errors import ConfigError
 from kiln.io import storage
 
 NAME = "command.json"  # in the folder of the run
-FOUND = ("Snakefile", "workflow/Snakefile")  # that Snakemake finds in its working folder
+FOUND = ("Snakefile", "workflow/Snakefile")  # of which Snakemake takes the first that its working folder has
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class RunCommand:
 
     def flags(self) -> list[str]:
         """Return the flags of Snakemake. Paths below the working folder are relative to it."""
-        snakefile = _short(self.snakefile) if self.snakefile else FOUND[0]
-        flags = [] if snakefile in FOUND else ["--snakefile", snakefile]
+        found = next((name for name in FOUND if Path(name).exists()), "")
+        snakefile = _short(self.snakefile) if self.snakefile else found
+        flags = [] if snakefile == found else ["--snakefile", snakefile]
         flags += self.options
         if self.config_files:
             flags += ["--configfile", *map(_short, self.config_files)]

@@ -16,9 +16,11 @@ from kiln.report.status.folders import Failure
 Outlook = Literal["retry", "recurs", "unknown"]
 MAX_CHECKED = 200  # failures whose sources are looked at
 MAX_REQUESTS = 16  # at a time
-MISSING = re.compile(r"does not exist|was removed")
+MISSING = re.compile(r"does not exist|was removed|removed since")
 DENIED = re.compile(r"access denied|the server answers 40[13]")
 NOT_A_SOURCE = re.compile(r"not finite")  # of the model, which gives the same again
+FILE = re.compile(r"(?:^|: )(\S*/\S*?)(?:, |: )")  # that a reason names first, as `red is missing: s3://b/B04.tif: ...`
+SEVERAL = re.compile(r"[0-9a-f]{16}")  # digest of the ETags of several files, which no store has
 
 
 def outlooks(failures: Sequence[tuple[Failure, int]]) -> dict[Failure, Outlook]:
@@ -30,11 +32,12 @@ def outlooks(failures: Sequence[tuple[Failure, int]]) -> dict[Failure, Outlook]:
 
     Returns:
         `retry` if the shard's ledger is damaged or the unit's source has changed, `recurs` if the source is the same,
-        `unknown` if that cannot be seen, or for more than MAX_CHECKED failures.
+        `unknown` if that cannot be seen, or of sources after the first MAX_CHECKED.
     """
-    looks: dict[Failure, Outlook] = {failure: "unknown" for failure, _ in failures}
+    looks = {failure: _outlook_without_look(failure) for failure, _ in failures}
+    to_look_at = [entry for entry in failures if looks[entry[0]] == "unknown"]
     by_store: dict[str, list[tuple[Failure, int]]] = {}
-    for failure, written in failures[:MAX_CHECKED]:
+    for failure, written in to_look_at[:MAX_CHECKED]:
         by_store.setdefault(_store_of(_file_of(failure)), []).append((failure, written))
     with ThreadPoolExecutor(MAX_REQUESTS) as pool:
         for entries in by_store.values():
@@ -48,6 +51,13 @@ def outlooks(failures: Sequence[tuple[Failure, int]]) -> dict[Failure, Outlook]:
     return looks
 
 
+def _outlook_without_look(failure: Failure) -> Outlook:
+    """Return the outlook of a failure that does not depend on a source, `unknown` for another one."""
+    if not failure.unit:
+        return "retry"
+    return "recurs" if NOT_A_SOURCE.search(failure.reason) else "unknown"
+
+
 def _try_outlook(failure: Failure, written: int) -> Outlook:
     try:
         return _outlook(failure, written)
@@ -56,11 +66,7 @@ def _try_outlook(failure: Failure, written: int) -> Outlook:
 
 
 def _outlook(failure: Failure, written: int) -> Outlook:
-    """Return the outlook of a failure. Raises TransientError if the store cannot be reached."""
-    if not failure.unit:
-        return "retry"
-    if NOT_A_SOURCE.search(failure.reason):
-        return "recurs"
+    """Return the outlook of a failure by its source. Raises TransientError if the store cannot be reached."""
     uri = _file_of(failure)
     try:
         stat = storage.stat(uri)
@@ -72,7 +78,7 @@ def _outlook(failure: Failure, written: int) -> Outlook:
         return "recurs" if MISSING.search(failure.reason) else "unknown"
     if MISSING.search(failure.reason) or DENIED.search(failure.reason):
         return "retry"
-    if uri == failure.source and stat.etag and failure.etag:
+    if uri == failure.source and stat.etag and failure.etag and not SEVERAL.fullmatch(failure.etag):
         return "recurs" if stat.etag == failure.etag else "retry"
     if stat.modified and written:
         return "retry" if stat.modified > written else "recurs"
@@ -85,6 +91,6 @@ def _store_of(uri: str) -> str:
 
 
 def _file_of(failure: Failure) -> str:
-    """Return the file that a failure is about: errors begin with it, also where the unit has several."""
-    start = re.match(r"(\S+?)(?:, |: )", failure.reason)
-    return start[1] if start and "/" in start[1] else failure.source
+    """Return the file that a failure is about: errors name it first, also where the unit has several."""
+    named = FILE.search(failure.reason)
+    return named[1] if named else failure.source

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kiln.errors import KilnError
+from kiln.errors import ConfigError, SourceError
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
 from kiln.product.record import product_folder, read_record
@@ -62,8 +62,8 @@ def product_state(
         return Output("outdated" if records else "missing", note="of other shards" if records else "")
     record = max(own, key=lambda name: stats[f"{folder}/{name}"].modified or 0)
     written = stats[f"{folder}/{record}"].modified
-    if lost := _lost_files(f"{folder}/{record}", stats):
-        return Output("damaged", f"{path}/{record}", f"{lost[0]} is gone" + (", and others" if len(lost) > 1 else ""))
+    if lost := _losses(f"{folder}/{record}", stats):
+        return Output("damaged", f"{path}/{record}", lost[0] + (", and others" if len(lost) > 1 else ""))
     newer = [uri for uri in embedded if written and stats[uri].modified > written]
     if any(stats[uri].size > CHECKSUM_BYTES for uri in newer) or (newer and _counts(f"{folder}/{record}") != counts):
         return Output("outdated", f"{path}/{record}", "of older shards")
@@ -76,16 +76,20 @@ def _counts(record: str) -> tuple[int, int]:
     return counts["embedded"], counts["expected"]
 
 
-def _lost_files(record: str, stats: Mapping[str, storage.Stat]) -> list[str]:
-    """Return the files of a product that are not there in their size, or the record if it cannot be read."""
+def _losses(record: str, stats: Mapping[str, storage.Stat]) -> list[str]:
+    """Return what is wrong with the files of a product: each that is not there in its size, or the record."""
     try:
         content = read_record(record)
-    except KilnError:
-        return [record]
+    except (ConfigError, SourceError):
+        return ["its record cannot be read"]
     product = product_folder(record)
     sizes = {file.name: file.size for file in content.files} | {content.ledger.name: content.ledger.size}
-    lost = [name for name, size in sizes.items() if (s := stats.get(f"{product}/{name}")) is None or s.size != size]
-    return lost + [name for name in content.stac if f"{product}/{name}" not in stats]
+    found = {name: stats.get(f"{product}/{name}") for name in [*sizes, *content.stac]}
+    return [
+        f"{name} has another size" if stat else f"{name} is gone"
+        for name, stat in found.items()
+        if stat is None or stat.size != sizes.get(name, stat.size)
+    ]
 
 
 def database_state(run: str, path: str, products: Mapping[str, Output], stats: Mapping[str, storage.Stat]) -> Output:
@@ -122,5 +126,5 @@ def _as_json(record: str) -> dict[str, Any]:
     """Return the content of a product's record, which a database's record repeats; nothing for a damaged one."""
     try:
         return read_record(record).as_json()
-    except KilnError:
+    except (ConfigError, SourceError):
         return {}

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from kiln.report import html_page
-from kiln.report.costs import HEAD as COST_HEAD
-from kiln.report.costs import NOTE, cost_row, energy_note
+from kiln.report.costs import cost_table
 from kiln.report.status.progress import RunProgress
 from kiln.report.status.redo import CommandGroup
 from kiln.report.status.run import RunStatus
@@ -21,7 +20,8 @@ def status_page(runs: Sequence[RunStatus], groups: Sequence[CommandGroup], refre
         groups: The commands.
         refresh_s: Seconds after which a browser loads the page again; None for a page that stays.
     """
-    refresh = f'<meta http-equiv=refresh content="{refresh_s:.0f}">' if refresh_s else ""
+    pause_s = max(refresh_s or 0, 1)  # with 0 a browser never rests
+    refresh = f'<meta http-equiv=refresh content="{pause_s:.0f}">' if refresh_s else ""
     now = datetime.now(UTC)
     blocks = [refresh, f"<p class=empty>{now:%Y-%m-%d %H:%M:%S} UTC</p>"]
     for run in runs:
@@ -34,12 +34,8 @@ def status_page(runs: Sequence[RunStatus], groups: Sequence[CommandGroup], refre
             blocks.append(html_page.table("", rows, left=(0, len(rows[0]) - 1)))
             blocks += [f"<p class=empty>{html.escape(note)}</p>" for note in folder.notes]
         blocks.append(f"<p>{html.escape(database_text(run))}</p>")
-        sums = {costs.name: costs.sums for costs in run.costs if costs.records}
-        if sums:
-            cost_rows = [cost_row(costs.name, sums[costs.name], costs.price(sums[costs.name]))
-                         for costs in run.costs if costs.name in sums]  # fmt: skip
-            blocks.append(html_page.table("What it took so far", [COST_HEAD, *cost_rows]))
-            blocks.append(f"<p class=empty>{NOTE}{energy_note(sums)}</p>")
+        if any(costs.records for costs in run.costs):
+            blocks.append(cost_table(run.costs))
     if failures := failures_text(runs):
         blocks.append(f"<h2>Failures</h2><pre class=warn>{html.escape(failures)}</pre>")
     blocks.append(f"<h2>What to do</h2><pre>{html.escape(ending_text(runs, groups))}</pre>")

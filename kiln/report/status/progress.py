@@ -67,7 +67,8 @@ class RunProgress:
         lines = [f"{percent}%: {self.done:,} of {self.shards:,} shards, {self.chips:,} chips"]
         if self.chips_per_second is not None:
             state = "at last" if self.is_idle or self.seconds_left is None else "now"
-            lines.append(f"{self.chips_per_second:,.3g} chips/s {state}, all jobs together")
+            digits = ",.0f" if self.chips_per_second >= 100 else ".3g"
+            lines.append(f"{self.chips_per_second:{digits}} chips/s {state}, all jobs together")
         if self.seconds_left is not None:
             lines.append(f"about {format_duration(self.seconds_left)} left at this pace")
         elif self.is_idle and self.done < self.shards:

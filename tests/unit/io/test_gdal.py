@@ -1,11 +1,15 @@
-"""GDAL: transient errors, open rasters of threads, and the options of a bucket."""
+"""GDAL: transient errors, open rasters of threads, the options of a bucket, and traffic."""
 
 import threading
 
 import pytest
+import rasterio
 
 from kiln.errors import TransientError
 from kiln.io import buckets, gdal
+from kiln.io.storage import Traffic
+from tests.support.naip_scenes import scene_pixels, write_scene
+from tests.support.traffic import served
 
 
 def chained(*messages: str) -> Exception:
@@ -73,3 +77,39 @@ def test_an_archives_bucket_decides_how_requests_are_signed_and_paid(monkeypatch
     assert options["AWS_REGION"] == "eu-central-1"
     assert options["AWS_S3_ENDPOINT"] == "127.0.0.1:9000"
     assert not {"AWS_REGION", option[0]} & gdal.environment("s3://private/a.tif").options.keys()
+
+
+def read_raster(uri):
+    with gdal.environment(uri), rasterio.open(uri) as raster:
+        return raster.read()
+
+
+def test_traffic_is_what_the_servers_of_rasters_sent(tmp_path, serve):
+    pixels = [scene_pixels(300, 200, seed) for seed in range(2)]
+    files = [write_scene(tmp_path, f"{n}.tif", p).read_bytes() for n, p in enumerate(pixels)]
+    servers = [serve({"/a.tif": data}) for data in files]
+    before = gdal.traffic()
+    assert (read_raster(f"{servers[0].url}/a.tif") == pixels[0]).all()
+    of_the_first = gdal.traffic() - before
+    assert of_the_first == served(servers[0])
+    assert of_the_first.requests >= 2
+    assert len(files[0]) / 2 < of_the_first.read_bytes <= len(files[0])
+    thread = threading.Thread(target=read_raster, args=(f"{servers[1].url}/a.tif",))
+    thread.start()
+    thread.join()
+    assert gdal.traffic() - before == served(servers[0]) + served(servers[1])
+    assert served(servers[1]).read_bytes > len(files[1]) / 2
+
+
+@pytest.mark.usefixtures("gdal_without_retries")
+def test_a_refused_raster_is_traffic_too(serve):
+    server, before = serve(status=403, body=b"no entry"), gdal.traffic()
+    with pytest.raises(rasterio.errors.RasterioIOError):
+        read_raster(f"{server.url}/a.tif")
+    assert (gdal.traffic() - before).requests == served(server).requests > 0
+
+
+def test_a_local_raster_is_no_traffic(tmp_path):
+    path, before = write_scene(tmp_path, "a.tif", scene_pixels()), gdal.traffic()
+    assert read_raster(str(path)).shape == (4, 40, 56)
+    assert gdal.traffic() - before == Traffic()

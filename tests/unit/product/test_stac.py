@@ -10,7 +10,9 @@ import pytest
 from pystac.validation import validate_dict
 
 from kiln.archives.worldcover.lattice import Column
-from tests.support.products import DIM, make_product, shard_metadata
+from kiln.io import storage
+from kiln.product.merge import MergeOptions, merge
+from tests.support.products import DIM, digests, make_product, run_merge, shard_metadata, write_shards
 
 GRID = [Column(k, 0, 20) for k in range(20)]
 
@@ -199,3 +201,79 @@ def test_int8_is_declared_as_linear_with_its_scale_columns(tmp_path):
     assert {"scale", "scale_mean"} <= set(file.schema_arrow.names)
     (collection,) = (v for v in whole.values() if v["type"] == "Collection")
     assert "One Clay v1.5 class token and mean of the patch tokens per chip" in collection["description"]
+
+
+# ------------------------------------------------------------------------------------------- link to what the jobs took
+
+COSTS = "results/sample/runs/worldcover-1a2b3c4d.json"
+PRODUCT = "results/sample/worldcover-1a2b3c4d/products/2021/0123456789abcdef"
+
+
+def cost_links(value):
+    return [link for link in value["links"] if link["rel"] == "kiln:costs"]
+
+
+@pytest.fixture
+def merge_with_costs(tmp_path):
+    """A function that merges the same shards to a product, with or without costs."""
+    _, names, shards = write_shards(tmp_path / "run", columns=GRID[:3])
+
+    def do(product, costs):
+        merge(names, str(shards), str(shards), str(product), options=MergeOptions(costs=costs))
+
+    return do
+
+
+@pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "relative"])
+def test_the_collection_links_the_costs_relative_to_the_product(tmp_path, monkeypatch, merge_with_costs, absolute):
+    monkeypatch.chdir(tmp_path)
+    top = f"{tmp_path}/" if absolute else ""
+    merge_with_costs(f"{top}{PRODUCT}", f"{top}{COSTS}")
+    collection = load(f"{PRODUCT}/collection.json")
+    (link,) = cost_links(collection)
+    assert link == {
+        "rel": "kiln:costs",
+        "href": "../../../../runs/worldcover-1a2b3c4d.json",
+        "type": "application/json",
+        "title": "What the jobs took",
+    }
+    assert (Path(PRODUCT) / link["href"]).resolve() == tmp_path / COSTS
+    assert_valid(collection)
+    items = [load(path) for path in Path(PRODUCT).glob("items/*.json")]
+    assert len(items) == 1
+    for item in items:
+        assert_valid(item)
+        assert cost_links(item) == []
+
+
+def test_the_link_of_a_product_in_a_bucket_stays_in_the_bucket(bucket, merge_with_costs):
+    merge_with_costs(f"{bucket}/{PRODUCT}", f"{bucket}/{COSTS}")
+    collection = json.loads(storage.read_bytes(f"{bucket}/{PRODUCT}/collection.json"))
+    assert [link["href"] for link in cost_links(collection)] == ["../../../../runs/worldcover-1a2b3c4d.json"]
+    assert_valid(collection)
+
+
+def test_the_link_to_another_bucket_is_its_address(bucket, merge_with_costs):
+    merge_with_costs(f"{bucket}/{PRODUCT}", "s3://elsewhere/runs/a.json")
+    collection = json.loads(storage.read_bytes(f"{bucket}/{PRODUCT}/collection.json"))
+    assert [link["href"] for link in cost_links(collection)] == ["s3://elsewhere/runs/a.json"]
+
+
+def test_without_costs_there_is_no_link_and_everything_else_is_the_same(tmp_path, merge_with_costs):
+    files = {}
+    for name, costs in (("with", str(tmp_path / COSTS)), ("without", None)):
+        merge_with_costs(tmp_path / name, costs)
+        files[name] = digests(tmp_path / name)
+        collection = load(tmp_path / name / "collection.json")
+        assert len(cost_links(collection)) == (costs is not None)
+        collection["links"] = [link for link in collection["links"] if link["rel"] != "kiln:costs"]
+        files[name]["collection.json"] = collection
+    assert files["with"] == files["without"]
+
+
+def test_the_merge_script_links_the_costs_that_it_is_given(tmp_path, capsys):
+    plan, _, shards = write_shards(tmp_path / "run", columns=GRID[:3])
+    for name, flags in (("without", []), ("with", [f"--costs={tmp_path}/runs/a.json"])):
+        assert run_merge(capsys, plan, shards, tmp_path / name, *flags)[0] == 0
+        links = cost_links(load(tmp_path / name / "collection.json"))
+        assert [link["href"] for link in links] == ["../runs/a.json"] * len(flags)

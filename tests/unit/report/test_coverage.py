@@ -320,3 +320,13 @@ def test_longitudes_above_180_are_labelled_as_western_ones():
     labels = {label.get_text().replace("\N{MINUS SIGN}", "-") for label in axes.get_xticklabels()}
     assert {"179", "-180", "-179"} <= labels
     assert not any(float(x) > 180 for x in labels if x)
+
+
+def test_codes_in_notes_are_words_in_the_page():
+    notes = "offset_flag_missing; offset_subtracted; scl_impossible (12 px)"
+    assert ledger_page.readable_notes("sentinel2:S2A_1", notes) == (
+        "no flag states whether the offset was removed; the offset of 1000 was subtracted; "
+        "SCL has classes that it does not define (12 px)"
+    )
+    assert ledger_page.readable_notes("naip:nd:2019:m", "no date in the name") == "no date in the name"
+    assert ledger_page.readable_notes("gone:x", "no_offset") == "no_offset"
