@@ -8,7 +8,7 @@ def setup(wildcards, input):
 
 def require_digest():
     """Ask for the checkpoint's digest. A dry run, which needs no weights, only logs that it is missing."""
-    (as_warning if workflow.dryrun else as_workflow_error)(RUN.require_checkpoint_digest)
+    (as_warning if workflow.dryrun else or_exit)(RUN.require_checkpoint_digest)
 
 
 def resolve_plan(name):
@@ -21,7 +21,7 @@ def weights_of(name, wildcards):
     """The encoder. A checkpoint where shards may exist, or remade weights would cause them to be embedded again."""
     require_digest()
     if DRIVER:
-        as_workflow_error(REGIONS.check, name)
+        or_exit(REGIONS.check, name)
     if RUN.dataset(name).may_have_shards:
         return checkpoints.encoder_weights.get().output[0]
     return RUN.weights
@@ -35,10 +35,10 @@ def shards_of(name, wildcards):
 
 def targets_of(name, wildcards, shards_only=False):
     """Everything of a dataset, or its plan and shards alone."""
-    dataset = as_workflow_error(RUN.dataset, name)
+    dataset = or_exit(RUN.dataset, name)
     if DRIVER:
-        as_workflow_error(REGIONS.check, name)
-    return as_workflow_error(dataset.shard_targets if shards_only else dataset.targets)
+        or_exit(REGIONS.check, name)
+    return or_exit(dataset.shard_targets if shards_only else dataset.targets)
 
 
 shards_alone_of = partial(targets_of, shards_only=True)

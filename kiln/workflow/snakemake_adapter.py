@@ -27,9 +27,21 @@ def as_workflow_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwarg
         raise WorkflowError(str(e)) from e
 
 
+def or_exit(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return the function's value, in an input function of a rule. Log a KilnError in one line, and end Snakemake.
+
+    Snakemake wraps every exception of an input function in one of its own, of ten lines and a traceback.
+    """
+    try:
+        return function(*args, **kwargs)
+    except KilnError as e:
+        logger.error(f"error: {e}")
+        raise SystemExit(1) from None
+
+
 def input_function(ask: Callable[[], Any]) -> Callable[[Any], Any]:
-    """Return an input function of rules that asks for the same files whatever the wildcards."""
-    return lambda wildcards: as_workflow_error(ask)
+    """Return an input function of rules that asks for the same files, whichever the wildcards."""
+    return lambda wildcards: or_exit(ask)
 
 
 def as_warning(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:

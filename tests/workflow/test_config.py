@@ -69,7 +69,7 @@ def test_a_wrong_config_is_reported_before_anything_runs(tmp_path: Path, changes
     output = Run(tmp_path, changes).snakemake("-n", check=False)
     assert message in output
     assert "Job stats" not in output
-    assert "Traceback (most recent call last)" not in output
+    assert "Traceback" not in output
 
 
 def test_a_year_that_is_missing_in_the_archive_is_reported(tmp_path: Path) -> None:

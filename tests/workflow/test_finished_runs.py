@@ -90,8 +90,14 @@ def test_shards_alone_are_asked_for_by_name(finished: Run, tmp_path: Path) -> No
     targets = ("embed", "worldcover_shards")
     outputs = dry_runs([DryRun(run.folder, (target, *placed)) for target in targets], tmp_path / "dry")
     assert [job_counts(text) for text in outputs] == [{"embed_worldcover": 1, target: 1} for target in targets]
-    (refused,) = dry_runs([DryRun(run.folder, ("embed", *placed, "--config", "allow_missing=true"))], tmp_path)
-    assert "allow_missing: expected false where shards are asked for, got true" in refused
+    wrong = {
+        "allow_missing=true": "config: allow_missing: expected false where shards are asked for, got true",
+        "partitions=['2020']": "config: partitions: expected patterns that fit a partition of worldcover, got ['2020']",
+    }
+    calls = [DryRun(run.folder, ("embed", *placed, "--config", value)) for value in wrong]
+    for refused, message in zip(dry_runs(calls, tmp_path), wrong.values(), strict=True):
+        assert f"\nerror: {message}" in refused, "one line"
+        assert "Traceback" not in refused
 
 
 def test_what_delete_all_output_leaves_is_deleted_on_request(finished: Run, tmp_path: Path) -> None:

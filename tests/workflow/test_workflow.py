@@ -13,7 +13,7 @@ import pytest
 
 from kiln.explorer.database import ExplorerDatabase
 from kiln.sample.worldcover import make_worldcover
-from tests.workflow.workflow import Run, copy_checkout, fresh, job_counts
+from tests.workflow.workflow import ROOT, Run, copy_checkout, fresh, job_counts
 
 REDO = {"merge_worldcover": 1, "build_index": 1, "coverage": 1, "picture_similar": 1}
 
@@ -307,8 +307,17 @@ def test_on_object_storage(s3_endpoint: str, finished: Run, tmp_path: Path) -> N
     clone = fresh(tmp_path / "clone")
     assert "Nothing to be done" in clone.snakemake("--cores", "1", *storage, **environment)
     assert "Nothing to be done" in clone.snakemake("-n", "--workflow-profile", "none", *storage, **environment)
+    for path in sorted((clone.folder / "archive").rglob("*.tif")):  # machines elsewhere read no local archive
+        client.upload_file(str(path), "kiln-run", path.relative_to(clone.folder).as_posix())
+    clone.configure({"worldcover": {"archive": "s3://kiln-run/archive/rgbnir"}})
+    clone.snakemake("--cores", "1", "plan", *storage, **environment)
+    kubernetes = ["--profile", str(ROOT / "profiles/kubernetes"), "--storage-s3-endpoint-url", s3_endpoint]
+    account = {"KILN_BUCKET": "kiln-run/deep", "KILN_IMAGE": "kiln:1"}
+    assert "Nothing to be done" in clone.snakemake("-n", *kubernetes, **account, **environment)
     client.delete_object(Bucket="kiln-run", Key=shard)
-    assert job_counts(clone.snakemake("-n", *storage, **environment)) == {"embed_worldcover": 1, **REDO, "all": 1}
+    redo = {"embed_worldcover": 1, **REDO, "all": 1}
+    assert job_counts(clone.snakemake("-n", *storage, **environment)) == redo
+    assert job_counts(clone.snakemake("-n", *kubernetes, **account, **environment)) == redo
 
 
 def test_a_tile_of_real_pixels_is_embedded_merged_and_indexed(shared: Path | None, tmp_path: Path) -> None:
