@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from kiln.workflow.snakemake_adapter import _profile_options
 from tests import ROOT
 
 JOBS = 12
@@ -56,3 +59,18 @@ def test_without_its_default_rate_snakemake_looks_for_work_less_often(tmp_path: 
         looks[remove] = int((tmp_path / str(remove) / "looks.txt").read_text())
     assert looks[True] <= 2 * JOBS + 2, "a look for each submission and each end of a job"
     assert looks[False] > 1.5 * looks[True], looks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--cores", "2", "--", "all"], []),
+        (["--profile", "slurm", "--cores", "2"], ["--profile", "slurm"]),
+        (["--profile=slurm"], ["--profile", "slurm"]),
+        (["--workflow-profile", "a", "--profile=b=c"], ["--workflow-profile", "a", "--profile", "b=c"]),
+        (["--config", "profile=x", "--profiles", "y"], []),
+    ],
+)
+def test_profiles_are_found_on_the_command_line(arguments: list[str], options: list[str]) -> None:
+    """Snakemake replaces a profile by its values, so that the workflow sees no name of it."""
+    assert _profile_options(["/bin/snakemake", *arguments]) == options
