@@ -16,20 +16,21 @@ report: "docs/report/workflow.rst"
 
 include: "rules/common.smk"
 include: "rules/inputs.smk"
-include: "rules/model.smk"
-include: "rules/datasets.smk"
-include: "rules/index.smk"
-include: "rules/report.smk"
 
 
-rule all:
-    default_target: True
+rule all:  # the first rule, and so the default target of an importing workflow too
     input:
         *PRODUCTS,
         input_function(RUN.index_targets),
         input_function(RUN.pictures),
     message:
         "Everything that the config asks for is there"
+
+
+include: "rules/model.smk"
+include: "rules/datasets.smk"
+include: "rules/index.smk"
+include: "rules/report.smk"
 
 
 rule index:

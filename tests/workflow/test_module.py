@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import FileServer
-from tests.workflow.workflow import ROOT, DryRun, Run, copy_checkout, dry_runs, finished_jobs, fresh, write_importer
+from tests.workflow.workflow import (
+    ROOT,
+    DryRun,
+    Run,
+    copy_checkout,
+    dry_runs,
+    finished_jobs,
+    fresh,
+    job_counts,
+    write_importer,
+)
 
 FROM_GIT = 'github("kiln/kiln", path="Snakefile", tag="v1")'
 
@@ -62,6 +72,17 @@ def test_a_module_below_a_prefix_finds_everything_there(finished: Run, tmp_path:
         "kiln_worldcover": 1,
     }
     assert {p.name for p in run.folder.iterdir()} == {".snakemake", "Snakefile", "archive", "config.yaml", "embeddings"}
+
+
+def test_the_default_target_of_an_importing_workflow_makes_everything(tmp_path: Path) -> None:
+    """snakedeploy writes such a workflow, with the Snakefile in `workflow/`."""
+    calls = []
+    for name in ("Snakefile", "workflow/Snakefile"):
+        run = fresh(tmp_path / name.replace("/", "-"))
+        write_importer(run.folder, f'"{ROOT / name}"')
+        calls.append(DryRun(run.folder))
+    for output in dry_runs(calls, tmp_path / "dry"):
+        assert job_counts(output) == {"kiln_plan_worldcover": 1, "kiln_all": 1}
 
 
 def test_an_address_without_a_version_is_refused(tmp_path: Path, serve: Callable[..., FileServer]) -> None:
