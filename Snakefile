@@ -53,8 +53,9 @@ onstart:
     from kiln.report.status.command import RunCommand
 
     remove_default_submission_rate(workflow)
-    command = RunCommand(**how_called(workflow), price_per_hour=RUN.config["plan"]["price_per_hour"])
-    as_workflow_error(command.write, RUN.paths.uri(RUN.paths.results))
+    if embeds(workflow):
+        command = RunCommand(**how_called(workflow), **RUN.status_settings)
+        as_workflow_error(command.write, RUN.paths.uri(RUN.paths.results))
 
 
 onerror:

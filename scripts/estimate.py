@@ -5,7 +5,7 @@ import json
 from kiln.cli import command_line
 from kiln.formats import vectors
 from kiln.model.tuning_file import FOLDER
-from kiln.report.estimate import RowSize
+from kiln.report.estimate import RowSize, Scope
 from kiln.report.estimate_text import run_estimate_text
 from kiln.report.rates import EncoderUse
 
@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--chip-px", type=json.loads, default={}, help="JSON: side of an encoded chip, by dataset")
     parser.add_argument("--tuned", action="store_true", help="use rates that kiln tune measured on this machine")
     parser.add_argument("--memory-mb", type=int, help="memory of an embedding job in MB")
+    parser.add_argument("--partitions", nargs="+", default=[], help="patterns of the partitions that the run takes")
+    parser.add_argument("--allow-missing", action="store_true", help="count finished shards only: nothing is embedded")
     args = parser.parse_args(argv)
 
     def work() -> None:
@@ -34,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
             chip_px=args.chip_px,
             tuning=FOLDER if args.tuned else None,
             memory_mb=args.memory_mb,
+            scope=Scope(args.partitions, args.allow_missing),
         )
         print(text)
 

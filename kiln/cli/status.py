@@ -5,7 +5,8 @@
     kiln status results/conus --html status.html   # the same as a page for a browser
 
 Without RUN, every run below results/ that has a plan is shown. Nothing is changed; lists of files are written for
-commands that need many. The sources of failed units are looked at, to tell failures that recur from others.
+commands that need many. The sources of failed units are looked at, to separate failures that recur from others; a
+requester-pays archive bills these requests.
 """
 
 import json
@@ -18,6 +19,8 @@ from kiln.report.status.page import status_page
 from kiln.report.status.redo import CommandGroup, redo_commands, write_target_lists
 from kiln.report.status.run import RunStatus, read_status
 from kiln.report.status.text import status_json, status_text
+
+KEEP_S = 600.0  # for which --watch does not look at the source of a failed unit again
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     def look() -> tuple[list[RunStatus], list[CommandGroup]]:
-        runs = read_status(args.runs, args.plans or (), args.checkpoints)
+        runs = read_status(args.runs, args.plans or (), args.checkpoints, KEEP_S if args.watch else 0.0)
         groups = redo_commands(runs, config_files=args.configfile or (), cores=args.cores, list_file=args.list)
         if args.html:
             write_target_lists(groups)  # the page names them

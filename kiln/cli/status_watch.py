@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from kiln.errors import SourceError, StorageError, TransientError
 from kiln.report.status.progress import RunProgress
 from kiln.report.status.run import RunStatus
 from kiln.report.status.text import database_text, failures_text
@@ -19,11 +20,19 @@ MAX_ROWS = 20  # partitions of a dataset; those that are under way come first
 
 
 def watch(read: Callable[[], Sequence[RunStatus]], interval_s: float) -> None:
-    """Show the status until Ctrl-C, read again every `interval_s` seconds."""
-    with Live(page(read()), screen=True, auto_refresh=False) as live:
+    """Show the status until Ctrl-C, read again every `interval_s` seconds.
+
+    Where it cannot be read, the page before stays, with the reason below it.
+    """
+    shown = page(read())
+    with Live(shown, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(interval_s)
-            live.update(page(read()), refresh=True)
+            try:
+                shown = page(read())
+                live.update(shown, refresh=True)
+            except (TransientError, StorageError, SourceError) as e:
+                live.update(Group(shown, Text(f"\n{e}", style="yellow")), refresh=True)
 
 
 def page(runs: Sequence[RunStatus]) -> Group:

@@ -140,7 +140,7 @@ def embed_shard(
         name = Path(output).stem
         job = meter.record(info, name, options, header["precision"], shard.statistics, shard.rows)
         if job_record:
-            write_job_record(job_record, job)
+            _write_job_record(job_record, job)
     if finished_units:
         _delete_checkpoints(finished_units, source.units())
     log.info("%s: %d rows of %d units", output, shard.rows, len(shard.ledger))
@@ -156,6 +156,14 @@ def _load_encoder(weights: Path, precision: "Precision", device: str, threads: i
     if threads:
         torch.set_num_threads(threads)
     return encoders.load_encoder(weights, precision=precision, device=device)
+
+
+def _write_job_record(uri: str, job: JobRecord) -> None:
+    """Write the record of a job. A failure is a warning: a failed job would lose the shard."""
+    try:
+        write_job_record(uri, job)
+    except KilnError as e:
+        log.warning("the record of the job is not written: %s", e)
 
 
 def _delete_checkpoints(checkpoints: "Checkpoints", units: list[Unit]) -> None:

@@ -48,7 +48,7 @@ class JobMeter:
         """
         import torch
 
-        wall_s, energy = time.monotonic() - self._start, self._energy.read()
+        wall_s, energy = time.monotonic() - self._start, self._energy.stop()
         traffic = storage.traffic() + gdal.traffic() - self._traffic
         on_gpu = self._device != "cpu"
         return JobRecord(

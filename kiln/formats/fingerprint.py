@@ -6,7 +6,7 @@ module, so it imports no large library.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -71,3 +71,13 @@ def fingerprint(
             "recipes": dict(recipes),
         }
     )
+
+
+def product_digest(shards: Sequence[str], merge_flags: Sequence[str] = ()) -> str:
+    """Return the name of a product's record and folder: a digest of its shards and of how they are merged.
+
+    Args:
+        shards: Names of the shards.
+        merge_flags: The flags of the merge that change a product.
+    """
+    return digest([shards, *merge_flags] if merge_flags else shards)[:16]

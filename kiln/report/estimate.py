@@ -7,6 +7,7 @@ give rates. `kiln.report.bounds` extrapolates from finished shards to others.
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Self
 
 from kiln.errors import ConfigError
@@ -18,13 +19,12 @@ from kiln.io import storage
 from kiln.report.bounds import NOTHING, Bounded, extrapolate
 from kiln.report.costs import read_costs
 from kiln.report.rates import EncoderRate
-from kiln.report.status.folders import list_files, read_ledger
+from kiln.report.status.folders import MAX_READERS, list_files, list_stats, read_ledger
 
 FACTS_BYTES = 400  # of a row without its vector, compressed, at most
 UNIT_BYTES = 5_000  # of a unit in ledger and metadata, at most
 FILE_BYTES = 50_000  # of the other metadata of a shard with its ledger, and of a product with its STAC, at most
 DATABASE_BYTES = 1_000_000  # of an explorer database without a chip, at most
-MAX_READERS = 8  # ledgers read at a time
 UNKNOWN = "unknown"
 
 
@@ -130,17 +130,40 @@ class Partition:
         return [shard for name, shard in self.planned.items() if name not in self.embedded]
 
 
-def planned_shards(plan: str) -> Iterator[tuple[plan_file.ShardPlan, bool]]:
+@dataclass(frozen=True)
+class Scope:
+    """What a run is limited to.
+
+    Attributes:
+        partitions: Patterns of merge partitions; none takes all.
+        allow_missing: Whether nothing is embedded, and only finished shards count.
+    """
+
+    partitions: Sequence[str] = ()
+    allow_missing: bool = False
+
+    def takes(self, partition: str) -> bool:
+        """Return whether a partition is in the run."""
+        return not self.partitions or any(fnmatchcase(partition, pattern) for pattern in self.partitions)
+
+
+EVERYTHING = Scope()
+
+
+def planned_shards(
+    plan: str, files: Mapping[str, storage.Stat] | None = None
+) -> Iterator[tuple[plan_file.ShardPlan, bool]]:
     """Yield the shards of a plan, and whether each is finished: in `shards/<partition>/` next to the plan.
 
     Args:
         plan: Path or s3:// of the plan.
+        files: The files of its folder, if they are known; None lists the shards.
 
     Raises:
         ConfigError: If the file is not a plan, or has no shard.
     """
     folder = folder_of(plan)
-    files = set(list_files(storage.join(folder, "shards")))
+    files = list_stats(storage.join(folder, "shards")) if files is None else files
     shard = None
     for shard in plan_file.read_plan(plan):
         yield shard, _shard_file(folder, shard) in files
@@ -158,7 +181,11 @@ class PlanEstimate:
 
 
 def estimate_plan(
-    plan: str, row_size: RowSize, rate: EncoderRate | None = None, price_per_hour: float = 0.0
+    plan: str,
+    row_size: RowSize,
+    rate: EncoderRate | None = None,
+    price_per_hour: float = 0.0,
+    scope: Scope = EVERYTHING,
 ) -> PlanEstimate:
     """Return the estimate of a plan.
 
@@ -167,42 +194,66 @@ def estimate_plan(
         row_size: The vectors of a row.
         rate: The rate of one job's encoder: a configured one counts, another where no job left a record.
         price_per_hour: Price of one job's machine.
+        scope: What the run is limited to.
 
     Raises:
-        ConfigError: If the file is not a plan, has no shard, or a record of a job is damaged.
+        ConfigError: If the file is not a plan, or has no shard in the scope.
     """
-    partitions = read_partitions(plan)
+    partitions = read_partitions(plan, scope)
     jobs = [job for partition in partitions.values() for job in partition.jobs.values()]
-    pace = Pace.of(jobs, rate)
+    outcomes = [
+        (partition.planned[name].expected, job.wall_s)
+        for partition in partitions.values()
+        for name, job in partition.jobs.items()
+    ]
+    pace = Pace.of(outcomes, rate)
     rows = [_estimate(name, partition, row_size, pace, price_per_hour) for name, partition in partitions.items()]
     return PlanEstimate(rows, pace.source, max((job.peak_memory_bytes for job in jobs), default=0))
 
 
-def read_partitions(plan: str) -> dict[str, Partition]:
-    """Return the partitions of a plan with what its finished shards came to."""
+def read_partitions(plan: str, scope: Scope) -> dict[str, Partition]:
+    """Return the partitions of a plan with what its finished shards came to.
+
+    Args:
+        plan: Path or s3:// of the plan, in the folder of its dataset.
+        scope: What the run is limited to.
+
+    Raises:
+        ConfigError: If the file is not a plan, or has no shard in the scope.
+    """
     folder = folder_of(plan)
-    sizes = storage.listing(folder) if storage.is_s3(folder) or list_files(folder) else {}
+    sizes = list_stats(folder)
     partitions: dict[str, Partition] = {}
     finished: list[plan_file.ShardPlan] = []
-    for shard, is_done in planned_shards(plan):
-        partitions.setdefault(shard.partition, Partition()).planned[shard.name] = shard
-        if is_done:
-            finished.append(shard)
+    for shard, is_done in planned_shards(plan, sizes):
+        if scope.takes(shard.partition) and (is_done or not scope.allow_missing):
+            partitions.setdefault(shard.partition, Partition()).planned[shard.name] = shard
+            if is_done:
+                finished.append(shard)
+    if not partitions:
+        raise ConfigError(f"{plan}: expected shards of the run, got none. Check partitions and allow_missing.")
     with ThreadPoolExecutor(MAX_READERS) as pool:
         ledgers = pool.map(lambda shard: read_ledger(ledger_name(_shard_file(folder, shard))), finished)
         for shard, ledger in zip(finished, ledgers, strict=True):
             file = _shard_file(folder, shard)
             partition = partitions[shard.partition]
+            if any(not failure.unit for failure in ledger.failures):  # damaged: nothing is known of the shard
+                continue
             partition.embedded[shard.name] = ledger.embedded
             names = (file, ledger_name(file), patches_name(file))
             partition.shard_bytes += sum(sizes[name].size for name in names if name in sizes)
     run, _, dataset = folder.rpartition("/")
-    for job in read_costs(storage.join(run or ".", "runs"), [dataset], 0.0)[0].records:
+    for job in read_costs(storage.join(run or ".", "runs"), [dataset], None)[0].records:
         if job.partition in partitions and job.shard in partitions[job.partition].embedded:
             partitions[job.partition].jobs[job.shard] = job
+    products: dict[str, dict[str, int]] = {}
+    for uri, stat in sizes.items():
+        place, _, name = uri.removeprefix(f"{folder}/").partition("/")
+        if place == "products":
+            products.setdefault(name.partition("/")[0], {})[name.partition("/")[2]] = stat.size
     for name, partition in partitions.items():
         if not partition.left:
-            partition.product_bytes = _product_bytes(storage.join(folder, "products", name), sizes)
+            partition.product_bytes = _product_bytes(products.get(name, {}))
     return partitions
 
 
@@ -215,34 +266,56 @@ def _shard_file(folder: str, shard: plan_file.ShardPlan) -> str:
     return storage.join(folder, "shards", shard.partition, f"{shard.name}.parquet")
 
 
-def _product_bytes(folder: str, sizes: Mapping[str, storage.Stat]) -> int:
-    """Return the bytes of the product below a folder that has one record; 0 for another number of records."""
-    files = {name: stat.size for name, stat in sizes.items() if name.startswith(f"{folder}/")}
-    records = [name for name in files if name.count("/") == folder.count("/") + 1 and name.endswith(".json")]
+def _product_bytes(files: Mapping[str, int]) -> int:
+    """Return the bytes of a partition's product with one record; 0 for another number of records."""
+    records = [name for name in files if "/" not in name and name.endswith(".json")]
     return sum(files.values()) if len(records) == 1 else 0
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The time that a chip takes, and how that is known.
+    """How long shards take, and how that is known.
 
     Attributes:
-        seconds_per_chip: Seconds; None if they are unknown.
-        source: Where they come from, for a reader.
+        source: Where it comes from, for a reader; UNKNOWN if nothing is known.
+        rate: The rate of one job's encoder alone; None where jobs are known.
+        outcomes: Planned chips and seconds of each job that left a record.
     """
 
-    seconds_per_chip: float | None
     source: str
+    rate: EncoderRate | None = None
+    outcomes: Sequence[tuple[float, float]] = ()
 
     @classmethod
-    def of(cls, jobs: Sequence[JobRecord], rate: EncoderRate | None) -> Self:
-        """Return the configured rate, else that of the run's own jobs, else a rate that was measured before."""
-        chips, wall_s = sum(job.chips for job in jobs), sum(job.wall_s for job in jobs)
-        if rate and rate.is_configured:
-            return cls(1 / rate.chips_per_second, rate.text)
-        if chips:
-            return cls(wall_s / chips, f"{chips / wall_s:,.3g} chips/s of a job, reading included (this run)")
-        return cls(1 / rate.chips_per_second, rate.text) if rate else cls(None, UNKNOWN)
+    def of(cls, outcomes: Sequence[tuple[float, float]], rate: EncoderRate | None) -> Self:
+        """Return the pace by a configured rate, else by the run's own jobs, else by a rate measured before.
+
+        Args:
+            outcomes: Planned chips and seconds of each job of the run that left a record.
+            rate: The rate of one job's encoder.
+        """
+        timed = [(planned, seconds) for planned, seconds in outcomes if planned]
+        if timed and not (rate and rate.is_configured):
+            return cls(f"the time of {len(timed):,} finished jobs, without their start", outcomes=timed)
+        return cls(rate.text, rate) if rate else cls(UNKNOWN)
+
+    def seconds(self, chips_left: Bounded, planned_left: Sequence[float]) -> Bounded | None:
+        """Return the time of jobs for what is left; None if it is unknown.
+
+        By finished jobs it is at most the longest of them for a planned chip.
+
+        Args:
+            chips_left: Chips to encode.
+            planned_left: Planned chips of each shard that is left.
+        """
+        if not chips_left.value:
+            return NOTHING
+        if self.rate:
+            return chips_left * (1 / self.rate.chips_per_second)
+        if not self.outcomes:
+            return None
+        longest = max(seconds / planned for planned, seconds in self.outcomes)
+        return extrapolate(self.outcomes, planned_left, longest * sum(planned_left))
 
 
 def _estimate(
@@ -255,9 +328,7 @@ def _estimate(
     chips_left = extrapolate(outcomes, [shard.expected for shard in left])
     embedded = sum(partition.embedded.values())
     reads = [(planned[s].read_bytes, job.network_bytes + job.disk_bytes) for s, job in partition.jobs.items()]
-    seconds = None if pace.seconds_per_chip is None else chips_left * pace.seconds_per_chip
-    if not chips_left.value:
-        seconds = NOTHING
+    seconds = pace.seconds(chips_left, [shard.expected for shard in left])
     units = sum(len(shard.units) for shard in planned.values())
     return PartitionEstimate(
         dataset=dataset,
@@ -284,7 +355,7 @@ def _stored(
     shards = Bounded(partition.shard_bytes) + of_left + Bounded(metadata, "at most" if metadata else "")
     if partition.product_bytes:
         return shards + Bounded(partition.product_bytes)
-    product = (chips_left + Bounded(embedded)).value * row_size.in_file + FILE_BYTES + units * UNIT_BYTES
+    product = (chips_left.bound + embedded) * row_size.in_file + FILE_BYTES + units * UNIT_BYTES
     return shards + Bounded(product, "at most")
 
 
@@ -300,4 +371,4 @@ def database_estimate(folder: str, record_folder: str, chips: Bounded, row_size:
     is_built = any(file.endswith(".json") for file in list_files(record_folder))
     if is_built and not chips.word:
         return Bounded(sum(stat.size for stat in storage.listing(folder).values()))
-    return Bounded(chips.value * row_size.in_database + DATABASE_BYTES, "at most")
+    return Bounded(chips.bound * row_size.in_database + DATABASE_BYTES, "at most")

@@ -11,10 +11,12 @@ from kiln.io import storage
 from kiln.io.text_table import aligned, format_bytes, format_duration, format_price
 from kiln.report.bounds import NOTHING, Bounded
 from kiln.report.estimate import (
+    EVERYTHING,
     UNKNOWN,
     PartitionEstimate,
     PlanEstimate,
     RowSize,
+    Scope,
     database_estimate,
     estimate_plan,
     folder_of,
@@ -22,7 +24,7 @@ from kiln.report.estimate import (
 from kiln.report.rates import EncoderRate, EncoderUse
 
 SUM_ABOVE = 3  # partitions of a dataset; more get a row with their sum
-HEAD = ("", "units", "shards", "done", "chips", "to read", "job time", "output", "compute", "per month")
+HEAD = ("", "units", "shards", "done", "chips", "to read", "time", "output", "price", "per month")
 
 
 def with_sums(estimates: Sequence[PartitionEstimate]) -> list[PartitionEstimate]:
@@ -56,10 +58,10 @@ def estimate_text(
             UNKNOWN if estimate.seconds is None else estimate.seconds.text(format_duration),
             estimate.stored.text(format_bytes),
             UNKNOWN if estimate.price is None else estimate.price.text(format_price),
-            format_price(estimate.stored.value / 1e9 * price_per_gb_month),
+            (estimate.stored * (price_per_gb_month / 1e9)).text(format_price),
         ]
 
-    per_month = format_price(database.value / 1e9 * price_per_gb_month)
+    per_month = (database * (price_per_gb_month / 1e9)).text(format_price)
     last = ["explorer database", *[""] * 6, database.text(format_bytes), "", per_month]
     return "\n".join([*aligned([HEAD, *map(row, with_sums(estimates)), last]), "", *notes])
 
@@ -73,6 +75,7 @@ def run_estimate_text(
     chip_px: Mapping[str, int] = MappingProxyType({}),
     tuning: str | None = None,
     memory_mb: int | None = None,
+    scope: Scope = EVERYTHING,
 ) -> str:
     """Return the estimate of a run as text.
 
@@ -84,6 +87,7 @@ def run_estimate_text(
         chip_px: Side of an encoded chip, by dataset.
         tuning: Folder of the rates that `kiln tune` measured; None where jobs run on other machines.
         memory_mb: Memory of an embedding job in MB.
+        scope: What the run is limited to.
 
     Raises:
         ConfigError: If a number is missing, or a file is damaged.
@@ -100,7 +104,7 @@ def run_estimate_text(
         dataset = next((shard.dataset for shard in plan_file.read_plan(plan)), "")
         px = chip_px.get(dataset)
         measured = use.measured(px, tuning) if use and px and tuning else None
-        estimate = estimate_plan(plan, row_size, given or measured, price_per_hour)
+        estimate = estimate_plan(plan, row_size, given or measured, price_per_hour, scope)
         estimates += estimate.partitions
         datasets_of_note.setdefault(_rate_note(estimate, use, px), []).append(dataset)
     notes = ["Output: shards, ledgers and products. At most: there may be less, because of sea, clouds and nodata."]
@@ -118,6 +122,6 @@ def _rate_note(estimate: PlanEstimate, use: EncoderUse | None, chip_px: int | No
     memory = estimate.peak_memory_bytes
     peak = f" Its finished jobs took up to {format_bytes(memory)} of memory each." if memory else ""
     if estimate.rate_source != UNKNOWN:
-        return f"times and prices at {estimate.rate_source}.{peak}"
+        return f"times and prices by {estimate.rate_source}.{peak}"
     command = use.tune_command(chip_px) if use and chip_px else "kiln tune"
     return f"times and prices are unknown: run kiln tune on a machine of the run:\n  {command}"

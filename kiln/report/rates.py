@@ -24,7 +24,7 @@ class EncoderRate:
     def text(self) -> str:
         """The rate in words."""
         source = "plan.chips_per_second" if self.is_configured else "kiln tune on this machine"
-        return f"{self.chips_per_second:,.3g} chips/s of a job's encoder, without start and reading ({source})"
+        return f"{self.chips_per_second:,.3g} chips/s of the encoder alone ({source}); jobs also start and read"
 
 
 @dataclass(frozen=True)

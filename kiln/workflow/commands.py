@@ -209,6 +209,8 @@ def estimate_command(run: Run, on_this_machine: bool = True) -> list[str]:
         *("--encoder", _json(encoder), "--memory-mb", str(resources["embed_mem_mb"])),
         *("--chip-px", _json({name: d.encoded_px for name, d in run.datasets.items()})),
         *(("--tuned",) if on_this_machine else ()),
+        *(("--partitions", *config["partitions"]) if config["partitions"] else ()),
+        *(("--allow-missing",) if config["allow_missing"] else ()),
     )
 
 

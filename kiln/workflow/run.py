@@ -10,7 +10,7 @@ from typing import Any
 
 from kiln.archives.registry import Archive, archives
 from kiln.errors import ConfigError
-from kiln.formats.fingerprint import digest, fingerprint
+from kiln.formats.fingerprint import digest, fingerprint, product_digest
 from kiln.model.identity import RECIPE, UNTRAINED, weights_digest
 from kiln.workflow.config import check_config, typed_config
 
@@ -184,9 +184,8 @@ class Dataset:
 
     def record(self, partition: str) -> str:
         """Return the product's record, named after its shards and how they are merged."""
-        shards = self.merged_shards[partition]
-        identity = [shards, *self.merge_flags] if self.merge_flags else shards
-        return f"{self.folder}/products/{partition}/{digest(identity)[:16]}.json"
+        name = product_digest(self.merged_shards[partition], self.merge_flags)
+        return f"{self.folder}/products/{partition}/{name}.json"
 
     def records(self) -> dict[str, str]:
         """Return the records by partition; none for a partition without a shard to merge."""
@@ -334,6 +333,12 @@ class Run:
                 f"config: model.precision: expected bfloat16 or float32 on {config['resources']['device']}, got int8. "
                 "int8 is for CPUs."
             )
+
+    @property
+    def status_settings(self) -> dict[str, Any]:
+        """The settings that `kiln status` needs of the run: what it is limited to, and the price of a machine."""
+        keys = {"partitions": self.config["partitions"], "allow_missing": self.config["allow_missing"]}
+        return {**keys, "price_per_hour": self.config["plan"]["price_per_hour"]}
 
     def dataset(self, name: str) -> Dataset:
         """Return a dataset of the run. Raises ConfigError for one that the config does not ask for."""

@@ -104,6 +104,11 @@ def log_job_counts(workflow: Any) -> None:
         logger.addFilter(attach)
 
 
+def embeds(workflow: Any) -> bool:
+    """Return whether the call makes results, and does not only look at them or plan them."""
+    return not set(workflow.dag_settings.targets or ["all"]) <= {"plan", "summary", "delete_leftovers"}
+
+
 def how_called(workflow: Any) -> dict[str, Any]:
     """Return how Snakemake was called, as `kiln.report.status.command.RunCommand` keeps it."""
     settings = workflow.config_settings

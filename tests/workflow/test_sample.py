@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kiln.report.estimate import RowSize, estimate_plan
+from kiln.report.bounds import NOTHING
+from kiln.report.estimate import RowSize, database_estimate, estimate_plan
 from tests import ROOT
 from tests.support.sample_run import PINS, content_digests
 from tests.workflow.workflow import Run
@@ -61,20 +62,28 @@ def test_every_estimate_is_close_to_what_came_out_or_says_at_most(sample: Path, 
     shutil.copytree(sample / "results/sample", run)
     plans = sorted(str(path) for path in run.glob("*/plan-*.jsonl.gz"))
     outcomes = [row for plan in plans for row in estimate_plan(plan, row_size).partitions]
+    database = database_estimate(
+        f"{run}/explorer", f"{run}/index", sum((row.chips for row in outcomes), NOTHING), row_size
+    )
+    assert database.word == ""
     assert {row.chips.word + row.read_left.word + row.stored.word for row in outcomes} == {""}
     records = [json.loads(path.read_text()) for path in sorted(run.glob("*/products/*/*.json"))]
     assert sorted(row.chips.value for row in outcomes) == sorted(record["rows"] for record in records)
     jobs = {path: json.loads(path.read_text()) for path in run.glob("runs/jobs/*/*/*.json")}
-    read = {}  # bytes by partition that the deleted shards' jobs read
+    read = {}  # bytes by partition of the deleted shards' jobs
     for number, shard in enumerate(sorted(p for p in run.glob("*/shards/*/*.parquet") if ".ledger" not in p.name)):
         if number % 3 >= finished:
             shard.unlink()
             job = jobs[run / "runs/jobs" / shard.parts[-4] / shard.parts[-2] / f"{shard.stem}.json"]
             key = (job["dataset"], job["partition"])
             read[key] = read.get(key, 0) + job["disk_bytes"]
-    estimates = [row for plan in plans for row in estimate_plan(plan, row_size).partitions]
+    estimates = [row for plan in plans for row in estimate_plan(plan, row_size, price_per_hour=3600).partitions]
+    chips = sum((row.chips for row in estimates), NOTHING)
+    shutil.rmtree(run / "index")
+    assert database_estimate(f"{run}/explorer", f"{run}/index", chips, row_size).value >= database.value
     for row, outcome in zip(estimates, outcomes, strict=True):
         real_read = read.get((row.dataset, row.partition), 0)
+        assert row.seconds is not None or finished == 0
         values = ((row.chips, outcome.chips.value), (row.read_left, real_read), (row.stored, outcome.stored.value))
         for estimate, real in values:
             if estimate.word == "at most":

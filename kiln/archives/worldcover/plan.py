@@ -14,6 +14,8 @@ from kiln.archives.worldcover.tiles import Tile, find_tiles, touched_tiles
 from kiln.formats.plan_file import ShardPlan
 
 BLOCK_PX = 512  # side of a tile's largest blocks; a block is read as a whole
+PIXEL_BYTES = 8  # of four bands of uint16
+HEADER_BYTES = 1 << 16  # of a tile, at most
 log = logging.getLogger(__name__)
 
 
@@ -24,9 +26,10 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
         config: The archive's section of the config.
 
     Yields:
-        The shards, year by year, west to east. `expected` counts the rows that there can be, nodata included;
-        `read_bytes` is the fraction of the tiles' blocks that is read. `details` holds `year`, `columns` ([col, row,
-        rows] of the lattice) and `tiles` ([name, uri, size in bytes, etag]).
+        The shards, year by year, west to east. `expected` counts the rows that there can be, nodata included.
+        `read_bytes` counts the tiles' blocks as if they were not compressed, and of no tile more than its size.
+        `details` holds `year`, `columns` ([col, row, rows] of the lattice) and `tiles` ([name, uri, size in bytes,
+        etag]).
 
     Raises:
         ConfigError: If the region is empty, or a year or archive does not exist.
@@ -47,7 +50,7 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
                 units=tuple(unit_id(lattice, year, c) for c in shard.columns),
                 chip_size=lattice.chip,
                 expected=sum(c.rows for c in shard.columns) * (4 if config.encode == "quarters" else 1),
-                read_bytes=round(sum(t.size * _block_fraction(lattice, shard, t) for t in touched)),
+                read_bytes=sum(_most_bytes(lattice, shard, t) for t in touched),
                 archive=config.archive,
                 details={
                     "year": year,
@@ -57,10 +60,10 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
             )
 
 
-def _block_fraction(lattice: Lattice, shard: Shard, tile: Tile) -> float:
-    """Return the fraction of a tile's width that a shard reads: the whole blocks that its columns touch."""
+def _most_bytes(lattice: Lattice, shard: Shard, tile: Tile) -> int:
+    """Return the most bytes of a tile that a shard reads: of the whole blocks that its columns touch, uncompressed."""
     left = (tile.corner[0] + 180) * lattice.ppd
     first, last = lattice.x(shard.columns[0].col) - left, lattice.x(shard.columns[-1].col + 1) - left
     west = max(first, 0) // BLOCK_PX * BLOCK_PX
-    east = -(-min(last, lattice.ppd) // BLOCK_PX) * BLOCK_PX
-    return (min(east, lattice.ppd) - west) / lattice.ppd
+    east = min(-(-min(last, lattice.ppd) // BLOCK_PX) * BLOCK_PX, lattice.ppd)
+    return min(tile.size, HEADER_BYTES + (east - west) * lattice.ppd * PIXEL_BYTES)

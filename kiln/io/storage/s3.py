@@ -67,7 +67,8 @@ class S3Store:
             paginator = s3_client(bucket).get_paginator("list_objects_v2")
             for page in paginator.paginate(Bucket=bucket, Prefix=key, **_payer(bucket)):
                 for entry in page.get("Contents", []):
-                    stats[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'))
+                    modified = int(entry["LastModified"].timestamp() * 1e9)
+                    stats[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'), modified)
         return stats
 
     def read_bytes(self, uri: str) -> bytes:

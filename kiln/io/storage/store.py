@@ -16,7 +16,8 @@ class Stat:
     Attributes:
         size: Bytes; -1 where a web server does not give a size.
         etag: ETag without quotes; empty where the store has none, as on a disk.
-        modified: Nanoseconds of the last change of a local file, else 0. Not compared.
+        modified: Nanoseconds since the epoch of the last change of a local file, or of an object in a listing, else 0.
+            Not compared.
     """
 
     size: int

@@ -23,6 +23,8 @@ class RunCommand:
         config: Values of `--config`, as KEY=VALUE.
         options: Other options that belong to the run, as `--profile aws-batch`.
         snakefile: Absolute path of the Snakefile; empty if it is unknown.
+        partitions: Patterns of the partitions that the run is limited to; none takes all.
+        allow_missing: Whether nothing is embedded, and products are made of the shards that are there.
         price_per_hour: Price of one job's machine; None if it is unknown.
     """
 
@@ -30,6 +32,8 @@ class RunCommand:
     config: Sequence[str] = ()
     options: Sequence[str] = field(default_factory=tuple)
     snakefile: str = ""
+    partitions: Sequence[str] = ()
+    allow_missing: bool = False
     price_per_hour: float | None = None
 
     @classmethod
@@ -44,6 +48,11 @@ class RunCommand:
     def write(self, run: str) -> None:
         """Write the command to a run's folder, a path or s3://."""
         storage.write_bytes(storage.join(run, NAME), (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    @property
+    def missing_files(self) -> list[str]:
+        """The files of the command that this machine does not have, as for a run that another one began."""
+        return [path for path in (self.snakefile, *self.config_files) if path and not Path(path).exists()]
 
     def flags(self) -> list[str]:
         """Return the flags of Snakemake. Paths below the working folder are relative to it."""

@@ -2,9 +2,11 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -159,6 +161,22 @@ class ChosenPlans:
     plans: Mapping[str, str]
     notes: Sequence[str]
 
+    def limited(self, patterns: Sequence[str]) -> Self:
+        """Return the partitions that fit a pattern; without patterns, all."""
+        if not patterns:
+            return self
+        shards = {p: names for p, names in self.shards.items() if any(fnmatchcase(p, pattern) for pattern in patterns)}
+        left = len(self.shards) - len(shards)
+        note = [f"the run is limited to {', '.join(patterns)}: {left:,} partitions are left out"] if left else []
+        return replace(self, shards=shards, notes=[*self.notes, *note])
+
+    def existing(self, folder: str, files: Collection[str]) -> Self:
+        """Return the shards that are there, of the partitions that have any."""
+        there = {p: [n for n in names if f"{folder}/{p}/{n}.parquet" in files] for p, names in self.shards.items()}
+        left = sum(map(len, self.shards.values())) - sum(map(len, there.values()))
+        note = [f"the run embeds nothing (allow_missing): {left:,} shards are left out"] if left else []
+        return replace(self, shards={p: names for p, names in there.items() if names}, notes=[*self.notes, *note])
+
 
 def read_folder(
     folder: DatasetFolder,
@@ -167,6 +185,8 @@ def read_folder(
     *,
     exact: bool = False,
     checkpoints: str | None = None,
+    partitions: Sequence[str] = (),
+    allow_missing: bool = False,
 ) -> FolderStatus:
     """Read the status of a folder by its plans: every ledger, the products, and the list of its checkpoints.
 
@@ -176,12 +196,17 @@ def read_folder(
         files: Size and time of all files of the folder.
         exact: Whether a person named these plans.
         checkpoints: Folder of the run's checkpoints.
+        partitions: Patterns of the partitions that the run is limited to; none takes all.
+        allow_missing: Whether the shards that are there are all that the run takes.
     """
-    chosen = choose_plans(folder, plans, files, exact=exact)
+    chosen = choose_plans(folder, plans, files, exact=exact).limited(partitions)
+    if allow_missing:
+        chosen = chosen.existing(f"{folder.uri}/shards", files)
     root = storage.join(checkpoints or join_root(folder.root, f"{CHECKPOINTS}/{folder.run}"), folder.name)
-    checkpoint_partitions = [
+    checkpoint_count = Counter(
         file.removeprefix(f"{root}/").partition("/")[0] for file in list_files(root) if CHECKPOINT.search(file)
-    ]
+    )
+    by_partition = _by_partition(folder.uri, files)
     ledger_of_shard = {
         (partition, shard): ledger_name(file)
         for partition, names in chosen.shards.items()
@@ -195,19 +220,36 @@ def read_folder(
             ledger_of_shard.values(),
         )
         ledgers = dict(zip(ledger_of_shard, summaries, strict=True))
-    partitions = [
+
+        def product_of(partition: str) -> Output:
+            names, own_files = chosen.shards[partition], by_partition.get(partition, {})
+            counts = _sums(ledgers, partition, names)
+            return product_state(folder.uri, folder.path, partition, names, counts, own_files)
+
+        products = dict(zip(chosen.shards, pool.map(product_of, chosen.shards), strict=True))
+    statuses = [
         PartitionStatus(
             name=partition,
             plan=chosen.plans[partition],
             shards=names,
             missing=[shard for shard in names if (partition, shard) not in ledgers],
             ledgers={shard: ledgers[partition, shard] for shard in names if (partition, shard) in ledgers},
-            checkpoints=checkpoint_partitions.count(partition),
-            product=product_state(folder.uri, folder.path, partition, names, _sums(ledgers, partition, names), files),
+            checkpoints=checkpoint_count[partition],
+            product=products[partition],
         )
         for partition, names in chosen.shards.items()
     ]
-    return FolderStatus(folder, partitions, chosen.notes)
+    return FolderStatus(folder, statuses, chosen.notes)
+
+
+def _by_partition(folder: str, files: Mapping[str, storage.Stat]) -> dict[str, dict[str, storage.Stat]]:
+    """Return the files of shards and products of a folder by partition."""
+    by_partition: dict[str, dict[str, storage.Stat]] = {}
+    for uri, stat in files.items():
+        kind, _, inner = uri.removeprefix(f"{folder}/").partition("/")
+        if kind in ("shards", "products"):
+            by_partition.setdefault(inner.partition("/")[0], {})[uri] = stat
+    return by_partition
 
 
 def _sums(ledgers: Mapping[tuple[str, str], LedgerSummary], partition: str, names: Sequence[str]) -> tuple[int, int]:
@@ -232,6 +274,8 @@ def choose_plans(folder: DatasetFolder, plans: Sequence[str], files: Collection[
         name = plan.rpartition("/")[2]
         for partition, names in read_shard_names(plan, files).items():
             if earlier := taken.get(partition):
+                if names == shards[partition]:  # as after a change of settings that decide about no shard
+                    continue
                 if ambiguous:
                     raise ConfigError(
                         f"{folder.uri}: expected one plan of {partition}, got {earlier} and {name}. "

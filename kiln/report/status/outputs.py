@@ -4,15 +4,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from kiln.errors import ConfigError, SourceError
-from kiln.formats.fingerprint import digest
+from kiln.formats.fingerprint import product_digest
 from kiln.io import storage
-from kiln.product.record import product_folder, read_record
+from kiln.product.record import ProductRecord, product_folder, read_record
 
 RECORD = re.compile(r"[0-9a-f]{16}\.json")
 CHECKSUM_BYTES = 1_000_000  # of smaller inputs, Snakemake compares the content, and a newer time alone is no reason
+MAX_CACHED = 100_000  # records whose content is kept while a page is refreshed
 State = Literal["merged", "missing", "outdated", "damaged", "waits"]
 
 
@@ -48,10 +50,10 @@ def product_state(
         partition: The partition.
         shards: Names of its planned shards.
         counts: Chips that its ledgers have, embedded and in all.
-        stats: Size and time of each file of the dataset's folder.
+        stats: Size and time of each file of the partition's shards and products.
     """
     place = f"products/{partition}"
-    known = [digest(identity)[:16] for identity in (shards, [*shards, "--deduplicate"])]
+    known = [product_digest(shards, flags) for flags in ([], ["--deduplicate"])]
     names = {uri.rpartition("/")[2] for uri in stats if uri.rpartition("/")[0] == f"{folder}/{place}"}
     records = [f"{place}/{name}" for name in sorted(names) if RECORD.fullmatch(name)]
     own = [record for record in records if record.removesuffix(".json").rpartition("/")[2] in known]
@@ -62,26 +64,33 @@ def product_state(
         return Output("outdated" if records else "missing", note="of other shards" if records else "")
     record = max(own, key=lambda name: stats[f"{folder}/{name}"].modified or 0)
     written = stats[f"{folder}/{record}"].modified
-    if lost := _losses(f"{folder}/{record}", stats):
+    content = _read(f"{folder}/{record}", stats)
+    lost = _losses(f"{folder}/{record}", content, stats) if content else ["its record cannot be read"]
+    if lost or not content:
         return Output("damaged", f"{path}/{record}", lost[0] + (", and others" if len(lost) > 1 else ""))
     newer = [uri for uri in embedded if written and stats[uri].modified > written]
-    if any(stats[uri].size > CHECKSUM_BYTES for uri in newer) or (newer and _counts(f"{folder}/{record}") != counts):
+    are_large = any(stats[uri].size > CHECKSUM_BYTES for uri in newer)
+    if newer and (are_large or (content.counts["embedded"], content.counts["expected"]) != counts):
         return Output("outdated", f"{path}/{record}", "of older shards")
     return Output("merged", f"{path}/{record}")
 
 
-def _counts(record: str) -> tuple[int, int]:
-    """Return the chips of a product's ledger, embedded and in all."""
-    counts = read_record(record).counts
-    return counts["embedded"], counts["expected"]
-
-
-def _losses(record: str, stats: Mapping[str, storage.Stat]) -> list[str]:
-    """Return what is wrong with the files of a product: each that is not there in its size, or the record."""
+@lru_cache(maxsize=MAX_CACHED)
+def _read_version(record: str, size: int, etag: str, modified: int) -> ProductRecord | None:
+    """Return a product's record, read once for each version of its file; None for a damaged one."""
     try:
-        content = read_record(record)
+        return read_record(record)
     except (ConfigError, SourceError):
-        return ["its record cannot be read"]
+        return None
+
+
+def _read(record: str, stats: Mapping[str, storage.Stat]) -> ProductRecord | None:
+    stat = stats.get(record, storage.Stat(-1))
+    return _read_version(record, stat.size, stat.etag, stat.modified)
+
+
+def _losses(record: str, content: ProductRecord, stats: Mapping[str, storage.Stat]) -> list[str]:
+    """Return what is wrong with the files of a product: each that is not there in its size."""
     product = product_folder(record)
     sizes = {file.name: file.size for file in content.files} | {content.ledger.name: content.ledger.size}
     found = {name: stats.get(f"{product}/{name}") for name in [*sizes, *content.stac]}
@@ -116,15 +125,8 @@ def database_state(run: str, path: str, products: Mapping[str, Output], stats: M
     except (ValueError, KeyError, TypeError):
         return Output("damaged", name, "its record cannot be read")
     for title, product in products.items():
-        if title in held and not (product.state == "merged" and _as_json(f"{root}{product.record}") == held[title]):
+        own = _read(f"{root}{product.record}", stats) if title in held and product.state == "merged" else None
+        if title in held and not (own and own.as_json() == held[title]):
             return Output("outdated", name, f"of an older product: {title}")
     absent = sorted(title for title in products if title not in held)
     return Output("merged", name, f"without {', '.join(absent)}" if absent else "")
-
-
-def _as_json(record: str) -> dict[str, Any]:
-    """Return the content of a product's record, which a database's record repeats; nothing for a damaged one."""
-    try:
-        return read_record(record).as_json()
-    except (ConfigError, SourceError):
-        return {}

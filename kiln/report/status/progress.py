@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from kiln.formats.job_record import JobRecord, JobSums
 from kiln.io.text_table import format_duration, format_energy, format_price
+from kiln.report.costs import DatasetCosts
 from kiln.report.status.run import RunStatus
 
 RECENT_JOBS = 50  # whose pace counts
@@ -26,7 +27,7 @@ class RunProgress:
         is_idle: Whether no job has ended for a long time.
         sums: Sums of all jobs' records.
         price: Price of these jobs; None if no price is known.
-        price_left: Price of the other shards at the jobs' mean; None if it is unknown.
+        price_left: Price of the other shards at the mean of their dataset's jobs; None if it is unknown.
     """
 
     shards: int
@@ -47,8 +48,8 @@ class RunProgress:
         records = [record for costs in run.costs for record in costs.records]
         sums = JobSums.of(records)
         pace = _Pace.of(records, now or datetime.now(UTC))
-        per_hour = run.command.price_per_hour
-        price = None if per_hour is None else sums.wall_s / 3600 * per_hour
+        prices = [costs.price(costs.sums) for costs in run.costs]
+        known = [price for price in prices if price is not None]
         return cls(
             shards=shards,
             done=shards - left,
@@ -57,8 +58,8 @@ class RunProgress:
             seconds_left=left / pace.shards_per_second if pace and left and not pace.is_idle else None,
             is_idle=bool(pace and pace.is_idle),
             sums=sums,
-            price=price,
-            price_left=price / len(records) * left if price is not None and records else None,
+            price=sum(known) if len(known) == len(prices) else None,
+            price_left=_price_left(run),
         )
 
     def text(self) -> str:
@@ -84,7 +85,7 @@ class RunProgress:
 
 @dataclass(frozen=True)
 class _Pace:
-    """The pace of the last jobs, all machines together."""
+    """The pace at which jobs ended lately, all machines together."""
 
     chips_per_second: float
     shards_per_second: float
@@ -92,12 +93,39 @@ class _Pace:
 
     @classmethod
     def of(cls, records: Sequence[JobRecord], now: datetime) -> "_Pace | None":
-        """Return the pace, or None for too few jobs."""
-        recent = sorted(records, key=lambda record: record.ended)[-RECENT_JOBS:]
-        if len(recent) < MIN_JOBS:
+        """Return the pace, or None for too few jobs.
+
+        Jobs that ran together end together, so the window is at least twice as long as the longest job. It does not
+        reach beyond a pause.
+        """
+        ended = sorted(((datetime.fromisoformat(r.ended).timestamp(), r) for r in records), key=lambda pair: pair[0])
+        if len(ended) < MIN_JOBS:
             return None
-        started = min(datetime.fromisoformat(record.started) for record in recent)
-        ended = datetime.fromisoformat(recent[-1].ended)
-        seconds = max((ended - started).total_seconds(), 1.0)
-        idle_s = (now - ended).total_seconds() - max(record.wall_s for record in recent)
-        return cls(sum(record.chips for record in recent) / seconds, len(recent) / seconds, idle_s > IDLE_S)
+        longest_s = max(record.wall_s for _, record in ended[-RECENT_JOBS:])
+        last, first = ended[-1][0], len(ended) - 1
+        while first and ended[first][0] - ended[first - 1][0] <= longest_s + IDLE_S:
+            if last - ended[first - 1][0] > 2 * longest_s and len(ended) - first >= RECENT_JOBS:
+                break
+            first -= 1
+        window = ended[first:]
+        since, counted = window[0][0], window[1:]  # since the first one ended
+        if last - since < longest_s:  # the first jobs alone, which ended almost at once
+            since, counted = min(datetime.fromisoformat(record.started).timestamp() for _, record in window), window
+        if len(window) < MIN_JOBS or last == since:
+            return None
+        seconds, chips = last - since, sum(record.chips for _, record in counted)
+        idle_s = now.timestamp() - last - longest_s
+        return cls(chips / seconds, len(counted) / seconds, idle_s > IDLE_S)
+
+
+def _price_left(run: RunStatus) -> float | None:
+    """Return the price of the missing shards at the mean of their dataset's jobs; None if one has too few jobs."""
+    total, by_name = 0.0, {costs.name: costs for costs in run.costs}
+    for folder in run.folders:
+        costs = by_name.get(folder.folder.name, DatasetCosts("", (), None))
+        left = sum(len(partition.missing) for partition in folder.partitions)
+        price = costs.price(costs.sums)
+        if left and (price is None or len(costs.records) < MIN_JOBS):
+            return None
+        total += left * (price or 0.0) / max(len(costs.records), 1)
+    return total

@@ -114,21 +114,19 @@ class _Work:
     def commands(self, flags: Sequence[str], list_file: str, label: str) -> list[SnakemakeCommand]:
         """Return what embeds missing shards, embeds repaired ones again, makes damaged outputs again, and goes on."""
         commands = []
-        for targets, what, file_label, force in (
-            (self._missing, "missing", "missing", []),
-            (self._failing("retry"), "with failures that a retry may repair", "failed", ["--force"]),
-            (self._failing("unknown"), "with failures whose sources cannot be looked at", "unknown", ["--force"]),
+        force = ["--force"]
+        for targets, thing, what, file_label, forced in (
+            (self._missing, "shard", "missing", "missing", []),
+            (self._failing("retry"), "shard", "with failures that a retry may repair", "failed", force),
+            (self._failing("unknown"), "shard", "with failures whose sources cannot be looked at", "unknown", force),
+            (self._damaged, "output", "with lost files", "damaged", force),
         ):
             if targets:
-                purpose = f"{len(targets):,} {'shard' if len(targets) == 1 else 'shards'} {what}"
                 file = Path(list_file)
                 file = file.with_stem("-".join(word for word in (file.stem, file_label, label) if word))
                 targets_file = str(file) if len(targets) > MAX_INLINE else ""
-                commands.append(SnakemakeCommand(purpose, [*flags, *force], targets, targets_file))
-        if damaged := self._damaged:
-            what = "output" if len(damaged) == 1 else "outputs"
-            purpose = f"{len(damaged):,} {what} with lost files"
-            commands.append(SnakemakeCommand(purpose, [*flags, "--force"], damaged))
+                purpose = f"{len(targets):,} {thing if len(targets) == 1 else f'{thing}s'} {what}"
+                commands.append(SnakemakeCommand(purpose, [*flags, *forced], targets, targets_file))
         if commands or self._is_unfinished:
             purpose = f"{'then ' if commands else ''}carry the results on (products, index)"
             commands.append(SnakemakeCommand(purpose, flags, []))

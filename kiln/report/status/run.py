@@ -1,7 +1,7 @@
 """The status of runs: their datasets' folders, products and database, how they were started, and what they took."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from kiln.errors import ConfigError
@@ -35,6 +35,7 @@ class RunStatus:
         database: State of the explorer database.
         command: How the run was started.
         costs: What the jobs of each folder took.
+        keep_s: Seconds for which the outlooks of failures are kept.
     """
 
     root: str
@@ -43,6 +44,7 @@ class RunStatus:
     database: Output
     command: RunCommand
     costs: Sequence[DatasetCosts] = field(default=())
+    keep_s: float = 0.0
 
     @property
     def uri(self) -> str:
@@ -52,16 +54,20 @@ class RunStatus:
     @cached_property
     def outlooks(self) -> Mapping[Failure, Outlook]:
         """Whether a retry may repair each failure. The sources of failed units are looked at."""
-        return outlooks([(failure, written) for folder in self.folders for _, failure, written in folder.failures()])
+        failures = [(failure, written) for folder in self.folders for _, failure, written in folder.failures()]
+        return outlooks(failures, self.keep_s)
 
 
-def read_status(runs: Sequence[str] = (), plans: Sequence[str] = (), checkpoints: str | None = None) -> list[RunStatus]:
+def read_status(
+    runs: Sequence[str] = (), plans: Sequence[str] = (), checkpoints: str | None = None, keep_s: float = 0.0
+) -> list[RunStatus]:
     """Read the status of runs, or of some plans. Nothing is changed.
 
     Args:
         runs: Folders `results/<run>`, paths or s3://. Without runs and plans, all below `results/` that have a plan.
         plans: Exactly these plans instead of runs, where they lie.
         checkpoints: Folder of the run's checkpoints, if not `checkpoints/<run>` next to `results/`.
+        keep_s: Seconds for which the sources of failed units are not looked at again.
 
     Raises:
         ConfigError: If a folder is not that of a run, has no plan, or several plans have one partition and nothing
@@ -78,12 +84,14 @@ def read_status(runs: Sequence[str] = (), plans: Sequence[str] = (), checkpoints
         folder = DatasetFolder.of(plan.rpartition("/")[0] or ".")
         run = folder.uri.rpartition("/")[0]
         named.setdefault(run, {}).setdefault(folder, []).append(f"{folder.uri}/{plan.rpartition('/')[2]}")
-    return [_read_run(run, named.get(run, {}), checkpoints) for run in dict.fromkeys([*runs, *named])]
+    every = dict.fromkeys([*runs, *named])
+    return [replace(_read_run(run, named.get(run, {}), checkpoints), keep_s=keep_s) for run in every]
 
 
 def _read_run(run: str, named: Mapping[DatasetFolder, list[str]], checkpoints: str | None) -> RunStatus:
     """Return the status of a run, by its plans or by those that a person named."""
     files = list_stats(run)
+    command = RunCommand.read(run) if storage.join(run, NAME) in files else RunCommand()
     by_folder = {DatasetFolder.of(uri): stats for uri, stats in dataset_folders(run, files).items()}
     folders = [
         read_folder(
@@ -92,11 +100,12 @@ def _read_run(run: str, named: Mapping[DatasetFolder, list[str]], checkpoints: s
             stats,
             exact=bool(named),
             checkpoints=checkpoints,
+            partitions=command.partitions,
+            allow_missing=command.allow_missing,
         )
         for folder, stats in by_folder.items()
         if not named or folder in named
     ]
-    command = RunCommand.read(run) if storage.join(run, NAME) in files else RunCommand()
     first = folders[0].folder
     products = {
         f"{folder.folder.name.rpartition('-')[0]} {partition.name}": partition.product
@@ -110,6 +119,6 @@ def _read_run(run: str, named: Mapping[DatasetFolder, list[str]], checkpoints: s
         database=database_state(run, f"results/{first.run}", products, files),
         command=command,
         costs=read_costs(
-            storage.join(run, "runs"), [folder.folder.name for folder in folders], command.price_per_hour or 0.0, files
+            storage.join(run, "runs"), [folder.folder.name for folder in folders], command.price_per_hour, files
         ),
     )

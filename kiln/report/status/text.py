@@ -19,6 +19,7 @@ OUTLOOK_TITLES: Mapping[Outlook, str] = {
     "retry": "What failed and a retry may repair, since the source has changed or the ledger is damaged:",
     "recurs": "What failed and will fail again, since the source is the same:",
     "unknown": "What failed, from sources that cannot be looked at:",
+    "unchecked": "What else failed, from sources that were not looked at:",
 }
 TOTAL_ABOVE = 3  # partitions; more get a row with their total
 
@@ -34,7 +35,7 @@ def status_text(runs: Sequence[RunStatus], groups: Sequence[CommandGroup]) -> st
     for run in runs:
         folders = [table_text(status) for status in run.folders]
         name = [run.uri] if len(runs) > 1 else []
-        ending = f"{database_text(run)}\n{RunProgress.of(run).text()}"
+        ending = "\n".join([database_text(run), RunProgress.of(run).text(), *_command_notes(run)])
         blocks.append("\n\n".join(["\n".join([*name, folders[0]]), *folders[1:], ending]))
     return "\n\n".join(block for block in [*blocks, failures_text(runs), ending_text(runs, groups)] if block)
 
@@ -44,9 +45,17 @@ def ending_text(runs: Sequence[RunStatus], groups: Sequence[CommandGroup]) -> st
     if commands := commands_text(groups):
         return commands
     shards = sum(len(p.shards) for run in runs for folder in run.folders for p in folder.partitions)
-    recurring = sum(1 for run in runs for _ in run.outlooks)
-    failures = f"{recurring:,} units have failures that recur" if recurring else "none with failures"
+    looks = [look for run in runs for look in run.outlooks.values()]
+    unchecked = f", {looks.count('unchecked'):,} that were not looked at" if "unchecked" in looks else ""
+    failures = f"{looks.count('recurs'):,} units have failures that recur{unchecked}" if looks else "none with failures"
     return f"Nothing to do: all {shards:,} shards are done, {failures}; products and database are there."
+
+
+def _command_notes(run: RunStatus) -> list[str]:
+    """Return what a person must know about the commands below."""
+    if missing := run.command.missing_files:
+        return [f"The run was called on a machine that has {', '.join(missing)}; this one does not."]
+    return []
 
 
 def database_text(run: RunStatus) -> str:

@@ -1,11 +1,9 @@
 """What a run took: sums of job records, their price, the written records and the page."""
 
 import json
-import re
 
 import pytest
 
-from kiln.errors import ConfigError
 from kiln.formats.job_record import JobSums, write_job_record
 from kiln.io import storage
 from kiln.io.text_table import format_bytes, format_duration, format_energy, format_price
@@ -28,7 +26,10 @@ def costs_of(*records, name=NAIP, price=2.0):
 
 
 def write_records(runs, name, records):
+    """Write records, and the shards that they are of, next to the folder of the records."""
     for record in records:
+        shard = f"{name}/shards/{record.partition}/{record.shard}.parquet"
+        storage.write_bytes(storage.join(runs.rpartition("/")[0], shard), b"rows")
         write_job_record(storage.join(runs, "jobs", name, record.partition, f"{record.shard}.json"), record)
 
 
@@ -130,7 +131,7 @@ def test_records_of_datasets_are_read_and_their_sums_written(runs):
 
 
 def test_files_that_are_known_are_not_listed_again(runs):
-    files = storage.listing(storage.join(runs, "jobs"))
+    files = storage.listing(runs.rpartition("/")[0])
     assert read_costs(runs, [NAIP, WORLDCOVER], 2.0, files) == read_costs(runs, [NAIP, WORLDCOVER], 2.0)
     without_a = {uri: stat for uri, stat in files.items() if not uri.endswith("/a.json")}
     assert [costs.records for costs in read_costs(runs, [NAIP, WORLDCOVER], 2.0, without_a)] == [RECORDS[1:], []]
@@ -152,12 +153,23 @@ def test_a_record_of_a_later_try_replaces_the_one_that_was_read(runs):
     assert read_costs(runs, [WORLDCOVER], 2.0)[0].records == [later]
 
 
-def test_a_damaged_record_is_named(runs):
+def test_a_record_without_its_shard_does_not_count(runs):
+    storage.delete(storage.join(runs.rpartition("/")[0], f"{NAIP}/shards/va-2016/c.parquet"))
+    assert read_costs(runs, [NAIP], 2.0)[0].records == RECORDS[:2]
+
+
+def test_without_a_price_costs_have_none():
+    costs = costs_of(*RECORDS, price=None)
+    assert costs.price(costs.sums) is None
+    assert costs.as_json()["price"] is None
+    assert page_of(costs).tables[0][1][1][-1] == "unknown"
+
+
+def test_a_damaged_record_is_named_and_left_out(runs, caplog):
     uri = storage.join(runs, "jobs", NAIP, "nd-2019", "b.json")
     storage.write_bytes(uri, storage.read_bytes(uri)[:100])
-    with pytest.raises(ConfigError, match=f"^{re.escape(uri)}: expected the record of a job"):
-        read_costs(runs, [WORLDCOVER, NAIP], 2.0)
-    assert len(read_costs(runs, [WORLDCOVER], 2.0)[0].records) == 1
+    assert [len(costs.records) for costs in read_costs(runs, [WORLDCOVER, NAIP], 2.0)] == [1, 2]
+    assert f"{uri}: expected the record of a job" in caplog.text
 
 
 def test_equal_records_give_equal_files_in_any_order(tmp_path):

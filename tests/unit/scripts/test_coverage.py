@@ -7,6 +7,7 @@ import pytest
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.formats.job_record import write_job_record
+from kiln.io import storage
 from kiln.product.record import read_record
 from kiln.report.costs import read_costs
 from kiln.report.run_page import run_page
@@ -40,6 +41,7 @@ def test_only_some_of_the_flags_of_costs_are_a_usage_error(here, capsys, names):
 def test_costs_are_written_as_a_page_and_as_a_record_of_each_dataset(here):
     record = make_product(here, columns=[Column(0, 0, 2)]).record_file
     write_job_record(f"runs/jobs/{NAME}/2021/s.json", make_job_record(wall_s=7200.0))
+    storage.write_bytes(f"{NAME}/shards/2021/s.parquet", b"rows")
     argv = ["--records", record, "--map", "map.png", "--ledger", "ledger.html"]
     coverage.main(argv)
     assert not (here / "run.html").exists()

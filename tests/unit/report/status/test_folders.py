@@ -17,6 +17,7 @@ from kiln.formats.fingerprint import digest
 from kiln.formats.ledger import ledger_name
 from kiln.io import storage, text_table
 from kiln.product.record import LedgerFile, ProductFile, ProductRecord, write_record
+from kiln.report.status.command import RunCommand
 from tests.support.products import write_shards
 
 FOLDER = "results/sample/worldcover-1a2b3c4d"
@@ -237,12 +238,18 @@ def test_the_plan_written_last_is_used_and_the_others_are_named(here, capsys):
 
 
 def test_two_named_plans_of_one_partition_are_refused(here, capsys):
-    plan, _, _ = write_run(here)
-    Path(f"{FOLDER}/plan-2021-b.jsonl").write_bytes(Path(plan).read_bytes())
+    write_two_plans(here)
     with pytest.raises(SystemExit) as e:
         status.main(["--plans", f"{FOLDER}/plan-2021.jsonl", f"{FOLDER}/plan-2021-b.jsonl"])
     assert e.value.code == 2
     assert "expected one plan of 2021, got plan-2021.jsonl and plan-2021-b.jsonl" in capsys.readouterr().err
+
+
+def write_two_plans(top):
+    """Write a plan of three shards, and another one of one shard in the same partition."""
+    plan, _, _ = write_run(top, columns=GRID[:4])
+    Path(plan).rename(f"{FOLDER}/plan-2021-b.jsonl")
+    write_run(top)
 
 
 def many(top, partitions, shards=1):
@@ -449,14 +456,41 @@ def test_a_run_on_object_storage_is_reported_as_on_a_disk(here, bucket, capsys, 
 
 
 def test_several_plans_on_object_storage_must_be_named(here, bucket, capsys):
-    plan, _, _ = write_run(here)
-    write_outputs()
-    Path(f"{FOLDER}/plan-2021-b.jsonl").write_bytes(Path(plan).read_bytes())
+    write_two_plans(here)
     to_s3(here, bucket)
     with pytest.raises(SystemExit) as e:
         status.main([f"{bucket}/results/sample"])
     assert e.value.code == 2
     assert "Name one with --plans" in capsys.readouterr().err
     out = status_output(capsys, "--plans", f"{bucket}/{FOLDER}/plan-2021-b.jsonl")
-    assert numbers(out, "2021")[:3] == ["3", "3", "0"]
-    assert out.endswith("all 3 shards are done, none with failures; products and database are there.\n")
+    assert numbers(out, "2021")[:3] == ["1", "1", "0"]
+
+
+def test_plans_of_the_same_shards_are_one(here, bucket, capsys):
+    """As after a change of settings that decide about no shard."""
+    plan, _, _ = write_run(here)
+    write_outputs()
+    Path(f"{FOLDER}/plan-2021-b.jsonl").write_bytes(Path(plan).read_bytes())
+    to_s3(here, bucket)
+    for place in ("results/sample", f"{bucket}/results/sample"):
+        out = status_output(capsys, place)
+        assert numbers(out, "2021")[:3] == ["3", "3", "0"]
+        assert out.endswith("all 3 shards are done, none with failures; products and database are there.\n")
+
+
+def test_a_run_is_looked_at_as_it_is_limited(here, capsys):
+    shards = many(here, ["nd-2019", "ks-2020"], shards=2)
+    folder = "results/sample/naip-1a2b3c4d"
+    for name in (shards[1], shards[2]):
+        delete_shard(name, year=name[:7], folder=folder)
+    RunCommand(partitions=["nd-*"]).write("results/sample")
+    out = status_output(capsys)
+    assert numbers(out, "nd-2019")[:3] == ["2", "1", "1"]
+    assert "ks-2020" not in out
+    assert "the run is limited to nd-*: 1 partitions are left out" in out
+    RunCommand(allow_missing=True).write("results/sample")
+    write_product(folder, "nd-2019", shards[:1])
+    out = status_output(capsys)
+    assert numbers(out, "nd-2019") == ["1", "1", "0", "0", "0", "40", "40", "0", "merged"]
+    assert numbers(out, "ks-2020")[:3] == ["1", "1", "0"]
+    assert "the run embeds nothing (allow_missing): 2 shards are left out" in out
