@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from kiln.cli import command_line
 from kiln.errors import ConfigError
-from kiln.io.text_table import aligned
+from kiln.io.text_table import aligned, format_rate
 from kiln.model.identity import PRECISIONS, Precision
 from kiln.model.tuning_file import EncoderSetting, tuning_file, write_rates
 
@@ -38,7 +38,12 @@ def report(speeds: "Sequence[Speed]", device: str, threads: int) -> str:
 
     rows = [["precision", "batch", "chips/s", "Gflop/s", "matrices alone", "fraction"]]
     for s in speeds:
-        rates = [f"{s.chips_per_second:.3g}", f"{s.gflops:,.0f}", f"{s.matrix_gflops:,.0f}", f"{s.matrix_fraction:.0%}"]
+        rates = [
+            format_rate(s.chips_per_second),
+            f"{s.gflops:,.0f}",
+            f"{s.matrix_gflops:,.0f}",
+            f"{s.matrix_fraction:.0%}",
+        ]
         rows.append([s.precision, str(s.batch), *rates])
     choice = best(speeds)
     text = [

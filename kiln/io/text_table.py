@@ -44,3 +44,8 @@ def format_energy(joules: float) -> str:
 def format_price(price: float) -> str:
     """Return a price in any currency with two decimals."""
     return "under 0.01" if 0 < price < 0.005 else f"{price:,.2f}"
+
+
+def format_rate(per_second: float) -> str:
+    """Return a rate with three digits, or all before the point, as `0.605`, `43.9` or `1,250`."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"

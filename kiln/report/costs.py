@@ -11,7 +11,7 @@ from typing import Any
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.job_record import JobRecord, JobSums, read_job_record
 from kiln.io import storage
-from kiln.io.text_table import format_bytes, format_duration, format_energy, format_price
+from kiln.io.text_table import format_bytes, format_duration, format_energy, format_price, format_rate
 from kiln.report import html_page
 from kiln.report.status.folders import MAX_CACHED, MAX_READERS, list_stats
 
@@ -131,7 +131,7 @@ def cost_row(name: str, sums: JobSums, price: float | None) -> list[str]:
     """Return the cells of a row below HEAD."""
     rate, about = sums.chips_per_second, "" if sums.energy_is_measured else "about "
     return [
-        *(name, f"{sums.jobs:,}", f"{sums.chips:,}", "" if rate is None else f"{rate:,.3g}"),
+        *(name, f"{sums.jobs:,}", f"{sums.chips:,}", "" if rate is None else format_rate(rate)),
         *map(format_duration, (sums.encoder_s, sums.reading_s, sums.cpu_s, sums.gpu_s, sums.wall_s)),
         *(format_bytes(sums.network_bytes + sums.disk_bytes), f"{sums.requests:,}"),
         *(

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kiln.io.text_table import format_rate
 from kiln.model.tuning_file import EncoderSetting, read_rates, tuning_file
 
 
@@ -24,7 +25,7 @@ class EncoderRate:
     def text(self) -> str:
         """The rate in words."""
         source = "plan.chips_per_second" if self.is_configured else "kiln tune on this machine"
-        return f"{self.chips_per_second:,.3g} chips/s of the encoder alone ({source}); jobs also start and read"
+        return f"{format_rate(self.chips_per_second)} chips/s of the encoder alone ({source}); jobs also start and read"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kiln.formats.job_record import JobRecord, JobSums
-from kiln.io.text_table import format_duration, format_energy, format_price
+from kiln.io.text_table import format_duration, format_energy, format_price, format_rate
 from kiln.report.costs import DatasetCosts
 from kiln.report.status.run import RunStatus
 
@@ -68,8 +68,7 @@ class RunProgress:
         lines = [f"{percent}%: {self.done:,} of {self.shards:,} shards, {self.chips:,} chips"]
         if self.chips_per_second is not None:
             state = "at last" if self.is_idle or self.seconds_left is None else "now"
-            digits = ",.0f" if self.chips_per_second >= 100 else ".3g"
-            lines.append(f"{self.chips_per_second:{digits}} chips/s {state}, all jobs together")
+            lines.append(f"{format_rate(self.chips_per_second)} chips/s {state}, all jobs together")
         if self.seconds_left is not None:
             lines.append(f"about {format_duration(self.seconds_left)} left at this pace")
         elif self.is_idle and self.done < self.shards:

@@ -13,7 +13,7 @@ from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.records import Unit
 from kiln.io import storage
-from kiln.io.text_table import format_bytes, format_duration
+from kiln.io.text_table import format_bytes, format_duration, format_rate
 from kiln.model.tuning_file import EncoderSetting, tuning_file, write_rates
 from kiln.report import estimate
 from kiln.report.bounds import NOTHING, Bounded
@@ -321,6 +321,13 @@ def test_an_estimate_is_limited_as_the_run_is(here, capsys):
 )  # fmt: skip
 def test_bytes_are_formatted_with_a_unit(size, text):
     assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0.6049, "0.605"), (43.91, "43.9"), (99.96, "100"), (1250.4, "1,250"), (12_345, "12,345")]
+)
+def test_rates_are_formatted_with_three_digits_or_all_before_the_point(rate, text):
+    assert format_rate(rate) == text
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,10 @@ def test_jobs_of_several_machines_add_up():
 @pytest.mark.parametrize("apart", [0, 1 / 60])
 def test_the_first_jobs_of_many_machines_end_almost_at_once(apart):
     """The seconds between their ends are no time in which they ran."""
-    records = [job(0, 10 + n * apart) for n in range(20)]
+    records = [job(n * apart, 10 + n * apart) for n in range(20)]
     found = progress_of(records, minutes=11)
     assert found.chips_per_second == pytest.approx(2000 / (600 + 19 * 60 * apart))
+    assert found.seconds_left == pytest.approx(2 / 20 * (600 + 19 * 60 * apart))
 
 
 def test_jobs_that_end_together_again_and_again_have_the_pace_of_their_rounds():
@@ -105,9 +106,11 @@ def test_only_the_last_jobs_make_the_pace(monkeypatch):
 
 
 def test_the_last_jobs_are_those_of_two_long_ones_at_least(monkeypatch):
-    monkeypatch.setattr(progress, "RECENT_JOBS", 2)
-    short = [job(n, n + 1, chips=10) for n in range(30)]
-    assert progress_of([*short, job(10, 30)], minutes=31).chips_per_second == pytest.approx((29 * 10 + 100) / 1740)
+    """The long one took 20 minutes, so all that ended in the last 40 count, and no more."""
+    monkeypatch.setattr(progress, "RECENT_JOBS", 5)
+    short = [job(n, n + 1, chips=10) for n in range(60)]
+    found = progress_of([*short, job(37, 57.5)], minutes=61)
+    assert found.chips_per_second == pytest.approx((41 * 10 + 100) / (41 * 60))
 
 
 def test_jobs_of_no_time_have_no_pace():
