@@ -51,6 +51,7 @@ rule embed:
 
 onstart:
     from kiln.report.status.command import RunCommand
+    from kiln.workflow.snakemake_adapter import embeds, how_called, remove_default_submission_rate
 
     remove_default_submission_rate(workflow)
     if embeds(workflow):

@@ -9,16 +9,8 @@ from kiln.workflow import commands
 from kiln.workflow.config import check_files, complete_config
 from kiln.workflow.commands import rule_flags, shell_line
 from kiln.workflow.run import Run
-from kiln.workflow.snakemake_adapter import (
-    as_warning,
-    as_workflow_error,
-    embeds,
-    how_called,
-    input_function,
-    jobs_run_here,
-)
-from kiln.workflow.snakemake_adapter import log_job_counts, log_path, or_exit
-from kiln.workflow.snakemake_adapter import remove_default_submission_rate, store_secrets
+from kiln.workflow.snakemake_adapter import as_warning, as_workflow_error, input_function, jobs_run_here
+from kiln.workflow.snakemake_adapter import log_job_counts, log_path, or_exit, store_secrets
 
 IS_MODULE = workflow.modifier.is_module
 if IS_MODULE:  # the rules of the importing workflow keep their shell prefix
