@@ -24,6 +24,9 @@ from kiln.report.status.folders import (
 from kiln.report.status.outputs import Output, database_state
 
 
+SHARED = Output("waits", note="for one config: several fingerprints of a dataset share it")
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """The status of one run.
@@ -116,7 +119,9 @@ def _read_run(run: str, named: Mapping[DatasetFolder, list[str]], checkpoints: s
         root=first.root,
         run=first.run,
         folders=folders,
-        database=database_state(run, f"results/{first.run}", products, files),
+        database=SHARED
+        if len(products) < sum(len(folder.partitions) for folder in folders)
+        else database_state(run, f"results/{first.run}", products, files),
         command=command,
         costs=read_costs(
             storage.join(run, "runs"), [folder.folder.name for folder in folders], command.price_per_hour, files

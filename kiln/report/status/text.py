@@ -48,7 +48,10 @@ def ending_text(runs: Sequence[RunStatus], groups: Sequence[CommandGroup]) -> st
     looks = [look for run in runs for look in run.outlooks.values()]
     unchecked = f", {looks.count('unchecked'):,} that were not looked at" if "unchecked" in looks else ""
     failures = f"{looks.count('recurs'):,} units have failures that recur{unchecked}" if looks else "none with failures"
-    return f"Nothing to do: all {shards:,} shards are done, {failures}; products and database are there."
+    outputs = [p.product for run in runs for folder in run.folders for p in folder.partitions]
+    outputs += [run.database for run in runs]
+    whole = "; products and database are there" if all(output.state == "merged" for output in outputs) else ""
+    return f"Nothing to do: all {shards:,} shards are done, {failures}{whole}."
 
 
 def _command_notes(run: RunStatus) -> list[str]:

@@ -333,6 +333,7 @@ def test_two_fingerprints_have_separate_tables_and_commands(here, capsys):
     assert [x.split()[0] for x in out.splitlines() if "shards  done" in x] == [Path(f).name for f in (FOLDER, other)]
     for name, folder in zip(names, (FOLDER, other), strict=True):
         assert f"{folder}, 1 shard missing:\n  snakemake --cores all -- {shard(name, folder=folder)}\n" in out
+    assert "explorer database waits for one config: several fingerprints of a dataset share it" in out
 
 
 def test_datasets_of_one_config_are_redone_together(here, capsys):
