@@ -23,7 +23,6 @@ from kiln.report.status.folders import (
 )
 from kiln.report.status.outputs import Output, database_state
 
-
 SHARED = Output("waits", note="for one config: several fingerprints of a dataset share it")
 
 
