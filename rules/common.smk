@@ -1,6 +1,6 @@
 # The run that the config describes, and what its jobs take; no rules. The logic is in kiln/workflow.
 import sys
-from functools import partial
+from functools import cache, partial
 
 sys.path.insert(0, CODE)
 

@@ -35,7 +35,7 @@ for dataset in RUN.all_datasets.values():
         name:
             f"embed_{archive.name}"
         input:
-            weights=ancient(partial(weights_of, archive.name)),
+            weights=ancient(weights_of(archive.name)),
         output:
             f"{folder}/shards/{{partition}}/{{shard}}.parquet",
         log:

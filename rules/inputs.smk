@@ -1,9 +1,12 @@
 # Input functions: what rules ask for; no rules. The logic is in kiln/workflow/run.py.
 
 
+SETUP = cache(partial(commands.setup, CODE, IS_MODULE))  # the same for all jobs of this process
+
+
 def setup(wildcards, input):
     """What stands in front of a command. Since it takes `input`, Snakemake never counts its change as a reason to run."""
-    return commands.setup(CODE, IS_MODULE)
+    return SETUP()
 
 
 def require_digest():
@@ -17,14 +20,18 @@ def resolve_plan(name):
     getattr(checkpoints, f"plan_{name}").get()
 
 
-def weights_of(name, wildcards):
+def weights_of(name):
     """The encoder. A checkpoint where shards may exist, or remade weights would cause them to be embedded again."""
-    require_digest()
-    if DRIVER:
-        or_exit(REGIONS.check, name)
-    if RUN.dataset(name).may_have_shards:
-        return checkpoints.encoder_weights.get().output[0]
-    return RUN.weights
+
+    def weights(wildcards):  # Snakemake looks at its signature for each job, which takes twice as long for a partial
+        require_digest()
+        if DRIVER:
+            or_exit(REGIONS.check, name)
+        if RUN.dataset(name).may_have_shards:
+            return checkpoints.encoder_weights.get().output[0]
+        return RUN.weights
+
+    return weights
 
 
 def shards_of(name, wildcards):
