@@ -1,4 +1,4 @@
-# Input functions: what rules ask for; no rules. The logic is in kiln/workflow/run.py.
+# Input functions: what rules ask for; no rules. The logic is in kiln/workflow/run.py and dataset.py.
 
 
 SETUP = cache(partial(commands.setup, CODE, IS_MODULE))  # the same for all jobs of this process

@@ -52,7 +52,7 @@ class RunProgress:
         self._time = self._elapsed = self._busy = 0.0  # since all jobs are known; busy is the sum over running jobs
 
     def expect(self, jobs: Mapping[str, int], more: bool) -> None:
-        """Set the number of jobs of each rule. `more` tells that a checkpoint may add jobs."""
+        """Set the number of jobs of each rule. With `more`, a checkpoint may add jobs."""
         for rule in sorted(self.stages.keys() | jobs.keys()):
             self.stages.setdefault(rule, Stage()).expected = jobs.get(rule, 0)
         self._is_complete = not more

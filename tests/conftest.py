@@ -85,6 +85,27 @@ def serve() -> Iterator[Callable[..., FileServer]]:
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose version was asked for, in order."""
+    uris: list[str] = []
+    stat = storage.stat
+
+    def counted(uri: str) -> storage.Stat | None:
+        uris.append(uri)
+        return stat(uri)
+
+    monkeypatch.setattr(storage, "stat", counted)
+    return uris
+
+
+@pytest.fixture
 def gdal_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make GDAL fail on the first HTTP error, without retries."""
     monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | {"GDAL_HTTP_MAX_RETRY": "0"})

@@ -5,13 +5,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 
 from kiln.aws.array_jobs import Array, EmbedRule, Submission, array_sizes
 from kiln.aws.client import aws_errors, client
 from kiln.aws.environment import NO_IMAGE
 from kiln.errors import ConfigError
-from kiln.formats.plan_file import read_plan
+from kiln.formats.plan_file import read_plan, takes_partition
 from kiln.io import storage
 from kiln.io.text_table import format_bytes
 
@@ -55,7 +54,7 @@ def select_shards(rule: EmbedRule, missing_only: bool, snakemake: str) -> Select
     shards = [
         PlannedShard(line.partition, line.name, line.expected, line.read_bytes)
         for line in read_plan(rule.plan)
-        if not rule.partitions or any(fnmatchcase(line.partition, pattern) for pattern in rule.partitions)
+        if takes_partition(rule.partitions, line.partition)
     ]
     if not shards:
         raise ConfigError(f"{rule.plan}: no shard of these partitions in it. Check the config's filters.")

@@ -4,8 +4,9 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Any
 
 from kiln.errors import ConfigError
@@ -71,6 +72,11 @@ def write_plan(shards: Iterable[ShardPlan], output: str, names: str | None = Non
         if names:
             storage.write_bytes(names, (json.dumps(names_by_partition, indent=0, sort_keys=True) + "\n").encode())
     return sum(map(len, names_by_partition.values())), units
+
+
+def takes_partition(patterns: Sequence[str], partition: str) -> bool:
+    """Return whether a run that is limited to patterns, as `nd-*`, takes a partition. Without patterns it takes all."""
+    return not patterns or any(fnmatchcase(partition, pattern) for pattern in patterns)
 
 
 def read_names(uri: str) -> dict[str, list[str]]:

@@ -13,7 +13,8 @@ from kiln.formats.job_record import JobRecord, JobSums, read_job_record
 from kiln.io import storage
 from kiln.io.text_table import format_bytes, format_duration, format_energy, format_price, format_rate
 from kiln.report import html_page
-from kiln.report.status.folders import MAX_CACHED, MAX_READERS, list_stats
+from kiln.report.status.folders import MAX_READERS, list_stats
+from kiln.report.status.outputs import MAX_CACHED
 
 log = logging.getLogger(__name__)
 HEAD = (

@@ -7,7 +7,6 @@ give rates. `kiln.report.bounds` extrapolates from finished shards to others.
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Self
 
 from kiln.errors import ConfigError
@@ -144,7 +143,7 @@ class Scope:
 
     def takes(self, partition: str) -> bool:
         """Return whether a partition is in the run."""
-        return not self.partitions or any(fnmatchcase(partition, pattern) for pattern in self.partitions)
+        return plan_file.takes_partition(self.partitions, partition)
 
 
 EVERYTHING = Scope()

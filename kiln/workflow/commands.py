@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kiln.model.identity import UNTRAINED
-from kiln.workflow.run import Dataset, Run, section_flags
+from kiln.workflow.dataset import Dataset, section_flags
+from kiln.workflow.run import Run
 
 WEIGHTS, THREADS = "<weights>", "<threads>"
 PARTITION, SHARD, DIGEST = "<partition>", "<shard>", "<digest>"

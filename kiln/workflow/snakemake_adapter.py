@@ -85,7 +85,7 @@ def log_job_counts(workflow: Any) -> None:
     """Give logger plugins the number of jobs of each rule. Snakemake logs it once, before the plans are made.
 
     After each change of the graph, the next record of started jobs gets two attributes: `job_counts`, and `more_jobs`,
-    which tells that a checkpoint may add jobs.
+    which states whether a checkpoint may add jobs.
     """
     counted = (0, 0)
 

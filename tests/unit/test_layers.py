@@ -30,7 +30,7 @@ ABOVE_ALL = {"kiln", "kiln.__main__", "kiln.api"}  # `import kiln` shows the pub
 LIGHT = (  # imported by every dry run and every worker
     *("kiln", "kiln.errors", "kiln.formats.fingerprint", "kiln.archives.registry", "kiln.model.identity"),
     *(f"kiln.archives.{name}.layout" for name in ("worldcover", "naip", "sentinel2")),
-    *("kiln.workflow.run", "kiln.workflow.commands", "kiln.workflow.config"),
+    *(f"kiln.workflow.{name}" for name in ("paths", "dataset", "run", "commands", "config")),
 )
 HEAVY = ("torch", "rasterio", "geopandas", "lancedb", "pyarrow", "numpy", "boto3", "pydantic")
 

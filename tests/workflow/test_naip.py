@@ -13,7 +13,7 @@ import pytest
 import rasterio
 
 from kiln.archives.naip.keys import parse_key
-from kiln.formats.stable_shards import stable_shards
+from kiln.archives.stable_shards import stable_shards
 from kiln.sample.worldcover import make_worldcover
 from tests.support import scenes
 from tests.workflow.conftest import Story

@@ -15,12 +15,12 @@ import pytest
 
 from kiln.archives.sentinel2 import layout
 from kiln.archives.sentinel2.layout import BUCKET, WEB
+from kiln.archives.stable_shards import position
 from kiln.explorer import pictures
 from kiln.explorer.api import open_explorer
 from kiln.explorer.database import ExplorerDatabase
 from kiln.formats.ledger import ledger_name
 from kiln.formats.plan_file import ShardPlan, write_plan
-from kiln.formats.stable_shards import position
 from scripts import embed, plan_units
 from tests.support.inventories import key, keys_of, put, text
 from tests.support.items import FILES, NAME, WrittenItem, write_item

@@ -15,10 +15,10 @@ from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.config import Config
 from kiln.archives.naip.keys import SceneKey, parse_key
+from kiln.archives.stable_shards import stable_shards
 from kiln.errors import ConfigError
 from kiln.formats.bounding_box import BoundingBox, check_bounding_box
 from kiln.formats.plan_file import ShardPlan
-from kiln.formats.stable_shards import stable_shards
 
 MAX_KEY_CHARS = 1024
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from kiln.archives.sentinel2.item_name import ItemFilter
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX, check_item_source
 from kiln.archives.sentinel2.stac_search import read_area, region_of, search
 from kiln.archives.sentinel2.versions import select_items
+from kiln.archives.stable_shards import stable_shards
 from kiln.errors import ConfigError
 from kiln.formats.bounding_box import check_bounding_box
 from kiln.formats.plan_file import ShardPlan
-from kiln.formats.stable_shards import stable_shards
 
 TILE_BYTES = 1_360_000_000  # of a full tile's ten bands and SCL, uncompressed; deflate nearly halves them
 TILES = re.compile(r"(\d{1,2})(?:([C-HJ-NP-X])([A-Z]{2})?)?", re.ASCII)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -19,7 +18,7 @@ from kiln.formats import plan_file
 from kiln.formats.ledger import LEDGER_SCHEMA, ledger_name
 from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
-from kiln.report.status.outputs import Output, product_state
+from kiln.report.status.outputs import MAX_CACHED, Output, product_state
 
 FOLDER = re.compile(r"[a-z0-9]+-[0-9a-f]{8}")  # of a dataset: its name and its fingerprint
 PLAN = re.compile(r"plan-[^/]+\.jsonl(\.gz)?")
@@ -27,7 +26,6 @@ CHECKPOINT = re.compile(r"(?<!\.patches)\.parquet$")
 CHECKPOINTS = "checkpoints"  # folder of the runs' checkpoints, next to results/
 LEDGER_COLUMNS = ["unit_id", "status", "reason", "expected", "embedded", "failed", "source", "etag"]
 MAX_READERS = 8  # ledgers read at a time
-MAX_CACHED = 100_000  # ledgers and records whose content is kept while a page is refreshed
 MAX_NAMED = 3  # partitions named in a note
 
 
@@ -165,7 +163,7 @@ class ChosenPlans:
         """Return the partitions that fit a pattern; without patterns, all."""
         if not patterns:
             return self
-        shards = {p: names for p, names in self.shards.items() if any(fnmatchcase(p, pattern) for pattern in patterns)}
+        shards = {p: names for p, names in self.shards.items() if plan_file.takes_partition(patterns, p)}
         left = len(self.shards) - len(shards)
         note = [f"the run is limited to {', '.join(patterns)}: {left:,} partitions are left out"] if left else []
         return replace(self, shards=shards, notes=[*self.notes, *note])

@@ -14,7 +14,7 @@ from kiln.product.record import ProductRecord, product_folder, read_record
 
 RECORD = re.compile(r"[0-9a-f]{16}\.json")
 CHECKSUM_BYTES = 1_000_000  # of smaller inputs, Snakemake compares the content, and a newer time alone is no reason
-MAX_CACHED = 100_000  # records whose content is kept while a page is refreshed
+MAX_CACHED = 100_000  # ledgers and records whose content is kept while a page is refreshed
 State = Literal["merged", "missing", "outdated", "damaged", "waits"]
 
 

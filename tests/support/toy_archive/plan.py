@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from kiln.archives.stable_shards import stable_shards
 from kiln.errors import ConfigError
 from kiln.formats.plan_file import ShardPlan
-from kiln.formats.stable_shards import stable_shards
 from kiln.io import storage
 from tests.support.toy_archive import ARCHIVE
 from tests.support.toy_archive.config import Config

@@ -26,19 +26,6 @@ def terminal(monkeypatch):
     monkeypatch.setattr(status, "sys", SimpleNamespace(stdout=stdout))
 
 
-@pytest.fixture
-def looked_at(monkeypatch):
-    """The files whose version was asked for, in order."""
-    uris, stat = [], storage.stat
-
-    def counted(uri):
-        uris.append(uri)
-        return stat(uri)
-
-    monkeypatch.setattr(storage, "stat", counted)
-    return uris
-
-
 def stop():
     raise KeyboardInterrupt
 

@@ -33,12 +33,6 @@ JOB = JobRecord(
 )  # fmt: skip
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def line(n, *, units=3, expected=900_000, size=4_000_000_000, partition="2021"):
     ids = tuple(f"u{n}.{i}" for i in range(units))
     return ShardPlan("worldcover", partition, f"s{n}", ids, 512, expected, size, "s3://esa-worldcover-s2")

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from kiln.report.leftovers import delete_leftovers, find_leftovers
 
 DATASET, OTHER, PRODUCT, DATABASE = "naip-1a2b3c4d", "naip-99999999", "0123456789abcdef", "fedcba9876543210"
@@ -34,12 +32,6 @@ LEFTOVERS = [
     f"results/sample/runs/jobs/{DATASET}/nd-2019/b.json",
     f"checkpoints/sample/{OTHER}/nd-2019/b/1.parquet",
 ]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write(files: list[str]) -> None:

@@ -19,12 +19,6 @@ NAME = "worldcover-1a2b3c4d"
 COSTS = {"--run-page": "run.html", "--runs": "runs", "--datasets": NAME, "--price-per-hour": "1.5"}
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize(
     "names", [some for count in (1, 2, 3) for some in combinations(COSTS, count)], ids=lambda names: " ".join(names)
 )

@@ -8,7 +8,8 @@ import yaml
 
 from kiln.archives.registry import archives
 from kiln.errors import ConfigError
-from kiln.workflow.run import Run, section_flags
+from kiln.workflow.dataset import section_flags
+from kiln.workflow.run import Run
 from tests import ROOT
 
 PINNED = {  # fingerprints of the sample's datasets; a change embeds archives again and belongs in CHANGELOG.md

@@ -9,7 +9,7 @@ import pytest
 from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.keys import parse_key
 from kiln.archives.naip.plan import SceneFilter, read_scenes, shard_plans
-from kiln.formats.stable_shards import stable_shards
+from kiln.archives.stable_shards import stable_shards
 from tests.support import plans
 from tests.support.naip_plans import (
     check_counts,

@@ -20,12 +20,6 @@ COMMAND = RunCommand(
 )
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def write_snakefile(name="Snakefile"):
     storage.write_bytes(name, b"")
     return str(Path(name).absolute())

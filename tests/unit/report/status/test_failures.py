@@ -16,25 +16,6 @@ S = 10**9
 UNIT = "naip:nd:2019:m_1"
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def looked_at(monkeypatch):
-    """The files whose version was asked for, in order."""
-    uris, stat = [], storage.stat
-
-    def counted(uri):
-        uris.append(uri)
-        return stat(uri)
-
-    monkeypatch.setattr(storage, "stat", counted)
-    return uris
-
-
 def write_source(name="tiles/a.tif", *, age_s):
     """Write a source that changed so many seconds before the ledger was written."""
     storage.write_bytes(name, b"pixels")

@@ -24,12 +24,6 @@ FOLDER = "results/sample/worldcover-1a2b3c4d"
 GRID = [Column(k, 0, 10) for k in range(12)]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def write_run(top, year=2021, folder=FOLDER, **options):
     """Write shards of four columns each; return the plan, the names and the folder of the shards."""
     (top / folder).mkdir(parents=True, exist_ok=True)

@@ -22,11 +22,9 @@ MERGED_S = 1000  # when the product was merged
 TITLE = "worldcover 2021"
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def _nothing_was_read():
     outputs._read_version.cache_clear()  # by relative path, size and time, which are the same in every test
-    return tmp_path
 
 
 def set_time(path, seconds):

@@ -17,12 +17,7 @@ DAMAGED_LEDGER = Failure("", "the ledger is gone")  # a retry may repair it
 NOT_FINITE = Failure("u", "vector not finite in float16")  # it recurs
 DARK = Failure("u", "dark", "ftp://host/a.tif")  # unknown
 CARRY_ON = "carry the results on (products, index)"
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def commands(*runs, **options):

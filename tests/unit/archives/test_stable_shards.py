@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiln.formats import stable_shards as shards
-from kiln.formats.stable_shards import BITS, position, stable_shards
+from kiln.archives import stable_shards as shards
+from kiln.archives.stable_shards import BITS, position, stable_shards
 
 UNITS = st.sets(st.integers(0, 10**6).map("unit {}".format), max_size=260)
 NOMINAL = st.integers(1, 40)
