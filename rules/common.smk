@@ -1,4 +1,5 @@
 # The run that the config describes, and what its jobs take; no rules. The logic is in kiln/workflow.
+import inspect
 import sys
 from functools import cache, partial
 

@@ -9,6 +9,9 @@ def setup(wildcards, input):
     return SETUP()
 
 
+setup.__signature__ = inspect.signature(setup)  # Snakemake asks for it several times a job
+
+
 def require_digest():
     """Ask for the checkpoint's digest. A dry run, which needs no weights, only logs that it is missing."""
     (as_warning if workflow.dryrun else or_exit)(RUN.require_checkpoint_digest)
@@ -31,6 +34,7 @@ def weights_of(name):
             return checkpoints.encoder_weights.get().output[0]
         return RUN.weights
 
+    weights.__signature__ = inspect.signature(weights)
     return weights
 
 

@@ -1,8 +1,8 @@
 """The folders of a run, as Snakemake knows them, and where they lie on a disk or a store."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RunPaths:
 
     def exists(self, folder: str) -> bool:
         """Return whether a folder may hold files. A store is not asked while the workflow is parsed."""
-        return bool(self.storage_root) or Path(self.relocate(folder)).is_dir()
+        return bool(self.storage_root) or os.path.isdir(self.relocate(folder))  # noqa: PTH112 (called for each job)
 
     def existing_shards(self, folder: str, names: Sequence[str]) -> list[str]:
         """Return those of the named shards that lie in a folder of the run."""
