@@ -33,6 +33,7 @@ from kiln.io import storage
 TABLE = "chips"
 TAG = "ready"
 VECTOR = "vector"
+FOOTPRINT = "geometry"
 METRIC: Final = "cosine"
 PARTITION_ROWS = 8192  # rows of a partition of the vector index, in the mean, as LanceDB makes them
 MIN_PROBES = 20  # partitions that a query looks into
@@ -65,6 +66,7 @@ def chips_schema(dim: int, metadata: Mapping[str, Any]) -> pa.Schema:
             pa.field("cloud_fraction", pa.float32()),
             *(pa.field(n, pa.float64(), nullable=False) for n in ("lon", "lat", "xmin", "ymin", "xmax", "ymax")),
             pa.field("cell", pa.string(), nullable=False),
+            pa.field(FOOTPRINT, pa.binary(), nullable=False),
         ],
         metadata={"kiln": json.dumps(metadata, sort_keys=True)},
     )
@@ -173,6 +175,11 @@ class ExplorerDatabase:
         return any(m.get("untrained") for m in self.metadata.values())
 
     @property
+    def has_footprints(self) -> bool:
+        """Whether the table has the chips' footprints. Tables of Kiln 0.2 and older have boxes only."""
+        return FOOTPRINT in self.table.schema.names
+
+    @property
     def datasets(self) -> list[str]:
         """Names of the datasets, sorted."""
         return sorted(self.metadata)
@@ -194,13 +201,30 @@ class ExplorerDatabase:
         Raises:
             UnknownChipError: The database does not have one of them.
         """
+        rows = self.rows(chip_ids, (*FACTS, VECTOR))
+        return facts_of(rows), vectors_of(rows)
+
+    def rows(self, chip_ids: Sequence[str], columns: Sequence[str]) -> pa.Table:
+        """Return columns of chips, in the order of the ids.
+
+        Args:
+            chip_ids: m ids, without duplicates.
+            columns: The columns to read, `chip_id` among them.
+
+        Returns:
+            m rows.
+
+        Raises:
+            UnknownChipError: The database does not have one of them.
+            TransientError: The database does not answer.
+        """
         condition = f"chip_id IN ({', '.join(map(quote, chip_ids))})" if chip_ids else "false"
         with answers(self.uri):
-            rows = self.table.search().where(condition).limit(max(1, len(chip_ids))).to_arrow()
+            query = self.table.search().where(condition).limit(max(1, len(chip_ids)))
+            rows = query.select(list(columns)).to_arrow()
         places = {chip_id: n for n, chip_id in enumerate(rows["chip_id"].to_pylist())}
         raise_for_unknown([c for c in chip_ids if c not in places])
-        rows = rows.take(pa.array([places[c] for c in chip_ids], pa.int64()))
-        return facts_of(rows), vectors_of(rows)
+        return rows.take(pa.array([places[c] for c in chip_ids], pa.int64()))
 
     def at(self, lon: float, lat: float, chip_filter: ChipFilter = EVERY_CHIP) -> ChipFacts:
         """Return the chip that covers a point: the newest, then the one with the nearest centre, then by id.

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import requests
+import shapely
 from playwright.sync_api import sync_playwright
 
 from kiln.explorer import colours, database, ranking, search
@@ -73,6 +74,7 @@ def generate_chips(rows: int, dim: int, schema: pa.Schema) -> Iterator[pa.Record
             "cloud_fraction": pa.array(rng.uniform(0, 0.5, len(n)), pa.float32()),
             "lon": lon, "lat": lat, "xmin": west, "ymin": south, "xmax": east, "ymax": north,
             "cell": database.cells(lon, lat),
+            "geometry": shapely.to_wkb(shapely.box(west, south, east, north)),
         }  # fmt: skip
         yield pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
 

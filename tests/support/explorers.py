@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import shapely
 
 from kiln.explorer import database
+from kiln.explorer.chips import outline
 from kiln.explorer.filters import EVERY_CHIP, ChipFilter
 
 KILN = {"model": "Clay v1.5", "weights_sha256": "a5" * 32, "embedding": "class", "untrained": False}
@@ -38,14 +40,27 @@ def chip(n: int, lon: float, lat: float, vector: Sequence[float], **facts: Any) 
         "xmax": east,
         "ymax": lat + 0.02,
         "cell": database.cells(np.array([lon]), np.array([lat]))[0],
+        "geometry": shapely.to_wkb(shapely.geometry.shape(outline((west, lat - 0.02, east, lat + 0.02)))),
         **facts,
     }
 
 
-def write(db: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any] | None = None, dim: int = 4) -> str:
-    """Write the rows as a tagged table and return its path. A second call writes the next version."""
+def write(
+    db: Path,
+    rows: Sequence[dict[str, Any]],
+    about: dict[str, Any] | None = None,
+    dim: int = 4,
+    *,
+    footprints: bool = True,
+) -> str:
+    """Write the rows as a tagged table and return its path. A second call writes the next version.
+
+    Without footprints the table is like those of Kiln 0.2.
+    """
     datasets = about if about is not None else {"worldcover": KILN | {"dimensions": dim}}
     schema = database.chips_schema(dim, datasets)
+    if not footprints:
+        schema = schema.remove(schema.get_field_index("geometry"))
     values = [r | {"vector": np.asarray(r["vector"], np.float16)} for r in rows]
     table = database.connect(str(db)).create_table(
         database.TABLE, pa.Table.from_pylist(values, schema=schema), schema=schema, mode="overwrite"

@@ -2,9 +2,9 @@
 
 A build starts from the tagged version, also if a killed build left a newer one. Sources in the database stay, new or
 changed ones are upserted by chip_id, and chips that no source has any more are removed. Sources of other weights or
-settings make a new table. Readers see the old version until the new one is indexed, counted, its recall measured, and
-tagged. Next to the table, `state/<version>.json` records which sources a version holds and what was measured, and
-`state/<version>-colours.json` how its vectors become colours.
+settings make a new table, and so does a table of an older Kiln that lacks a column. Readers see the old version until
+the new one is indexed, counted, its recall measured, and tagged. Next to the table, `state/<version>.json` records
+which sources a version holds and what was measured, and `state/<version>-colours.json` how its vectors become colours.
 """
 
 import json
@@ -75,7 +75,7 @@ class Target:
     def state(self) -> dict[str, Any]:
         """Return the state to record: a version with equal `scope` can grow, one with equal state is finished."""
         kiln = self.schema.metadata[b"kiln"].decode()
-        scope = digest([self.select.years, self.select.bbox, kiln])
+        scope = digest([self.select.years, self.select.bbox, kiln, self.schema.names])
         return {"scope": scope, "products": sorted(list(s.key) for s in self.sources)}
 
 
@@ -86,6 +86,11 @@ class TaggedVersion:
     chips: Table
     version: int
     state: dict[str, Any]
+
+    def missing_columns(self, target: Target) -> list[str]:
+        """Return the columns that it lacks, because an older Kiln built it."""
+        self.chips.checkout(self.version)
+        return [name for name in target.schema.names if name not in self.chips.schema.names]
 
     def holds(self, target: Target) -> bool:
         """Return whether it is what `target` describes."""
@@ -189,6 +194,13 @@ def _bring_up_to_date(connection: lancedb.DBConnection, db: str, target: Target)
     if tagged is not None and tagged.state.get("scope") == target.state()["scope"]:
         chips = _grow(tagged, db, target, ids)
     else:
+        if tagged is not None and (missing := tagged.missing_columns(target)):
+            log.warning(
+                "%s: an older Kiln built it without the column %s; every product is read again, and readers see the "
+                "old version until that is done",
+                db,
+                ", ".join(missing),
+            )
         log.info("%s: a new table of %d products", db, len(target.sources))
         with _reader(target.sources, target) as reader:
             mode = "create" if chips is None else "overwrite"

@@ -23,7 +23,7 @@ from kiln.io import storage
 
 BATCH_ROWS = 2048
 ID_COLUMNS = ("chip_id", "bbox", "year", "datetime")  # columns that decide which rows are selected
-UNUSED = ("geometry", "sources", "crs")  # columns of products that the explorer table does not have
+UNUSED = ("sources", "crs")  # columns of products that the explorer table does not have
 KINDS = ("class", "mean")
 
 

@@ -21,12 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyproj
-import shapely
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, SourceError
+from kiln.explorer.build.published_geometry import boxes_of, footprints_of, geometries_of
 from kiln.explorer.build.published_sets import PublishedSet
-from kiln.formats import embeddings_file
 from kiln.formats.fingerprint import digest
 from kiln.formats.geoparquet import BBOX
 from kiln.formats.parquet import parquet_errors, read_batches
@@ -108,7 +107,8 @@ class PublishedFile:
             raise SourceError(
                 f"{self.uri}: expected vectors of {self.dim} numbers as in the first file, got {vectors.shape[1]}."
             )
-        boxes, has_place = boxes_of(batch[facts.geometry], facts.project, self.uri)
+        shapes = geometries_of(batch[facts.geometry], facts.project, self.uri)
+        boxes, has_place = boxes_of(shapes, self.uri)
         reasons = {
             "the vector is missing, not finite or beyond float16": ~has_vector,
             "no geometry": has_vector & ~has_place,
@@ -128,6 +128,7 @@ class PublishedFile:
             {
                 "chip_id": pa.array(self._ids(batch, rows, first)),
                 "embeddings": pa.FixedSizeListArray.from_arrays(values, self.dim),
+                "geometry": footprints_of(shapes[keep], boxes[keep]),
                 "bbox": pa.StructArray.from_arrays([pa.array(boxes[keep, i]) for i in range(4)], fields=list(BBOX)),
                 "year": year,
                 "datetime": times,
@@ -221,40 +222,6 @@ def floats(column: pa.Array, uri: str) -> tuple[NDArray[np.float16], Mask]:
         values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
         vectors[is_valid] = values.astype(np.float16).reshape(-1, dim) if dim else vectors[is_valid]
     return vectors, is_valid & np.isfinite(vectors).all(axis=1) & (dim > 0)
-
-
-def boxes_of(column: pa.Array, project: pyproj.Transformer | None, uri: str) -> tuple[NDArray[np.float64], Mask]:
-    """Return boxes of geometries, and which have a place.
-
-    Args:
-        column: n geometries as WKB.
-        project: Projects them to degrees; None: they are in degrees.
-        uri: The file, for messages.
-
-    Returns:
-        Boxes [n, 4] in degrees, west > east across the antimeridian, and the mask [n].
-
-    Raises:
-        SourceError: A geometry is not WKB, or not in degrees once projected.
-    """
-    column = column.storage if isinstance(column, pa.ExtensionArray) else column
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise SourceError(f"{uri}: expected WKB geometries, got {column.type}.")
-    try:
-        shapes = shapely.from_wkb(np.array(column.to_pylist(), dtype=object))
-    except shapely.errors.GEOSException as e:
-        raise SourceError(f"{uri}: expected WKB geometries, got others ({e}).") from e
-    if project is not None:
-        shapes = shapely.transform(shapes, lambda xy: np.column_stack(project.transform(*xy.T)))
-    has_place = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
-    boxes = np.full((len(shapes), 4), np.nan)
-    boxes[has_place] = embeddings_file.bounding_boxes(shapes[has_place])
-    if (np.abs(boxes[has_place]) > [180 + 1e-6, 90 + 1e-6] * 2).any() or not np.isfinite(boxes[has_place]).all():
-        raise SourceError(f"{uri}: expected geometries in degrees, or a CRS in the metadata, got neither.")
-    for n in np.flatnonzero(boxes[:, 2] - boxes[:, 0] > 180):  # the footprint was drawn the long way round
-        lon = shapely.get_coordinates(shapes[n])[:, 0]
-        boxes[n, [0, 2]] = lon[lon > 0].min(), lon[lon <= 0].max()
-    return boxes, has_place
 
 
 def _time(text: str, uri: str) -> datetime:

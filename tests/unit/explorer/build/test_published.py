@@ -89,6 +89,10 @@ def rows_of(*files):
     return pa.Table.from_batches([b for f in files for b in f.read()])
 
 
+def footprints_of(rows):
+    return shapely.from_wkb(rows["geometry"].to_pylist())
+
+
 # ------------------------------------------------------------------------------------------------------- layouts
 
 
@@ -107,6 +111,7 @@ def test_clays_worldcover_files_are_read(tmp_path, write):
     assert set(rows["datetime"].to_pylist()) == {datetime(2020, 6, 1, tzinfo=UTC)}
     west, south, east, north = boxes(1, -125 + 12 * 0.05)[0].bounds
     assert rows["bbox"][0].as_py() == {"xmin": west, "ymin": south, "xmax": east, "ymax": north}
+    assert shapely.equals(footprints_of(rows)[:5], boxes(5, -125 + 12 * 0.05)).all()
     assert rows["source"][0].as_py() == files[0].uri
     assert rows["item_id"][0].as_py() == "worldcover_embeddings_2020_12_v002"
     assert rows["nodata_fraction"].null_count == 10
@@ -146,6 +151,7 @@ def test_earth_index_points_are_places_without_extent(tmp_path):
     assert rows["chip_id"].to_pylist() == ["ei:36LXK_0", "ei:36LXK_1", "ei:36LXK_2"]
     lon, lat = embeddings_file.box_centres(rows["bbox"].combine_chunks())
     assert (lon.tolist(), lat.tolist()) == ([30.5, 31.5, 32.5], [-10.25] * 3)
+    assert footprints_of(rows).tolist() == points
     assert rows["year"].to_pylist() == [2024] * 3
     assert rows["datetime"].null_count == 3
 
@@ -184,6 +190,9 @@ def test_a_footprint_drawn_the_long_way_round_crosses_the_antimeridian(tmp_path)
     major_tom(tmp_path / "a.parquet", vectors(2), [ring, *boxes(1)])
     rows = rows_of(*files_of("mt", tmp_path, layout="major-tom"))
     assert rows["bbox"][0].as_py() == {"xmin": 179.9, "ymin": 0, "xmax": -179.9, "ymax": 1}
+    before, after = shapely.get_parts(footprints_of(rows)[0])
+    assert before.equals(shapely.box(179.9, 0, 180, 1))
+    assert shapely.hausdorff_distance(after, shapely.box(-180, 0, -179.9, 1)) < 1e-9
     lon, _ = embeddings_file.box_centres(rows["bbox"].combine_chunks())
     assert abs(abs(lon[0]) - 180) < 1e-9
 
@@ -194,6 +203,7 @@ def test_footprints_in_metres_are_converted_to_degrees(tmp_path):
     rows = rows_of(*files_of("x", tmp_path, layout="earth-index"))
     assert rows["bbox"][0].as_py()["xmin"] == pytest.approx(-125, abs=1e-3)
     assert rows["bbox"][0].as_py()["ymax"] == pytest.approx(50, abs=1e-3)
+    assert shapely.hausdorff_distance(footprints_of(rows), boxes(2)).max() < 1e-6
 
 
 def test_metres_without_a_crs_are_refused(tmp_path):
