@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -146,3 +147,9 @@ def test_modules_of_a_dry_run_import_nothing_heavy(module):
 
 def test_scripts_are_thin():
     assert {p.name: n for p in (ROOT / "scripts").glob("*.py") if (n := len(p.read_text().splitlines())) >= 100} == {}
+
+
+def test_every_unit_test_is_collected(pytestconfig):
+    skipped = pytestconfig.getini("norecursedirs")
+    folders = {f for p in (ROOT / "tests/unit").rglob("test_*.py") for f in p.relative_to(ROOT).parts[:-1]}
+    assert [f for f in sorted(folders) if any(fnmatch(f, pattern) for pattern in skipped)] == []
