@@ -21,6 +21,7 @@ from kiln.explorer import results
 from kiln.explorer.api import Explorer, open_explorer
 from kiln.explorer.contact_sheet import find_example, read_services, write_contact_sheet
 from kiln.explorer.filters import ChipFilter
+from kiln.explorer.footprints import Footprints
 from kiln.explorer.matrix_cache import default_cache
 from kiln.explorer.search import METHODS, Query, SearchResult
 from kiln.formats.bounding_box import check_bounding_box
@@ -116,24 +117,24 @@ def query_of(args: argparse.Namespace) -> Query:
     )
 
 
-def print_result(result: SearchResult, output_format: str) -> None:
-    """Print a result as table, json or geojson."""
+def print_result(result: SearchResult, output_format: str, footprints: Footprints | None) -> None:
+    """Print a result as table, json or geojson; geojson needs the footprints of its chips."""
     if output_format == "table":
         print(results.as_text(result.reference, result.hits))
         return
-    if output_format == "json":
-        value = results.as_json(result.reference, result.hits)
+    if footprints is not None and output_format == "geojson":
+        value = results.as_geojson(result.hits, footprints, reference=result.reference)
     else:
-        value = results.as_geojson(result.hits, reference=result.reference)
+        value = results.as_json(result.reference, result.hits)
     json.dump(value, sys.stdout, indent=1)
     print()
 
 
-def write_parquet(path: str, explorer: Explorer, result: SearchResult, *, embeddings: bool) -> None:
-    """Write a result as GeoParquet, atomically."""
+def write_parquet(path: str, explorer: Explorer, result: SearchResult, footprints: Footprints, vectors: bool) -> None:
+    """Write a result as GeoParquet, atomically; with its vectors if they are asked for."""
     with storage.atomic(path) as partial:
-        vectors = result.vectors if embeddings else None
-        results.write_geoparquet(partial, result.hits, explorer.metadata, vectors)
+        embeddings = result.vectors if vectors else None
+        results.write_geoparquet(partial, result.hits, footprints, explorer.metadata, embeddings)
     log.info("%s: %d chips", path, len(result.hits))
 
 
@@ -159,9 +160,12 @@ def main(argv: list[str] | None = None) -> None:
             log.info("%s", result.note)
         if explorer.database.untrained:
             log.warning("UNTRAINED weights: these similarities are a demonstration")
-        print_result(result, args.format)
-        if args.parquet:
-            write_parquet(args.parquet, explorer, result, embeddings=args.embeddings)
+        footprints = None  # read once, and only for outputs that have them
+        if args.format == "geojson" or args.parquet:
+            footprints = explorer.footprints((result.reference, *(hit.chip for hit in result.hits)))
+        print_result(result, args.format, footprints)
+        if args.parquet and footprints is not None:
+            write_parquet(args.parquet, explorer, result, footprints, args.embeddings)
         if args.png:
             write_contact_sheet(args.png, result, services, untrained=explorer.database.untrained)
 

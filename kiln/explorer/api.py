@@ -12,6 +12,7 @@ from kiln.explorer import results
 from kiln.explorer.chips import ChipFacts
 from kiln.explorer.database import ExplorerDatabase
 from kiln.explorer.filters import ChipFilter, parse_area
+from kiln.explorer.footprints import Footprints, read_footprints
 from kiln.explorer.matrix import Matrix
 from kiln.explorer.matrix_cache import default_cache, open_matrix
 from kiln.explorer.search import Query, SearchResult, needs_matrix, search
@@ -76,6 +77,10 @@ class Explorer:
         """Return the facts of a chip. Raise UnknownChipError (a ConfigError) if the database does not have it."""
         return self.database.chips([chip_id])[0][0]
 
+    def footprints(self, chips: Iterable[ChipFacts]) -> Footprints:
+        """Return the footprints of chips of the database, or their boxes with a warning if it has none."""
+        return read_footprints(self.database, chips)
+
     def find(self, query: Query) -> SearchResult:
         """Answer a query; open the matrix only if the query needs it. Raise what `kiln.explorer.search` raises."""
         matrix = self.matrix if needs_matrix(query) or "matrix" in self.__dict__ else None
@@ -125,10 +130,11 @@ class Explorer:
             apart_km: Minimum distance between results in km.
 
         Returns:
-            At most k rows, best first, without the marked chips. Geometry: the chips' boxes, EPSG:4326. Columns:
+            At most k rows, best first, without the marked chips. Geometry: the chips' footprints, EPSG:4326. Columns:
             chip_id, rank (from 1), dataset, item_id, source, year, datetime (UTC), nodata_fraction, cloud_fraction,
             similarity (cosine for `mean`; about 1 for a like and -1 for a dislike for `linear`), lon and lat of the
-            centre.
+            centre, and footprint: `exact`, or `box` if the database has no footprints and the geometry is the box
+            around one.
 
         Raises:
             ConfigError: An unknown chip or dataset, a place that no chip covers, or an argument out of range.
@@ -157,7 +163,7 @@ class Explorer:
         result = self.find(query)
         if result.note:
             log.info("%s", result.note)
-        return results.to_geodataframe(result.hits)
+        return results.to_geodataframe(result.hits, self.footprints(hit.chip for hit in result.hits))
 
 
 def _strings(values: str | Iterable[str]) -> tuple[str, ...]:

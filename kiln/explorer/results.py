@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kiln.errors import ConfigError
 from kiln.explorer.chips import ChipFacts, Hit, outline
+from kiln.explorer.footprints import Footprints
 from kiln.explorer.matrix import BOX, Matrix, Rows
 from kiln.formats import geoparquet
 
@@ -40,12 +41,13 @@ def as_json(reference: ChipFacts, hits: Sequence[Hit]) -> dict[str, Any]:
 
 
 def as_geojson(
-    hits: Sequence[Hit], *, reference: ChipFacts | None = None, vectors: Vectors | None = None
+    hits: Sequence[Hit], footprints: Footprints, *, reference: ChipFacts | None = None, vectors: Vectors | None = None
 ) -> dict[str, Any]:
-    """Return a FeatureCollection of the hits' boxes, in order, with their rank.
+    """Return a FeatureCollection of the hits' footprints, in order, with their rank.
 
     Args:
         hits: m hits.
+        footprints: Those of the hits, and of the reference.
         reference: A chip to add as rank 0.
         vectors: The hits' vectors [m, D], to add as lists `embeddings`.
     """
@@ -57,14 +59,18 @@ def as_geojson(
         properties.insert(0, {"rank": 0, **reference.to_json()})
     features = []
     for values in properties:
-        bbox = values.pop("bbox")
-        feature = {"type": "Feature", "id": values["chip_id"], "bbox": bbox, "geometry": outline(bbox)}
-        features.append({**feature, "properties": values})
+        chip_id, bbox = values["chip_id"], values.pop("bbox")
+        geometry = shapely.geometry.mapping(footprints.geometries[chip_id])
+        feature = {"type": "Feature", "id": chip_id, "bbox": bbox, "geometry": geometry}
+        features.append({**feature, "properties": {**values, "footprint": footprints.kind}})
     return {"type": "FeatureCollection", "features": features}
 
 
 def outlines(matrix: Matrix, rows: Rows) -> dict[str, Any]:
-    """Return a FeatureCollection of the boxes of rows, with chip_id, dataset and year."""
+    """Return a FeatureCollection of the boxes of rows, with chip_id, dataset and year.
+
+    They are for the map and come from memory, so they are boxes and not footprints, which only the table has.
+    """
     boxes = np.stack([np.round(matrix[n][rows], 7) for n in BOX], axis=1).tolist()
     names = (matrix.ids(rows), matrix["dataset"][rows].tolist(), matrix["year"][rows].tolist())
     features = [
@@ -78,19 +84,21 @@ def outlines(matrix: Matrix, rows: Rows) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
 
 
-def to_table(hits: Sequence[Hit], vectors: Vectors | None = None) -> pa.Table:
+def to_table(hits: Sequence[Hit], footprints: Footprints, vectors: Vectors | None = None) -> pa.Table:
     """Return hits as an Arrow table.
 
     Args:
         hits: m hits, best first.
+        footprints: Those of the hits.
         vectors: The hits' vectors [m, D], to add as column `embeddings`.
 
     Returns:
         Columns chip_id, rank, dataset, item_id, source, year, datetime, nodata_fraction, cloud_fraction, similarity,
-        lon, lat, bbox (struct) and geometry (WKB), and `embeddings` (float16 list of one length).
+        lon, lat, footprint (`exact` or `box`), bbox (struct) and geometry (WKB), and `embeddings` (float16 list of one
+        length).
     """
     chips = [hit.chip for hit in hits]
-    geometries = [shapely.geometry.shape(outline(chip.bbox)) for chip in chips]
+    geometries = [footprints.geometries[chip.chip_id] for chip in chips]
     boxes = [dict(zip(BOX, chip.bbox, strict=True)) for chip in chips]
     columns: dict[str, pa.Array] = {
         "chip_id": pa.array([c.chip_id for c in chips], pa.string()),
@@ -105,8 +113,9 @@ def to_table(hits: Sequence[Hit], vectors: Vectors | None = None) -> pa.Table:
         "similarity": pa.array([hit.similarity for hit in hits], pa.float32()),
         "lon": pa.array([c.lon for c in chips], pa.float64()),
         "lat": pa.array([c.lat for c in chips], pa.float64()),
+        "footprint": pa.array([footprints.kind] * len(chips), pa.string()),
         "bbox": pa.array(boxes, geoparquet.BBOX),
-        "geometry": pa.array([shapely.to_wkb(g) for g in geometries], pa.binary()),
+        "geometry": pa.array([shapely.to_wkb(g, byte_order=1) for g in geometries], pa.binary()),
     }
     if vectors is not None:
         flat = pa.array(np.ascontiguousarray(vectors, np.float16).ravel())
@@ -115,35 +124,40 @@ def to_table(hits: Sequence[Hit], vectors: Vectors | None = None) -> pa.Table:
 
 
 def write_geoparquet(
-    path: Path, hits: Sequence[Hit], metadata: Mapping[str, Any], vectors: Vectors | None = None
+    path: Path,
+    hits: Sequence[Hit],
+    footprints: Footprints,
+    metadata: Mapping[str, Any],
+    vectors: Vectors | None = None,
 ) -> None:
     """Write hits as GeoParquet 1.1.
 
     Args:
         path: The file.
         hits: m hits, best first.
+        footprints: Those of the hits.
         metadata: The database's `kiln` metadata by dataset.
         vectors: The hits' vectors [m, D], to add as column `embeddings`.
     """
-    table = to_table(hits, vectors)
+    table = to_table(hits, footprints, vectors)
     boxes = [hit.chip.bbox for hit in hits]
     bounds = [math.inf] * 4
     if boxes:
         bounds = [*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3))]
     if any(west > east for west, _, east, _ in boxes):
         bounds[0], bounds[2] = -180.0, 180.0
-    types = {outline(box)["type"] for box in boxes}
+    types = {footprints.geometries[hit.chip.chip_id].geom_type for hit in hits}
     geo = geoparquet.geo_metadata("geometry", types, bounds, covering=True)
     table = table.replace_schema_metadata({"geo": json.dumps(geo), "kiln": json.dumps(metadata, sort_keys=True)})
     pq.write_table(table, path, compression="zstd", compression_level=3)
 
 
-def to_geodataframe(hits: Sequence[Hit]) -> "gpd.GeoDataFrame":
-    """Return hits as a GeoDataFrame in EPSG:4326: the columns of `to_table` without `bbox`, boxes as geometry."""
+def to_geodataframe(hits: Sequence[Hit], footprints: Footprints) -> "gpd.GeoDataFrame":
+    """Return hits as a GeoDataFrame in EPSG:4326: the columns of `to_table` without `bbox`, footprints as geometry."""
     import geopandas as gpd
     import pandas as pd
 
-    table = to_table(hits)
+    table = to_table(hits, footprints)
     frame = table.drop_columns(["bbox", "geometry"]).to_pandas(types_mapper={pa.int16(): pd.Int16Dtype()}.get)
     return gpd.GeoDataFrame(frame, geometry=shapely.from_wkb(table["geometry"].to_pylist()), crs="EPSG:4326")
 

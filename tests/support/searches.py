@@ -1,12 +1,18 @@
 """`kiln search` over small databases: run it, and compute its results with NumPy."""
 
+import json
+
 import numpy as np
 import pytest
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.cli import search
 from kiln.explorer.build import Select, build
-from tests.support.products import WORLD, chip_at, random_vectors
+from kiln.formats import embeddings_file
+from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
+from kiln.formats.records import Unit
+from tests.support.chips import make_chip
+from tests.support.products import WORLD, YEAR, chip_at, merge_shards, random_vectors, shard_metadata
 
 SIDE = 512 / 12000
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
@@ -18,6 +24,24 @@ def build_database(folder, *products):
     """Index the products in `folder`; return the path of the database."""
     build([m.record_file for m in products], [m.uri for m in products], str(folder / "db"), Select())
     return str(folder / "db")
+
+
+def build_scene_database(run, grid):
+    """Write a product `p` with record `p.json` of the chips of a scene's first row, and its database `db`.
+
+    Return the footprints by chip_id from west to east.
+    """
+    footprints = grid.footprints()[0][0]
+    chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
+    kiln = shard_metadata(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
+    with embeddings_file.ShardWriter(run / "s.parquet", embeddings_file.schema(8, "float32", [YEAR], kiln)) as out:
+        out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((len(chips), 8), np.float32)})
+    entry = LedgerEntry(Unit("sentinel2:s", len(chips), "s3://b/i", "e"), embedded=len(chips))
+    write_ledger(run / "s.ledger.parquet", ledger_table([entry]))
+    record = merge_shards(["s"], run, run / "p")
+    (run / "p.json").write_text(json.dumps(record))
+    build([str(run / "p.json")], [str(run / "p")], str(run / "db"), Select())
+    return {c.chip_id: c.footprint for c in chips}
 
 
 def search_output(capsys, db, *args):

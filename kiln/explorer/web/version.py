@@ -13,6 +13,7 @@ from kiln.explorer import results
 from kiln.explorer.chips import UnknownChipError, time_text
 from kiln.explorer.database import ExplorerDatabase
 from kiln.explorer.filters import ChipFilter
+from kiln.explorer.footprints import BOXES_ONLY, read_footprints
 from kiln.explorer.matrix import BOX, NO_TIME, Matrix, moment
 from kiln.explorer.matrix_cache import open_matrix
 from kiln.explorer.search import Query, SearchResult, search
@@ -55,12 +56,13 @@ class Version:
     def export(self, query: Query, file_format: str, embeddings: bool) -> bytes:
         """Return the results of a search as a file, GeoJSON or GeoParquet. Raises ConfigError or TransientError."""
         result = self.search(query)
+        footprints = read_footprints(self.db, (hit.chip for hit in result.hits))
         vectors = result.vectors if embeddings else None
         if file_format == "geojson":
-            return to_json(results.as_geojson(result.hits, vectors=vectors))
+            return to_json(results.as_geojson(result.hits, footprints, vectors=vectors))
         with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
             path = Path(folder) / "similar.parquet"
-            results.write_geoparquet(path, result.hits, self.db.metadata, vectors)
+            results.write_geoparquet(path, result.hits, footprints, self.db.metadata, vectors)
             return path.read_bytes()
 
     def chip(self, chip_id: str) -> dict[str, Any]:
@@ -74,7 +76,7 @@ class Version:
         return self.matrix.facts([self.matrix.at(lon, lat, self._mask(where))])[0].to_json()
 
     def outlines(self, bbox: Bounds, where: ChipFilter) -> dict[str, Any]:
-        """Return the outlines of the chips within a box as GeoJSON; `{"too_many": n}` above MAX_OUTLINES."""
+        """Return the boxes of the chips within a box as GeoJSON; `{"too_many": n}` above MAX_OUTLINES."""
         rows = np.empty(0, np.int64)
         if len(self.matrix):
             rows = self.matrix.in_view(bbox, self._mask(where))
@@ -101,7 +103,7 @@ def to_json(value: Any) -> bytes:
 
 
 def _summary(db: ExplorerDatabase, matrix: Matrix) -> dict[str, Any]:
-    """Return rows, dimensions, bounds and an example; for each dataset years, rows, bounds, dates and model."""
+    """Return rows, dimensions, bounds, an example and the note of exports; years, rows, bounds, ... of each dataset."""
     datasets = []
     for code, dataset in enumerate(matrix.datasets):
         rows = np.flatnonzero(matrix["dataset"] == code)
@@ -123,6 +125,7 @@ def _summary(db: ExplorerDatabase, matrix: Matrix) -> dict[str, Any]:
         "rows": len(matrix),
         "dimensions": matrix.vectors.shape[1],
         "untrained": db.untrained,
+        "export_note": "" if db.has_footprints else BOXES_ONLY,
         "datasets": datasets,
         "bounds": _bounds(matrix, np.arange(len(matrix))) if len(matrix) else None,
         "example": _example(matrix) if len(matrix) else None,

@@ -22,7 +22,7 @@ def explorer(opened, tmp_path):
     return open_explorer(opened[0].uri, tmp_path / "cache")
 
 
-def test_a_search_gives_boxes_with_facts_best_first(explorer, opened):
+def test_a_search_gives_footprints_with_facts_best_first(explorer, opened):
     (like,) = marks(opened[1], 1, 1)
     frame = explorer.search(like, k=12)
     assert isinstance(frame, gpd.GeoDataFrame)
@@ -32,10 +32,11 @@ def test_a_search_gives_boxes_with_facts_best_first(explorer, opened):
     assert like not in set(frame.chip_id)
     assert list(frame.columns) == [
         "chip_id", "rank", "dataset", "item_id", "source", "year", "datetime", "nodata_fraction", "cloud_fraction",
-        "similarity", "lon", "lat", "geometry",
+        "similarity", "lon", "lat", "footprint", "geometry",
     ]  # fmt: skip
     chip = explorer.chip(frame.chip_id[0])
     assert frame.geometry[0].bounds == chip.bbox
+    assert set(frame.footprint) == {"exact"}
     assert (frame.year[0], frame.datetime[0], frame.dataset[0]) == (chip.year, chip.datetime, "worldcover")
     assert (frame.bounds.minx < frame.lon).all()
     assert (frame.lon < frame.bounds.maxx).all()
@@ -75,7 +76,7 @@ def test_a_search_without_a_hit_is_an_empty_frame(explorer, opened, caplog):
     assert "The filters leave no chip; the data lie within -125.00" in caplog.text
 
 
-def test_a_chip_across_the_antimeridian_is_two_boxes_and_unknown_years_are_missing(tmp_path):
+def test_a_chip_across_the_antimeridian_is_in_two_parts_and_unknown_years_are_missing(tmp_path):
     rows = [explorers.chip(n, lon, 0, [1, n, 0, 0], year=year) for n, (lon, year) in
             enumerate([(0, 2021), (180, None)])]  # fmt: skip
     frame = open_explorer(explorers.write(tmp_path / "db", rows)).search("test:00000")

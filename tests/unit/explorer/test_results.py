@@ -1,16 +1,20 @@
 """Chips as GeoJSON, and sets of marks."""
 
 import pytest
+import shapely
 
 from kiln.errors import ConfigError
-from kiln.explorer.chips import ChipFacts, Hit
+from kiln.explorer.chips import ChipFacts, Hit, outline
+from kiln.explorer.footprints import Footprints
 from kiln.explorer.results import as_geojson, read_marks
 
 
 def test_a_box_over_the_antimeridian_is_exported_in_two_parts():
     chip = ChipFacts("a", "toy", 2021, None, "item", "a.tif", 0.0, None, 180.0, 1.5, (179.9, 1.0, -179.9, 2.0))
-    (feature,) = as_geojson([Hit(chip, 0.5)])["features"]
-    assert feature["properties"]["rank"] == 1
+    footprints = Footprints({"a": shapely.geometry.shape(outline(chip.bbox))}, "box")
+    (feature,) = as_geojson([Hit(chip, 0.5)], footprints)["features"]
+    assert (feature["properties"]["rank"], feature["properties"]["footprint"]) == (1, "box")
+    assert feature["bbox"] == [179.9, 1.0, -179.9, 2.0]
     assert feature["geometry"]["type"] == "MultiPolygon"
     assert [p[0][0][0] for p in feature["geometry"]["coordinates"]] == [179.9, -180.0]
 

@@ -31,6 +31,7 @@ def test_about_describes_the_database(web):
     assert about["bounds"] == dataset["bounds"]
     assert (about["methods"], about["max_results"], about["max_outlines"]) == (["mean", "linear"], 500, 20000)
     assert about["base_map"] is None
+    assert about["export_note"] == ""
     assert web.get("/api/chip", params={"id": about["example"]}).json()["year"] == 2021
     assert web.get("/api/version").json() == {"version": about["version"], "problem": None}
 
