@@ -319,6 +319,7 @@ function listen() {
   $("open-help").addEventListener("click", () => $("help").showModal());
   $("open-export").addEventListener("click", () => {
     say("export-error", "");
+    say("export-note", about.export_note);
     $("export").showModal();
   });
   $("export-cancel").addEventListener("click", () => $("export").close());
