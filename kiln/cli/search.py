@@ -11,11 +11,9 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from kiln.cli import command_line
+from kiln.cli import command_line, filter_flags
 from kiln.errors import ConfigError
 from kiln.explorer import results
 from kiln.explorer.api import Explorer, open_explorer
@@ -30,21 +28,6 @@ from kiln.io import storage
 log = logging.getLogger(__name__)
 
 
-def degrees(count: int) -> Callable[[str], tuple[float, ...]]:
-    """Return a parser of `count` numbers with commas between them."""
-
-    def parse(text: str) -> tuple[float, ...]:
-        try:
-            values = tuple(float(v) for v in text.split(","))
-        except ValueError:
-            values = ()
-        if len(values) != count:
-            raise argparse.ArgumentTypeError(f"expected {count} numbers with commas between them, got {text!r}")
-        return values
-
-    return parse
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     p = command_line.parser(__doc__, "kiln search")
@@ -52,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     query = p.add_argument_group("what the results should be like")
     first = query.add_mutually_exclusive_group()
     first.add_argument("--chip", metavar="ID", help="a chip")
-    first.add_argument("--at", type=degrees(2), metavar="LON,LAT", help="the newest chip that covers this point")
+    first.add_argument(
+        "--at", type=filter_flags.degrees(2), metavar="LON,LAT", help="the newest chip that covers this point"
+    )
     first.add_argument("--example", action="store_true", help="a chip that makes a good example")
     query.add_argument("--like", metavar="ID", action="append", default=[], help="a chip (may be repeated)")
     query.add_argument("--dislike", metavar="ID", action="append", default=[], help="a chip to avoid (may be repeated)")
@@ -61,14 +46,8 @@ def parser() -> argparse.ArgumentParser:
     query.add_argument("--apart", type=float, default=0.0, metavar="KM", help="minimum distance between results")
     query.add_argument("-k", type=int, default=10, help="number of results")
     filters = p.add_argument_group("filters of the results")
-    filters.add_argument("--year", type=int, action="append", default=[], help="of this year (may be repeated)")
     filters.add_argument("--dataset", action="append", default=[], help="of this dataset (may be repeated)")
-    filters.add_argument("--bbox", type=degrees(4), metavar="W,S,E,N", help="with the centre in this box, degrees")
-    filters.add_argument("--area", metavar="FILE", help="with the centre in this GeoJSON polygon")
-    filters.add_argument("--from", dest="first_day", metavar="DAY", help="acquired on this day or later")
-    filters.add_argument("--to", dest="last_day", metavar="DAY", help="acquired on this day or earlier")
-    filters.add_argument("--max-nodata", type=float, metavar="FRACTION", help="with at most this fraction of nodata")
-    filters.add_argument("--max-cloud", type=float, metavar="FRACTION", help="with at most this fraction of cloud")
+    filter_flags.add_filters(filters, bbox="with the centre in this box", area="with the centre in this area")
     output = p.add_argument_group("output")
     output.add_argument("--format", choices=("table", "json", "geojson"), default="table", help="of standard output")
     output.add_argument("--parquet", metavar="FILE", help="also write the results as GeoParquet")
@@ -79,14 +58,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def read_geojson(path: str, option: str) -> Any:
-    """Return the content of a JSON file. Raise ConfigError, naming the option, for another file."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (ValueError, OSError) as e:
-        raise ConfigError(f"{option}: expected a GeoJSON file, got {path} ({e}).") from e
-
-
 def chip_filter_of(args: argparse.Namespace) -> ChipFilter:
     """Return the filters of the command's options."""
     return ChipFilter.from_json(
@@ -94,7 +65,7 @@ def chip_filter_of(args: argparse.Namespace) -> ChipFilter:
             "years": args.year,
             "datasets": args.dataset,
             "bbox": list(check_bounding_box(args.bbox)) if args.bbox else None,
-            "area": read_geojson(args.area, "--area") if args.area else None,
+            "area": filter_flags.read_geojson(args.area, "--area") if args.area else None,
             "from": args.first_day,
             "to": args.last_day,
             "max_nodata": args.max_nodata,
@@ -105,7 +76,7 @@ def chip_filter_of(args: argparse.Namespace) -> ChipFilter:
 
 def query_of(args: argparse.Namespace) -> Query:
     """Return the search of the command's options."""
-    likes, dislikes = results.read_marks(read_geojson(args.marks, "--marks")) if args.marks else ((), ())
+    likes, dislikes = results.read_marks(filter_flags.read_geojson(args.marks, "--marks")) if args.marks else ((), ())
     return Query(
         likes=(*([args.chip] if args.chip else []), *likes, *args.like),
         dislikes=(*dislikes, *args.dislike),

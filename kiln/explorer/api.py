@@ -11,11 +11,12 @@ from kiln.errors import ConfigError
 from kiln.explorer import results
 from kiln.explorer.chips import ChipFacts
 from kiln.explorer.database import ExplorerDatabase
-from kiln.explorer.filters import ChipFilter, parse_area
+from kiln.explorer.filters import MAX_VERTICES, ChipFilter
 from kiln.explorer.footprints import Footprints, read_footprints
 from kiln.explorer.matrix import Matrix
 from kiln.explorer.matrix_cache import default_cache, open_matrix
 from kiln.explorer.search import Query, SearchResult, needs_matrix, search
+from kiln.formats.area import parse_area
 from kiln.formats.bounding_box import check_bounding_box
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Explorer:
                 first_day=first_day,
                 last_day=last_day,
                 bbox=None if bbox is None else check_bounding_box(bbox),
-                area=None if area is None else parse_area(getattr(area, "__geo_interface__", area)),
+                area=None if area is None else parse_area(getattr(area, "__geo_interface__", area), MAX_VERTICES),
                 max_nodata=max_nodata,
                 max_cloud=max_cloud,
             ),

@@ -6,18 +6,19 @@ No text of a request reaches a query: dates, numbers and names are parsed here, 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date
 from typing import Any
 
 import numpy as np
 import shapely
-import shapely.geometry
 from numpy.typing import NDArray
-from shapely.errors import GEOSException
 
 from kiln.errors import ConfigError
 from kiln.explorer.matrix import NO_TIME, Matrix
+from kiln.formats.area import parse_area
 from kiln.formats.bounding_box import BoundingBox, Bounds
+from kiln.formats.days import day_bounds, parse_day
+from kiln.io.text_table import shorten
 
 MAX_VERTICES = 10_000  # of an area
 MAX_NAMES = 200  # datasets or years of a filter
@@ -70,18 +71,18 @@ class ChipFilter:
             ConfigError: An unknown name, or a value out of range.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"filters: expected an object, got {_short(values)}.")
+            raise ConfigError(f"filters: expected an object, got {shorten(values)}.")
         known = {"datasets", "years", "from", "to", "bbox", "area", "max_nodata", "max_cloud"}
         if unknown := sorted(set(values) - known):
-            raise ConfigError(f"filters: expected some of {', '.join(sorted(known))}, got {_short(unknown[0])}.")
+            raise ConfigError(f"filters: expected some of {', '.join(sorted(known))}, got {shorten(unknown[0])}.")
         given = {name: value for name, value in values.items() if value is not None}
         return cls(
             datasets=tuple(sorted({_name(v) for v in _list(given.get("datasets", []), "datasets")})),
             years=tuple(sorted({_year(v) for v in _list(given.get("years", []), "years")})),
-            first_day=_day(given["from"], "from") if "from" in given else None,
-            last_day=_day(given["to"], "to") if "to" in given else None,
+            first_day=parse_day(given["from"], "from") if "from" in given else None,
+            last_day=parse_day(given["to"], "to") if "to" in given else None,
             bbox=parse_box(given["bbox"]) if "bbox" in given else None,
-            area=parse_area(given["area"]) if "area" in given else None,
+            area=parse_area(given["area"], MAX_VERTICES) if "area" in given else None,
             max_nodata=_number(given["max_nodata"], "max_nodata") if "max_nodata" in given else None,
             max_cloud=_number(given["max_cloud"], "max_cloud") if "max_cloud" in given else None,
         )
@@ -102,13 +103,7 @@ class ChipFilter:
     def check_datasets(self, known: Sequence[str]) -> None:
         """Raise ConfigError for a dataset that is not among those of a database."""
         if unknown := sorted(set(self.datasets) - set(known)):
-            raise ConfigError(f"filters: expected a dataset of {', '.join(known)}, got {_short(unknown[0])!r}.")
-
-    def _times(self) -> tuple[datetime | None, datetime | None]:
-        """Return the first moment, and the moment that is too late."""
-        first, last = (None if d is None else datetime(d.year, d.month, d.day, tzinfo=UTC)
-                       for d in (self.first_day, self.last_day))  # fmt: skip
-        return first, last + timedelta(days=1) if last else None
+            raise ConfigError(f"filters: expected a dataset of {', '.join(known)}, got {shorten(unknown[0])!r}.")
 
     def sql(self) -> str | None:
         """Return the condition for LanceDB; None: no condition. An area is replaced by its bounding box."""
@@ -117,7 +112,7 @@ class ChipFilter:
             terms.append(f"year IN ({', '.join(str(int(y)) for y in self.years)})")
         if self.datasets:
             terms.append(f"dataset IN ({', '.join(map(quote, self.datasets))})")
-        first, too_late = self._times()
+        first, too_late = day_bounds(self.first_day, self.last_day)
         terms += [f"datetime >= timestamp '{first:%Y-%m-%d} 00:00:00'"] if first else []
         terms += [f"datetime < timestamp '{too_late:%Y-%m-%d} 00:00:00'"] if too_late else []
         for column, limit in (("nodata_fraction", self.max_nodata), ("cloud_fraction", self.max_cloud)):
@@ -136,7 +131,7 @@ class ChipFilter:
             passes.append(np.isin(matrix["dataset"], [matrix.datasets.index(d) for d in self.datasets]))
         if self.years:
             passes.append(np.isin(matrix["year"], self.years))
-        first, too_late = self._times()
+        first, too_late = day_bounds(self.first_day, self.last_day)
         if first:
             passes.append(matrix["time"] >= int(first.timestamp() * 1000))
         if too_late:
@@ -203,12 +198,12 @@ def parse_box(value: Any) -> Bounds:
     """
     numbers = [_number(v, "bbox") for v in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(numbers) != 4:
-        raise ConfigError(f"bbox: expected west, south, east, north in degrees, got {_short(value)}.")
+        raise ConfigError(f"bbox: expected west, south, east, north in degrees, got {shorten(value)}.")
     west, south, east, north = numbers
     south, north = max(south, -90.0), min(north, 90.0)
     if south >= north or abs(west) > 1080 or abs(east) > 1080 or (west == east):
         raise ConfigError(
-            f"bbox: expected west, south, east, north in degrees with south < north, got {_short(value)}."
+            f"bbox: expected west, south, east, north in degrees with south < north, got {shorten(value)}."
         )
     if east - west >= 360:
         return -180.0, south, 180.0, north
@@ -216,62 +211,15 @@ def parse_box(value: Any) -> Bounds:
     return (west, south, east, north) if west != east else (-180.0, south, 180.0, north)
 
 
-def parse_area(value: Any) -> shapely.Geometry:
-    """Parse a GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection into one geometry in degrees.
-
-    Raises:
-        ConfigError: No polygon, a ring that is not closed or crosses itself, or too many vertices.
-    """
-    shapes = [_polygon(g) for g in _geometries(value)]
-    if not shapes:
-        raise ConfigError("area: expected a polygon, got none.")
-    if (count := sum(shapely.get_num_coordinates(s) for s in shapes)) > MAX_VERTICES:
-        raise ConfigError(f"area: expected at most {MAX_VERTICES} vertices, got {count}. Simplify it.")
-    area = shapes[0] if len(shapes) == 1 else shapely.union_all(shapes)
-    west, south, east, north = area.bounds
-    if west < -180 or east > 180 or south < -90 or north > 90:
-        raise ConfigError(
-            "area: expected longitudes from -180 to 180 and latitudes from -90 to 90, got others. "
-            "Write an area across the antimeridian as a MultiPolygon of two parts (RFC 7946, 3.1.9)."
-        )
-    return area
-
-
-def _geometries(value: Any) -> list[Any]:
-    """Return the geometries of a GeoJSON object."""
-    kind = value.get("type") if isinstance(value, Mapping) else None
-    if kind == "FeatureCollection" and isinstance(value.get("features"), list):
-        return [g for f in value["features"] for g in _geometries(f)]
-    if kind == "Feature":
-        return _geometries(value.get("geometry"))
-    if kind in ("Polygon", "MultiPolygon"):
-        return [value]
-    raise ConfigError(f"area: expected a GeoJSON Polygon or MultiPolygon, got {_short(kind or value)}.")
-
-
-def _polygon(value: Mapping[str, Any]) -> shapely.Geometry:
-    """Return a GeoJSON geometry as a valid polygon. Raise ConfigError for another."""
-    try:
-        shape = shapely.geometry.shape(value)
-        is_valid, why = shapely.is_valid(shape), shapely.is_valid_reason(shape)
-    except (GEOSException, ValueError, TypeError, KeyError, IndexError, AttributeError) as e:
-        raise ConfigError(f"area: expected coordinates of a {value['type']}, got others ({_short(str(e))}).") from e
-    if shape.is_empty:
-        raise ConfigError(f"area: expected a polygon, got an empty {value['type']}.")
-    if not is_valid or not all(map(math.isfinite, shape.bounds)):
-        raise ConfigError(f"area: expected a valid polygon, got one with a defect ({why}).")
-    return shapely.force_2d(shape)
-
-
 def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list) or len(value) > MAX_NAMES:
-        raise ConfigError(f"filters: expected {name} as a list of at most {MAX_NAMES}, got {_short(value)}.")
+        raise ConfigError(f"filters: expected {name} as a list of at most {MAX_NAMES}, got {shorten(value)}.")
     return value
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 100:
-        raise ConfigError(f"filters: expected a dataset's name, got {_short(value)}.")
+        raise ConfigError(f"filters: expected a dataset's name, got {shorten(value)}.")
     return value
 
 
@@ -281,26 +229,12 @@ def _number(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{name}: expected a number, got {_short(value)}.")
+        raise ConfigError(f"{name}: expected a number, got {shorten(value)}.")
     return number
 
 
 def _year(value: Any) -> int:
     number = _number(value, "years")
     if number != int(number) or not 0 < number < 10_000:
-        raise ConfigError(f"filters: expected a year such as 2021, got {_short(value)}.")
+        raise ConfigError(f"filters: expected a year such as 2021, got {shorten(value)}.")
     return int(number)
-
-
-def _day(value: Any, name: str) -> date:
-    try:
-        return date.fromisoformat(value[:10] if isinstance(value, str) and value[10:11] in ("", "T") else "")
-    except ValueError:
-        raise ConfigError(f"filters: expected {name} as a day such as 2021-06-30, got {_short(value)}.") from None
-
-
-def _short(value: Any) -> str:
-    """Return the beginning of a value as printable text."""
-    text = repr(value) if not isinstance(value, str) else value
-    clean = "".join(c if c.isprintable() else " " for c in text[:80])
-    return clean + ("..." if len(text) > 80 else "") or "nothing"

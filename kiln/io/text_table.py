@@ -1,6 +1,7 @@
 """Tables for terminals and logs."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,), rule: bool = False) -> list[str]:
@@ -49,3 +50,10 @@ def format_price(price: float) -> str:
 def format_rate(per_second: float) -> str:
     """Return a rate with three digits, or all before the point, as `0.605`, `43.9` or `1,250`."""
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
+def shorten(value: Any) -> str:
+    """Return the beginning of a value as printable text, for errors."""
+    text = repr(value) if not isinstance(value, str) else value
+    clean = "".join(c if c.isprintable() else " " for c in text[:80])
+    return clean + ("..." if len(text) > 80 else "") or "nothing"

@@ -7,11 +7,9 @@ import pytest
 
 from kiln.errors import ConfigError
 from kiln.explorer.database import ExplorerDatabase
-from kiln.explorer.filters import MAX_VERTICES, ChipFilter, parse_area, parse_box
+from kiln.explorer.filters import MAX_VERTICES, ChipFilter, parse_box
 from kiln.explorer.matrix_cache import open_matrix
 from tests.support import explorers
-
-SQUARE = {"type": "Polygon", "coordinates": [[[-10, 40], [10, 40], [10, 50], [-10, 50], [-10, 40]]]}
 
 
 @pytest.fixture(scope="module")
@@ -108,44 +106,11 @@ def test_quotes_stay_inside_their_literal(world):
     assert world[0].table.search().where(chip_filter.sql()).limit(10).to_list() == []
 
 
-@pytest.mark.parametrize(
-    "area",
-    [
-        None, 3, "Polygon", [], {}, {"type": "Point", "coordinates": [0, 0]}, {"type": "Polygon"},
-        {"type": "Polygon", "coordinates": 3}, {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]},
-        {"type": "Polygon", "coordinates": []},
-        {"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [1, 0], ["a", 0]]]},
-        {"type": "Polygon", "coordinates": [[[0, 0], [2, 2], [2, 0], [0, 2], [0, 0]]]},
-        {"type": "Polygon", "coordinates": [[[170, 0], [190, 0], [190, 5], [170, 0]]]},
-        {"type": "Polygon", "coordinates": [[[0, 0], [1e400, 0], [1, 5], [0, 0]]]},
-        {"type": "FeatureCollection", "features": []}, {"type": "FeatureCollection", "features": [3]},
-        {"type": "Feature", "geometry": None}, {"type": "GeometryCollection", "geometries": [SQUARE]},
-    ],
-)  # fmt: skip
-def test_geojson_without_an_area_is_refused(area):
-    with pytest.raises(ConfigError, match="area"):
-        parse_area(area)
-
-
-def test_features_and_collections_are_areas_too():
-    feature = {"type": "Feature", "geometry": SQUARE, "properties": {}}
-    other = {"type": "MultiPolygon", "coordinates": [[[[20, 0], [21, 0], [21, 1], [20, 0]]]]}
-    assert parse_area(SQUARE).equals(parse_area(feature))
-    assert parse_area(
-        {"type": "FeatureCollection", "features": [feature, {"type": "Feature", "geometry": other}]}
-    ).area == (pytest.approx(200.5))
-
-
-def test_too_many_vertices_are_refused():
-    import math
-
-    def circle(n):
-        ring = [[math.cos(2 * math.pi * k / n), math.sin(2 * math.pi * k / n)] for k in range(n)]
-        return {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
-
-    assert parse_area(circle(MAX_VERTICES - 1)).is_valid
-    with pytest.raises(ConfigError, match="Simplify"):
-        parse_area(circle(MAX_VERTICES))
+def test_an_area_of_too_many_vertices_is_refused():
+    ring = [[n / MAX_VERTICES, 0] for n in range(MAX_VERTICES)]
+    area = {"type": "Polygon", "coordinates": [[*ring, [0.5, 1], ring[0]]]}
+    with pytest.raises(ConfigError, match=f"expected at most {MAX_VERTICES} vertices"):
+        ChipFilter.from_json({"area": area})
 
 
 def test_an_address_gives_the_same_filters_as_json():
