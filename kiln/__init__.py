@@ -5,6 +5,7 @@
     shards = kiln.plan("naip", manifest="manifest.txt", states=["nd"])
     result = kiln.embed(kiln.open_source(shards[0]), weights="clay.safetensors", output="shard.parquet")
     chips = kiln.read_product("results/conus/naip-1a2b3c4d/products/nd-2019/0123456789abcdef")
+    kiln.export("results/conus/naip-1a2b3c4d/products/nd-2019/0123456789abcdef.json", "chips.gpkg")
     explorer = kiln.open_explorer("s3://bucket/results/conus/explorer")
 
 `import kiln` registers the archives and imports nothing heavy: a name is imported when it is first used.
@@ -23,14 +24,20 @@ if TYPE_CHECKING:
     from kiln.engine.options import EmbedOptions
     from kiln.explorer.api import open_explorer
     from kiln.formats.plan_file import ShardPlan
+    from kiln.product.export import ExportResult
+    from kiln.product.export import export_chips as export
     from kiln.product.read import read_product
+    from kiln.product.row_filter import RowFilter
 
 __all__ = [
     "EmbedOptions",
+    "ExportResult",
+    "RowFilter",
     "ShardPlan",
     "ShardResult",
     "__version__",
     "embed",
+    "export",
     "open_explorer",
     "open_source",
     "plan",
@@ -38,9 +45,12 @@ __all__ = [
 ]
 _PUBLIC = {  # module and attribute by public name
     "EmbedOptions": ("kiln.engine.options", "EmbedOptions"),
+    "ExportResult": ("kiln.product.export", "ExportResult"),
+    "RowFilter": ("kiln.product.row_filter", "RowFilter"),
     "ShardPlan": ("kiln.formats.plan_file", "ShardPlan"),
     "ShardResult": ("kiln.engine.job", "ShardResult"),
     "embed": ("kiln.engine.job", "embed_shard"),
+    "export": ("kiln.product.export", "export_chips"),
     "open_explorer": ("kiln.explorer.api", "open_explorer"),
     "open_source": ("kiln.api", "open_source"),
     "plan": ("kiln.api", "plan"),

@@ -13,7 +13,7 @@ COMMANDS = {  # subcommand: module with `main(argv)`, one line for `kiln --help`
     "status": ("kiln.cli.status", "show how far a run is, and what failed"),
     "tune": ("kiln.cli.tune", "measure this machine, recommend precision and batch size"),
     "compare": ("kiln.cli.compare", "compare the vectors of two files of the same chips"),
-    "export": ("kiln.cli.export", "write a product in the published layout of its archive"),
+    "export": ("kiln.cli.export", "write chips to GeoParquet, GeoPackage, GeoJSON, CSV or NumPy"),
     "aws up": ("kiln.cli.aws.up", "create or update the AWS stack that runs need"),
     "aws image": ("kiln.cli.aws.image", "build Kiln's image, push it, and set it in the stack"),
     "aws env": ("kiln.cli.aws.env", "print the stack's values as `export` lines"),

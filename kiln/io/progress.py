@@ -15,12 +15,13 @@ class Progress:
 
     Attributes:
         total: Chips that are expected.
+        action: What happens to chips, for their rate: `embedded`, or `read`.
         done: Chips that are embedded, skipped or failed.
         embedded: Chips that were encoded.
     """
 
-    def __init__(self, total: int, label: str) -> None:
-        self.total, self.label = total, label
+    def __init__(self, total: int, label: str, action: str = "embedded") -> None:
+        self.total, self.label, self.action = total, label, action
         self.done = self.embedded = self._resumed = 0
         self._start = self._logged = time.monotonic()
         self._bar = None
@@ -32,14 +33,14 @@ class Progress:
         self.done += done
         self.embedded += embedded
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self.rate:.1f} embedded/s", refresh=False)
+            self._bar.set_postfix_str(f"{self.rate:.1f} {self.action}/s", refresh=False)
             self._bar.update(done)
         elif (now := time.monotonic()) - self._logged >= LOG_INTERVAL_S:
             self._logged = now
             seconds_left = (self.total - self.done) * (now - self._start) / max(self.done - self._resumed, 1)
             log.info(
-                "%s: %d of %d chips (%.0f%%), %.1f embedded/s, %s left",
-                self.label, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate,
+                "%s: %d of %d chips (%.0f%%), %.1f %s/s, %s left",
+                self.label, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate, self.action,
                 _duration(seconds_left),
             )  # fmt: skip
 

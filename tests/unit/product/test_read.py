@@ -151,7 +151,7 @@ def test_damaged_and_missing_parts_are_named(product, tmp_path):
     record = tmp_path.with_suffix(".json")
     record.write_bytes(Path(product.record_file).read_bytes())
     part.unlink()
-    with pytest.raises(SourceError, match=r"part-0000.parquet: expected a part of a product, got no file"):
+    with pytest.raises(SourceError, match=r"part-0000.parquet: expected a Parquet file of chips, got no file"):
         read_product(record)
 
 

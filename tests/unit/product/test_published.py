@@ -14,7 +14,7 @@ from kiln.archives.worldcover.lattice import Column
 from kiln.cli import export as export_command
 from kiln.errors import ConfigError
 from kiln.io import storage
-from kiln.product.export import export_product
+from kiln.product.published import export_published
 from tests.support.products import WORLD, chip_at, make_product, random_vectors, shard_metadata
 
 COLUMNS = [Column(k, 0, 40) for k in (0, 1, 7, 1358)]
@@ -35,7 +35,7 @@ def product(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(product, tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    export_command.main(["--record", product.record_file, "--out", str(folder), "--version", "002"])
+    export_command.main([product.record_file, "--out", str(folder), "--format", "published", "--version", "002"])
     return folder
 
 
@@ -45,7 +45,7 @@ def test_files_are_named_as_the_published_ones(exported):
 
 
 def test_the_version_is_part_of_the_name(product, tmp_path):
-    names = export_product(product.record_file, str(tmp_path), version="017")
+    names = export_published(product.record_file, str(tmp_path), version="017")
     assert names[0] == "worldcover_embeddings_2021_0_v017.gpq"
     assert names == [f"worldcover_embeddings_2021_{k}_v017.gpq" for k in (0, 1, 7, 1358)]  # west to east
 
@@ -105,13 +105,13 @@ def test_vectors_and_footprints_are_the_products(exported):
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_the_type_of_the_vectors_is_kept(tmp_path, store):
     product = make_product(tmp_path, columns=COLUMNS[:2], kiln=shard_metadata(vector_dtype=store))
-    (name, _) = export_product(product.record_file, str(tmp_path / "exported"))
+    (name, _) = export_published(product.record_file, str(tmp_path / "exported"))
     kind = pq.read_schema(tmp_path / "exported" / name).field("embeddings").type
     assert kind.value_type == {"float32": pa.float32(), "float16": pa.float16()}[store]
 
 
 def test_equal_products_give_equal_files(product, exported, tmp_path):
-    export_product(product.record_file, str(tmp_path))
+    export_published(product.record_file, str(tmp_path))
     for path in exported.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
@@ -120,7 +120,7 @@ def test_quarters_are_refused(tmp_path, capsys):
     lattice = {"chip_size": 512, "pixels_per_degree": 12000, "encode": "quarters"}
     product = make_product(tmp_path, columns=COLUMNS[:2], kiln=shard_metadata(lattice=lattice))
     with pytest.raises(SystemExit) as e:
-        export_command.main(["--record", product.record_file, "--out", str(tmp_path / "exported")])
+        export_command.main([product.record_file, "--out", str(tmp_path / "exported"), "--format", "published"])
     assert e.value.code == 2
     assert "embedded in quarters" in capsys.readouterr().err
     assert not (tmp_path / "exported").exists()
@@ -130,12 +130,12 @@ def test_another_dataset_is_refused(product, tmp_path):
     record = tmp_path / "r.json"
     record.write_text(json.dumps(product.record | {"dataset": "naip"}))
     with pytest.raises(ConfigError, match="archive with a published layout, got one of naip"):
-        export_product(str(record), str(tmp_path / "exported"), product=product.uri)
+        export_published(str(record), str(tmp_path / "exported"))
 
 
 def test_a_column_without_chips_is_an_empty_file(tmp_path):
     product = make_product(tmp_path, columns=COLUMNS[:2], skip=lambda c, r: True)
-    names = export_product(product.record_file, str(tmp_path / "exported"))
+    names = export_published(product.record_file, str(tmp_path / "exported"))
     assert len(names) == 2
     for name in names:
         rows = pq.read_table(tmp_path / "exported" / name)
@@ -146,13 +146,13 @@ def test_a_missing_part_is_named(tmp_path, capsys):
     product = make_product(tmp_path, columns=COLUMNS[:2])
     (Path(product.uri) / "part-0000.parquet").unlink()
     with pytest.raises(SystemExit) as e:
-        export_command.main(["--record", product.record_file, "--out", str(tmp_path / "exported")])
+        export_command.main([product.record_file, "--out", str(tmp_path / "exported"), "--format", "published"])
     assert e.value.code == 1
     assert "part-0000.parquet: does not exist" in capsys.readouterr().err
 
 
 def test_an_export_to_s3_has_the_same_files(bucket, product, exported):
-    export_command.main(["--record", product.record_file, "--out", f"{bucket}/published"])
+    export_command.main([product.record_file, "--out", f"{bucket}/published", "--format=published"])
     uploaded = storage.listing(f"{bucket}/published")
     assert {u.rpartition("/")[2] for u in uploaded} == {p.name for p in exported.iterdir()}
     for uri in uploaded:
@@ -162,7 +162,7 @@ def test_an_export_to_s3_has_the_same_files(bucket, product, exported):
 def test_int8_is_written_as_the_float32_it_stands_for(tmp_path):
     kiln = shard_metadata(vector_dtype="int8", embedding="both")
     product = make_product(tmp_path / "run", columns=COLUMNS[:1], kiln=kiln)
-    export_product(product.record_file, str(tmp_path / "exported"))
+    export_published(product.record_file, str(tmp_path / "exported"))
     file = tmp_path / "exported" / "worldcover_embeddings_2021_0_v002.gpq"
     assert pq.read_schema(file).names == ["embeddings", "bbox"]
     assert pq.read_schema(file).field("embeddings").type.value_type == pa.float32()

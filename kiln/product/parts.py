@@ -1,0 +1,115 @@
+"""The part files of a product, or one file with its columns: their addresses, footers and readers."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kiln.errors import ConfigError, SourceError
+from kiln.formats.parquet import BUFFER_BYTES, parquet_errors
+from kiln.io import storage
+from kiln.io.range_file import RangeFile
+from kiln.product.record import product_folder, read_record
+
+PART = re.compile(r"part-\d+\.parquet")
+FILE = ".parquet"  # suffix of an address that is one file and not a product's folder
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A Parquet file of chips, of which the footer was read.
+
+    Attributes:
+        uri: Path or s3://.
+        version: Size and ETag of the file whose footer was read.
+        footer: The footer.
+    """
+
+    uri: str
+    version: storage.Stat
+    footer: pq.FileMetaData
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The file's columns, with its metadata."""
+        return self.footer.schema.to_arrow_schema()
+
+    @property
+    def geometry_types(self) -> set[str]:
+        """Geometry types of the footprints by the `geo` metadata; an empty set is unknown."""
+        geo = json.loads((self.footer.metadata or {}).get(b"geo", b"{}"))
+        return set(geo.get("columns", {}).get("geometry", {}).get("geometry_types", []))
+
+    def open(self) -> IO[bytes] | RangeFile:
+        """Open the file for reading by ranges."""
+        return _open(self.uri, self.version)
+
+    def reader(self, stream: Any) -> pq.ParquetFile:
+        """Return a reader over the open file. A remote file's pieces are fetched together, a local one's in turn."""
+        if storage.is_remote(self.uri):
+            return pq.ParquetFile(stream, metadata=self.footer, pre_buffer=True)
+        return pq.ParquetFile(stream, metadata=self.footer, buffer_size=BUFFER_BYTES)
+
+
+def part_uris(uri: str) -> list[str]:
+    """Return the files of a product in order.
+
+    Args:
+        uri: The product's folder or record (`.json`), or one file (`.parquet`): path or s3://.
+
+    Raises:
+        ConfigError: If the record is another file.
+        SourceError: If there is no product.
+    """
+    if uri.endswith(FILE):
+        return [uri]
+    if uri.endswith(".json"):
+        folder = product_folder(uri)
+        return [storage.join(folder, file.name) for file in read_record(uri).files]
+    names = [name.removeprefix(storage.join(uri, "")) for name in storage.listing(uri)]
+    if parts := sorted(name for name in names if PART.fullmatch(name)):
+        return [storage.join(uri, name) for name in parts]
+    raise SourceError(f"{uri}: expected the folder or record of a product, got no part file. Correct the address.")
+
+
+def open_parts(uri: str) -> list[PartFile]:
+    """Read the footers of the files of a product, by ranges.
+
+    Args:
+        uri: As for `part_uris`.
+
+    Raises:
+        ConfigError: If the record is another file, or a file lacks the columns of footprints.
+        SourceError: If there is no product, or a file is missing or damaged.
+    """
+    return [_read_footer(part) for part in part_uris(uri)]
+
+
+def kiln_metadata(parts: Sequence[PartFile]) -> dict[str, Any]:
+    """Return the `kiln` metadata of the first part; an empty dict where it has none."""
+    values: dict[str, Any] = json.loads((parts[0].footer.metadata or {}).get(b"kiln", b"{}"))
+    return values
+
+
+def _read_footer(uri: str) -> PartFile:
+    version = storage.stat(uri)
+    if version is None:
+        raise SourceError(f"{uri}: expected a Parquet file of chips, got no file. Merge again, or correct the address.")
+    with _open(uri, version) as stream, parquet_errors(uri):
+        part = PartFile(uri, version, pq.read_metadata(stream))
+        names = part.schema.names
+    if missing := [name for name in ("chip_id", "geometry", "bbox") if name not in names]:
+        raise ConfigError(
+            f"{uri}: expected a Parquet file of chips, got one without {', '.join(missing)}. "
+            "Give a product, a shard or the results of a search."
+        )
+    return part
+
+
+def _open(uri: str, version: storage.Stat) -> IO[bytes] | RangeFile:
+    return RangeFile(uri, version) if storage.is_remote(uri) else Path(uri).open("rb")

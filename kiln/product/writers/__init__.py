@@ -1,0 +1,1 @@
+"""Writers of exported rows, a module per format."""

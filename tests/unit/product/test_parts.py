@@ -1,0 +1,44 @@
+"""Parts of a product: their order, footers, and files that are none."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kiln.errors import ConfigError, SourceError
+from kiln.product.parts import kiln_metadata, open_parts, part_uris
+from tests.support.exports import write_chips
+
+
+def test_folder_record_and_file_lead_to_files(grid):
+    uris = [f"{grid.uri}/{file['name']}" for file in grid.record["files"]]
+    assert len(uris) > 1
+    assert part_uris(grid.record_file) == part_uris(grid.uri) == uris
+    assert part_uris(uris[1]) == [uris[1]]
+
+
+def test_a_footer_states_rows_columns_and_geometries(tmp_path):
+    rows = write_chips(tmp_path / "chips.parquet", 40)
+    (part,) = open_parts(str(tmp_path / "chips.parquet"))
+    assert part.footer.num_rows == 40
+    assert part.schema.equals(rows.schema)
+    assert part.geometry_types == {"MultiPolygon", "Polygon"}
+    assert kiln_metadata([part])["dataset"] == "worldcover"
+
+
+def test_a_file_without_geo_metadata_has_unknown_geometries(tmp_path):
+    rows = write_chips(tmp_path / "chips.parquet", 4)
+    pq.write_table(rows.replace_schema_metadata(None), tmp_path / "plain.parquet")
+    (part,) = open_parts(str(tmp_path / "plain.parquet"))
+    assert part.geometry_types == set()
+    assert kiln_metadata([part]) == {}
+
+
+def test_other_files_are_refused(tmp_path):
+    pq.write_table(pa.table({"chip_id": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(ConfigError, match="expected a Parquet file of chips, got one without geometry, bbox"):
+        open_parts(str(tmp_path / "other.parquet"))
+    (tmp_path / "text.parquet").write_text("no Parquet")
+    with pytest.raises(SourceError, match="expected a Parquet file, got a damaged one"):
+        open_parts(str(tmp_path / "text.parquet"))
+    with pytest.raises(SourceError, match="expected a Parquet file of chips, got no file"):
+        open_parts(str(tmp_path / "gone.parquet"))
