@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             args.format,
             row_filter=row_filter_of(args),
             vectors=args.vectors,
-            columns=args.columns.split(",") if args.columns else None,
+            columns=[name.strip() for name in args.columns.split(",")] if args.columns else None,
             version=args.version,
         )
         files = f" in {len(result.sizes)} files" if len(result.sizes) > 1 else ""

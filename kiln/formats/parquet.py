@@ -25,7 +25,7 @@ def parquet_errors(path: Path | str) -> Iterator[None]:
 def open_file(path: Path) -> pq.ParquetFile:
     """Return a Parquet file that is read in pieces. Raises SourceError for a damaged file."""
     with parquet_errors(path):
-        return pq.ParquetFile(path, buffer_size=BUFFER_BYTES)
+        return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
 def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

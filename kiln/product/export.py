@@ -12,6 +12,7 @@ from kiln.errors import ConfigError
 from kiln.formats.vectors import SCALES
 from kiln.io import storage
 from kiln.io.progress import Progress
+from kiln.product.parts import FILE
 from kiln.product.published import DEFAULT_VERSION, export_published
 from kiln.product.record import product_folder, read_record
 from kiln.product.row_filter import EVERY_ROW, RowFilter
@@ -161,7 +162,7 @@ def _absolute(uri: str) -> str:
 
 
 def _columns(rows: RowStream, file_format: str, vectors: bool | None, columns: Sequence[str] | None) -> list[str]:
-    """Return the columns to write: not the footprint, and the scale of an int8 vector after it."""
+    """Return the columns to write, with the scale of an int8 vector after it and of no other."""
     stored = [name for name in SCALES if name in rows.schema.names]
     if file_format == NPY:
         if columns is not None or vectors is False:
@@ -181,11 +182,13 @@ def _columns(rows: RowStream, file_format: str, vectors: bool | None, columns: S
         raise ConfigError(
             f"{rows.uri}: expected vectors, got a file without them. Search with --parquet and --embeddings."
         )
-    plain = [name for name in chosen if name not in (*SCALES.values(), "geometry", "bbox")]
-    return [n for name in plain for n in (name, SCALES.get(name, "")) if n in rows.schema.names]
+    values = [name for name in chosen if name not in SCALES.values()]
+    return [n for name in values for n in (name, SCALES.get(name, "")) if n in rows.schema.names]
 
 
 def _export_published(source: str, out: str, version: str) -> ExportResult:
+    if source.endswith(FILE):
+        raise ConfigError(f"{source}: expected the record or folder of a product, got one file. Give the record.")
     record_uri = source if source.endswith(".json") else f"{source.rstrip('/')}.json"
     names = export_published(record_uri, out, version)
     stats = {name: storage.stat(storage.join(out, name)) for name in names}

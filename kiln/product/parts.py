@@ -50,10 +50,14 @@ class PartFile:
         return _open(self.uri, self.version)
 
     def reader(self, stream: Any) -> pq.ParquetFile:
-        """Return a reader over the open file. A remote file's pieces are fetched together, a local one's in turn."""
+        """Return a reader over the open file.
+
+        The pieces of a remote row group are fetched together, and held compressed. Those of a local one are read in
+        turn, so that a row group is never held.
+        """
         if storage.is_remote(self.uri):
             return pq.ParquetFile(stream, metadata=self.footer, pre_buffer=True)
-        return pq.ParquetFile(stream, metadata=self.footer, buffer_size=BUFFER_BYTES)
+        return pq.ParquetFile(stream, metadata=self.footer, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
 
 def part_uris(uri: str) -> list[str]:

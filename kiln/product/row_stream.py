@@ -13,7 +13,7 @@ from kiln.formats.parquet import parquet_errors
 from kiln.product.parts import PartFile, kiln_metadata, open_parts
 from kiln.product.row_filter import EVERY_ROW, RowFilter
 
-BATCH_ROWS = 4096  # 16 MB of float32 vectors of 1024 numbers
+BATCH_ROWS = 2048  # 8 MB of float32 vectors of 1024 numbers
 
 
 @dataclass(frozen=True)

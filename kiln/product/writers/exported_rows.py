@@ -9,6 +9,7 @@ import pyarrow as pa
 from kiln.formats.vectors import SCALES
 
 FACTS = ("dataset", "partition", "model", "weights_sha256", "embedding", "fingerprint", "untrained")
+FOOTPRINT = ("geometry", "bbox")  # columns
 LAYER = "chips"  # name of the layer of formats that have layers
 UNTRAINED = "UNTRAINED weights: for demonstration only."
 
@@ -19,7 +20,7 @@ class ExportedRows:
 
     Attributes:
         schema: Columns of the batches: those to write, `chip_id`, `geometry`, `bbox`, and the scales of int8 vectors.
-        columns: The columns to write, in order, without `geometry` and `bbox`, which each format writes in its way.
+        columns: The columns to write, in order. Each format writes the footprint, listed or not, in its way.
         batches: The rows, as tables of these columns.
         metadata: The `kiln` metadata: that of a product, or of several by dataset.
         geometry_types: Geometry types of the footprints; an empty set is unknown.
@@ -38,8 +39,8 @@ class ExportedRows:
 
     @property
     def plain(self) -> list[str]:
-        """The columns to write that are neither vectors nor their scales."""
-        return [name for name in self.columns if name not in SCALES and name not in SCALES.values()]
+        """The columns to write that are neither vectors, their scales nor the footprint and its bounding box."""
+        return [name for name in self.columns if name not in (*SCALES, *SCALES.values(), *FOOTPRINT)]
 
     def dimensions(self, column: str) -> int:
         """Return the length of the vectors of a column."""
