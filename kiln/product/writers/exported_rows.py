@@ -59,6 +59,6 @@ class ExportedRows:
 
 def products(metadata: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the metadata of each product: of one, or of the results of a search, whose metadata is by dataset."""
-    if "fingerprint" in metadata:
+    if isinstance(metadata.get("dataset"), str):
         return [metadata]
-    return [value for value in metadata.values() if isinstance(value, Mapping) and "fingerprint" in value]
+    return [{"dataset": name, **value} for name, value in metadata.items() if isinstance(value, Mapping)]
