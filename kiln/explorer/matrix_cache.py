@@ -198,7 +198,7 @@ def _write_vectors(
     vectors = _new_array(folder / "vectors.npy", (rows, dim))
     columns["norm"] = np.zeros(rows, np.float32)
     columns["colour"] = np.full((rows, 3), 128, np.uint8)
-    progress, count = Progress(rows, "the chips as a matrix"), 0
+    progress, count = Progress(rows, "the chips as a matrix", embeds=False), 0
     try:
         batches = db.table.search().select([VECTOR]).with_row_id(True).limit(max(1, rows)).to_batches(BATCH_ROWS)
         for batch in batches:
@@ -209,7 +209,7 @@ def _write_vectors(
             if colours is not None:
                 columns["colour"][place] = colours.rgb(wide)
             count += len(values)
-            progress.advance(len(values), embedded=len(values))
+            progress.advance(len(values))
     except (RuntimeError, ValueError) as e:
         raise no_answer(db.uri, e) from e
     finally:

@@ -15,13 +15,13 @@ class Progress:
 
     Attributes:
         total: Chips that are expected.
-        action: What happens to chips, for their rate: `embedded`, or `read`.
+        embeds: Whether chips are encoded, so that the rate is that of the encoded ones and not of all.
         done: Chips that are embedded, skipped or failed.
         embedded: Chips that were encoded.
     """
 
-    def __init__(self, total: int, label: str, action: str = "embedded") -> None:
-        self.total, self.label, self.action = total, label, action
+    def __init__(self, total: int, label: str, *, embeds: bool = True) -> None:
+        self.total, self.label, self.embeds = total, label, embeds
         self.done = self.embedded = self._resumed = 0
         self._start = self._logged = time.monotonic()
         self._bar = None
@@ -33,14 +33,16 @@ class Progress:
         self.done += done
         self.embedded += embedded
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self.rate:.1f} {self.action}/s", refresh=False)
+            if self.embeds:  # the bar shows the rate of all chips itself
+                self._bar.set_postfix_str(f"{self.rate:.1f} embedded/s", refresh=False)
             self._bar.update(done)
         elif (now := time.monotonic()) - self._logged >= LOG_INTERVAL_S:
             self._logged = now
             seconds_left = (self.total - self.done) * (now - self._start) / max(self.done - self._resumed, 1)
             log.info(
                 "%s: %d of %d chips (%.0f%%), %.1f %s/s, %s left",
-                self.label, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate, self.action,
+                self.label, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate,
+                "embedded" if self.embeds else "chips",
                 _duration(seconds_left),
             )  # fmt: skip
 
@@ -61,8 +63,8 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Chips encoded per second since the start."""
-        return self.embedded / max(time.monotonic() - self._start, 1e-9)
+        """Chips per second since the start: encoded ones, if chips are encoded."""
+        return (self.embedded if self.embeds else self.done - self._resumed) / max(time.monotonic() - self._start, 1e-9)
 
     def close(self) -> None:
         """Finish the bar's line on a terminal."""

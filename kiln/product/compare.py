@@ -13,7 +13,7 @@ from kiln.formats.parquet import open_file, parquet_errors
 from kiln.io import storage
 
 NEIGHBOURS, MAX_QUERIES = 10, 1000  # of the recall
-RUN_KEYS = ("sources", "software", "fingerprint", "dequantisation")  # metadata that is no setting
+RUN_KEYS = ("sources", "software", "fingerprint", "dequantisation", "exports")  # metadata that is no setting
 
 Vectors = NDArray[np.float32]
 

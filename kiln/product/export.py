@@ -208,7 +208,7 @@ class _Export:
 
     def write(self, out: str, file_format: str) -> ExportResult:
         """Write the rows, and warn of what a reader should know."""
-        progress = Progress(self.rows.rows_to_read, Path(out).name, action="read")
+        progress = Progress(self.rows.rows_to_read, Path(out).name, embeds=False)
         needed = [name for name in self.rows.schema.names if name in {*self.columns, *ALWAYS_READ}]
         exported = ExportedRows(
             schema=pa.schema([self.rows.schema.field(name) for name in needed]),
@@ -231,7 +231,7 @@ class _Export:
         return ExportResult(out, file_format, self.chips, sizes)
 
     def _counted(self, columns: Sequence[str], progress: Progress) -> Iterator[pa.Table]:
-        for batch in self.rows.batches(columns, advance=lambda rows: progress.advance(rows, embedded=rows)):
+        for batch in self.rows.batches(columns, advance=progress.advance):
             self.chips += len(batch)
             yield batch
 

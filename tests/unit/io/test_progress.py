@@ -35,13 +35,13 @@ def test_a_log_gets_a_line_each_interval_with_fraction_rate_and_time_left(now, m
     ]
 
 
-def test_the_rate_names_what_happens_to_chips(now, monkeypatch, caplog):
+def test_chips_that_are_not_embedded_have_one_rate(now, monkeypatch, caplog):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    p = progress.Progress(400, "chips.csv", action="read")
+    p = progress.Progress(400, "chips.csv", embeds=False)
     now[0] = 40
     with caplog.at_level("INFO"):
-        p.advance(200, embedded=200)
-    assert caplog.messages == ["chips.csv: 200 of 400 chips (50%), 5.0 read/s, 0 min 40 s left"]
+        p.advance(200)
+    assert caplog.messages == ["chips.csv: 200 of 400 chips (50%), 5.0 chips/s, 0 min 40 s left"]
 
 
 def test_the_bar_of_a_terminal_grows_when_more_is_expected():

@@ -10,6 +10,7 @@ import pytest
 import shapely
 
 import kiln
+from kiln.cli.command_line import Terminated
 from kiln.errors import SourceError
 from kiln.product.row_filter import RowFilter
 from kiln.product.row_stream import RowStream
@@ -99,15 +100,16 @@ def test_no_rows_are_a_valid_file(source, tmp_path):
     assert len(read(tmp_path / "out.gpkg")) == 0
 
 
-def test_an_error_of_reading_is_raised_as_it_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [SourceError("changed while it was read"), KeyboardInterrupt(), Terminated()])
+def test_an_error_of_reading_is_raised_as_it_is(tmp_path, monkeypatch, error):
     write_chips(tmp_path / "chips.parquet", 100)
     batches = RowStream.batches
 
     def broken(self, *args, **options):
         yield from list(batches(self, *args, **options))[:2]
-        raise SourceError("chips.parquet: changed while it was read. Run again.")
+        raise error
 
     monkeypatch.setattr(RowStream, "batches", broken)
-    with pytest.raises(SourceError, match="changed while it was read"):
+    with pytest.raises(type(error)):
         kiln.export(tmp_path / "chips.parquet", tmp_path / "out.gpkg")
     assert [path.name for path in tmp_path.iterdir()] == ["chips.parquet"]
