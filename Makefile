@@ -108,4 +108,5 @@ $(VENV)/.run: envs/requirements.txt envs/constraints.txt pyproject.toml | $(VENV
 
 $(VENV)/.test: envs/requirements-test.txt $(VENV)/.run
 	$(PIP) -r envs/requirements.txt -r envs/requirements-test.txt
+	$(PIP) --no-deps --ignore-requires-python torchgeo==0.10.1 # its reader of embeddings alone; the rest needs torchvision
 	@touch $@

@@ -36,7 +36,7 @@ rule coverage:
         setup=setup,
         products=input_function(RUN.selected_products),
     message:
-        "Coverage map, ledger and costs"
+        "Coverage map, ledger, costs and catalog"
     shell:
         shell_line(commands.coverage_command(RUN))
 

@@ -165,10 +165,11 @@ def bucket(s3_endpoint: str, aws: Callable[[str], None], request: pytest.Fixture
 
 @pytest.fixture(scope="session")
 def duckdb_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder where DuckDB finds its spatial extension without the network."""
+    """A home folder where DuckDB finds its extensions spatial and httpfs without the network."""
     home = tmp_path_factory.mktemp("duckdb-home")
     con = duckdb.connect(config={"extension_directory": str(home / ".duckdb" / "extensions")})
-    importlib.import_module("duckdb_extensions").import_extension("spatial", con=con)
+    for extension in ("spatial", "httpfs"):
+        importlib.import_module("duckdb_extensions").import_extension(extension, con=con)
     con.close()
     return home
 

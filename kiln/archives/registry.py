@@ -24,13 +24,44 @@ PICTURE_SIZE_PX = 256  # side of the picture that an archive's `read_picture` re
 
 
 @dataclass(frozen=True)
+class Provider:
+    """An organisation behind an archive.
+
+    Attributes:
+        name: Its name.
+        roles: Its roles, as STAC names them: `licensor`, `producer`, `processor`, `host`.
+        url: Its page about the archive.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    url: str
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """The facts about an archive in STAC: title, home page, licence (SPDX), provider and temporal resolution."""
+    """The facts about an archive in STAC and in the README of a product.
+
+    Attributes:
+        title: Title of the archive.
+        href: Home page of the archive.
+        license: SPDX identifier of the archive's licence; `other` where there is none.
+        license_href: Address of the licence.
+        license_title: Name of the licence.
+        attribution: The sentence with which a product credits the archive.
+        providers: The organisations behind the archive.
+        keywords: Words by which people find the archive.
+        temporal_resolution: What a row's time stands for, as the embedding extension of STAC names it.
+    """
 
     title: str
     href: str
     license: str
-    provider: str
+    license_href: str
+    license_title: str
+    attribution: str
+    providers: tuple[Provider, ...]
+    keywords: tuple[str, ...]
     temporal_resolution: str
 
 
@@ -44,9 +75,10 @@ class Archive:
         recipe: An integer that is raised whenever the same pixels would give other vectors.
         sensor: The bands as the model sees them.
         module: The package of the archive. `<module>.config` holds the pydantic model `Config` of the config section,
-            `<module>.plan` the function `plan_shards(config)`, `<module>.source` the function
-            `open_source(shard, config)`, `<module>.picture` the function `read_picture(source, bbox)`, and
-            `<module>.sample` the function `make_sample(out, seed)`. They are imported when they are first used.
+            `<module>.columns` the archive's own columns `COLUMNS`, `<module>.plan` the function `plan_shards(config)`,
+            `<module>.source` the function `open_source(shard, config)`, `<module>.picture` the function
+            `read_picture(source, bbox)`, and `<module>.sample` the function `make_sample(out, seed)`. They are imported
+            when they are first used.
             An archive whose embeddings were published before may have `<module>.export`, with the function
             `export_product(partition, parts, ledger, out, version)`.
         lattice: Returns the lattice of chips, as fingerprint and file metadata hold it, from the config section.

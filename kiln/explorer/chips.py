@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from kiln.errors import ConfigError
-from kiln.formats.bounding_box import Bounds
+from kiln.formats.bounding_box import BoundingBox, Bounds
 
 FRACTION_DIGITS = 6  # decimals of fractions, which the table stores in float32
 
@@ -105,11 +105,4 @@ def outline(bbox: Sequence[float]) -> dict[str, Any]:
     Args:
         bbox: West, south, east, north in degrees.
     """
-    west, south, east, north = bbox
-
-    def ring(w: float, e: float) -> list[list[float]]:
-        return [[w, south], [e, south], [e, north], [w, north], [w, south]]
-
-    if west <= east:
-        return {"type": "Polygon", "coordinates": [ring(west, east)]}
-    return {"type": "MultiPolygon", "coordinates": [[ring(west, 180.0)], [ring(-180.0, east)]]}
+    return BoundingBox(*bbox).to_geojson()

@@ -1,7 +1,6 @@
 """Search results as text, JSON, GeoJSON, GeoParquet and GeoDataFrame; sets of marks from GeoJSON."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from kiln.explorer.chips import ChipFacts, Hit, outline
 from kiln.explorer.footprints import Footprints
 from kiln.explorer.matrix import BOX, Matrix, Rows
 from kiln.formats import geoparquet
+from kiln.formats.columns import BBOX
+from kiln.formats.extent import Extent
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -114,7 +115,7 @@ def to_table(hits: Sequence[Hit], footprints: Footprints, vectors: Vectors | Non
         "lon": pa.array([c.lon for c in chips], pa.float64()),
         "lat": pa.array([c.lat for c in chips], pa.float64()),
         "footprint": pa.array([footprints.kind] * len(chips), pa.string()),
-        "bbox": pa.array(boxes, geoparquet.BBOX),
+        "bbox": pa.array(boxes, BBOX),
         "geometry": pa.array([shapely.to_wkb(g, byte_order=1) for g in geometries], pa.binary()),
     }
     if vectors is not None:
@@ -141,13 +142,8 @@ def write_geoparquet(
     """
     table = to_table(hits, footprints, vectors)
     boxes = [hit.chip.bbox for hit in hits]
-    bounds = [math.inf] * 4
-    if boxes:
-        bounds = [*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3))]
-    if any(west > east for west, _, east, _ in boxes):
-        bounds[0], bounds[2] = -180.0, 180.0
-    types = {footprints.geometries[hit.chip.chip_id].geom_type for hit in hits}
-    geo = geoparquet.geo_metadata("geometry", types, bounds, covering=True)
+    types = frozenset(footprints.geometries[hit.chip.chip_id].geom_type for hit in hits)
+    geo = geoparquet.geo_metadata("geometry", Extent.of_boxes(np.array(boxes), types), covering=True)
     table = table.replace_schema_metadata({"geo": json.dumps(geo), "kiln": json.dumps(metadata, sort_keys=True)})
     pq.write_table(table, path, compression="zstd", compression_level=3)
 

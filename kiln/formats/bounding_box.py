@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kiln.errors import ConfigError
 
@@ -33,6 +33,16 @@ class BoundingBox(NamedTuple):
         if not self.crosses_antimeridian:
             return [self]
         return [part for part in (self._replace(east=180.0), self._replace(west=-180.0)) if part.west < part.east]
+
+    def to_geojson(self) -> dict[str, Any]:
+        """Return the box as GeoJSON: a polygon, or two across the antimeridian (RFC 7946, 3.1.9), anticlockwise."""
+        rings = [
+            [[[w, s], [e, s], [e, n], [w, n], [w, s]]]  # west, south, east, north
+            for w, s, e, n in self.parts()
+        ]
+        if len(rings) == 1:
+            return {"type": "Polygon", "coordinates": rings[0]}
+        return {"type": "MultiPolygon", "coordinates": rings}
 
 
 def check_bounding_box(

@@ -14,8 +14,10 @@ import shapely
 
 from kiln.errors import SourceError
 from kiln.formats import vectors
-from kiln.formats.arrays import AnyArray, Float64Array, ObjectArray
-from kiln.formats.geoparquet import BBOX, ROW_GROUP, GeoParquetWriter
+from kiln.formats.arrays import Float64Array, ObjectArray
+from kiln.formats.columns import BBOX, BOX, CHIP, GEOMETRY, PLACE, ColumnSpec, arrow_schema
+from kiln.formats.extent import Extent
+from kiln.formats.geoparquet import ROW_GROUP, GeoParquetWriter
 from kiln.formats.parquet import parquet_errors
 from kiln.formats.records import Chip
 
@@ -25,7 +27,7 @@ MAX_LONGITUDE = 180 - 1e-9  # degrees; a larger one lies on the antimeridian
 def schema(
     dimensions: int,
     vector_dtype: vectors.VectorDtype,
-    extra: Sequence[pa.Field],
+    extra: Sequence[ColumnSpec],
     metadata: Mapping[str, Any],
     embedding: vectors.Embedding = "class",
 ) -> pa.Schema:
@@ -41,26 +43,8 @@ def schema(
     Returns:
         The schema.
     """
-    fields = [
-        pa.field("chip_id", pa.string(), nullable=False),
-        *vectors.fields(dimensions, vector_dtype, embedding),
-        pa.field("geometry", pa.binary(), nullable=False),
-        pa.field("bbox", BBOX, nullable=False),
-        pa.field("crs", pa.string(), nullable=False),
-        pa.field("x0", pa.float64(), nullable=False),
-        pa.field("y0", pa.float64(), nullable=False),
-        pa.field("pixel_size", pa.float64(), nullable=False),
-        pa.field("col", pa.int32(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("datetime", pa.timestamp("ms", tz="UTC")),
-        pa.field("item_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("sources", pa.list_(pa.string()), nullable=False),
-        pa.field("nodata_fraction", pa.float32(), nullable=False),
-        pa.field("cloud_fraction", pa.float32()),
-        *extra,
-    ]
-    return pa.schema(fields, metadata={"kiln": json.dumps(metadata, sort_keys=True)})
+    columns = [CHIP, *vectors.fields(dimensions, vector_dtype, embedding), GEOMETRY, BOX, *PLACE, *extra]
+    return arrow_schema(columns, {"kiln": json.dumps(metadata, sort_keys=True)})
 
 
 def chip_table(chips: Sequence[Chip], columns: vectors.Columns, file_schema: pa.Schema) -> pa.Table:
@@ -172,7 +156,7 @@ class ShardWriter:
         start = 0
         while len(waiting) - start >= self.row_group or (last and start < len(waiting)):
             group = waiting.slice(start, self.row_group)
-            self._file.write(_canonical(group, self.schema), *extent(group))
+            self._file.write(_canonical(group, self.schema), extent(group))
             start += self.row_group
         self._tables = [waiting.slice(start)] if start < len(waiting) else []
 
@@ -186,7 +170,7 @@ class ShardWriter:
                 self._write_row_groups(last=True)
                 if not self._file.rows:
                     empty = self.schema.empty_table()
-                    self._file.write(empty, *extent(empty))
+                    self._file.write(empty, Extent())
 
 
 def _canonical(group: pa.Table, file_schema: pa.Schema) -> pa.Table:
@@ -195,23 +179,12 @@ def _canonical(group: pa.Table, file_schema: pa.Schema) -> pa.Table:
     return group.cast(plain).combine_chunks().cast(file_schema)
 
 
-def extent(group: pa.Table) -> tuple[list[float], set[str]]:
-    """Return the extent of rows as GeoParquet states it.
-
-    Args:
-        group: Rows with the columns `bbox` and `geometry`.
-
-    Returns:
-        xmin, ymin, xmax, ymax in degrees, and the types of the footprints. If a box crosses the antimeridian, xmin and
-        xmax are -180 and 180: bounds of row groups are joined by minimum and maximum, and few readers know xmin > xmax.
-    """
+def extent(group: pa.Table) -> Extent:
+    """Return the extent of rows, by their columns `bbox` and `geometry`."""
     if not len(group):
-        return [np.inf, np.inf, -np.inf, -np.inf], set()
+        return Extent()
     boxes = group["bbox"].combine_chunks()
-    sides: list[AnyArray] = [np.asarray(boxes.field(side.name)) for side in BBOX]
+    sides = np.stack([np.asarray(boxes.field(side.name)) for side in BBOX], axis=1)
     footprints = shapely.from_wkb(np.asarray(group["geometry"], dtype=object))
-    bounds = [*(float(side.min()) for side in sides[:2]), *(float(side.max()) for side in sides[2:])]
-    if (sides[0] > sides[2]).any():
-        bounds[0], bounds[2] = -180.0, 180.0
     _, first_of_type = np.unique(shapely.get_type_id(footprints), return_index=True)
-    return bounds, {footprints[n].geom_type for n in first_of_type}
+    return Extent.of_boxes(sides, frozenset(footprints[n].geom_type for n in first_of_type))

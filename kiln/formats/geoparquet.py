@@ -1,7 +1,7 @@
 """GeoParquet 1.1 written with pyarrow, so that embeddings stay fixed-size lists (geopandas writes plain lists)."""
 
+import base64
 import json
-import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,36 +10,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyproj
 
+from kiln.formats.columns import BBOX_SIDES
+from kiln.formats.extent import Extent
+
 ROW_GROUP = 32_768  # rows
-BBOX = pa.struct([(side, pa.float64()) for side in ("xmin", "ymin", "xmax", "ymax")])
 CRS = json.loads(pyproj.CRS.from_epsg(4326).to_json())
+ARROW_SCHEMA = "ARROW:schema"  # entry of the footer from which Arrow readers take types and metadata
 
 
-def geo_metadata(column: str, types: set[str], bbox: list[float], *, covering: bool) -> dict[str, Any]:
+def geo_metadata(column: str, extent: Extent, *, covering: bool) -> dict[str, Any]:
     """Return the `geo` metadata of a file.
 
     Args:
         column: The primary geometry column, WKB in EPSG:4326.
-        types: Geometry types of the column.
-        bbox: Bounding box of the file's rows, [west, south, east, north] in degrees; left out unless finite.
+        extent: Extent of the file's rows. Its bounding box is left out if there is none.
         covering: Whether the column `bbox` has the bounding box of each row.
     """
     geometry: dict[str, Any] = {
         "encoding": "WKB",
-        "geometry_types": sorted(types),
+        "geometry_types": sorted(extent.types),
         "crs": CRS,
         "edges": "planar",
         "orientation": "counterclockwise",
     }
-    if all(map(math.isfinite, bbox)):
-        geometry["bbox"] = bbox
+    if bbox := extent.bbox:
+        geometry["bbox"] = list(bbox)
     if covering:
-        geometry["covering"] = {"bbox": {side: ["bbox", side] for side in ("xmin", "ymin", "xmax", "ymax")}}
+        geometry["covering"] = {"bbox": {side: ["bbox", side] for side in BBOX_SIDES}}
     return {"version": "1.1.0", "primary_column": column, "columns": {column: geometry}}
 
 
 class GeoParquetWriter:
-    """A writer of row groups. The `geo` metadata is completed from their bounds when the file is closed.
+    """A writer of row groups. The `geo` metadata is completed from their extents when the file is closed.
+
+    It stands in the footer, as GeoParquet defines it, and in the Arrow schema. Copies and subsets that Arrow readers
+    write from the table are then GeoParquet too.
 
     float32 vectors are split by byte before zstd, which shrinks them (DuckDB refuses it for other types). int8 vectors
     are written as a dictionary of 255 numbers, since Parquet has no type of one byte: 946 bytes a vector of 1024
@@ -62,28 +67,23 @@ class GeoParquetWriter:
             write_page_index=True,
             store_schema=True,
         )
-        self._geometry, self._box = geometry, box
-        self.bbox = [math.inf, math.inf, -math.inf, -math.inf]
-        self.types: set[str] = set()
+        self._schema, self._geometry, self._box = schema, geometry, box
+        self.extent = Extent()  # of all rows
         self.rows = 0
 
-    def write(self, table: pa.Table, bounds: list[float], types: set[str]) -> None:
-        """Write one row group.
-
-        Args:
-            table: The rows.
-            bounds: xmin, ymin, xmax, ymax of their footprints in degrees.
-            types: Geometry types of their footprints.
-        """
+    def write(self, table: pa.Table, extent: Extent) -> None:
+        """Write rows as one row group."""
         self._writer.write_table(table, row_group_size=max(len(table), 1))
-        self.bbox = [*map(min, self.bbox[:2], bounds[:2]), *map(max, self.bbox[2:], bounds[2:])]
-        self.types |= types
+        self.extent = self.extent.union(extent)
         self.rows += len(table)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        geo = geo_metadata(self._geometry, self.types, self.bbox, covering=self._box is not None)
-        self._writer.add_key_value_metadata({"geo": json.dumps(geo)})
+        geo = json.dumps(geo_metadata(self._geometry, self.extent, covering=self._box is not None))
+        arrow = self._schema.with_metadata({**(self._schema.metadata or {}), b"geo": geo.encode()})
+        # The writer put its schema into the footer when it was opened. An entry of the same name replaces that.
+        schema_entry = base64.b64encode(arrow.serialize().to_pybytes()).decode()
+        self._writer.add_key_value_metadata({"geo": geo, ARROW_SCHEMA: schema_entry})
         self._writer.close()

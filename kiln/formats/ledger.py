@@ -6,29 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kiln.formats.columns import LEDGER, arrow_schema
 from kiln.formats.parquet import parquet_errors
 from kiln.formats.records import Dropped, Opened, Unit
 from kiln.io.text_table import aligned
 
-LEDGER_SCHEMA = pa.schema(
-    [
-        pa.field("unit_id", pa.string(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("expected", pa.int64(), nullable=False),
-        pa.field("expected_known", pa.bool_(), nullable=False),
-        pa.field("embedded", pa.int64(), nullable=False),
-        pa.field("skipped_nodata", pa.int64(), nullable=False),
-        pa.field("skipped_cloud", pa.int64(), nullable=False),
-        pa.field("failed", pa.int64(), nullable=False),
-        pa.field("notes", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("etag", pa.string(), nullable=False),
-    ]
-)
-LEDGER_COUNTS = ("expected", "embedded", "skipped_nodata", "skipped_cloud", "failed")
+LEDGER_SCHEMA = arrow_schema(LEDGER)
+LEDGER_COUNTS = ("expected", "embedded", "skipped_nodata", "skipped_cloud", "deduplicated", "failed")
 
 Status = Literal["embedded", "empty", "failed"]
 
@@ -113,6 +100,7 @@ class LedgerEntry:
             "embedded": self.embedded,
             "skipped_nodata": self.skipped_nodata,
             "skipped_cloud": self.skipped_cloud,
+            "deduplicated": 0,
             "failed": self.failed,
             "notes": "; ".join(self.notes),
             "source": self.unit.source,
@@ -136,9 +124,14 @@ def write_ledger(path: Path, ledger: pa.Table) -> None:
 
 
 def read_ledger(path: Path) -> pa.Table:
-    """Return a ledger. Raises SourceError for a damaged file or another one."""
+    """Return a ledger. Raises SourceError for a damaged file or another one.
+
+    Ledgers of Kiln 0.2 have no column `deduplicated`; it is 0.
+    """
     with parquet_errors(path):
-        return pq.read_table(path, schema=LEDGER_SCHEMA)
+        ledger = pq.read_table(path, schema=LEDGER_SCHEMA)
+    at = LEDGER_SCHEMA.get_field_index("deduplicated")
+    return ledger.set_column(at, LEDGER_SCHEMA.field(at), pc.fill_null(ledger["deduplicated"], 0))
 
 
 def ledger_text(ledger: pa.Table) -> str:

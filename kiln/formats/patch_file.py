@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kiln.formats.arrays import Float16Array
+from kiln.formats.columns import CHIP, ColumnSpec, arrow_schema
 from kiln.formats.parquet import parquet_errors
 from kiln.io import storage
 
@@ -46,11 +47,13 @@ def patches_metadata(lattice: Mapping[str, Any], patch: int, dimensions: int) ->
 def schema(metadata: Mapping[str, Any]) -> pa.Schema:
     """Return the schema of a file of patches with its `kiln` metadata, whose `patches` is `patches_metadata`."""
     size = int(np.prod(metadata["patches"]["shape"]))
-    fields = [
-        pa.field("chip_id", pa.string(), nullable=False),
-        pa.field(COLUMN, pa.list_(pa.field("element", pa.float16(), nullable=False), size), nullable=False),
-    ]
-    return pa.schema(fields, metadata={"kiln": json.dumps(metadata, sort_keys=True)})
+    return arrow_schema(columns(size), {"kiln": json.dumps(metadata, sort_keys=True)})
+
+
+def columns(size: int) -> list[ColumnSpec]:
+    """Return the columns of a file of patches, with `size` numbers in all vectors of a chip."""
+    patches = pa.list_(pa.field("element", pa.float16(), nullable=False), size)
+    return [CHIP, ColumnSpec(COLUMN, patches, "vectors of all patches of the chip, row by row, north-west first")]
 
 
 class PatchWriter:

@@ -1,15 +1,15 @@
 """Records that flow from a source to the engine: reads, chips, and the account of chips that are not embedded."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
 from kiln.errors import SourceError
+from kiln.formats.columns import ColumnSpec
 from kiln.formats.sensor import Sensor
 
 
@@ -156,7 +156,7 @@ class Source(Protocol):
     """
 
     info: SourceInfo
-    columns: list[pa.Field]
+    columns: Sequence[ColumnSpec]
 
     def units(self) -> list[Unit]:
         """Return the units of the shard in ledger order."""

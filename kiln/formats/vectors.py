@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from kiln.errors import ConfigError
 from kiln.formats.arrays import AnyArray, BoolArray, Float32Array, Int8Array
+from kiln.formats.columns import ColumnSpec
 
 VectorDtype = Literal["float32", "float16", "int8"]
 Embedding = Literal["class", "mean", "both"]
@@ -25,6 +26,7 @@ KINDS = {  # kind of vectors by column, for each embedding
     "mean": {"embeddings": "mean"},
     "both": {"embeddings": "class", "embeddings_mean": "mean"},
 }
+MEANINGS = {"class": "class token of the encoder", "mean": "mean of the encoder's patch tokens"}  # by kind
 SCALES = {"embeddings": "scale", "embeddings_mean": "scale_mean"}  # column of the scales by column of the vectors
 MAX_LEVEL = 127  # of an int8; -128 is not used, so that both signs have the same range
 MIN_SCALE = np.finfo(np.float32).tiny  # smaller numbers become zero
@@ -32,14 +34,17 @@ MIN_SCALE = np.finfo(np.float32).tiny  # smaller numbers become zero
 Columns = dict[str, AnyArray]  # arrays of n rows by column: vectors [n, D], scales [n]
 
 
-def fields(dimensions: int, vector_dtype: VectorDtype, embedding: Embedding) -> list[pa.Field]:
+def fields(dimensions: int, vector_dtype: VectorDtype, embedding: Embedding) -> list[ColumnSpec]:
     """Return the columns of vectors; int8 vectors are each followed by their scale."""
     columns = []
     element = pa.field("element", ARROW_TYPES[vector_dtype], nullable=False)
-    for name in KINDS[embedding]:
-        columns.append(pa.field(name, pa.list_(element, dimensions), nullable=False))
+    for name, kind in KINDS[embedding].items():
+        meaning = f"vector of the chip: {MEANINGS[kind]}"
         if vector_dtype == "int8":
-            columns.append(pa.field(SCALES[name], pa.float32(), nullable=False))
+            meaning += f"; the numbers are {name} * {SCALES[name]}"
+        columns.append(ColumnSpec(name, pa.list_(element, dimensions), meaning))
+        if vector_dtype == "int8":
+            columns.append(ColumnSpec(SCALES[name], pa.float32(), f"factor of the integers in {name}"))
     return columns
 
 

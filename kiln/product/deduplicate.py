@@ -17,7 +17,8 @@ from kiln.formats.parquet import open_file, read_batches
 
 SHARED_LATTICE = "utm"  # `lattice.lattice` of the metadata, where a cell may hold a chip of several scenes
 BATCH_ROWS = 65_536  # read at a time, of narrow columns
-ALL_REMOVED = "every chip is covered by scenes with less nodata"  # reason of a unit that keeps no row
+LESS_NODATA = "scenes with less nodata"  # what cells are left to
+EQUAL_NODATA = "scenes with as much nodata and an earlier chip_id"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Deduplication:
 
     Attributes:
         keep: Mask [n] of the rows, one shard after the other.
-        removed: Number of rows that each unit loses, in the order of the ledger.
+        removed: Number of rows [units, 2] that each unit loses, in the order of the ledger: to rows with less nodata,
+            and to rows with as much nodata.
     """
 
     keep: NDArray[np.bool_]
@@ -71,7 +73,10 @@ def deduplicate(shards: Sequence[Path], ledger: pa.Table) -> Deduplication:
     _break_ties(shards, order[tied], cell[tied], best)
     keep = np.zeros(len(order), bool)
     keep[best] = True
-    return Deduplication(keep, np.bincount(unit[~keep], minlength=len(ledger)))
+    ties = np.zeros(len(order), bool)
+    ties[order[tied]] = True
+    removed = [np.bincount(unit[~keep & rows], minlength=len(ledger)) for rows in (~ties, ties)]
+    return Deduplication(keep, np.stack(removed, axis=1))
 
 
 def _read_cells(shards: Sequence[Path], unit_of_source: dict[str, int]) -> tuple[NDArray[Any], ...]:
@@ -121,23 +126,25 @@ def _break_ties(
     best[cells] = rows[order[first_of_cell]]
 
 
-def subtract_removed(ledger: pa.Table, removed: NDArray[np.int64]) -> pa.Table:
+def move_removed(ledger: pa.Table, removed: NDArray[np.int64]) -> pa.Table:
     """Return the ledger of a deduplicated product.
 
-    A unit's removed rows are subtracted from its expected and embedded chips, and counted in its notes.
+    A unit's removed rows move from its embedded chips to its deduplicated ones. Its notes state to which scenes.
 
     Args:
         ledger: The ledgers of the shards.
-        removed: Rows [n] that each of its units loses.
+        removed: Rows [units, 2] that each of its units loses, as `Deduplication` has them.
     """
     rows = ledger.to_pylist()
-    for row, count in zip(rows, removed.tolist(), strict=True):
-        if not count:
+    for row, counts in zip(rows, removed.tolist(), strict=True):
+        if not sum(counts):
             continue
-        note = f"{count} chip{'s' if count > 1 else ''} left to scenes with less nodata"
-        row["expected"] -= count
-        row["embedded"] -= count
-        row["notes"] = "; ".join(filter(None, [row["notes"], note]))
+        row["embedded"] -= sum(counts)
+        row["deduplicated"] += sum(counts)
+        winners = dict(zip((LESS_NODATA, EQUAL_NODATA), counts, strict=True))
+        notes = [f"{n} chip{'s' if n > 1 else ''} left to {scenes}" for scenes, n in winners.items() if n]
+        row["notes"] = "; ".join(filter(None, [row["notes"], *notes]))
         if row["status"] == "embedded" and not row["embedded"]:
-            row |= {"status": "empty", "reason": ALL_REMOVED}
+            scenes = " or ".join(scenes for scenes, n in winners.items() if n)
+            row |= {"status": "empty", "reason": f"every chip left its cell to {scenes}"}
     return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)

@@ -12,7 +12,7 @@ from kiln.errors import ConfigError
 from kiln.formats.vectors import SCALES
 from kiln.io import storage
 from kiln.io.progress import Progress
-from kiln.product.parts import FILE
+from kiln.product.part_files import FILE
 from kiln.product.published import DEFAULT_VERSION, export_published
 from kiln.product.record import product_folder, read_record
 from kiln.product.row_filter import EVERY_ROW, RowFilter

@@ -1,32 +1,31 @@
-"""Merge the shards of one partition into its product: sorted GeoParquet parts, the ledger, STAC, a record.
+"""Merge the shards of one partition into its product: sorted GeoParquet parts, ledger, STAC, data card, record.
 
 The merge works out of core. Keys come from the footprints' bounding boxes, rows go to buckets on disk, and each bucket
 is sorted and written as complete row groups. The bytes of a product do not depend on the memory. Data is written first,
 the record last.
 """
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from kiln.archives.registry import get_archive
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file, plan_file
 from kiln.formats.fingerprint import digest
-from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, ledger_name, read_ledger, write_ledger
-from kiln.formats.parquet import open_file
 from kiln.io import storage
-from kiln.product import external_sort, stac
-from kiln.product.deduplicate import deduplicate, subtract_removed
-from kiln.product.order import ProductOrder, hilbert_order
+from kiln.product.data_card import write_data_card
+from kiln.product.deduplicate import deduplicate, move_removed
+from kiln.product.order import hilbert_order
+from kiln.product.part_writer import product_schema, write_parts
 from kiln.product.record import LedgerFile, ProductFile, ProductRecord, write_record
+from kiln.product.stac import write_stac
 
 LEDGER = "ledger.parquet"
 ONE_VALUE_KEYS = ("fingerprint", "partition", "vector_dtype", "dimensions")  # equal in the metadata of all shards
@@ -130,8 +129,17 @@ def merge(
     if options.deduplicate:
         metadata["deduplicated"] = True
         result = deduplicate(paths, ledger)
-        keep, ledger = result.keep, subtract_removed(ledger, result.removed)
-    parts = write_parts(paths, product, metadata, hilbert_order(paths, keep), options)
+        keep, ledger = result.keep, move_removed(ledger, result.removed)
+    schema = product_schema(paths[0], metadata, get_archive(metadata["dataset"]).load("columns", "COLUMNS"))
+    parts = write_parts(
+        paths,
+        product,
+        schema,
+        hilbert_order(paths, keep),
+        row_group_rows=options.row_group_rows,
+        part_bytes=options.part_bytes,
+        memory_bytes=options.memory_bytes,
+    )
     counts = {name: pc.sum(ledger[name]).as_py() or 0 for name in LEDGER_COUNTS}
     rows = sum(part.rows for part in parts)
     if rows != counts["embedded"]:
@@ -139,8 +147,11 @@ def merge(
             f"{shards}: expected {counts['embedded']} rows by the ledgers, got {rows}. Embed the shards again."
         )
     ledger_file = _write_ledger(product, ledger)
-    stac_names = stac.write_stac(product, parts, metadata, counts, options.costs)
-    _delete_other_files(product, [LEDGER, *stac_names, *(part.name for part in parts)])
+    documents = [
+        *write_stac(product, parts, schema, metadata, counts, ledger_file, options.costs),
+        write_data_card(product, parts, schema, metadata, counts, ledger, ledger_file),
+    ]
+    _delete_other_files(product, [LEDGER, *documents, *(part.name for part in parts)])
     files = tuple(ProductFile(part.name, part.size, part.sha256, part.rows) for part in parts)
     return ProductRecord(
         dataset=metadata["dataset"],
@@ -155,7 +166,7 @@ def merge(
         units=dict(sorted((v["values"], v["counts"]) for v in pc.value_counts(ledger["status"]).to_pylist())),
         files=files,
         ledger=ledger_file,
-        stac=tuple(stac_names),
+        documents=tuple(documents),
         tag=digest([metadata["fingerprint"], [asdict(file) for file in files]])[:8],
         deduplicated=options.deduplicate,
     )
@@ -193,38 +204,6 @@ def merge_ledgers(uris: Sequence[str]) -> pa.Table:
         with storage.local_copy(uri) as path:
             ledgers.append(read_ledger(path))
     return pa.concat_tables(ledgers) if ledgers else LEDGER_SCHEMA.empty_table()
-
-
-def write_parts(
-    shards: Sequence[Path], product: str, metadata: Mapping[str, Any], order: ProductOrder, options: MergeOptions
-) -> list[stac.Part]:
-    """Write the sorted parts below `product`, and return them; a product without rows has one empty part.
-
-    A part ends before the row group that might exceed `part_bytes`.
-    """
-    group_count = max(1, -(-order.rows // options.row_group_rows))
-    row_group = max(1, -(-order.rows // group_count))  # row groups of about equal size
-    columns = open_file(shards[0]).schema_arrow.remove_metadata()
-    columns = columns.with_metadata({"kiln": json.dumps(metadata, sort_keys=True)})
-    groups = external_sort.sort_rows(
-        shards, order.starts, order.rank, order.rows, row_group, memory=options.memory_bytes
-    )
-    group = next(groups, columns.empty_table())
-    parts: list[stac.Part] = []
-    while group is not None:
-        name = f"part-{len(parts):04d}.parquet"
-        with storage.atomic(storage.join(product, name)) as path:
-            largest = 0
-            with GeoParquetWriter(path, columns) as out:
-                while group is not None and path.stat().st_size + largest * 1.05 <= options.part_bytes:
-                    before = path.stat().st_size
-                    out.write(group.cast(columns), *embeddings_file.extent(group))
-                    largest = max(largest, path.stat().st_size - before)
-                    group = next(groups, None)
-            times = pc.min_max(pq.read_table(path, columns=["datetime"])["datetime"]).as_py()
-            size, sha256 = path.stat().st_size, storage.sha256(path)
-            parts.append(stac.Part(name, size, sha256, out.rows, out.bbox, (times["min"], times["max"])))
-    return parts
 
 
 def _write_ledger(product: str, ledger: pa.Table) -> LedgerFile:

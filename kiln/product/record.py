@@ -1,12 +1,15 @@
 """The record of a product: a small JSON file next to the product's folder, written last."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from kiln.errors import ConfigError
 from kiln.io import storage
+
+RECORD_NAME = re.compile(r"[0-9a-f]{16}\.json")
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,11 @@ class ProductRecord:
         shards: Digest of the names of the merged shards.
         missing_shards: Names of planned shards that were not merged.
         rows: Rows of all parts.
-        counts: Chips of the ledger: `expected`, `embedded`, `skipped_nodata`, `skipped_cloud`, `failed`.
+        counts: Chips of the ledger, by the names of LEDGER_COUNTS.
         units: Number of units by status.
         files: The parts, in order.
         ledger: The ledger.
-        stac: Names of the STAC files.
+        documents: Names of the STAC files and of the data card.
         tag: Short digest of the fingerprint and the parts.
         deduplicated: Whether the product has one row per lattice cell.
     """
@@ -62,7 +65,7 @@ class ProductRecord:
     units: Mapping[str, int]
     files: tuple[ProductFile, ...]
     ledger: LedgerFile
-    stac: tuple[str, ...]
+    documents: tuple[str, ...]
     tag: str
     deduplicated: bool = False
 
@@ -78,7 +81,13 @@ class ProductRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the record of a JSON object. Raises KeyError or TypeError for another object."""
+        """Return the record of a JSON object. Raises KeyError or TypeError for another object.
+
+        Records of Kiln 0.2 name the STAC files `stac`, and have no count `deduplicated`.
+        """
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{type(values).__name__} in place of an object")
+        values = {"documents": values.get("stac"), **values}
         fields = {name: values[name] for name in cls.__dataclass_fields__ if name != "deduplicated"}
         return cls(
             **fields
@@ -86,7 +95,8 @@ class ProductRecord:
                 "missing_shards": tuple(values["missing_shards"]),
                 "files": tuple(ProductFile(**file) for file in values["files"]),
                 "ledger": LedgerFile(**values["ledger"]),
-                "stac": tuple(values["stac"]),
+                "counts": {"deduplicated": 0, **values["counts"]},
+                "documents": tuple(values["documents"]),
                 "deduplicated": bool(values.get("deduplicated")),
             }
         )

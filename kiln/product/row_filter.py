@@ -17,9 +17,9 @@ import shapely
 from kiln.errors import ConfigError
 from kiln.formats.arrays import BoolArray
 from kiln.formats.bounding_box import MAX_CROSSING_WIDTH, BoundingBox, Bounds
+from kiln.formats.columns import BBOX_SIDES
 from kiln.formats.days import day_bounds
 
-SIDES = ("xmin", "ymin", "xmax", "ymax")  # of the `bbox` column
 HALF_TURN = 180.0  # degrees: no chip is wider
 
 
@@ -184,9 +184,9 @@ def _may_meet(footer: pq.FileMetaData, group: int, box: Bounds) -> bool:
     row_group = footer.row_group(group)
     columns = [row_group.column(i) for i in range(row_group.num_columns)]
     statistics = {c.path_in_schema.removeprefix("bbox."): c.statistics for c in columns}
-    if any(statistics.get(side) is None or not statistics[side].has_min_max for side in SIDES):
+    if any(statistics.get(side) is None or not statistics[side].has_min_max for side in BBOX_SIDES):
         return True
-    low, high = ({side: getattr(statistics[side], end) for side in SIDES} for end in ("min", "max"))
+    low, high = ({side: getattr(statistics[side], end) for side in BBOX_SIDES} for end in ("min", "max"))
     west, south, east, north = box
     if low["ymin"] > north or high["ymax"] < south:
         return False
@@ -196,7 +196,7 @@ def _may_meet(footer: pq.FileMetaData, group: int, box: Bounds) -> bool:
 def _meets(column: pa.ChunkedArray, boxes: Sequence[Bounds]) -> BoolArray:
     """Return which chips [n] meet any of the boxes, by their `bbox` values."""
     values = column.combine_chunks()
-    xmin, ymin, xmax, ymax = (np.asarray(values.field(side)) for side in SIDES)
+    xmin, ymin, xmax, ymax = (np.asarray(values.field(side)) for side in BBOX_SIDES)
     meets = np.zeros(len(values), bool)
     for west, south, east, north in boxes:
         in_longitude = np.where(xmin > xmax, (xmin <= east) | (xmax >= west), (xmin <= east) & (xmax >= west))

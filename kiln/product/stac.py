@@ -1,64 +1,32 @@
-"""STAC of a product: a collection and an item per part, with the embedding extension's fields.
-
-The extension (fields `emb:*`, links `emb:model` and `emb:source-data`, asset `embeddings`) is a proposal of the
-cloud-native geospatial sprint of March 2026, https://github.com/stac-extensions/embeddings.
-"""
+"""STAC of a product: a collection, and an item per part."""
 
 import calendar
 import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pystac
 
-from kiln.archives.registry import Provenance, get_archive
-from kiln.formats import vectors
+from kiln.archives.registry import get_archive
+from kiln.formats.bounding_box import BoundingBox
+from kiln.formats.columns import LEDGER, ColumnSpec, described_columns, type_text
+from kiln.formats.extent import Extent
 from kiln.io import storage
+from kiln.product import stac_fields
+from kiln.product.part_writer import Part
+from kiln.product.record import LedgerFile
+from kiln.product.stac_fields import Json
 
-EXTENSION = "https://stac-extensions.github.io/embeddings/v0.0.1/schema.json"
-FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
-TABLE = "https://stac-extensions.github.io/table/v1.2.0/schema.json"
+COLLECTION = "collection.json"
 PARQUET = "application/vnd.apache.parquet"
 COSTS = "kiln:costs"  # relation of the link to the record of what the jobs took
-MODEL = "https://huggingface.co/made-with-clay/Clay"
-WORLD = [-180.0, -90.0, 180.0, 90.0]
+WORLD = BoundingBox(-180.0, -90.0, 180.0, 90.0)
 SHA256_MULTIHASH = "1220"  # prefix of a sha2-256 digest of 32 bytes
-VECTOR_TITLES = {  # by `embedding` of the config
-    "class": "class token",
-    "mean": "mean of the patch tokens",
-    "both": "class token and mean of the patch tokens",
-}
-RUNTIME_KEYS = (  # of the `kiln` metadata
-    *("fingerprint", "weights_sha256", "untrained", "precision"),
-    *("embedding", "metadata", "lattice", "limits"),
-)
-
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A Parquet file of a product.
-
-    Attributes:
-        name: Name below the product's folder.
-        size: Bytes.
-        sha256: Digest in hex.
-        rows: Rows.
-        bbox: Bounding box of the footprints [west, south, east, north] in degrees.
-        times: First and last acquisition; None where no row has one.
-    """
-
-    name: str
-    size: int
-    sha256: str
-    rows: int
-    bbox: list[float]
-    times: tuple[datetime | None, datetime | None]
+GSD_DIGITS = 3  # decimals of metres
 
 
 def time_range(metadata: Mapping[str, Any], parts: Sequence[Part]) -> tuple[datetime, datetime]:
@@ -79,119 +47,160 @@ def time_range(metadata: Mapping[str, Any], parts: Sequence[Part]) -> tuple[date
     return datetime(year, 1, 1, tzinfo=UTC), datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
+def bounds(parts: Sequence[Part]) -> BoundingBox:
+    """Return the bounding box of a product, west > east across the antimeridian; that of the world without rows."""
+    extent = Extent()
+    for part in parts:
+        if part.extent.bbox:
+            extent = extent.union(part.extent)
+    return extent.bbox or WORLD
+
+
 def describe(
-    parts: Sequence[Part], metadata: Mapping[str, Any], counts: Mapping[str, int], costs: str | None = None
+    parts: Sequence[Part],
+    schema: pa.Schema,
+    metadata: Mapping[str, Any],
+    counts: Mapping[str, int],
+    ledger: LedgerFile,
+    costs: str | None = None,
 ) -> tuple[Json, dict[str, Json]]:
     """Return the STAC of a product as JSON objects with relative links.
 
     Args:
         parts: The product's files.
+        schema: Their Arrow schema, whose fields are described.
         metadata: Their `kiln` metadata.
         counts: Chips of the ledger, by count.
+        ledger: The product's ledger.
         costs: Address of the record of what the jobs took, relative to the product's folder.
 
     Returns:
         The collection, and the items by id; a part without rows has no item.
     """
-    provenance = get_archive(metadata["dataset"]).provenance
     filled = [part for part in parts if part.rows]
-    collection = _collection(filled, time_range(metadata, parts), metadata, counts, provenance)
-    links = [
-        pystac.Link("emb:model", MODEL, title=metadata["model"]),
-        pystac.Link("emb:source-data", provenance.href, title=provenance.title),
-    ]
-    collection.add_links(links)
+    columns = table_columns(described_columns(schema))
+    collection = _collection(parts, columns, metadata, counts)
+    links = [_link(stac_fields.model_link(metadata)), _link(stac_fields.source_link(metadata))]
+    collection.add_links([*links, _link(stac_fields.licence_link(metadata))])
     if costs:
         collection.add_link(pystac.Link(COSTS, costs, "application/json", title="What the jobs took"))
-    collection.add_asset(
-        "ledger",
-        pystac.Asset("ledger.parquet", title="What became of every unit", media_type=PARQUET, roles=["metadata"]),
-    )
+    collection.add_asset("ledger", _ledger_asset(ledger))
+    readme = pystac.Asset(f"./{stac_fields.README}", "Data card", media_type="text/markdown", roles=["metadata"])
+    collection.add_asset("readme", readme)
     items = []
     for part in filled:
-        item = _item(part, collection, metadata)
+        item = _item(part, columns, collection, metadata)
         item.add_links([link.clone() for link in links])
         items.append(item)
     return _with_relative_links(collection, items)
 
 
-def _chip_size(metadata: Mapping[str, Any]) -> int:
-    """Return the side in pixels of the square that a row stands for."""
-    return int(metadata["chip_size"]) // (2 if metadata["lattice"].get("encode") == "quarters" else 1)
+def table_columns(columns: Sequence[ColumnSpec]) -> list[Json]:
+    """Return columns as the table extension describes them. A unit stands at the end of the description."""
+    return [
+        {
+            "name": column.name,
+            "type": type_text(column.dtype),
+            "description": f"{column.meaning} [{column.unit}]" if column.unit else column.meaning,
+        }
+        for column in columns
+    ]
 
 
-def _fields(metadata: Mapping[str, Any], provenance: Provenance) -> Json:
-    """Return the fields that the collection and its items share."""
-    chip = _chip_size(metadata)
-    return {
-        "emb:type": "chip",
-        "emb:dimensions": metadata["dimensions"],
-        "emb:chip_layout": {"layout_type": "regular_grid", "chip_size": [chip, chip], "stride": [chip, chip]},
-        "emb:temporal_resolution": provenance.temporal_resolution,
-        "data_type": metadata["vector_dtype"],
-        **({} if metadata["gsd"] == "actual" else {"gsd": metadata["gsd"]}),
-    }
+def _link(link: Mapping[str, str]) -> pystac.Link:
+    return pystac.Link(link["rel"], link["href"], title=link["title"])
 
 
-def _quantization(metadata: Mapping[str, Any]) -> Json:
-    """Return how numbers are stored; int8 rows have a scale each, while the extension's `scale` is one of all rows."""
-    vector_dtype = metadata["vector_dtype"]
-    quantization: Json = {"method": "none", "original_dtype": "float32", "quantized_dtype": vector_dtype}
-    if vector_dtype == "int8":
-        columns = {name: vectors.SCALES[name] for name in vectors.KINDS[metadata["embedding"]]}
-        quantization |= {"method": "linear", "scale_columns": columns}
-    return quantization
-
-
-def _collection(
-    filled: Sequence[Part],
-    times: tuple[datetime, datetime],
-    metadata: Mapping[str, Any],
-    counts: Mapping[str, int],
-    provenance: Provenance,
-) -> pystac.Collection:
-    """Return the collection without links and assets; `filled` are the parts that have rows."""
-    boxes = [part.bbox for part in filled] or [WORLD]
-    bounds = [*(min(box[i] for box in boxes) for i in (0, 1)), *(max(box[i] for box in boxes) for i in (2, 3))]
-    warning = " UNTRAINED weights: for demonstration only." if metadata["untrained"] else ""
-    return pystac.Collection(
-        id=f"{metadata['dataset']}-{metadata['partition']}-{metadata['fingerprint'][:8]}",
-        title=f"{provenance.title}, {metadata['partition']}",
-        description=f"One {metadata['model']} {VECTOR_TITLES[metadata['embedding']]} per chip of "
-        f"{_chip_size(metadata)} pixels; {counts['embedded']} chips.{warning}",
-        license=provenance.license,
-        extent=pystac.Extent(pystac.SpatialExtent([bounds]), pystac.TemporalExtent([list(times)])),
-        providers=[pystac.Provider(provenance.provider, roles=[pystac.ProviderRole.PRODUCER], url=provenance.href)],
-        stac_extensions=[EXTENSION],
-        extra_fields=_fields(metadata, provenance),
+def _ledger_asset(ledger: LedgerFile) -> pystac.Asset:
+    return pystac.Asset(
+        f"./{ledger.name}",
+        title="What became of every unit",
+        media_type=PARQUET,
+        roles=["metadata"],
+        extra_fields={
+            "file:size": ledger.size,
+            "file:checksum": f"{SHA256_MULTIHASH}{ledger.sha256}",
+            "table:columns": table_columns(LEDGER),
+        },
     )
 
 
-def _item(part: Part, collection: pystac.Collection, metadata: Mapping[str, Any]) -> pystac.Item:
-    """Return the item of a part, without links."""
-    west, south, east, north = part.bbox
+def pixel_sizes(parts: Sequence[Part]) -> tuple[float, float] | None:
+    """Return the smallest and largest pixel of a product in metres; None without rows."""
+    sizes = [size for part in parts for size in part.gsd or ()]
+    return (round(min(sizes), GSD_DIGITS), round(max(sizes), GSD_DIGITS)) if sizes else None
+
+
+def _collection(
+    parts: Sequence[Part], columns: Sequence[Json], metadata: Mapping[str, Any], counts: Mapping[str, int]
+) -> pystac.Collection:
+    """Return the collection without links and assets."""
+    source, gsd = stac_fields.provenance(metadata), pixel_sizes(parts)
+    vector, chip = stac_fields.VECTOR_TITLES[metadata["embedding"]], stac_fields.encoded_chip_size(metadata)
+    warning = " UNTRAINED weights: for demonstration only." if metadata["untrained"] else ""
+    summaries: Json = {"gsd": {"minimum": gsd[0], "maximum": gsd[1]}} if gsd else {}
+    return pystac.Collection(
+        id=stac_fields.collection_id(metadata),
+        title=stac_fields.title(metadata),
+        description=f"One {metadata['model']} {vector} per chip of {chip} pixels; {counts['embedded']} chips."
+        f"{warning} {source.attribution}",
+        license=source.license,
+        keywords=["embeddings", "Clay", *source.keywords],
+        extent=pystac.Extent(
+            pystac.SpatialExtent([list(bounds(parts))]), pystac.TemporalExtent([list(time_range(metadata, parts))])
+        ),
+        providers=[pystac.Provider.from_dict(provider) for provider in stac_fields.providers(metadata)],
+        summaries=pystac.Summaries(summaries),
+        stac_extensions=[stac_fields.EMBEDDINGS, stac_fields.FILE, stac_fields.TABLE],
+        extra_fields={
+            **stac_fields.collection_fields(metadata),
+            **({"gsd": gsd[0]} if gsd else {}),
+            "table:columns": columns,
+            "table:primary_geometry": "geometry",
+            "table:row_count": counts["embedded"],
+            "item_assets": {"embeddings": {"title": _part_title(metadata), "type": PARQUET, "roles": ["data"]}},
+        },
+    )
+
+
+def _part_title(metadata: Mapping[str, Any]) -> str:
+    return f"GeoParquet of chips: {stac_fields.VECTOR_TITLES[metadata['embedding']]}"
+
+
+def _item(
+    part: Part, columns: Sequence[Json], collection: pystac.Collection, metadata: Mapping[str, Any]
+) -> pystac.Item:
+    """Return the item of a part that has rows, without links."""
+    bbox, gsd = bounds([part]), pixel_sizes([part])
     start, end = collection.extent.temporal.intervals[0]
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     item = pystac.Item(
-        id=f"{collection.id}-{part.name.removesuffix('.parquet')}",
-        geometry={"type": "Polygon", "coordinates": [ring]},
-        bbox=part.bbox,
+        id=stac_fields.item_id(part.name, metadata),
+        geometry=bbox.to_geojson(),
+        bbox=list(bbox),
         datetime=None,
         start_datetime=start,
         end_datetime=end,
         properties={
-            **collection.extra_fields,
-            "emb:quantization": _quantization(metadata),
-            "emb:runtime_parameters": {key: metadata[key] for key in RUNTIME_KEYS},
+            **stac_fields.item_fields(metadata),
+            **({"gsd": gsd[0]} if gsd else {}),
+            "proj:code": "EPSG:4326",
+            "table:columns": columns,
+            "table:primary_geometry": "geometry",
             "table:row_count": part.rows,
         },
-        stac_extensions=[EXTENSION, FILE, TABLE],
+        stac_extensions=[
+            stac_fields.EMBEDDINGS,
+            stac_fields.FILE,
+            stac_fields.PROCESSING,
+            stac_fields.PROJECTION,
+            stac_fields.TABLE,
+        ],
     )
     item.add_asset(
         "embeddings",
         pystac.Asset(
             f"../{part.name}",
-            title=f"GeoParquet of chips: {VECTOR_TITLES[metadata['embedding']]}",
+            title=_part_title(metadata),
             media_type=PARQUET,
             roles=["data"],
             extra_fields={"file:size": part.size, "file:checksum": f"{SHA256_MULTIHASH}{part.sha256}"},
@@ -201,25 +210,28 @@ def _item(part: Part, collection: pystac.Collection, metadata: Mapping[str, Any]
 
 
 def _with_relative_links(collection: pystac.Collection, items: Sequence[pystac.Item]) -> tuple[Json, dict[str, Json]]:
-    """Return self-contained JSON: items lie in `items/`, and links between collection and items are relative."""
-    top: Json = collection.to_dict(include_self_link=False)
+    """Return self-contained JSON: items lie in `items/`, and links between collection and items are relative.
+
+    Nothing leads out of the product's folder but the links to other places, so a copy of the folder is complete.
+    """
+    top: Json = collection.to_dict(include_self_link=False) | {"stac_version": stac_fields.STAC_VERSION}
     top["links"] = [link for link in top["links"] if link["rel"] not in ("root", "self")]
     top["links"] += [
         {"rel": "item", "href": f"./items/{item.id}.json", "type": "application/geo+json"} for item in items
     ]
     features: dict[str, Json] = {}
     for item in items:
-        feature: Json = item.to_dict(include_self_link=False)
+        feature: Json = item.to_dict(include_self_link=False) | {"stac_version": stac_fields.STAC_VERSION}
         feature["collection"] = collection.id
         feature["links"] = [link for link in feature["links"] if link["rel"] not in ("root", "self")]
         feature["links"] += [
-            {"rel": rel, "href": "../collection.json", "type": "application/json"} for rel in ("collection", "parent")
+            {"rel": rel, "href": f"../{COLLECTION}", "type": "application/json"} for rel in ("collection", "parent")
         ]
         features[item.id] = feature
     return top, features
 
 
-def _relative(uri: str, folder: str) -> str:
+def relative_address(uri: str, folder: str) -> str:
     """Return an address relative to a folder, if both are on one store."""
     stores = ["/".join(place.split("/")[:3]) if storage.is_remote(place) else "" for place in (uri, folder)]
     return posixpath.relpath(uri, folder) if stores[0] == stores[1] else uri
@@ -228,8 +240,10 @@ def _relative(uri: str, folder: str) -> str:
 def write_stac(
     product: str,
     parts: Sequence[Part],
+    schema: pa.Schema,
     metadata: Mapping[str, Any],
     counts: Mapping[str, int],
+    ledger: LedgerFile,
     costs: str | None = None,
 ) -> list[str]:
     """Write collection.json and items/*.json below a product.
@@ -237,15 +251,18 @@ def write_stac(
     Args:
         product: Path or s3:// of the product's folder.
         parts: The product's files.
+        schema: Their Arrow schema, whose fields are described.
         metadata: Their `kiln` metadata.
         counts: Chips of the ledger, by count.
+        ledger: The product's ledger.
         costs: Path or s3:// of the record of what the jobs took.
 
     Returns:
         The names of the written files, the collection first.
     """
-    collection, items = describe(parts, metadata, counts, _relative(costs, product) if costs else None)
-    files = {"collection.json": collection} | {f"items/{name}.json": item for name, item in items.items()}
+    relative_costs = relative_address(costs, product) if costs else None
+    collection, items = describe(parts, schema, metadata, counts, ledger, relative_costs)
+    files = {COLLECTION: collection} | {f"items/{name}.json": item for name, item in items.items()}
     for name, value in files.items():
         storage.write_bytes(storage.join(product, name), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
     return list(files)

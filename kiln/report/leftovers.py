@@ -19,8 +19,8 @@ def find_leftovers(run: str, checkpoints: str) -> list[str]:
     """Return the files that `snakemake --delete-all-output` leaves, in order.
 
     These are ledgers, patch files and job records without their shard, products without their record, pictures and a
-    database without the record of a database, and checkpoints and costs of datasets without a plan. A file
-    that anything needs is not among them.
+    database without the record of a database, and checkpoints and costs of datasets without a plan; without any
+    plan, the catalog and the call of the run too. A file that anything needs is not among them.
 
     Args:
         run: Folder `results/<run>`, a path or s3://.
@@ -33,7 +33,8 @@ def find_leftovers(run: str, checkpoints: str) -> list[str]:
     folders = {file.removeprefix(f"{run}/").partition("/")[0] for file in files}
     planned = {name for name in folders if FOLDER.fullmatch(name) and plans_among(f"{run}/{name}", files)}
     leftovers += [file for file in files if (cost := COST_RECORD.fullmatch(file)) and cost[1] not in planned]
-    leftovers += [file for file in files if file == f"{run}/command.json" and not planned]
+    if not planned:
+        leftovers += [uri for name in ("catalog.json", "command.json") if (uri := f"{run}/{name}") in files]
     finished_units = list_files(checkpoints)
     leftovers += [f for f in finished_units if f.removeprefix(f"{checkpoints}/").partition("/")[0] not in planned]
     return sorted(leftovers)

@@ -169,11 +169,12 @@ def contact_sheet_command(run: Run) -> list[str]:
 
 
 def coverage_command(run: Run) -> list[str]:
-    """Return the command that draws the coverage map, and writes the pages of the ledger and of the run."""
+    """Return the command that draws the coverage map, and writes pages of ledger and run, and the catalog."""
     return script(
         "coverage",
         *("--products", PRODUCTS, "--records", RECORDS, "--map", MAP, "--ledger", LEDGER, "--run-page", RUN_PAGE),
-        *("--runs", run.paths.uri(run.paths.costs), "--datasets", *(d.folder_name for d in run.datasets.values())),
+        *("--run", run.paths.uri(run.paths.results), "--runs", run.paths.uri(run.paths.costs)),
+        *("--datasets", *(d.folder_name for d in run.datasets.values())),
         *("--price-per-hour", str(run.config["plan"]["price_per_hour"])),
     )
 

@@ -34,7 +34,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.formats import embeddings_file, vectors
+from kiln.formats.extent import Extent
 from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.ledger import LedgerEntry, ledger_name, ledger_table, write_ledger
 from kiln.formats.records import Unit
@@ -83,7 +85,7 @@ def shard_rows(first: int, values: np.ndarray, columns: pa.Schema, storage: vect
 def make_shards(folder: Path, size: float, storage: vectors.VectorDtype) -> list[str]:
     """Write shards of about `size` bytes in total; return their names. All have the same vectors in another order."""
     kiln = shard_metadata(dimensions=DIM, vector_dtype=storage)
-    columns = embeddings_file.schema(DIM, storage, [pa.field("year", pa.int16())], kiln)
+    columns = embeddings_file.schema(DIM, storage, COLUMNS, kiln)
     rng = np.random.default_rng(0)
     values = rng.standard_normal((ACROSS * DEEP, DIM), np.float32)
     names: list[str] = []
@@ -93,7 +95,7 @@ def make_shards(folder: Path, size: float, storage: vectors.VectorDtype) -> list
         path = folder / f"{name}.parquet"
         rows = shard_rows(len(names) * ACROSS, np.roll(values, len(names), axis=0), columns, storage)
         with GeoParquetWriter(path, columns) as out:
-            out.write(rows, *embeddings_file.extent(rows))
+            out.write(rows, embeddings_file.extent(rows))
         entry = LedgerEntry(Unit(name, len(rows), "s3://esa-worldcover-s2", "e"), embedded=len(rows))
         write_ledger(folder / ledger_name(path.name), ledger_table([entry]))
         written += path.stat().st_size
@@ -106,7 +108,7 @@ def plain(paths: list[Path], out: Path) -> None:
     columns = pq.read_schema(paths[0])
     with GeoParquetWriter(out, columns) as file:
         for path in paths:
-            file.write(pq.read_table(path), [-180.0, -90.0, 180.0, 90.0], {"Polygon"})
+            file.write(pq.read_table(path), Extent())
     with out.open("rb+") as f:
         os.fsync(f.fileno())
 

@@ -25,12 +25,13 @@ import pyarrow.parquet as pq
 import torch
 
 from kiln.archives.sensors import WORLDCOVER
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.formats import embeddings_file, vectors
 from kiln.model.clay import Geometry
 from kiln.model.embedder import Embedder, EmbedPolicy
 from kiln.model.weights import untrained_encoder
 from kiln.sample.worldcover import DEFAULT_TILES, draw_tile, tile_corner
-from tests.support.products import WORLD, YEAR, chip_at, shard_metadata
+from tests.support.products import WORLD, chip_at, shard_metadata
 
 DIM, PPD, BATCH, QUERIES, K = 1024, 1200, 64, 500, 10
 MIN_RECALL = {"float32": 1.0, "float16": 0.98, "int8": 0.90}
@@ -85,7 +86,7 @@ def product(
     kinds = vectors.KINDS[embedding]
     exact = {name: floats["embeddings" if kind == "class" else "embeddings_mean"] for name, kind in kinds.items()}
     kiln = shard_metadata(dimensions=DIM, vector_dtype=vector_dtype, embedding=embedding)
-    columns = embeddings_file.schema(DIM, vector_dtype, [YEAR], kiln, embedding)
+    columns = embeddings_file.schema(DIM, vector_dtype, COLUMNS, kiln, embedding)
     path = folder / f"{vector_dtype}-{embedding}.parquet"
     with embeddings_file.ShardWriter(path, columns) as out:
         out.append(chips, vectors.store(exact, vector_dtype))

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import pyarrow as pa
 import pytest
 
+from kiln.archives.naip import columns as naip
 from kiln.engine import pipeline
 from kiln.engine.checkpoints import Checkpoints
 from kiln.engine.pipeline import Budget
@@ -20,9 +20,7 @@ from tests.support.engine import Echo
 
 METADATA = {"fingerprint": "f1", "software": {"torch": "1"}, "sources": {"a": 1}}
 ESTIMATE = 9  # expected chips of a scene until it is opened
-COLUMNS = embeddings_file.schema(
-    4, "float32", [pa.field("state", pa.dictionary(pa.int32(), pa.string())), pa.field("year", pa.int16())], {}
-)
+COLUMNS = embeddings_file.schema(4, "float32", naip.COLUMNS, {})
 NAN_VALUES = Echo({0: float("nan")}).values
 SHARD = {  # units of every kind: a number is a chip of that pixel value (0: not finite), n nodata, c cloud
     "s:a": [1, 2, "n", 3],
@@ -46,7 +44,7 @@ class Scenes:
     unversioned: tuple[str, ...] = ()
     read: list[str] = field(default_factory=list)  # units in the order of their reads
     info = make_info()
-    columns = list(COLUMNS)[-2:]
+    columns = naip.COLUMNS
 
     def units(self) -> list[Unit]:
         return [

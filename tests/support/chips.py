@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import shapely
 
+from kiln.archives.worldcover.columns import COLUMNS
+from kiln.formats.columns import ColumnSpec
 from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
 from kiln.formats.sensor import Sensor
 
@@ -63,7 +64,7 @@ class ListSource:
     events: list[Chip | Dropped]
     expected: dict[str, int]
     info: SourceInfo = field(default_factory=make_info)
-    columns: list[pa.Field] = field(default_factory=lambda: [pa.field("year", pa.int16())])
+    columns: tuple[ColumnSpec, ...] = COLUMNS
     broken: Exception | None = None  # raised when the last event is read
 
     def units(self) -> list[Unit]:

@@ -9,13 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from kiln.archives.naip.columns import COLUMNS
 from kiln.formats import embeddings_file, vectors
 from tests.support.chips import make_chip
 from tests.support.products import shard_metadata
 
 DIMENSIONS = 6
-STATE = pa.field("state", pa.dictionary(pa.int32(), pa.string()))
-EXTRA = [STATE, pa.field("year", pa.int16())]
 
 
 def footprint(n: int) -> shapely.Geometry:
@@ -45,7 +44,7 @@ def write_chips(
         for n in range(count)
     ]
     kiln = shard_metadata(dimensions=DIMENSIONS, vector_dtype=vector_dtype, embedding=embedding, **metadata)
-    schema = embeddings_file.schema(DIMENSIONS, vector_dtype, EXTRA, kiln, embedding)
+    schema = embeddings_file.schema(DIMENSIONS, vector_dtype, COLUMNS, kiln, embedding)
     rng = np.random.default_rng(0)
     values = {name: rng.standard_normal((count, DIMENSIONS), np.float32) for name in vectors.KINDS[embedding]}
     with embeddings_file.ShardWriter(path, schema, row_group) as out:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import shapely
 
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, shards, unit_id
 from kiln.formats import embeddings_file, plan_file
 from kiln.formats import vectors as vectors_
@@ -22,7 +23,6 @@ from kiln.product.record import ProductRecord, write_record
 from scripts import merge as merge_script
 
 DIM = 8
-YEAR = pa.field("year", pa.int16())
 WORLD = Lattice(512)  # the lattice of the published run
 ITEM = "ESA_WorldCover_10m_{year}_v200_{tile}_S2RGBNIR"
 
@@ -155,7 +155,7 @@ def write_shard(
         entries.append(entry)
     kiln = kiln | {"sources": {s: {"size": 1} for s in sorted({c.source for c in chips})}}
     values = vectors(chips) if vectors else random_vectors(chips, dim)
-    columns_ = embeddings_file.schema(dim, store, [YEAR], kiln, kiln["embedding"])
+    columns_ = embeddings_file.schema(dim, store, COLUMNS, kiln, kiln["embedding"])
     with embeddings_file.ShardWriter(folder / f"{name}.parquet", columns_, row_group) as out:
         if chips:
             out.append(chips, stored(chips, values, kiln))

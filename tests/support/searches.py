@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from kiln.archives.sentinel2 import columns as sentinel2
 from kiln.archives.worldcover.lattice import Column
 from kiln.cli import search
 from kiln.explorer.build import Select, build
@@ -12,7 +13,7 @@ from kiln.formats import embeddings_file
 from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Unit
 from tests.support.chips import make_chip
-from tests.support.products import WORLD, YEAR, chip_at, merge_shards, random_vectors, shard_metadata
+from tests.support.products import WORLD, chip_at, merge_shards, random_vectors, shard_metadata
 
 SIDE = 512 / 12000
 COLUMNS = [Column(k, 0, 10) for k in range(10)]
@@ -32,9 +33,12 @@ def build_scene_database(run, grid):
     Return the footprints by chip_id from west to east.
     """
     footprints = grid.footprints()[0][0]
-    chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}") for n, f in enumerate(footprints)]
+    extra = {column.name: None for column in sentinel2.COLUMNS}
+    chips = [make_chip(n, footprint=f, chip_id=f"c{n:02d}", extra=extra) for n, f in enumerate(footprints)]
     kiln = shard_metadata(dataset="sentinel2", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"})
-    with embeddings_file.ShardWriter(run / "s.parquet", embeddings_file.schema(8, "float32", [YEAR], kiln)) as out:
+    with embeddings_file.ShardWriter(
+        run / "s.parquet", embeddings_file.schema(8, "float32", sentinel2.COLUMNS, kiln)
+    ) as out:
         out.append(chips, {"embeddings": np.random.default_rng(0).standard_normal((len(chips), 8), np.float32)})
     entry = LedgerEntry(Unit("sentinel2:s", len(chips), "s3://b/i", "e"), embedded=len(chips))
     write_ledger(run / "s.ledger.parquet", ledger_table([entry]))

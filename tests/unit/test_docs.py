@@ -114,7 +114,7 @@ def test_config_keys_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", TEXTS, ids=ids(TEXTS))
 def test_retired_words_are_absent(document: Path) -> None:
-    text = re.sub(r"https?://\S+|`[^`\n]+`", "", GENERATED.sub("", read(document)))
+    text = re.sub(r"https?://\S+|`[^`\n]+`|data\s+cards?", "", GENERATED.sub("", read(document)))
     found = re.findall(rf"\b(?:{'|'.join(RETIRED)})\b", text)
     found += [word for word in re.findall(r"\b[A-Za-z]+\b", text) if word.lower() in RETIRED and word not in found]
     assert not found

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pystac
 import pytest
 
 from kiln.report.bounds import NOTHING
 from kiln.report.estimate import RowSize, database_estimate, estimate_plan
 from tests import ROOT
 from tests.support.sample_run import PINS, content_digests
+from tests.support.stac import assert_valid, stac_objects
 from tests.workflow.workflow import Run
 
 
@@ -38,6 +40,21 @@ def test_the_content_of_the_sample_is_pinned(sample: Path) -> None:
     `python -m tests.support.sample_run results/sample` writes the pins again.
     """
     assert content_digests(sample / "results/sample") == json.loads(PINS.read_text())
+
+
+def test_the_stac_of_the_sample_is_valid_and_complete(sample: Path) -> None:
+    run = sample / "results/sample"
+    assert_valid(json.loads((run / "catalog.json").read_text()))
+    catalog = pystac.Catalog.from_file(str(run / "catalog.json"))
+    collections = list(catalog.get_children())
+    assert len(collections) == len(list(run.glob("*/products/*/*.json"))) == 6
+    for product in run.glob("*/products/*/*/"):
+        values = dict(stac_objects(product))
+        assert [value["type"] for value in values.values()] == ["Collection", "Feature"]
+        for value in values.values():
+            assert_valid(value)
+    items = list(catalog.get_items(recursive=True))
+    assert sum(item.properties["table:row_count"] for item in items) == 829
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/api.md"])

@@ -155,7 +155,7 @@ def test_the_ledger_counts_cloud_and_nodata_apart(done: Run) -> None:
 
 
 def test_products_keep_the_columns_of_their_dataset_and_are_valid_stac(done: Run) -> None:
-    product = done.one("results/tiny/sentinel2-*/products/14T-2020-07/*/part-0000.parquet")
+    product = done.one("results/tiny/sentinel2-*/products/14T-2020-07/*/chips/part-0000.parquet")
     schema = pq.read_schema(product)
     for name in ("platform", "mgrs_tile", "processing_baseline"):
         assert schema.field(name).type == pa.dictionary(pa.int32(), pa.string()), name
@@ -173,7 +173,7 @@ def test_products_keep_the_columns_of_their_dataset_and_are_valid_stac(done: Run
 
 
 def test_gpio_finds_nothing_to_warn_of_in_a_product(done: Run, gpio: Callable[..., Any]) -> None:
-    product = done.one("results/tiny/sentinel2-*/products/14T-2020-07/*/part-0000.parquet")
+    product = done.one("results/tiny/sentinel2-*/products/14T-2020-07/*/chips/part-0000.parquet")
     checked = gpio("check", "all", str(product))
     output = checked.stdout + checked.stderr
     assert checked.returncode == 0, output

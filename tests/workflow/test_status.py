@@ -78,8 +78,8 @@ def test_the_printed_commands_redo_exactly_the_shards_they_name(tmp_path: Path) 
     assert commands(run) == []
     assert "Nothing to do: all " in status(run)
 
-    next(run.folder.glob("results/tiny/worldcover-*/products/2021/*/part-0000.parquet")).unlink()
-    assert "damaged (part-0000.parquet is gone)" in status(run)
+    next(run.folder.glob("results/tiny/worldcover-*/products/2021/*/chips/part-0000.parquet")).unlink()
+    assert "damaged (chips/part-0000.parquet is gone)" in status(run)
     product, last = commands(run)
     assert typed(run, product) == {"merge_worldcover": 1}
     typed(run, last)

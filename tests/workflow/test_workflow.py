@@ -269,7 +269,7 @@ def test_allow_missing_merges_what_exists_and_names_what_is_missing(finished: Ru
         for p in run.folder.glob("results/tiny/worldcover-*/products/2021/*.json")
         if json.loads(p.read_text()) == partial
     )
-    assert kiln_of(product.with_suffix("") / "part-0000.parquet")["missing_shards"] == partial["missing_shards"]
+    assert kiln_of(product.with_suffix("") / "chips/part-0000.parquet")["missing_shards"] == partial["missing_shards"]
 
 
 def test_plan_prints_the_work_of_each_partition(finished: Run, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """NAIP: aerial scenes of the conterminous United States, known by the keys of their bucket."""
 
 from kiln.archives.naip.layout import chip_lattice
-from kiln.archives.registry import Archive, Provenance
+from kiln.archives.registry import Archive, Provenance, Provider
 from kiln.archives.sensors import NAIP
 from kiln.io.buckets import Bucket
 
@@ -13,10 +13,17 @@ ARCHIVE = Archive(
     module="kiln.archives.naip",
     lattice=chip_lattice,
     provenance=Provenance(
-        title="NAIP aerial imagery, Clay embeddings",
+        title="NAIP aerial imagery",
         href="https://registry.opendata.aws/naip/",
         license="CC-PDDC",
-        provider="USDA Farm Service Agency",
+        license_href="https://creativecommons.org/licenses/publicdomain/",
+        license_title="Public domain",
+        attribution="Made from NAIP imagery of the USDA Farm Service Agency.",
+        providers=(
+            Provider("USDA Farm Service Agency", ("producer", "licensor"), "https://naip-usdaonline.hub.arcgis.com/"),
+            Provider("Registry of Open Data on AWS", ("host",), "https://registry.opendata.aws/naip/"),
+        ),
+        keywords=("NAIP", "aerial imagery", "United States"),
         temporal_resolution="single_acquisition",
     ),
     plan_keys=(

@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import rasterio
 import shapely
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from rasterio.windows import Window
 
 from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.chip_counts import ChipCounts
+from kiln.archives.naip.columns import COLUMNS
 from kiln.archives.naip.config import Config
 from kiln.archives.naip.keys import SceneKey, parse_key
 from kiln.archives.naip.layout import Edge, Lattice, chip_layout
@@ -76,10 +76,7 @@ class NaipSource:
     Nodata is 0 in all four bands: band 4 is near infrared, also where it is tagged alpha.
     """
 
-    columns = [  # noqa: RUF012 (never changed)
-        pa.field("state", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("year", pa.int16()),
-    ]
+    columns = COLUMNS
 
     def __init__(
         self,

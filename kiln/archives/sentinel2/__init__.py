@@ -1,6 +1,6 @@
 """Sentinel-2 L2A: scenes of the bucket sentinel-cogs, or of any STAC API with the same assets."""
 
-from kiln.archives.registry import Archive, Provenance
+from kiln.archives.registry import Archive, Provenance, Provider
 from kiln.archives.sensors import SENTINEL2
 from kiln.archives.sentinel2.layout import chip_lattice
 from kiln.io.buckets import Bucket
@@ -13,10 +13,18 @@ ARCHIVE = Archive(
     module="kiln.archives.sentinel2",
     lattice=chip_lattice,
     provenance=Provenance(
-        title="Sentinel-2 L2A scenes, Clay embeddings",
+        title="Sentinel-2 L2A scenes",
         href="https://registry.opendata.aws/sentinel-2-l2a-cogs/",
-        license="proprietary",
-        provider="ESA, contains modified Copernicus Sentinel data",
+        license="other",
+        license_href="https://sentinel.esa.int/documents/247904/690755/Sentinel_Data_Legal_Notice",
+        license_title="Legal notice on the use of Copernicus Sentinel data and service information",
+        attribution="Contains modified Copernicus Sentinel data.",
+        providers=(
+            Provider("ESA", ("producer", "licensor"), "https://sentinels.copernicus.eu/"),
+            Provider("Element 84", ("processor",), "https://element84.com/earth-search/"),
+            Provider("Registry of Open Data on AWS", ("host",), "https://registry.opendata.aws/sentinel-2-l2a-cogs/"),
+        ),
+        keywords=("Sentinel-2", "Copernicus", "L2A", "surface reflectance"),
         temporal_resolution="single_acquisition",
     ),
     plan_keys=(

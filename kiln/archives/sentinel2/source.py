@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
@@ -30,6 +29,7 @@ from kiln.archives.sentinel2.assets import (
     MeasuredScene,
     inspect,
 )
+from kiln.archives.sentinel2.columns import COLUMNS
 from kiln.archives.sentinel2.config import Config
 from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION, chip_layout, rewrites
 from kiln.errors import ConfigError, SourceError
@@ -177,13 +177,7 @@ class Sentinel2Source:
     and `offset_applied` is whether Kiln subtracted 1000 from the files' numbers.
     """
 
-    columns = [  # noqa: RUF012 (never changed)
-        pa.field("platform", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("mgrs_tile", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("processing_baseline", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("offset_applied", pa.bool_()),
-        pa.field("sun_elevation", pa.float32()),
-    ]
+    columns = COLUMNS
 
     def __init__(
         self,

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from kiln.archives.worldcover.lattice import Lattice
 from kiln.errors import ConfigError
 from kiln.formats import vectors
+from kiln.formats.columns import BBOX_SIDES
+from kiln.formats.extent import Extent
 from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.ledger import read_ledger
 from kiln.io import storage
@@ -74,15 +76,12 @@ def _write_column(paths: Sequence[Path], column: int, vector_dtype: str, uri: st
         for path in paths
     ).sort_by("row")
     box = rows["bbox"].combine_chunks()
-    minima, maxima = ([np.asarray(box.field(side)) for side in sides] for sides in ((0, 1), (2, 3)))
-    bounds = [
-        *(float(side.min(initial=np.inf)) for side in minima),
-        *(float(side.max(initial=-np.inf)) for side in maxima),
-    ]
+    sides = np.stack([np.asarray(box.field(side)) for side in BBOX_SIDES], axis=1)
+    extent = Extent.of_boxes(sides, frozenset({"Polygon"} if len(rows) else ()))
     embeddings = _as_float32(rows) if scales else rows["embeddings"]
     table = pa.table({"embeddings": embeddings, "bbox": rows["geometry"]})
     with storage.atomic(uri) as path, GeoParquetWriter(path, table.schema, geometry="bbox", box=None) as file:
-        file.write(table, bounds, {"Polygon"} if len(rows) else set())
+        file.write(table, extent)
 
 
 def _as_float32(rows: pa.Table) -> pa.FixedSizeListArray:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import rasterio
 import shapely
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from rasterio.windows import Window
 
 from kiln.archives.raster_reading import MIN_STRIP_ROWS, read_with_retry, strip_rows, valid_pixels
 from kiln.archives.worldcover import ARCHIVE
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.archives.worldcover.config import Config
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, unit_id
 from kiln.archives.worldcover.layout import chip_lattice
@@ -81,7 +81,7 @@ def open_source(shard: ShardPlan, config: Config) -> "WorldCoverSource":
 class WorldCoverSource:
     """The columns of one shard. Strips of tile blocks are read once, row by row, and stitched to chips."""
 
-    columns = [pa.field("year", pa.int16())]  # noqa: RUF012 (never changed)
+    columns = COLUMNS
 
     def __init__(
         self,

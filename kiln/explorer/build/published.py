@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from kiln.errors import ConfigError, SourceError
 from kiln.explorer.build.published_geometry import boxes_of, footprints_of, geometries_of
 from kiln.explorer.build.published_sets import PublishedSet
+from kiln.formats.columns import BBOX
 from kiln.formats.fingerprint import digest
-from kiln.formats.geoparquet import BBOX
 from kiln.formats.parquet import parquet_errors, read_batches
 from kiln.io import storage
 

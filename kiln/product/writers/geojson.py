@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from kiln.formats.geoparquet import BBOX
+from kiln.formats.columns import BBOX
 from kiln.product.writers.exported_rows import LAYER, ExportedRows
 from kiln.product.writers.flat_columns import finite, iso_times, shortest, vector_texts, without_dictionary
 

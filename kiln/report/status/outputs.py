@@ -1,7 +1,6 @@
 """The products and the explorer database of a run: whether they are there, whole, and made of its shards."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,9 +9,8 @@ from typing import Any, Literal
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.fingerprint import product_digest
 from kiln.io import storage
-from kiln.product.record import ProductRecord, product_folder, read_record
+from kiln.product.record import RECORD_NAME, ProductRecord, product_folder, read_record
 
-RECORD = re.compile(r"[0-9a-f]{16}\.json")
 CHECKSUM_BYTES = 1_000_000  # of smaller inputs, Snakemake compares the content, and a newer time alone is no reason
 MAX_CACHED = 100_000  # ledgers and records whose content is kept while a page is refreshed
 State = Literal["merged", "missing", "outdated", "damaged", "waits"]
@@ -55,7 +53,7 @@ def product_state(
     place = f"products/{partition}"
     known = [product_digest(shards, flags) for flags in ([], ["--deduplicate"])]
     names = {uri.rpartition("/")[2] for uri in stats if uri.rpartition("/")[0] == f"{folder}/{place}"}
-    records = [f"{place}/{name}" for name in sorted(names) if RECORD.fullmatch(name)]
+    records = [f"{place}/{name}" for name in sorted(names) if RECORD_NAME.fullmatch(name)]
     own = [record for record in records if record.removesuffix(".json").rpartition("/")[2] in known]
     embedded = [uri for shard in shards if (uri := f"{folder}/shards/{partition}/{shard}.parquet") in stats]
     if not own:
@@ -93,7 +91,7 @@ def _losses(record: str, content: ProductRecord, stats: Mapping[str, storage.Sta
     """Return what is wrong with the files of a product: each that is not there in its size."""
     product = product_folder(record)
     sizes = {file.name: file.size for file in content.files} | {content.ledger.name: content.ledger.size}
-    found = {name: stats.get(f"{product}/{name}") for name in [*sizes, *content.stac]}
+    found = {name: stats.get(f"{product}/{name}") for name in [*sizes, *content.documents]}
     return [
         f"{name} has another size" if stat else f"{name} is gone"
         for name, stat in found.items()
@@ -111,7 +109,9 @@ def database_state(run: str, path: str, products: Mapping[str, Output], stats: M
         stats: Size and time of each file of the run.
     """
     root = run.removesuffix(path)
-    records = [uri for uri in stats if uri.startswith(f"{run}/index/") and RECORD.fullmatch(uri.rpartition("/")[2])]
+    records = [
+        uri for uri in stats if uri.startswith(f"{run}/index/") and RECORD_NAME.fullmatch(uri.rpartition("/")[2])
+    ]
     if not records:
         ready = products and all(product.state == "merged" for product in products.values())
         return Output("missing" if ready else "waits", note="" if ready else "for the products")
@@ -121,12 +121,12 @@ def database_state(run: str, path: str, products: Mapping[str, Output], stats: M
         return Output("damaged", name, "its files are gone")
     try:
         content: dict[str, Any] = json.loads(storage.read_bytes(record))
-        held = {f"{product['dataset']} {product['partition']}": product for product in content["products"]}
+        held = {product.title: product for product in map(ProductRecord.from_json, content["products"])}
     except (ValueError, KeyError, TypeError):
         return Output("damaged", name, "its record cannot be read")
     for title, product in products.items():
         own = _read(f"{root}{product.record}", stats) if title in held and product.state == "merged" else None
-        if title in held and not (own and own.as_json() == held[title]):
+        if title in held and own != held[title]:
             return Output("outdated", name, f"of an older product: {title}")
     absent = sorted(title for title in products if title not in held)
     return Output("merged", name, f"without {', '.join(absent)}" if absent else "")

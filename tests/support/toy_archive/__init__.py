@@ -7,7 +7,7 @@ EPSG:32614) and `day` (ISO date). A pixel is 10 m.
 from collections.abc import Mapping
 from typing import Any
 
-from kiln.archives.registry import Archive, Provenance
+from kiln.archives.registry import Archive, Provenance, Provider
 from kiln.errors import ConfigError
 from kiln.formats.sensor import Sensor
 
@@ -27,10 +27,14 @@ ARCHIVE = Archive(
     module="tests.support.toy_archive",
     lattice=chip_lattice,
     provenance=Provenance(
-        title="Toy tiles, Clay embeddings",
+        title="Toy tiles",
         href="https://example.com/toy",
         license="CC0-1.0",
-        provider="Nobody",
+        license_href="https://creativecommons.org/publicdomain/zero/1.0/",
+        license_title="CC0 1.0 Universal",
+        attribution="Made from toy tiles.",
+        providers=(Provider("Nobody", ("producer", "licensor"), "https://example.com"),),
+        keywords=("toy",),
         temporal_resolution="single_acquisition",
     ),
     plan_keys=("archive", "years", "chip_size", "tiles_per_shard"),

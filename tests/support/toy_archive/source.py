@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyproj
 import shapely
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
 from kiln.io import storage
 from tests.support.toy_archive import ARCHIVE
+from tests.support.toy_archive.columns import COLUMNS
 from tests.support.toy_archive.config import Config
 
 PIXEL_SIZE_M = 10.0
@@ -50,7 +50,7 @@ def read_tile(uri: str) -> Tile:
 class ToySource:
     """The tiles of one shard, each cut into whole chips from its top left corner."""
 
-    columns = [pa.field("year", pa.int16())]  # noqa: RUF012 (a constant)
+    columns = COLUMNS
 
     def __init__(self, shard: ShardPlan, config: Config) -> None:
         self.uris = {}

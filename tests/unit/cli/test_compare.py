@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.cli import compare
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.ledger import ledger_table, write_ledger
 from kiln.formats.parquet import open_file
 from kiln.io import storage
 from kiln.product.compare import compare_vectors, read_vectors, setting_differences
-from tests.support.products import WORLD, YEAR, chip_at, shard_metadata
+from tests.support.products import WORLD, chip_at, shard_metadata
 
 CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
 
@@ -20,7 +21,7 @@ CHIPS = [chip_at(WORLD, 2021, n, 600) for n in range(40)]
 def write_file(path: Path, values: np.ndarray, stored: vectors.VectorDtype = "float32", offset: int = 0) -> Path:
     """Write an embeddings file of chips from number `offset` on, with these vectors [n, D]."""
     columns = embeddings_file.schema(
-        values.shape[1], stored, [YEAR], shard_metadata(vector_dtype=stored, dimensions=values.shape[1])
+        values.shape[1], stored, COLUMNS, shard_metadata(vector_dtype=stored, dimensions=values.shape[1])
     )
     with embeddings_file.ShardWriter(path, columns) as out:
         out.append(CHIPS[offset : offset + len(values)], vectors.store({"embeddings": values}, stored))

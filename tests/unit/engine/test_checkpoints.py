@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kiln.archives.naip import columns as naip
 from kiln.cli.command_line import Terminated
 from kiln.engine.checkpoints import Checkpoints
 from kiln.errors import TooManyFailuresError, TransientError
@@ -184,7 +185,7 @@ def test_a_ledger_entry_and_its_rows_survive_a_checkpoint(tmp_path):
     assert (unit_id, stored_entry, stored_entry.as_row()) == ("s:ä/ü:1", entry, entry.as_row())
     assert stored_rows.equals(rows)
     assert stored_rows.schema.equals(rows.schema)
-    other = embeddings_file.schema(4, "float32", list(COLUMNS)[-2:], {"sources": "others"})
+    other = embeddings_file.schema(4, "float32", naip.COLUMNS, {"sources": "others"})
     assert checkpoints.read_finished([unit], other)[unit_id][0].cast(other).equals(rows.cast(other))
 
 

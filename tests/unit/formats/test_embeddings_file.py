@@ -15,17 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kiln.archives.sentinel2.scene import SceneGrid
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.formats import embeddings_file, vectors
+from kiln.formats.columns import TEXTS, ColumnSpec
 from kiln.formats.geoparquet import ROW_GROUP
 from tests.support.chips import make_chip
 
 WHEN = datetime(2021, 6, 1, tzinfo=UTC)
-YEAR = [pa.field("year", pa.int16())]
 
 
 def write(path, chips, dim=4, vector_dtype="float32", row_group=ROW_GROUP, batch=3, about=None):
     """Write chips in batches as the engine does; each vector counts up from the chip's column."""
-    columns = embeddings_file.schema(dim, vector_dtype, YEAR, about or {"model": "x"})
+    columns = embeddings_file.schema(dim, vector_dtype, COLUMNS, about or {"model": "x"})
     with embeddings_file.ShardWriter(path, columns, row_group) as out:
         for at in range(0, len(chips), batch):
             some = chips[at : at + batch]
@@ -68,13 +69,16 @@ def test_the_columns_are_those_of_the_contract(tmp_path, vector_dtype):
 
 
 def test_both_kinds_lie_side_by_side_each_with_its_scale():
-    columns = [f.name for f in embeddings_file.schema(4, "int8", YEAR, {}, "both")]
+    columns = [f.name for f in embeddings_file.schema(4, "int8", COLUMNS, {}, "both")]
     assert columns[:6] == ["chip_id", "embeddings", "scale", "embeddings_mean", "scale_mean", "geometry"]
-    assert [f.name for f in embeddings_file.schema(4, "float16", YEAR, {}, "both")][1:4] == [
+    assert [f.name for f in embeddings_file.schema(4, "float16", COLUMNS, {}, "both")][1:4] == [
         *columns[1:5:2],
         "geometry",
     ]
-    assert [f.name for f in embeddings_file.schema(4, "float32", YEAR, {}, "mean")][1:3] == ["embeddings", "geometry"]
+    assert [f.name for f in embeddings_file.schema(4, "float32", COLUMNS, {}, "mean")][1:3] == [
+        "embeddings",
+        "geometry",
+    ]
 
 
 def test_duckdb_and_geopandas_read_int8_and_its_scale(tmp_path):
@@ -114,10 +118,10 @@ def test_geopandas_reads_the_file_with_its_crs_and_bounds(tmp_path):
 
 
 def test_geo_metadata_is_geoparquet_1_1_with_the_covering_and_the_bbox_of_all_row_groups(tmp_path):
-    geo = geo_of(write(tmp_path / "o", [make_chip(n) for n in (300, 7)], batch=1, row_group=1))
+    geo = geo_of(write(tmp_path / "o", [make_chip(n) for n in (7, 100)], batch=1, row_group=1))
     column = geo["columns"]["geometry"]
     assert (geo["version"], geo["primary_column"], column["encoding"]) == ("1.1.0", "geometry", "WKB")
-    assert column["bbox"] == [-173, 10, 121, 11]
+    assert column["bbox"] == [-173, 10, -79, 11]
     assert column["geometry_types"] == ["Polygon"]
     assert column["covering"] == {"bbox": {n: ["bbox", n] for n in ("xmin", "ymin", "xmax", "ymax")}}
     assert column["crs"]["id"] == {"authority": "EPSG", "code": 4326}
@@ -185,10 +189,10 @@ def test_equal_rows_make_byte_equal_files(tmp_path):
 def test_the_bytes_of_rows_do_not_depend_on_how_they_are_appended(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cuts")
     count, row_group = data.draw(st.integers(0, 30)), data.draw(st.integers(1, 12))
-    state = pa.field("state", pa.dictionary(pa.int32(), pa.string()))
+    state = ColumnSpec("state", TEXTS, "state", nullable=True)
     vector_dtype = data.draw(st.sampled_from(["float32", "float16", "int8"]))
     embedding = data.draw(st.sampled_from(["class", "both"]))
-    columns = embeddings_file.schema(4, vector_dtype, [*YEAR, state], {"model": "x"}, embedding)
+    columns = embeddings_file.schema(4, vector_dtype, [*COLUMNS, state], {"model": "x"}, embedding)
     chips = [
         make_chip(
             n * 37, extra={"year": 2021, "state": ["nd", "va", None][n * n % 3]}, datetime=None if n % 4 else WHEN
@@ -227,7 +231,7 @@ def test_the_bytes_of_rows_do_not_depend_on_how_they_are_appended(tmp_path_facto
 
 
 def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
-    columns = embeddings_file.schema(256, "float32", YEAR, {})
+    columns = embeddings_file.schema(256, "float32", COLUMNS, {})
     some = embeddings_file.chip_table(
         [make_chip(n) for n in range(50)], {"embeddings": np.ones((50, 256), np.float32)}, columns
     )
@@ -244,7 +248,7 @@ def test_no_more_than_two_row_groups_wait_in_memory(tmp_path):
 
 
 def test_an_error_while_writing_closes_the_file_and_is_raised(tmp_path):
-    columns = embeddings_file.schema(4, "float32", YEAR, {})
+    columns = embeddings_file.schema(4, "float32", COLUMNS, {})
     with (
         pytest.raises(KeyError, match="year"),
         embeddings_file.ShardWriter(tmp_path / "o", columns, row_group=1) as out,
@@ -307,15 +311,17 @@ def test_a_box_over_the_antimeridian_has_its_centre_there(tmp_path):
 def test_the_bounds_of_a_file_hold_every_row_on_both_sides_of_the_antimeridian(tmp_path, row_group):
     footprints = [shapely.box(178, 0, 179, 1), cut(179.5, -179.75, -2, 2), shapely.box(-179.75, 0, -179, 1)]
     chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
-    for some in (chips, chips[1:2]):
+    for some, west, east in ((chips, 178, -179), (chips[1:2], 179.5, -179.75)):
         path = write(tmp_path / "o", some, row_group=row_group)
-        assert geo_of(path)["columns"]["geometry"]["bbox"] == [-180, -2, 180, 2]
+        assert geo_of(path)["columns"]["geometry"]["bbox"] == [west, -2, east, 2]
     assert geopandas.read_parquet(path).geometry.iloc[0].equals(footprints[1])
 
 
 def test_bounds_of_no_rows_are_none(tmp_path):
     empty = pq.read_table(write(tmp_path / "o", []))
-    assert embeddings_file.extent(empty) == ([np.inf, np.inf, -np.inf, -np.inf], set())
+    extent = embeddings_file.extent(empty)
+    assert extent.bbox is None
+    assert extent.types == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,24 @@ import pyproj
 import pytest
 import shapely
 
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.formats import embeddings_file, vectors
-from kiln.formats.geoparquet import BBOX, GeoParquetWriter, geo_metadata
-from tests.support.products import DIM, WORLD, YEAR, chip_at, random_vectors, shard_metadata
+from kiln.formats.columns import BBOX
+from kiln.formats.extent import Extent
+from kiln.formats.geoparquet import GeoParquetWriter, geo_metadata
+from tests.support.products import DIM, WORLD, chip_at, random_vectors, shard_metadata
 
 
 def write(path, groups, *, store="float32"):
     """Write one row group for each list of (col, row)."""
-    columns = embeddings_file.schema(DIM, store, [YEAR], shard_metadata(vector_dtype=store))
+    columns = embeddings_file.schema(DIM, store, COLUMNS, shard_metadata(vector_dtype=store))
     with GeoParquetWriter(path, columns) as out:
         for places in groups:
             chips = [chip_at(WORLD, 2021, c, r) for c, r in places]
             rows = embeddings_file.chip_table(
                 chips, vectors.store({"embeddings": random_vectors(chips)}, store), columns
             )
-            out.write(rows, *embeddings_file.extent(rows))
+            out.write(rows, embeddings_file.extent(rows))
     return pq.ParquetFile(path)
 
 
@@ -59,9 +62,9 @@ def test_polygons_are_counterclockwise_as_the_metadata_states(tmp_path):
 
 
 def test_a_file_without_rows_has_no_bbox_and_can_be_read(tmp_path):
-    columns = embeddings_file.schema(DIM, "float32", [YEAR], shard_metadata())
+    columns = embeddings_file.schema(DIM, "float32", COLUMNS, shard_metadata())
     with GeoParquetWriter(tmp_path / "a.parquet", columns) as out:
-        out.write(columns.empty_table(), [np.inf, np.inf, -np.inf, -np.inf], set())
+        out.write(columns.empty_table(), Extent())
     file = pq.ParquetFile(tmp_path / "a.parquet")
     assert "bbox" not in geo_of(file)["columns"]["geometry"]
     assert len(gpd.read_parquet(tmp_path / "a.parquet")) == 0
@@ -80,7 +83,7 @@ def test_only_float32_vectors_are_split_by_byte(tmp_path, store, split):
 
 
 def test_the_schema_is_read_back_as_it_was_written(tmp_path):
-    columns = embeddings_file.schema(DIM, "float16", [YEAR], shard_metadata(vector_dtype="float16"))
+    columns = embeddings_file.schema(DIM, "float16", COLUMNS, shard_metadata(vector_dtype="float16"))
     read = write(tmp_path / "a.parquet", [[(0, 0)]], store="float16").schema_arrow
     assert read.remove_metadata().equals(columns.remove_metadata())
     assert read.field("embeddings").type == pa.list_(pa.field("element", pa.float16(), nullable=False), DIM)
@@ -96,6 +99,7 @@ def test_equal_rows_make_equal_files(tmp_path):
 
 
 def test_geo_metadata_without_covering_has_none():
-    column = geo_metadata("bbox", {"Polygon"}, [0.0, 1.0, 2.0, 3.0], covering=False)["columns"]["bbox"]
+    extent = Extent.of_boxes(np.array([[0.0, 1.0, 2.0, 3.0]]), frozenset({"Polygon"}))
+    column = geo_metadata("bbox", extent, covering=False)["columns"]["bbox"]
     assert "covering" not in column
     assert column["bbox"] == [0.0, 1.0, 2.0, 3.0]

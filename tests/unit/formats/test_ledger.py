@@ -6,6 +6,7 @@ import pytest
 
 from kiln.errors import SourceError
 from kiln.formats.ledger import (
+    LEDGER_COUNTS,
     LEDGER_SCHEMA,
     LedgerEntry,
     ledger_name,
@@ -28,6 +29,7 @@ def test_the_ledger_has_the_columns_of_the_contract():
         ("embedded", count, False),
         ("skipped_nodata", count, False),
         ("skipped_cloud", count, False),
+        ("deduplicated", count, False),
         ("failed", count, False),
         ("notes", text, False),
         ("source", text, False),
@@ -58,7 +60,7 @@ def entry(expected, embedded=0, *drops, notes=()):
 def test_status_and_reason_of_a_unit_follow_from_its_counts(unit_entry, status, reason):
     row = unit_entry.as_row()
     assert (row["status"], row["reason"]) == (status, reason)
-    assert row["expected"] == row["embedded"] + row["skipped_nodata"] + row["skipped_cloud"] + row["failed"]
+    assert row["expected"] == sum(row[count] for count in LEDGER_COUNTS[1:])
     assert (row["source"], row["etag"]) == ("s3://b/u", "e1")
 
 
@@ -83,6 +85,7 @@ def test_a_ledger_is_read_back_and_printed_as_text(tmp_path):
         "embedded",
         "skipped_nodata",
         "skipped_cloud",
+        "deduplicated",
         "failed",
         "reason",
     ]

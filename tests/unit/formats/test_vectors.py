@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from kiln.errors import ConfigError
 from kiln.formats import vectors
+from kiln.formats.columns import arrow_schema
 
 FLOATS = arrays(
     np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(width=32, allow_subnormal=True)
@@ -72,7 +73,7 @@ def test_numbers_are_read_back_from_sliced_and_chunked_columns(vector_dtype, emb
     rng = np.random.default_rng(3)
     names = list(vectors.KINDS[embedding])
     values = {n: rng.normal(size=(20, 8)).astype(np.float32) * 10 for n in names}
-    columns = pa.schema(vectors.fields(8, vector_dtype, embedding))
+    columns = arrow_schema(vectors.fields(8, vector_dtype, embedding))
     stored = vectors.to_arrow(vectors.store(values, vector_dtype), columns)
     whole = pa.table([stored[f.name] for f in columns], schema=columns)
     cut = pa.concat_tables([whole.slice(0, 7), whole.slice(7)])

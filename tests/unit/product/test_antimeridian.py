@@ -11,15 +11,16 @@ import shapely
 from affine import Affine
 
 from kiln.archives.sentinel2.scene import SceneGrid
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.formats import embeddings_file
 from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Unit
-from tests.support import products
 from tests.support.chips import make_chip
 from tests.support.products import merge_shards, shard_metadata
+from tests.support.stac import assert_valid
 
 OVER = shard_metadata(
-    dataset="sentinel2", partition="2021", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"}
+    dataset="worldcover", partition="2021", lattice={"chip_size": 256, "lattice": "scene", "edge": "drop"}
 )
 
 
@@ -36,7 +37,7 @@ def dateline(tmp_path_factory):
         chips = [make_chip(n, name, footprint=f) for n, f in enumerate(part)]
         entry = LedgerEntry(Unit(f"sentinel2:{name}", len(chips), "s3://b/i", "e"), embedded=len(chips))
         with embeddings_file.ShardWriter(
-            run / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], OVER)
+            run / f"{name}.parquet", embeddings_file.schema(8, "float32", COLUMNS, OVER)
         ) as out:
             rng = np.random.default_rng(len(out.schema))
             out.append(chips, {"embeddings": rng.standard_normal((len(chips), 8), np.float32)})
@@ -46,17 +47,26 @@ def dateline(tmp_path_factory):
 
 def test_a_product_over_the_antimeridian_has_its_bounds_and_types(dateline):
     _, record, folder = dateline
-    geo = json.loads(pq.read_metadata(folder / "part-0000.parquet").metadata[b"geo"])["columns"]["geometry"]
+    geo = json.loads(pq.read_metadata(folder / "chips/part-0000.parquet").metadata[b"geo"])["columns"]["geometry"]
     assert geo["geometry_types"] == ["MultiPolygon", "Polygon"]
-    assert (geo["bbox"][0], geo["bbox"][2]) == (-180, 180)
-    frame = gpd.read_parquet(folder / "part-0000.parquet")
+    west, _, east, _ = geo["bbox"]
+    assert (west, east) == pytest.approx((179.78, -179.80), abs=0.01)  # west > east: 41 km, not around the world
+    frame = gpd.read_parquet(folder / "chips/part-0000.parquet")
     assert frame.geometry.is_valid.all()
     crossing = frame.geom_type == "MultiPolygon"
     assert 100 <= crossing.sum() <= 200
-    boxes = pq.read_table(folder / "part-0000.parquet", columns=["bbox"])["bbox"].to_pylist()
+    boxes = pq.read_table(folder / "chips/part-0000.parquet", columns=["bbox"])["bbox"].to_pylist()
     assert [b["xmin"] > b["xmax"] for b in boxes] == crossing.tolist()
-    item = json.loads((folder / next(n for n in record["stac"] if "part" in n)).read_text())
+    item = json.loads((folder / next(n for n in record["documents"] if "part" in n)).read_text())
+    assert_valid(item)
     assert item["bbox"] == geo["bbox"]
+    assert item["geometry"]["type"] == "MultiPolygon"
+    drawn = shapely.geometry.shape(item["geometry"])
+    assert drawn.covers(frame.union_all().simplify(0))
+    assert drawn.area < 3 * (180 - west + east + 180)  # three degrees of latitude
+    collection = json.loads((folder / "collection.json").read_text())
+    assert_valid(collection)
+    assert collection["extent"]["spatial"]["bbox"] == [geo["bbox"]]
 
 
 def test_rows_over_the_antimeridian_are_sorted_among_their_neighbours(dateline):
@@ -64,7 +74,7 @@ def test_rows_over_the_antimeridian_are_sorted_among_their_neighbours(dateline):
 
     With centres computed at Greenwich, they would be sorted between the two hemispheres.
     """
-    box = pq.read_table(dateline[2] / "part-0000.parquet")["bbox"].combine_chunks()
+    box = pq.read_table(dateline[2] / "chips/part-0000.parquet")["bbox"].combine_chunks()
     west, east = np.asarray(box.field("xmin")), np.asarray(box.field("xmax"))
     side = np.sign(embeddings_file.box_centres(box)[0])  # hemisphere of each row's centre
     assert np.count_nonzero(np.diff(side)) == 1  # one hemisphere after the other
@@ -79,7 +89,7 @@ def test_rows_over_the_antimeridian_are_sorted_among_their_neighbours(dateline):
 
 def test_geopandas_and_duckdb_read_chips_at_the_antimeridian(dateline, duckdb_home):
     """Filters by geometry find all chips; the `bbox` filter of geopandas, without xmin > xmax, finds the polygons."""
-    path = dateline[2] / "part-0000.parquet"
+    path = dateline[2] / "chips/part-0000.parquet"
     frame = gpd.read_parquet(path)
     for window in ((179.95, -17.5, 180, -17.0), (-180, -17.5, -179.95, -17.0)):
         expected = frame[frame.intersects(shapely.box(*window))]
@@ -96,7 +106,7 @@ def test_geopandas_and_duckdb_read_chips_at_the_antimeridian(dateline, duckdb_ho
 
 
 def test_gpio_finds_nothing_wrong_at_the_antimeridian(gpio, dateline):
-    done = gpio("check", "all", str(dateline[2] / "part-0000.parquet"))
+    done = gpio("check", "all", str(dateline[2] / "chips/part-0000.parquet"))
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     for expected in ("✓ 29 checks passed", "✓ Data appears to be spatially ordered", "with proper metadata covering"):

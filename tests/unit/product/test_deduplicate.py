@@ -12,16 +12,17 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kiln.archives.naip.columns import COLUMNS
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file, plan_file
 from kiln.formats.ledger import LEDGER_SCHEMA, LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Dropped, Unit
-from kiln.product.deduplicate import ALL_REMOVED
 from scripts import merge as merge_script
-from tests.support import products
 from tests.support.chips import make_chip
 from tests.support.products import digests, merge_shards, run_merge, shard_metadata
 
+LESS = "scenes with less nodata"
+EQUAL = "scenes with as much nodata and an earlier chip_id"
 UTM = {"chip_size": 16, "lattice": "utm", "lattice_gsd": 1.0, "anchor": [0, 0], "resampling": "none"}
 SCENES = shard_metadata(dataset="naip", partition="nd-2019", lattice=UTM, chip_size=16)
 
@@ -41,6 +42,7 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
                 chips.append(
                     make_chip(
                         col % 300, entry.unit.unit_id, chip_id=f"naip:utm{zone}:1.0:{col}:{row}:nd:2019:{scene}",
+                        extra={"state": "nd", "year": 2019},
                         crs=f"EPSG:269{zone}", col=col, row=row, nodata_fraction=nodata, source=uri, sources=(uri,),
                         footprint=shapely.box(col / 100, row / 100, (col + 1) / 100, (row + 1) / 100), item_id=scene,
                     )
@@ -48,7 +50,7 @@ def write_scenes(folder, shards, kiln=SCENES, dropped=()):
             entries.append(entry)
         metadata = kiln | {"sources": {c.source: {"size": 1} for c in chips}}
         with embeddings_file.ShardWriter(
-            folder / f"{name}.parquet", embeddings_file.schema(8, "float32", [products.YEAR], metadata)
+            folder / f"{name}.parquet", embeddings_file.schema(8, "float32", COLUMNS, metadata)
         ) as out:
             if chips:
                 rng = np.random.default_rng(len(chips))
@@ -79,14 +81,16 @@ def test_the_chip_with_the_least_nodata_of_a_cell_stays_then_the_first_by_name(t
         ("14", 4, 1): "c", ("13", 1, 1): "c", ("14", 1, 2): "a",
     }  # fmt: skip
     assert len(rows) == record["rows"] == 6
-    names = ("status", "reason", "expected", "embedded", "notes")
+    names = ("status", "reason", "expected", "embedded", "deduplicated", "notes")
     assert {e["unit_id"][-1]: tuple(e[n] for n in names) for e in ledger} == {
-        "b": ("embedded", "", 1, 1, "2 chips left to scenes with less nodata"),
-        "c": ("embedded", "", 3, 3, ""),
-        "a": ("embedded", "", 2, 2, "1 chip left to scenes with less nodata"),
-        "d": ("empty", ALL_REMOVED, 0, 0, "1 chip left to scenes with less nodata"),
+        "b": ("embedded", "", 3, 1, 2, f"1 chip left to {LESS}; 1 chip left to {EQUAL}"),
+        "c": ("embedded", "", 3, 3, 0, ""),
+        "a": ("embedded", "", 3, 2, 1, f"1 chip left to {LESS}"),
+        "d": ("empty", f"every chip left its cell to {EQUAL}", 1, 0, 1, f"1 chip left to {EQUAL}"),
     }
-    assert record["counts"] == {"expected": 6, "embedded": 6, "skipped_nodata": 0, "skipped_cloud": 0, "failed": 0}
+    assert record["counts"] == {
+        "expected": 10, "embedded": 6, "skipped_nodata": 0, "skipped_cloud": 0, "deduplicated": 4, "failed": 0,
+    }  # fmt: skip
     assert record["units"] == {"embedded": 3, "empty": 1}
 
 
@@ -95,9 +99,9 @@ def test_units_with_dropped_chips_keep_their_counts_and_status(tmp_path):
     names = write_scenes(tmp_path / "s", scenes, dropped={"b": "nodata", "c": "failed"})
     _, rows, ledger = merged(tmp_path / "s", names, tmp_path / "p")
     assert len(rows) == 1
-    counts = ("status", "expected", "embedded", "skipped_nodata", "failed")
+    counts = ("status", "expected", "embedded", "skipped_nodata", "deduplicated", "failed")
     assert [tuple(e[n] for n in counts) for e in ledger] == [
-        ("embedded", 1, 1, 0, 0), ("empty", 1, 0, 1, 0), ("failed", 1, 0, 0, 1),
+        ("embedded", 1, 1, 0, 0, 0), ("empty", 2, 0, 1, 1, 0), ("failed", 2, 0, 0, 1, 1),
     ]  # fmt: skip
     assert ledger[2]["reason"] == "c lost one"
 
@@ -125,7 +129,8 @@ def test_any_scenes_are_merged_to_the_best_chip_of_every_cell(tmp_path_factory, 
     }
     assert len(rows) == len(best) == record["rows"]
     for entry, (scene, _) in zip(ledger, named, strict=True):
-        assert entry["expected"] == entry["embedded"] == sum(r["item_id"] == scene for r in rows)
+        assert entry["embedded"] == sum(r["item_id"] == scene for r in rows)
+        assert entry["expected"] == entry["embedded"] + entry["deduplicated"]
     shutil.rmtree(run)
 
 
@@ -142,7 +147,7 @@ def test_a_deduplicated_product_is_marked_and_does_not_depend_on_memory_or_shard
         seen.append((record, digests(tmp_path / f"{memory}")))
     assert all(s == seen[0] for s in seen)
     assert len(rows) == len({(r["col"], r["row"]) for r in rows})
-    kiln = json.loads(pq.read_schema(tmp_path / "1" / "part-0000.parquet").metadata[b"kiln"])
+    kiln = json.loads(pq.read_schema(tmp_path / "1" / "chips/part-0000.parquet").metadata[b"kiln"])
     assert (record["deduplicated"], kiln["deduplicated"]) == (True, True)
     plain = merge_shards(names, tmp_path / "s", tmp_path / "plain")
     assert "deduplicated" not in plain

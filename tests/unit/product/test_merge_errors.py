@@ -113,7 +113,7 @@ def test_allow_missing_is_recorded_in_record_metadata_and_ledger_page(broken, ca
     record = json.loads(Path(f"{product}.json").read_text())
     assert record["missing_shards"] == [names[1]]
     assert record["rows"] == 320
-    kiln = json.loads(pq.read_schema(f"{product}/part-0000.parquet").metadata[b"kiln"])
+    kiln = json.loads(pq.read_schema(f"{product}/chips/part-0000.parquet").metadata[b"kiln"])
     assert kiln["missing_shards"] == [names[1]]
     assert "1 shards are missing" in html.unescape(ledger_page([read_record(f"{product}.json")], [product]))
 

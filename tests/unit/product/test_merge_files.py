@@ -93,7 +93,7 @@ def test_embeddings_stay_fixed_size_lists_of_their_type(tmp_path, store):
 def test_duckdb_reads_the_vectors(tmp_path, store):
     product = make_product(tmp_path, columns=GRID[:4], kiln=shard_metadata(vector_dtype=store))
     found = duckdb.sql(
-        f"SELECT chip_id, embeddings, bbox.xmin FROM '{product.uri}/part-0000.parquet' WHERE col = 2 ORDER BY row"
+        f"SELECT chip_id, embeddings, bbox.xmin FROM '{product.uri}/chips/part-0000.parquet' WHERE col = 2 ORDER BY row"
     ).fetchall()
     chips = [products.chip_at(WORLD, 2021, 2, r) for r in range(40)]
     assert [f[0] for f in found] == [c.chip_id for c in chips]
@@ -133,7 +133,7 @@ def test_gpio_check_all_has_no_warning(gpio, tmp_path, store):
         row_group=10_000,
     )
     assert product.record["rows"] == 40_000
-    done = gpio("check", "all", f"{product.uri}/part-0000.parquet")
+    done = gpio("check", "all", f"{product.uri}/chips/part-0000.parquet")
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     for expected in (
@@ -156,7 +156,7 @@ def test_the_records_sizes_and_digests_are_those_of_the_files(grid):
     for file in [*grid.record["files"], grid.record["ledger"]]:
         data = Path(f"{grid.uri}/{file['name']}").read_bytes()
         assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    named = {f["name"] for f in grid.record["files"]} | {grid.record["ledger"]["name"], *grid.record["stac"]}
+    named = {f["name"] for f in grid.record["files"]} | {grid.record["ledger"]["name"], *grid.record["documents"]}
     assert set(digests(grid.uri)) == named
     assert grid.record["rows"] == sum(f.metadata.num_rows for f in open_parts(grid))
 
@@ -200,5 +200,6 @@ def test_failed_and_empty_units_are_counted_by_status(tmp_path):
     )
     assert product.record["units"] == {"embedded": 5, "empty": 1, "failed": 2}
     assert product.record["counts"] == {
-        "expected": 320, "embedded": 200, "skipped_nodata": 40, "skipped_cloud": 0, "failed": 80,
+        "expected": 320, "embedded": 200, "skipped_nodata": 40, "skipped_cloud": 0, "deduplicated": 0,
+        "failed": 80,
     }  # fmt: skip

@@ -144,7 +144,7 @@ def test_a_column_without_chips_is_an_empty_file(tmp_path):
 
 def test_a_missing_part_is_named(tmp_path, capsys):
     product = make_product(tmp_path, columns=COLUMNS[:2])
-    (Path(product.uri) / "part-0000.parquet").unlink()
+    (Path(product.uri) / "chips/part-0000.parquet").unlink()
     with pytest.raises(SystemExit) as e:
         export_command.main([product.record_file, "--out", str(tmp_path / "exported"), "--format", "published"])
     assert e.value.code == 1

@@ -7,12 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pystac
 import pytest
-from pystac.validation import validate_dict
 
+from kiln.archives.registry import archives, get_archive
 from kiln.archives.worldcover.lattice import Column
 from kiln.io import storage
 from kiln.product.merge import MergeOptions, merge
 from tests.support.products import DIM, digests, make_product, run_merge, shard_metadata, write_shards
+from tests.support.stac import assert_valid, stac_errors
 
 GRID = [Column(k, 0, 20) for k in range(20)]
 
@@ -26,11 +27,6 @@ def stac_objects(product):
     root = Path(product.uri)
     paths = [root / "collection.json", *sorted((root / "items").glob("*.json"))]
     return {p: load(p) for p in paths if p.exists()}
-
-
-def assert_valid(value):
-    """Validate with the core schemas of pystac; the schemas of extensions need a network."""
-    validate_dict({**value, "stac_extensions": []})
 
 
 @pytest.fixture(scope="module")
@@ -50,42 +46,107 @@ def test_collection_and_items_are_valid_stac(product):
 
 def test_the_validation_here_can_fail(product):
     value = next(iter(stac_objects(product).values()))
-    with pytest.raises(pystac.errors.STACValidationError):
-        assert_valid({k: v for k, v in value.items() if k != "license"})
+    assert "'license' is a required property" in str(stac_errors({k: v for k, v in value.items() if k != "license"}))
+    assert "embeddings/v0.0.1" in str(stac_errors({**value, "emb:scale": 1}))
+    *_, item = stac_objects(product).values()
+    for name, extension in (
+        ("table:columns", "table"),
+        ("proj:code", "projection"),
+        ("processing:lineage", "processing"),
+    ):
+        wrong = {**item, "properties": {**item["properties"], name: [{}]}}
+        assert f"/{extension}/v" in str(stac_errors(wrong))
+    assert "/file/v" in str(stac_errors({**item, "assets": {"embeddings": {"href": "a", "file:size": "1"}}}))
+    assert "'1.0.0' was expected" in str(stac_errors({**value, "stac_version": "1.1.0"}))
 
 
 def test_there_is_one_item_for_each_part(product):
     whole = stac_objects(product)
-    assert set(product.record["stac"]) == {str(p.relative_to(product.uri)) for p in whole}
-    parts = [Path(v["assets"]["embeddings"]["href"]).name for v in whole.values() if v["type"] == "Feature"]
+    names = {str(p.relative_to(product.uri)) for p in whole}
+    assert set(product.record["documents"]) == {*names, "README.md"}
+    parts = [v["assets"]["embeddings"]["href"].removeprefix("../") for v in whole.values() if v["type"] == "Feature"]
     assert sorted(parts) == [f["name"] for f in product.record["files"]]
 
 
-def test_items_carry_what_the_embedding_extension_requires(product):
+def test_fields_of_the_embedding_extension_are_where_it_wants_them(product):
     for value in stac_objects(product).values():
-        fields = value["properties"] if value["type"] == "Feature" else value
-        assert any("/embeddings/" in e for e in value["stac_extensions"])
-        assert fields["emb:type"] == "chip"
-        assert fields["emb:dimensions"] == 256
-        assert fields["data_type"] == "float32"
-        assert fields["emb:chip_layout"]["layout_type"] == "regular_grid"
-        assert fields["emb:chip_layout"]["chip_size"] == [512, 512]
         rels = {x["rel"]: x for x in value["links"]}
         assert rels["emb:model"]["href"].startswith("https://")
         assert rels["emb:source-data"]["href"].startswith("https://")
         if value["type"] == "Feature":
-            assert "embeddings" in value["assets"]
-            assert fields["emb:quantization"]["quantized_dtype"] == "float32"
+            assert set(value["assets"]) == {"embeddings"}
+            fields = {name for name in value["properties"] if name.startswith("emb:")}
+            assert fields == {"emb:preprocessing", "emb:runtime_parameters"}  # no quantisation of float32
+            assert value["properties"]["emb:runtime_parameters"]["gsd"] == 10.0  # what the model was given
+        else:
+            assert value["emb:type"] == "chip"
+            assert value["emb:dimensions"] == 256
+            assert value["data_type"] == "float32"
+            assert value["emb:chip_layout"]["layout_type"] == "regular_grid"
+            assert value["emb:chip_layout"]["chip_size"] == [512, 512]
+            assert value["item_assets"]["embeddings"]["roles"] == ["data"]
 
 
-def test_float16_is_declared(tmp_path):
-    product = make_product(tmp_path, columns=GRID[:2], kiln=shard_metadata(vector_dtype="float16"))
+def test_gsd_is_that_of_the_pixels(product):
     for value in stac_objects(product).values():
         fields = value["properties"] if value["type"] == "Feature" else value
-        assert fields["data_type"] == "float16"
-    assert fields["emb:quantization"] == {
-        "method": fields["emb:quantization"]["method"], "original_dtype": "float32", "quantized_dtype": "float16",
-    }  # fmt: skip
+        assert fields["gsd"] == pytest.approx(111_319.49 / 12_000, abs=1e-3)  # metres of a degree of a meridian
+    collection = next(iter(stac_objects(product).values()))
+    assert collection["summaries"]["gsd"] == {"minimum": fields["gsd"], "maximum": fields["gsd"]}
+
+
+def test_licence_providers_and_keywords_are_those_of_the_archive(product):
+    collection = next(iter(stac_objects(product).values()))
+    assert collection["license"] == "CC-BY-4.0"
+    (licence,) = [x["href"] for x in collection["links"] if x["rel"] == "license"]
+    assert licence == "https://creativecommons.org/licenses/by/4.0/"
+    assert {role for provider in collection["providers"] for role in provider["roles"]} >= {"producer", "licensor"}
+    assert {"embeddings", "Clay", "Sentinel-2"} <= set(collection["keywords"])
+    assert "Copernicus" in collection["description"]
+
+
+@pytest.mark.parametrize("name", list(archives()))
+def test_every_archive_states_its_licence_and_providers(name):
+    source = get_archive(name).provenance
+    assert source.license != "proprietary"
+    assert source.license_href.startswith("https://")
+    assert source.keywords
+    roles = [role for provider in source.providers for role in provider.roles]
+    assert {"producer", "licensor"} <= set(roles) <= {"licensor", "producer", "processor", "host"}
+
+
+def test_tables_are_described_with_every_column(product):
+    file = pq.ParquetFile(Path(product.uri) / product.record["files"][0]["name"])
+    for value in stac_objects(product).values():
+        fields = value["properties"] if value["type"] == "Feature" else value
+        assert [c["name"] for c in fields["table:columns"]] == file.schema_arrow.names
+        assert all(c["description"] and c["type"] for c in fields["table:columns"])
+        assert fields["table:primary_geometry"] == "geometry"
+    ledger = next(iter(stac_objects(product).values()))["assets"]["ledger"]
+    path = Path(product.uri) / ledger["href"]
+    assert [c["name"] for c in ledger["table:columns"]] == pq.read_schema(path).names
+    assert ledger["file:size"] == path.stat().st_size
+    assert ledger["file:checksum"] == "1220" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("vector_dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("embedding", ["class", "mean", "both"])
+def test_products_of_every_kind_are_valid_with_all_extensions(tmp_path, vector_dtype, embedding):
+    kiln = shard_metadata(vector_dtype=vector_dtype, embedding=embedding)
+    product = make_product(tmp_path, columns=GRID[:3], kiln=kiln)
+    whole = list(stac_objects(product).values())
+    assert [value["type"] for value in whole] == ["Collection", "Feature"]
+    for value in whole:
+        assert_valid(value)
+    assert len(whole[1]["stac_extensions"]) == 5
+    quantization = whole[1]["properties"].get("emb:quantization")
+    if vector_dtype == "float32":
+        assert quantization is None
+    else:
+        assert (quantization["original_dtype"], quantization["quantized_dtype"]) == ("float32", vector_dtype)
+        readme = Path(product.uri) / "items" / quantization["link"]["href"]
+        text = readme.read_text()
+        assert ("integers times `scale`" if vector_dtype == "int8" else "rounded to the nearest float16") in text
 
 
 def test_every_prefix_in_use_has_its_extension_declared(product):
@@ -93,13 +154,13 @@ def test_every_prefix_in_use_has_its_extension_declared(product):
         parts = [value, value.get("properties", {}), *value.get("assets", {}).values()]
         used = {k.partition(":")[0] for part in parts for k in part if ":" in k}
         declared = {e.split("/")[3] for e in value["stac_extensions"]}
-        assert "emb" in used
-        assert {"embeddings" if u == "emb" else u for u in used} <= declared
+        assert {"emb", "table", "file"} <= used
+        assert {{"emb": "embeddings", "proj": "projection"}.get(u, u) for u in used} <= declared
 
 
 def test_links_and_assets_are_relative_and_resolve_on_disk(product):
     for path, value in stac_objects(product).items():
-        own = [x["href"] for x in value["links"] if not x["rel"].startswith("emb:")]
+        own = [x["href"] for x in value["links"] if not x["rel"].startswith("emb:") and x["rel"] != "license"]
         assert own
         for href in [*own, *(a["href"] for a in value["assets"].values())]:
             assert "://" not in href
@@ -182,25 +243,15 @@ def test_a_product_without_chips_is_a_valid_collection_without_items(tmp_path):
     assert (Path(product.uri) / collection["assets"]["ledger"]["href"]).is_file()
 
 
-def test_int8_is_declared_as_linear_with_its_scale_columns(tmp_path):
+def test_both_kinds_of_vectors_are_named(tmp_path):
     product = make_product(tmp_path, columns=GRID[:3], kiln=shard_metadata(vector_dtype="int8", embedding="both"))
-    whole = stac_objects(product)
-    for value in whole.values():
-        assert_valid(value)
-    (item,) = (v for v in whole.values() if v["type"] == "Feature")
-    assert item["properties"]["emb:quantization"] == {
-        "method": "linear",
-        "original_dtype": "float32",
-        "quantized_dtype": "int8",
-        "scale_columns": {"embeddings": "scale", "embeddings_mean": "scale_mean"},
-    }
-    assert item["properties"]["data_type"] == "int8"
+    collection, item = stac_objects(product).values()
     assert item["properties"]["emb:runtime_parameters"]["embedding"] == "both"
     assert item["assets"]["embeddings"]["title"] == "GeoParquet of chips: class token and mean of the patch tokens"
-    file = pq.ParquetFile(Path(product.uri) / product.record["files"][0]["name"])
-    assert {"scale", "scale_mean"} <= set(file.schema_arrow.names)
-    (collection,) = (v for v in whole.values() if v["type"] == "Collection")
     assert "One Clay v1.5 class token and mean of the patch tokens per chip" in collection["description"]
+    assert collection["data_type"] == "int8"
+    described = {c["name"]: c["description"] for c in collection["table:columns"]}
+    assert described["embeddings_mean"].endswith("the numbers are embeddings_mean * scale_mean")
 
 
 # ------------------------------------------------------------------------------------------- link to what the jobs took

@@ -9,6 +9,7 @@ import shapely
 from matplotlib.figure import Figure
 from PIL import Image
 
+from kiln.archives.worldcover.columns import COLUMNS
 from kiln.archives.worldcover.lattice import Column
 from kiln.formats import embeddings_file
 from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, write_ledger
@@ -17,7 +18,7 @@ from kiln.product.record import LedgerFile, ProductFile, ProductRecord
 from kiln.report import coverage, ledger_page
 from scripts import coverage as coverage_script
 from tests.support.chips import make_chip
-from tests.support.products import YEAR, make_product, shard_metadata
+from tests.support.products import make_product, shard_metadata
 
 GRID = [Column(k, 0, 10) for k in range(10)]
 SIDE = 512 / 12000
@@ -175,8 +176,8 @@ def test_the_page_has_totals_and_every_unit(products):
     page = Page(page_of(*products))
     totals, units = page.tables
     assert [c for _, c in totals[1:]] == [
-        ["worldcover 2020", "100", "100", "0", "0", "0", "10 embedded"],
-        ["worldcover 2021", "100", "80", "10", "0", "10", "8 embedded, 1 empty, 1 failed"],
+        ["worldcover 2020", "100", "100", "0", "0", "0", "0", "10 embedded"],
+        ["worldcover 2021", "100", "80", "10", "0", "0", "10", "8 embedded, 1 empty, 1 failed"],
     ]
     assert len(units) == 1 + 20
     assert "".join(page.text).startswith("Ledger")
@@ -187,7 +188,7 @@ def test_failed_units_come_first_of_their_product(products):
     assert [kind for kind, _ in units[1:]] == ["failed"] + ["embedded"] * 2 + ["empty"] + ["embedded"] * 6
     failed = units[1][1]
     assert failed[0].startswith("worldcover:2021:512:x0663072:")
-    assert failed[1:7] == ["10", "0", "0", "0", "10", "failed"]
+    assert failed[1:8] == ["10", "0", "0", "0", "0", "10", "failed"]
 
 
 def test_failed_units_come_first_of_all_products(products):
@@ -200,7 +201,7 @@ def test_reasons_are_shown_as_they_are_and_escaped(products):
     assert "<script" not in text
     page = Page(text)
     assert "script" not in page.tags
-    assert page.tables[1][1][1][7] == "tile <script>alert(\"x\")</script> & 'more' unreadable"
+    assert page.tables[1][1][1][8] == "tile <script>alert(\"x\")</script> & 'more' unreadable"
 
 
 def test_a_long_ledger_is_cut_after_the_failed_units_with_a_note(tmp_path, monkeypatch):
@@ -251,17 +252,18 @@ TWO_SIDES = ((178.5, 0, 179.5, 1), (179.5, 0, -179.5, 1), (-179.5, 0, -178.5, 1)
 
 def product_of(folder, *footprints):
     """Write a product of one file; return its record."""
-    columns = embeddings_file.schema(2, "float32", [YEAR], shard_metadata())
-    folder.mkdir()
-    with embeddings_file.ShardWriter(folder / "part-0000.parquet", columns) as out:
+    columns = embeddings_file.schema(2, "float32", COLUMNS, shard_metadata())
+    (folder / "chips").mkdir(parents=True)
+    with embeddings_file.ShardWriter(folder / "chips/part-0000.parquet", columns) as out:
         chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
         out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
     write_ledger(folder / "ledger.parquet", LEDGER_SCHEMA.empty_table())
     counts = dict.fromkeys(LEDGER_COUNTS, 0) | {"embedded": len(chips)}
     return ProductRecord(
         dataset="sentinel2", partition=folder.name, fingerprint="f1" * 32, weights_sha256="a5" * 32, untrained=False,
-        shards="s", missing_shards=(), rows=len(chips), counts=counts, units={}, stac=(), tag="t",
-        files=(ProductFile("part-0000.parquet", 1, "d", len(chips)),), ledger=LedgerFile("ledger.parquet", 1, "d"),
+        shards="s", missing_shards=(), rows=len(chips), counts=counts, units={}, documents=(), tag="t",
+        files=(ProductFile("chips/part-0000.parquet", 1, "d", len(chips)),),
+        ledger=LedgerFile("ledger.parquet", 1, "d"),
     )  # fmt: skip
 
 

@@ -39,12 +39,13 @@ def test_the_table_has_the_counts_of_every_product(products):
         "nodata",
         "skipped",
         "cloud",
+        "deduplicated",
         "failed",
         "units",
     ]
     assert set(rule) == {"-", " "}
-    assert one.split() == ["worldcover", "2020", "2,000", "2,000", "0", "0", "0", "10", "embedded"]
-    assert two.split() == ["worldcover", "2021", "100", "81", "9", "0", "10", "9", "embedded,", "1", "failed"]
+    assert one.split() == ["worldcover", "2020", "2,000", "2,000", "0", "0", "0", "0", "10", "embedded"]
+    assert two.split() == ["worldcover", "2021", "100", "81", "9", "0", "0", "10", "9", "embedded,", "1", "failed"]
 
 
 def test_numbers_are_right_aligned(products):

@@ -16,11 +16,11 @@ from tests.support.job_records import make_job_record
 from tests.support.products import make_product
 
 NAME = "worldcover-1a2b3c4d"
-COSTS = {"--run-page": "run.html", "--runs": "runs", "--datasets": NAME, "--price-per-hour": "1.5"}
+COSTS = {"--run": ".", "--run-page": "run.html", "--runs": "runs", "--datasets": NAME, "--price-per-hour": "1.5"}
 
 
 @pytest.mark.parametrize(
-    "names", [some for count in (1, 2, 3) for some in combinations(COSTS, count)], ids=lambda names: " ".join(names)
+    "names", [some for count in (1, 2, 3, 4) for some in combinations(COSTS, count)], ids=lambda names: " ".join(names)
 )
 def test_only_some_of_the_flags_of_costs_are_a_usage_error(here, capsys, names):
     flags = [text for name in names for text in (name, COSTS[name])]
@@ -28,7 +28,7 @@ def test_only_some_of_the_flags_of_costs_are_a_usage_error(here, capsys, names):
         coverage.main(["--records", "none.json", "--map", "map.png", "--ledger", "ledger.html", *flags])
     assert e.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "--run-page, --runs, --datasets and --price-per-hour: expected all of them or none" in error
+    assert "--run, --run-page, --runs, --datasets and --price-per-hour: expected all of them or none" in error
     assert list(here.iterdir()) == []
 
 

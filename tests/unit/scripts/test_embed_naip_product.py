@@ -111,7 +111,7 @@ def test_real_scenes_are_found_by_a_search_together_with_worldcover(real_archive
     build_index.main(["--records", *records, f"{tmp_path}/wc-2021.json", *db, "--record", f"{tmp_path}/db.json"])
     query = "naip:nd:2019:m_4709963_se_14_1_20190904:1:1"
     query_row = (
-        geopandas.read_parquet(next((tmp_path / "nd-2019").glob("part-*.parquet"))).set_index("chip_id").loc[query]
+        geopandas.read_parquet(tmp_path / "nd-2019" / "chips" / "part-0000.parquet").set_index("chip_id").loc[query]
     )
     capsys.readouterr()
     search.main([*db, "--chip", query, "-k", "50", "--format", "json"])
@@ -137,7 +137,7 @@ def test_overlapping_scenes_are_merged_to_one_chip_per_cell(tmp_path, encoder_fi
     embed_all(units, lines, tmp_path / "shards", encoder_file, "--lattice", "utm")
     for name, more in (("all", []), ("unique", ["--deduplicate"])):
         merge.main([f"--plan={units}", f"--shards={tmp_path}/shards", f"--product={tmp_path}/{name}", *more])
-    every, unique = (pq.read_table(tmp_path / n / "part-0000.parquet").to_pylist() for n in ("all", "unique"))
+    every, unique = (pq.read_table(tmp_path / n / "chips/part-0000.parquet").to_pylist() for n in ("all", "unique"))
     assert (len(every), len(unique)) == (32, 24)
     best = {}
     for row in every:
@@ -146,4 +146,10 @@ def test_overlapping_scenes_are_merged_to_one_chip_per_cell(tmp_path, encoder_fi
     assert {r["chip_id"] for r in unique} == {i for _, i in best.values()}
     ledger = {e["unit_id"]: e for e in pq.read_table(tmp_path / "unique" / "ledger.parquet").to_pylist()}
     assert ledger_closes(ledger, unique)
-    assert ledger[unit_id(ND_KEYS[1])]["notes"] == "8 chips left to scenes with less nodata"
+    later = ledger[unit_id(ND_KEYS[1])]
+    assert later["deduplicated"] == 8
+    assert later["notes"] == (
+        "1 chip left to scenes with less nodata; 7 chips left to scenes with as much nodata and an earlier chip_id"
+    )
+    shards = {e["unit_id"]: e["expected"] for e in pq.read_table(tmp_path / "all" / "ledger.parquet").to_pylist()}
+    assert {unit: e["expected"] for unit, e in ledger.items()} == shards

@@ -241,7 +241,7 @@ def test_a_path_that_cannot_hold_a_database_is_an_error(tmp_path, two):
 def test_float16_products_are_stored_unchanged(tmp_path):
     product = make_product(tmp_path, columns=GRID, kiln=shard_metadata(vector_dtype="float16"))
     build_database(tmp_path / "db", product)
-    assert pq.read_schema(f"{product.uri}/part-0000.parquet").field("embeddings").type.value_type == pa.float16()
+    assert pq.read_schema(f"{product.uri}/chips/part-0000.parquet").field("embeddings").type.value_type == pa.float16()
     assert read_vectors(tmp_path / "db") == product_vectors(product)
 
 

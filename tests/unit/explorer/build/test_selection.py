@@ -85,7 +85,7 @@ def run_index(capsys, db, *products):
 
 def test_a_truncated_part_is_named(tmp_path, capsys):
     product = make_product(tmp_path, columns=GRID)
-    path = Path(product.uri) / "part-0000.parquet"
+    path = Path(product.uri) / "chips/part-0000.parquet"
     path.write_bytes(path.read_bytes()[:-5])
     code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 1
@@ -96,8 +96,8 @@ def test_a_truncated_part_is_named(tmp_path, capsys):
 def test_a_product_of_another_size_than_its_record_is_named(tmp_path, capsys):
     product = make_product(tmp_path / "a", columns=GRID)
     less = make_product(tmp_path / "b", columns=GRID[:5])
-    path = Path(product.uri) / "part-0000.parquet"
-    path.write_bytes((Path(less.uri) / "part-0000.parquet").read_bytes())
+    path = Path(product.uri) / "chips/part-0000.parquet"
+    path.write_bytes((Path(less.uri) / "chips/part-0000.parquet").read_bytes())
     code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 1
     assert "Traceback" not in message
@@ -108,11 +108,11 @@ def test_a_product_of_another_size_than_its_record_is_named(tmp_path, capsys):
 def test_a_missing_part_is_named(tmp_path, capsys):
     product = make_product(tmp_path, columns=GRID, kiln=shard_metadata(dimensions=256), row_group=20, part_bytes=60_000)
     assert len(product.record["files"]) > 1
-    (Path(product.uri) / "part-0001.parquet").unlink()
+    (Path(product.uri) / "chips/part-0001.parquet").unlink()
     code, message = run_index(capsys, tmp_path / "db", product)
     assert code == 1
     assert "Traceback" not in message
-    assert "part-0001.parquet: does not exist" in message
+    assert "chips/part-0001.parquet: does not exist" in message
 
 
 def test_a_vector_beyond_float16_is_named(tmp_path, capsys):

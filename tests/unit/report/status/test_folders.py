@@ -47,14 +47,14 @@ def write_outputs(*folders, run="results/sample"):
 
 def write_product(folder, partition, shards):
     product = f"{folder}/products/{partition}/{digest(shards)[:16]}"
-    storage.write_bytes(f"{product}/part-0000.parquet", b"rows")
+    storage.write_bytes(f"{product}/chips/part-0000.parquet", b"rows")
     storage.write_bytes(f"{product}/ledger.parquet", b"ledger")
     storage.write_bytes(f"{product}/collection.json", b"{}")
     record = ProductRecord(
         dataset=Path(folder).name.rpartition("-")[0], partition=partition, fingerprint="", weights_sha256="",
         untrained=True, shards="",
-        missing_shards=(), rows=1, counts={}, units={}, files=(ProductFile("part-0000.parquet", 4, "", 1),),
-        ledger=LedgerFile("ledger.parquet", 6, ""), stac=("collection.json",), tag="",
+        missing_shards=(), rows=1, counts={}, units={}, files=(ProductFile("chips/part-0000.parquet", 4, "", 1),),
+        ledger=LedgerFile("ledger.parquet", 6, ""), documents=("collection.json",), tag="",
     )  # fmt: skip
     write_record(f"{product}.json", record)
     return product

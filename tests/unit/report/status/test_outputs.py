@@ -58,7 +58,7 @@ def state(shards=SHARDS, counts=COUNTS):
     return product_state(FOLDER, FOLDER, "2021", shards, counts, storage.listing("results"))
 
 
-def part_of(record, name="part-0000.parquet"):
+def part_of(record, name="chips/part-0000.parquet"):
     return Path(record.removesuffix(".json")) / name
 
 
@@ -78,7 +78,7 @@ def test_a_product_is_missing(here):
         write_shard(name)
     storage.write_bytes(f"{FOLDER}/products/2020/{product_digest(SHARDS)}.json", b"of another partition")
     storage.write_bytes(f"{FOLDER}/products/2021/notes.json", b"no record")
-    storage.write_bytes(f"{FOLDER}/products/2021/{product_digest(SHARDS)}/part-0000.parquet", b"without a record")
+    storage.write_bytes(f"{FOLDER}/products/2021/{product_digest(SHARDS)}/chips/part-0000.parquet", b"without a record")
     assert state() == Output("missing")
 
 
@@ -145,14 +145,14 @@ def test_a_newer_large_shard_makes_the_product_outdated(here, monkeypatch):
     assert state() == Output("merged", record)
 
 
-@pytest.mark.parametrize("name", ["part-0000.parquet", "ledger.parquet", "collection.json"])
+@pytest.mark.parametrize("name", ["chips/part-0000.parquet", "ledger.parquet", "collection.json"])
 def test_a_product_without_one_of_its_files_is_damaged(here, name):
     record = write_merged()
     part_of(record, name).unlink()
     assert state() == Output("damaged", record, f"{name} is gone")
 
 
-@pytest.mark.parametrize("name", ["part-0000.parquet", "ledger.parquet"])
+@pytest.mark.parametrize("name", ["chips/part-0000.parquet", "ledger.parquet"])
 def test_a_product_with_a_file_of_another_size_is_damaged(here, name):
     record = write_merged()
     part_of(record, name).write_bytes(b"cut")
@@ -167,9 +167,9 @@ def test_the_size_of_stac_files_is_not_recorded(here):
 
 def test_the_first_of_several_losses_is_named(here):
     record = write_merged()
-    for name in ("part-0000.parquet", "ledger.parquet"):
+    for name in ("chips/part-0000.parquet", "ledger.parquet"):
         part_of(record, name).unlink()
-    assert state() == Output("damaged", record, "part-0000.parquet is gone, and others")
+    assert state() == Output("damaged", record, "chips/part-0000.parquet is gone, and others")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"dataset": "worldcover"}'])
@@ -198,7 +198,7 @@ def test_a_product_on_object_storage_has_its_path_in_the_workflow(here, bucket):
     assert product_state(remote, FOLDER, "2021", SHARDS, COUNTS, stats) == Output("merged", record)
     stats.pop(f"{bucket}/deep/{part_of(record)}")
     assert product_state(remote, FOLDER, "2021", SHARDS, COUNTS, stats) == Output(
-        "damaged", record, "part-0000.parquet is gone"
+        "damaged", record, "chips/part-0000.parquet is gone"
     )
 
 

@@ -16,7 +16,7 @@ from kiln.io import storage
 from kiln.io.range_file import RangeFile
 from kiln.product.record import product_folder, read_record
 
-PART = re.compile(r"part-\d+\.parquet")
+PART = re.compile(r"(chips/)?part-\d+\.parquet")  # Kiln 0.2 wrote parts into the folder itself
 FILE = ".parquet"  # suffix of an address that is one file and not a product's folder
 
 

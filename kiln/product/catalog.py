@@ -1,0 +1,72 @@
+"""The STAC catalog of a run: one file that links the collections of all products."""
+
+import json
+from collections.abc import Sequence
+
+import pystac
+
+from kiln.io import storage
+from kiln.product.record import RECORD_NAME, product_folder
+from kiln.product.stac import COLLECTION, relative_address
+from kiln.product.stac_fields import STAC_VERSION, Json
+
+CATALOG = "catalog.json"
+
+
+def write_catalog(run: str, datasets: Sequence[str], products: Sequence[str]) -> str:
+    """Write catalog.json below a run.
+
+    It links one product of each partition: that of `products`, and of other partitions the newest that was merged. A
+    run of some partitions thus leaves the others in the catalog. All links are relative, so that a copy of the run's
+    folder to another place is complete.
+
+    Args:
+        run: Path or s3:// of the run's folder.
+        datasets: Names of the datasets' folders in it.
+        products: Folders of products of the run.
+
+    Returns:
+        Path or s3:// of the file.
+
+    Raises:
+        SourceError: If a product has no collection.
+    """
+    by_partition = {_partition(product): product for product in [*_merged_products(run, datasets), *products]}
+    uri = storage.join(run, CATALOG)
+    catalog = _catalog(run, sorted(by_partition.values()))
+    storage.write_bytes(uri, (json.dumps(catalog, indent=1, sort_keys=True) + "\n").encode())
+    return uri
+
+
+def _partition(product: str) -> str:
+    """Return the folder of a product's partition."""
+    return product.rstrip("/").rpartition("/")[0]
+
+
+def _merged_products(run: str, datasets: Sequence[str]) -> list[str]:
+    """Return the folders of all products below a run that have a record, the oldest first."""
+    products: list[tuple[int, str]] = []
+    for name in datasets:
+        folder = storage.join(run, name, "products")
+        for uri, stat in storage.listing(folder).items():
+            partition, _, file = uri.removeprefix(storage.join(folder, "")).partition("/")
+            if partition and RECORD_NAME.fullmatch(file):
+                products.append((stat.modified, product_folder(uri)))
+    return [product for _, product in sorted(products)]
+
+
+def _catalog(run: str, products: Sequence[str]) -> Json:
+    """Return the catalog of products."""
+    catalog = pystac.Catalog(
+        id=run.rstrip("/").rpartition("/")[2],
+        title="Clay embeddings",
+        description=f"Products of a run of Kiln: {len(products)} collections, each with a data card.",
+    )
+    value: Json = catalog.to_dict(include_self_link=False) | {"stac_version": STAC_VERSION}
+    value["links"] = [{"rel": "root", "href": f"./{CATALOG}", "type": "application/json"}]
+    for product in products:
+        uri = storage.join(product, COLLECTION)
+        title = json.loads(storage.read_bytes(uri))["title"]
+        href = f"./{relative_address(uri, run)}"
+        value["links"].append({"rel": "child", "href": href, "type": "application/json", "title": title})
+    return value
