@@ -51,8 +51,8 @@ class RowSize:
 
     @property
     def in_database(self) -> int:
-        """Bytes of a row in the explorer database, at most."""
-        return vectors.BYTES["float16"] * self.dimensions + FACTS_BYTES
+        """Bytes of a row in the explorer database, at most: its vector, a byte for each number in the index, facts."""
+        return (vectors.BYTES["float16"] + vectors.BYTES["int8"]) * self.dimensions + FACTS_BYTES
 
     def patch_bytes(self, dataset: str) -> int:
         """Bytes of a chip's patches, stored next to the shard."""

@@ -280,7 +280,7 @@ def test_deduplicate_keeps_one_chip_a_cell_and_redoes_merges_alone(finished_naip
         cell, rank = (r["crs"], r["col"], r["row"]), (r["nodata_fraction"], r["chip_id"])
         best[cell] = min(best.get(cell, rank), rank)
     assert len(best) < len(rows), "scenes overlap"
-    product = [p for p in folder.glob("products/nd-2019/*/part-*.parquet") if "deduplicated" in about(p)]
+    product = [p for p in folder.glob("products/nd-2019/*/chips/part-*.parquet") if "deduplicated" in about(p)]
     assert sorted(r["chip_id"] for r in rows_of(product)) == sorted(chip_id for _, chip_id in best.values())
     run.configure({"naip": utm})
     assert NOTHING in run.snakemake("-n", "naip"), "both products are there"

@@ -4,15 +4,28 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pystac
 import pytest
 
 from kiln.archives.registry import archives, get_archive
 from kiln.archives.worldcover.lattice import Column
+from kiln.formats import embeddings_file, vectors
+from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
+from kiln.formats.records import Unit
 from kiln.io import storage
 from kiln.product.merge import MergeOptions, merge
-from tests.support.products import DIM, digests, make_product, run_merge, shard_metadata, write_shards
+from tests.support.chips import make_chip
+from tests.support.products import (
+    DIM,
+    digests,
+    make_product,
+    merge_shards,
+    run_merge,
+    shard_metadata,
+    write_shards,
+)
 from tests.support.stac import assert_valid, stac_errors
 
 GRID = [Column(k, 0, 20) for k in range(20)]
@@ -129,23 +142,49 @@ def test_tables_are_described_with_every_column(product):
     assert ledger["file:checksum"] == "1220" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+PARTITIONS = {"worldcover": "2021", "naip": "nd-2019", "sentinel2": "29R-2020-02"}
+
+
+def product_of(folder, dataset, vector_dtype, embedding):
+    """Merge a shard of three chips of an archive; return the product's folder."""
+    folder.mkdir()
+    lattice = {"chip_size": 64, "lattice": "scene"}
+    kiln = shard_metadata(
+        dataset=dataset, partition=PARTITIONS[dataset], lattice=lattice, chip_size=64, vector_dtype=vector_dtype,
+        embedding=embedding, gsd="actual", metadata="as_trained", limits={"max_nodata": 0.05, "max_cloud": 0.5},
+    )  # fmt: skip
+    columns = get_archive(dataset).load("columns", "COLUMNS")
+    extra = {column.name: None for column in columns}
+    chips = [make_chip(n, crs="EPSG:32614", pixel_size=0.6 + n, extra=extra) for n in range(3)]
+    schema = embeddings_file.schema(DIM, vector_dtype, columns, kiln, embedding)
+    with embeddings_file.ShardWriter(folder / "s.parquet", schema) as out:
+        values = {name: np.ones((3, DIM), np.float32) for name in vectors.KINDS[embedding]}
+        out.append(chips, vectors.store(values, vector_dtype))
+    write_ledger(folder / "s.ledger.parquet", ledger_table([LedgerEntry(Unit("u", 3, "s3://b/i"), embedded=3)]))
+    merge_shards(["s"], folder, folder / "p")
+    return folder / "p"
+
+
+@pytest.mark.parametrize("dataset", PARTITIONS)
 @pytest.mark.parametrize("vector_dtype", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("embedding", ["class", "mean", "both"])
-def test_products_of_every_kind_are_valid_with_all_extensions(tmp_path, vector_dtype, embedding):
-    kiln = shard_metadata(vector_dtype=vector_dtype, embedding=embedding)
-    product = make_product(tmp_path, columns=GRID[:3], kiln=kiln)
-    whole = list(stac_objects(product).values())
+def test_products_of_every_kind_are_valid_with_all_extensions(tmp_path, dataset, vector_dtype, embedding):
+    folder = product_of(tmp_path / "run", dataset, vector_dtype, embedding)
+    whole = [load(folder / "collection.json"), *map(load, (folder / "items").glob("*.json"))]
     assert [value["type"] for value in whole] == ["Collection", "Feature"]
     for value in whole:
         assert_valid(value)
+        fields = value["properties"] if value["type"] == "Feature" else value
+        assert fields["gsd"] == 0.6
+    assert whole[0]["summaries"]["gsd"] == {"minimum": 0.6, "maximum": 2.6}
     assert len(whole[1]["stac_extensions"]) == 5
+    assert whole[1]["properties"]["emb:runtime_parameters"]["gsd"] == "actual"
     quantization = whole[1]["properties"].get("emb:quantization")
     if vector_dtype == "float32":
         assert quantization is None
     else:
         assert (quantization["original_dtype"], quantization["quantized_dtype"]) == ("float32", vector_dtype)
-        readme = Path(product.uri) / "items" / quantization["link"]["href"]
-        text = readme.read_text()
+        text = (folder / "items" / quantization["link"]["href"]).read_text()
         assert ("integers times `scale`" if vector_dtype == "int8" else "rounded to the nearest float16") in text
 
 

@@ -168,7 +168,7 @@ def test_the_table_says_what_is_left_and_what_it_costs(here, capsys):
         "worldcover 2021 6 2 1 at most 1,800,000 at most 4.0 GB at most 10.0 h at most 12.1 GB "
         "at most 5.00 at most 0.24"
     )
-    assert " ".join(database.split()) == "explorer database at most 4.4 GB at most 0.09"
+    assert " ".join(database.split()) == "explorer database at most 6.3 GB at most 0.13"
     assert blank == ""
     assert (
         "times and prices by 25 chips/s of the encoder alone (plan.chips_per_second); jobs also start and read" in out
@@ -336,7 +336,7 @@ def test_the_bytes_of_a_row_depend_on_type_kinds_and_patches():
     assert RowSize(1024, "float32").in_file == 4096 + 400
     assert RowSize(1024, "int8").in_file == 1024 + 4 + 400
     assert RowSize(1024, "float16", "both").in_file == 2 * 2048 + 400
-    assert RowSize(1024, "int8").in_database == 2048 + 400
+    assert RowSize(1024, "int8").in_database == 2048 + 1024 + 400
     assert RowSize(1024, "int8", "mean", {"naip": 1024}).patch_bytes("naip") == 1024 * 1024 * 2
     assert RowSize(1024, "int8", "mean", {"naip": 1024}).patch_bytes("worldcover") == 0
 
