@@ -352,3 +352,15 @@ def test_chips_of_the_outermost_zones_have_small_boxes_from_the_equator_to_the_p
     want = centres.reshape(-1, 2)
     assert np.abs((lon - want[:, 0] + 180) % 360 - 180).max() < 0.01
     assert np.abs(lat - want[:, 1]).max() < 0.001
+
+
+def test_an_extent_has_the_types_of_sliced_rows_and_of_any_byte_order(tmp_path):
+    footprints = [shapely.box(0, 0, 1, 1), cut(179.5, -179.75), shapely.box(2, 0, 3, 1), shapely.box(4, 0, 5, 1)]
+    rows = pq.read_table(write(tmp_path / "o", [make_chip(n, footprint=f) for n, f in enumerate(footprints)]))
+    assert embeddings_file.extent(rows).types == {"Polygon", "MultiPolygon"}
+    assert embeddings_file.extent(rows.slice(2)).types == {"Polygon"}
+    assert embeddings_file.extent(rows.slice(1, 1)).types == {"MultiPolygon"}
+    big_endian = pa.array(shapely.to_wkb(np.array(footprints), byte_order=0), pa.binary())
+    at = rows.column_names.index("geometry")
+    turned = rows.set_column(at, "geometry", pa.chunked_array([big_endian[:1], big_endian[1:]]))
+    assert embeddings_file.extent(turned).types == {"Polygon", "MultiPolygon"}
