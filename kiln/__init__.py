@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from kiln.engine.options import EmbedOptions
     from kiln.explorer.api import open_explorer
     from kiln.formats.plan_file import ShardPlan
-    from kiln.product.export import ExportResult
-    from kiln.product.export import export_chips as export
+    from kiln.product.export.export_chips import ExportResult
+    from kiln.product.export.export_chips import export_chips as export
     from kiln.product.read import read_product
-    from kiln.product.row_filter import RowFilter
+    from kiln.product.rows.row_filter import RowFilter
 
 __all__ = [
     "EmbedOptions",
@@ -45,12 +45,12 @@ __all__ = [
 ]
 _PUBLIC = {  # module and attribute by public name
     "EmbedOptions": ("kiln.engine.options", "EmbedOptions"),
-    "ExportResult": ("kiln.product.export", "ExportResult"),
-    "RowFilter": ("kiln.product.row_filter", "RowFilter"),
+    "ExportResult": ("kiln.product.export.export_chips", "ExportResult"),
+    "RowFilter": ("kiln.product.rows.row_filter", "RowFilter"),
     "ShardPlan": ("kiln.formats.plan_file", "ShardPlan"),
     "ShardResult": ("kiln.engine.job", "ShardResult"),
     "embed": ("kiln.engine.job", "embed_shard"),
-    "export": ("kiln.product.export", "export_chips"),
+    "export": ("kiln.product.export.export_chips", "export_chips"),
     "open_explorer": ("kiln.explorer.api", "open_explorer"),
     "open_source": ("kiln.api", "open_source"),
     "plan": ("kiln.api", "plan"),

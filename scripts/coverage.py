@@ -3,7 +3,7 @@
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.io import storage
-from kiln.product.catalog import write_catalog
+from kiln.product.description.catalog import write_catalog
 from kiln.product.record import product_folder, read_record
 from kiln.report.costs import read_costs, write_cost_records
 from kiln.report.coverage import draw_coverage

@@ -18,9 +18,9 @@ from kiln.formats.bounding_box import check_bounding_box
 from kiln.formats.days import parse_day
 from kiln.io import storage
 from kiln.io.text_table import format_bytes
-from kiln.product.export import FORMATS, export_chips
-from kiln.product.published import DEFAULT_VERSION
-from kiln.product.row_filter import RowFilter
+from kiln.product.export.export_chips import FORMATS, export_chips
+from kiln.product.export.published import DEFAULT_VERSION
+from kiln.product.rows.row_filter import RowFilter
 
 log = logging.getLogger(__name__)
 

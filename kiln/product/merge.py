@@ -20,12 +20,13 @@ from kiln.formats import embeddings_file, plan_file
 from kiln.formats.fingerprint import digest
 from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, ledger_name, read_ledger, write_ledger
 from kiln.io import storage
-from kiln.product.data_card import write_data_card
 from kiln.product.deduplicate import deduplicate, move_removed
+from kiln.product.description.data_card import write_data_card
+from kiln.product.description.stac import write_stac
+from kiln.product.facts import ProductFacts
 from kiln.product.order import hilbert_order
 from kiln.product.part_writer import product_schema, write_parts
 from kiln.product.record import LedgerFile, ProductFile, ProductRecord, write_record
-from kiln.product.stac import write_stac
 
 LEDGER = "ledger.parquet"
 ONE_VALUE_KEYS = ("fingerprint", "partition", "vector_dtype", "dimensions")  # equal in the metadata of all shards
@@ -147,10 +148,8 @@ def merge(
             f"{shards}: expected {counts['embedded']} rows by the ledgers, got {rows}. Embed the shards again."
         )
     ledger_file = _write_ledger(product, ledger)
-    documents = [
-        *write_stac(product, parts, schema, metadata, counts, ledger_file, options.costs),
-        write_data_card(product, parts, schema, metadata, counts, ledger, ledger_file),
-    ]
+    facts = ProductFacts(tuple(parts), schema, metadata, counts, ledger_file)
+    documents = [*write_stac(product, facts, options.costs), write_data_card(product, facts, ledger)]
     _delete_other_files(product, [LEDGER, *documents, *(part.name for part in parts)])
     files = tuple(ProductFile(part.name, part.size, part.sha256, part.rows) for part in parts)
     return ProductRecord(

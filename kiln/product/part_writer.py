@@ -18,7 +18,8 @@ from kiln.formats.extent import Extent
 from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.parquet import open_file
 from kiln.io import storage
-from kiln.product import external_sort, stac_fields
+from kiln.product import external_sort
+from kiln.product.description import stac_fields
 from kiln.product.order import ProductOrder
 
 CHIPS = "chips"  # folder of the parts, which holds nothing else

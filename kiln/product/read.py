@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from kiln.product.row_filter import RowFilter
-from kiln.product.row_stream import open_rows
+from kiln.product.rows.row_filter import RowFilter
+from kiln.product.rows.row_stream import open_rows
 
 
 def read_product(

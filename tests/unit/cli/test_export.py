@@ -14,7 +14,7 @@ import shapely
 from kiln.cli import export
 from kiln.formats.bounding_box import BoundingBox
 from kiln.io import storage
-from kiln.product.row_filter import RowFilter
+from kiln.product.rows.row_filter import RowFilter
 from tests.support.exports import write_chips
 from tests.support.searches import CHIP, search_output
 

@@ -9,7 +9,7 @@ import shapely
 
 import kiln
 from kiln.formats.embeddings_file import box_centres
-from kiln.product.row_filter import RowFilter
+from kiln.product.rows.row_filter import RowFilter
 from tests.support.exports import DIMENSIONS
 
 

@@ -12,8 +12,8 @@ import shapely
 import kiln
 from kiln.cli.command_line import Terminated
 from kiln.errors import SourceError
-from kiln.product.row_filter import RowFilter
-from kiln.product.row_stream import RowStream
+from kiln.product.rows.row_filter import RowFilter
+from kiln.product.rows.row_stream import RowStream
 from tests.support.exports import write_chips
 
 

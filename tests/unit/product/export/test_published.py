@@ -14,7 +14,7 @@ from kiln.archives.worldcover.lattice import Column
 from kiln.cli import export as export_command
 from kiln.errors import ConfigError
 from kiln.io import storage
-from kiln.product.published import export_published
+from kiln.product.export.published import export_published
 from tests.support.products import WORLD, chip_at, make_product, random_vectors, shard_metadata
 
 COLUMNS = [Column(k, 0, 40) for k in (0, 1, 7, 1358)]

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from kiln.formats import vectors
 from kiln.formats.arrays import AnyArray
 from kiln.io import storage
-from kiln.product.writers.exported_rows import ExportedRows
+from kiln.product.export.writers.exported_rows import ExportedRows
 
 FILES = {"embeddings": "vectors.npy", "embeddings_mean": "vectors_mean.npy"}  # by column
 IDS, FACTS = "ids.txt", "metadata.json"

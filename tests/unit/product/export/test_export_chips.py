@@ -12,8 +12,8 @@ import pytest
 import kiln
 from kiln.errors import ConfigError, SourceError
 from kiln.io import storage
-from kiln.product.export import FILE_FORMATS, FORMATS, format_of
-from kiln.product.row_stream import RowStream
+from kiln.product.export.export_chips import FILE_FORMATS, FORMATS, format_of
+from kiln.product.rows.row_stream import RowStream
 from tests.support.exports import write_chips
 from tests.support.products import make_product
 
@@ -84,7 +84,7 @@ def test_a_writer_holds_no_batch_but_those_of_a_row_group(grid, tmp_path, monkey
             del batch
 
     monkeypatch.setattr(RowStream, "batches", counted)
-    monkeypatch.setattr("kiln.product.writers.geoparquet.ROW_GROUP", 100)
+    monkeypatch.setattr("kiln.product.export.writers.geoparquet.ROW_GROUP", 100)
     kiln.export(grid.record_file, tmp_path / OUT[file_format], file_format, vectors=True)
     assert len(held) > 20
     assert max(held) <= 2

@@ -9,8 +9,8 @@ import shapely
 
 import kiln
 from kiln.formats import vectors
-from kiln.product.row_filter import RowFilter
-from kiln.product.writers import geoparquet
+from kiln.product.export.writers import geoparquet
+from kiln.product.rows.row_filter import RowFilter
 
 
 def test_rows_and_types_are_the_products(source, tmp_path):

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from kiln.formats.embeddings_file import ShardWriter
 from kiln.formats.geoparquet import ROW_GROUP
-from kiln.product.writers.exported_rows import FOOTPRINT, ExportedRows
+from kiln.product.export.writers.exported_rows import FOOTPRINT, ExportedRows
 
 
 def write(path: Path, rows: ExportedRows) -> None:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from kiln.errors import ConfigError
 from kiln.formats.parquet import parquet_errors
-from kiln.product.part_files import PartFile, kiln_metadata, open_parts
-from kiln.product.row_filter import EVERY_ROW, RowFilter
+from kiln.product.rows.part_files import PartFile, kiln_metadata, open_parts
+from kiln.product.rows.row_filter import EVERY_ROW, RowFilter
 
 BATCH_ROWS = 2048  # 8 MB of float32 vectors of 1024 numbers
 

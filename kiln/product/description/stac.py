@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
 import pystac
 
 from kiln.archives.registry import get_archive
@@ -16,10 +15,11 @@ from kiln.formats.bounding_box import BoundingBox
 from kiln.formats.columns import LEDGER, ColumnSpec, described_columns, type_text
 from kiln.formats.extent import Extent
 from kiln.io import storage
-from kiln.product import stac_fields
+from kiln.product.description import stac_fields
+from kiln.product.description.stac_fields import Json
+from kiln.product.facts import ProductFacts
 from kiln.product.part_writer import Part
 from kiln.product.record import LedgerFile
-from kiln.product.stac_fields import Json
 
 COLLECTION = "collection.json"
 PARQUET = "application/vnd.apache.parquet"
@@ -56,42 +56,32 @@ def bounds(parts: Sequence[Part]) -> BoundingBox:
     return extent.bbox or WORLD
 
 
-def describe(
-    parts: Sequence[Part],
-    schema: pa.Schema,
-    metadata: Mapping[str, Any],
-    counts: Mapping[str, int],
-    ledger: LedgerFile,
-    costs: str | None = None,
-) -> tuple[Json, dict[str, Json]]:
+def describe(facts: ProductFacts, costs: str | None = None) -> tuple[Json, dict[str, Json]]:
     """Return the STAC of a product as JSON objects with relative links.
 
     Args:
-        parts: The product's files.
-        schema: Their Arrow schema, whose fields are described.
-        metadata: Their `kiln` metadata.
-        counts: Chips of the ledger, by count.
-        ledger: The product's ledger.
+        facts: The product.
         costs: Address of the record of what the jobs took, relative to the product's folder.
 
     Returns:
         The collection, and the items by id; a part without rows has no item.
     """
-    filled = [part for part in parts if part.rows]
-    columns = table_columns(described_columns(schema))
-    collection = _collection(parts, columns, metadata, counts)
+    metadata = facts.metadata
+    columns = table_columns(described_columns(facts.schema))
+    collection = _collection(facts, columns)
     links = [_link(stac_fields.model_link(metadata)), _link(stac_fields.source_link(metadata))]
     collection.add_links([*links, _link(stac_fields.licence_link(metadata))])
     if costs:
         collection.add_link(pystac.Link(COSTS, costs, "application/json", title="What the jobs took"))
-    collection.add_asset("ledger", _ledger_asset(ledger))
+    collection.add_asset("ledger", _ledger_asset(facts.ledger))
     readme = pystac.Asset(f"./{stac_fields.README}", "Data card", media_type="text/markdown", roles=["metadata"])
     collection.add_asset("readme", readme)
     items = []
-    for part in filled:
-        item = _item(part, columns, collection, metadata)
-        item.add_links([link.clone() for link in links])
-        items.append(item)
+    for part in facts.parts:
+        if part.rows:
+            item = _item(part, columns, collection, metadata)
+            item.add_links([link.clone() for link in links])
+            items.append(item)
     return _with_relative_links(collection, items)
 
 
@@ -131,10 +121,9 @@ def pixel_sizes(parts: Sequence[Part]) -> tuple[float, float] | None:
     return (round(min(sizes), GSD_DIGITS), round(max(sizes), GSD_DIGITS)) if sizes else None
 
 
-def _collection(
-    parts: Sequence[Part], columns: Sequence[Json], metadata: Mapping[str, Any], counts: Mapping[str, int]
-) -> pystac.Collection:
+def _collection(facts: ProductFacts, columns: Sequence[Json]) -> pystac.Collection:
     """Return the collection without links and assets."""
+    parts, metadata, counts = facts.parts, facts.metadata, facts.counts
     source, gsd = stac_fields.provenance(metadata), pixel_sizes(parts)
     vector, chip = stac_fields.VECTOR_TITLES[metadata["embedding"]], stac_fields.encoded_chip_size(metadata)
     warning = " UNTRAINED weights: for demonstration only." if metadata["untrained"] else ""
@@ -237,31 +226,18 @@ def relative_address(uri: str, folder: str) -> str:
     return posixpath.relpath(uri, folder) if stores[0] == stores[1] else uri
 
 
-def write_stac(
-    product: str,
-    parts: Sequence[Part],
-    schema: pa.Schema,
-    metadata: Mapping[str, Any],
-    counts: Mapping[str, int],
-    ledger: LedgerFile,
-    costs: str | None = None,
-) -> list[str]:
+def write_stac(product: str, facts: ProductFacts, costs: str | None = None) -> list[str]:
     """Write collection.json and items/*.json below a product.
 
     Args:
         product: Path or s3:// of the product's folder.
-        parts: The product's files.
-        schema: Their Arrow schema, whose fields are described.
-        metadata: Their `kiln` metadata.
-        counts: Chips of the ledger, by count.
-        ledger: The product's ledger.
+        facts: The product.
         costs: Path or s3:// of the record of what the jobs took.
 
     Returns:
         The names of the written files, the collection first.
     """
-    relative_costs = relative_address(costs, product) if costs else None
-    collection, items = describe(parts, schema, metadata, counts, ledger, relative_costs)
+    collection, items = describe(facts, relative_address(costs, product) if costs else None)
     files = {COLLECTION: collection} | {f"items/{name}.json": item for name, item in items.items()}
     for name, value in files.items():
         storage.write_bytes(storage.join(product, name), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

@@ -1,6 +1,6 @@
 """The tables of columns in docs/product.md, generated from the dictionary of columns.
 
-python -m kiln.product.column_docs
+python -m kiln.product.description.column_docs
 """
 
 from pathlib import Path

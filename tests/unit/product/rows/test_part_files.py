@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kiln.errors import ConfigError, SourceError
-from kiln.product.part_files import kiln_metadata, open_parts, part_uris
+from kiln.product.rows.part_files import kiln_metadata, open_parts, part_uris
 from tests.support.exports import write_chips
 
 

@@ -10,9 +10,9 @@ from kiln.formats import vectors
 from kiln.formats.columns import described_columns, markdown_table
 from kiln.formats.ledger import LEDGER_COUNTS
 from kiln.io import storage
-from kiln.product import stac, stac_fields
-from kiln.product.part_writer import CHIPS, Part
-from kiln.product.record import LedgerFile
+from kiln.product.description import stac, stac_fields
+from kiln.product.facts import ProductFacts
+from kiln.product.part_writer import CHIPS
 
 MAX_REASONS = 10  # of failed units
 MAX_SHARDS = 20  # missing ones that are named
@@ -20,55 +20,36 @@ DAYS = "%Y-%m-%d"
 CROSSING = " (west > east: across the antimeridian)"
 
 
-def write_data_card(
-    product: str,
-    parts: Sequence[Part],
-    schema: pa.Schema,
-    metadata: Mapping[str, Any],
-    counts: Mapping[str, int],
-    ledger: pa.Table,
-    ledger_file: LedgerFile,
-) -> str:
+def write_data_card(product: str, facts: ProductFacts, ledger: pa.Table) -> str:
     """Write README.md below a product.
 
     Args:
         product: Path or s3:// of the product's folder.
-        parts: The product's files.
-        schema: Their Arrow schema, whose fields are described.
-        metadata: Their `kiln` metadata.
-        counts: Chips of the ledger, by count.
-        ledger: The ledger.
-        ledger_file: Its file.
+        facts: The product.
+        ledger: Its ledger.
 
     Returns:
         The name of the file.
     """
-    text = data_card(parts, schema, metadata, counts, ledger, ledger_file)
-    storage.write_bytes(storage.join(product, stac_fields.README), text.encode())
+    storage.write_bytes(storage.join(product, stac_fields.README), data_card(facts, ledger).encode())
     return stac_fields.README
 
 
-def data_card(
-    parts: Sequence[Part],
-    schema: pa.Schema,
-    metadata: Mapping[str, Any],
-    counts: Mapping[str, int],
-    ledger: pa.Table,
-    ledger_file: LedgerFile,
-) -> str:
-    """Return the data card as Markdown. The arguments are those of `write_data_card`."""
+def data_card(facts: ProductFacts, ledger: pa.Table) -> str:
+    """Return the data card of a product, with its ledger, as Markdown."""
+    metadata = facts.metadata
     sections = [
         f"# {stac_fields.title(metadata)}\n",
         _warnings(metadata),
         f"{stac_fields.lineage(metadata)}.\n",
-        _overview(parts, metadata, counts),
-        _files(parts, ledger_file),
+        _overview(facts),
+        _files(facts),
         _reading(metadata),
         _vectors(metadata),
-        f"## Columns\n\n{markdown_table(described_columns(schema))}",
-        _completeness(metadata, counts, ledger),
+        f"## Columns\n\n{markdown_table(described_columns(facts.schema))}",
+        _completeness(metadata, facts.counts, ledger),
         _making(metadata),
-        _limits(metadata),
+        _limits(),
         _licence(metadata),
     ]
     return "\n".join(filter(None, sections))
@@ -88,7 +69,8 @@ def _warnings(metadata: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _overview(parts: Sequence[Part], metadata: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+def _overview(facts: ProductFacts) -> str:
+    parts, metadata, counts = facts.parts, facts.metadata, facts.counts
     start, end = (time.strftime(DAYS) for time in stac.time_range(metadata, parts))
     gsd, bbox, chip = stac.pixel_sizes(parts), stac.bounds(parts), stac_fields.encoded_chip_size(metadata)
     rows = [
@@ -121,8 +103,9 @@ def _metres(gsd: tuple[float, float] | None, chip: int) -> str:
     return f" of {smallest:g} to {largest:g} m"
 
 
-def _files(parts: Sequence[Part], ledger: LedgerFile) -> str:
-    rows = "".join(f"| `{part.name}` | {part.rows:,} | {part.size:,} | `{part.sha256}` |\n" for part in parts)
+def _files(facts: ProductFacts) -> str:
+    ledger = facts.ledger
+    rows = "".join(f"| `{part.name}` | {part.rows:,} | {part.size:,} | `{part.sha256}` |\n" for part in facts.parts)
     return (
         f"## Files\n\nThe folder `{CHIPS}/` holds the rows and nothing else, sorted along a Hilbert curve.\n\n"
         f"| file | rows | bytes | sha256 |\n|---|---|---|---|\n{rows}"
@@ -258,7 +241,7 @@ def _making(metadata: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(metadata: Mapping[str, Any]) -> str:
+def _limits() -> str:
     lines = [
         "* The vectors stand for complete chips. An object much smaller than a chip may leave no trace in them.",
         "* Vectors of another model, kind, precision, chip size or lattice cannot be compared with these.",

@@ -12,13 +12,13 @@ from kiln.errors import ConfigError
 from kiln.formats.vectors import SCALES
 from kiln.io import storage
 from kiln.io.progress import Progress
-from kiln.product.part_files import FILE
-from kiln.product.published import DEFAULT_VERSION, export_published
+from kiln.product.export.published import DEFAULT_VERSION, export_published
+from kiln.product.export.writers import csv, geojson, geopackage, geoparquet, numpy_folder
+from kiln.product.export.writers.exported_rows import ExportedRows
 from kiln.product.record import product_folder, read_record
-from kiln.product.row_filter import EVERY_ROW, RowFilter
-from kiln.product.row_stream import RowStream, open_rows
-from kiln.product.writers import csv, geojson, geopackage, geoparquet, numpy_folder
-from kiln.product.writers.exported_rows import ExportedRows
+from kiln.product.rows.part_files import FILE
+from kiln.product.rows.row_filter import EVERY_ROW, RowFilter
+from kiln.product.rows.row_stream import RowStream, open_rows
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import shapely
 import shapely.geometry
 
 import kiln
-from kiln.product.row_filter import RowFilter
+from kiln.product.rows.row_filter import RowFilter
 
 
 def refuse_constant(name):

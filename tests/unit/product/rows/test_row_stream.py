@@ -9,8 +9,8 @@ import pytest
 from kiln.errors import ConfigError, SourceError
 from kiln.io import storage
 from kiln.io.range_file import RangeFile
-from kiln.product.row_filter import RowFilter
-from kiln.product.row_stream import open_rows
+from kiln.product.rows.row_filter import RowFilter
+from kiln.product.rows.row_stream import open_rows
 from tests.support.exports import write_chips
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import shapely
 
 from kiln.formats.columns import BBOX
-from kiln.product.writers.exported_rows import LAYER, ExportedRows
-from kiln.product.writers.flat_columns import finite, iso_times, shortest, vector_texts, without_dictionary
+from kiln.product.export.writers.exported_rows import LAYER, ExportedRows
+from kiln.product.export.writers.flat_columns import finite, iso_times, shortest, vector_texts, without_dictionary
 
 COMPACT = (",", ":")  # separators
 

@@ -10,8 +10,8 @@ import shapely
 
 from kiln.formats import vectors
 from kiln.formats.embeddings_file import box_centres
-from kiln.product.writers.exported_rows import ExportedRows
-from kiln.product.writers.flat_columns import iso_times, joined, plain_type, without_dictionary
+from kiln.product.export.writers.exported_rows import ExportedRows
+from kiln.product.export.writers.flat_columns import iso_times, joined, plain_type, without_dictionary
 
 SEPARATOR = ";"  # of the values of a list
 

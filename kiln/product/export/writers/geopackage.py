@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
-from kiln.product.writers.exported_rows import LAYER, UNTRAINED, ExportedRows
-from kiln.product.writers.flat_columns import joined, plain_type, vector_bytes, without_dictionary
+from kiln.product.export.writers.exported_rows import LAYER, UNTRAINED, ExportedRows
+from kiln.product.export.writers.flat_columns import joined, plain_type, vector_bytes, without_dictionary
 
 DATE = {"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"}  # of changes, so that equal rows give equal bytes
 SUFFIX_WARNING = "The filename extension should be 'gpkg'"  # a file has another name until it is complete

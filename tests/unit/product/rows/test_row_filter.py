@@ -8,8 +8,8 @@ import pytest
 import shapely
 
 from kiln.errors import ConfigError
-from kiln.product.row_filter import RowFilter
-from kiln.product.row_stream import open_rows
+from kiln.product.rows.row_filter import RowFilter
+from kiln.product.rows.row_stream import open_rows
 from tests.support.exports import write_chips
 
 SQUARE = shapely.box(-60, -30, 60, 30)

@@ -10,7 +10,7 @@ import pytest
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.io import storage
-from kiln.product.catalog import write_catalog
+from kiln.product.description.catalog import write_catalog
 from tests.support.products import make_product
 from tests.support.stac import assert_valid
 

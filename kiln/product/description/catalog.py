@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pystac
 
 from kiln.io import storage
+from kiln.product.description.stac import COLLECTION, relative_address
+from kiln.product.description.stac_fields import STAC_VERSION, Json
 from kiln.product.record import RECORD_NAME, product_folder
-from kiln.product.stac import COLLECTION, relative_address
-from kiln.product.stac_fields import STAC_VERSION, Json
 
 CATALOG = "catalog.json"
 

@@ -8,9 +8,9 @@ import pytest
 import kiln
 from kiln.errors import SourceError
 from kiln.io import storage
-from kiln.product.row_filter import RowFilter
-from kiln.product.row_stream import RowStream
-from kiln.product.writers.numpy_folder import npy_writer
+from kiln.product.export.writers.numpy_folder import npy_writer
+from kiln.product.rows.row_filter import RowFilter
+from kiln.product.rows.row_stream import RowStream
 from tests.support.exports import DIMENSIONS
 
 

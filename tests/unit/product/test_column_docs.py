@@ -1,8 +1,0 @@
-"""The tables of columns in the documents are up to date."""
-
-from kiln.product.column_docs import DOCUMENT, generate
-from tests import ROOT
-
-
-def test_the_tables_of_columns_are_up_to_date():
-    assert (ROOT / DOCUMENT).read_text() == generate(ROOT), "run python -m kiln.product.column_docs"
