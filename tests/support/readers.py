@@ -20,6 +20,8 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyogrio
 
+from kiln.io import storage
+
 
 def endpoint() -> str:
     """Return host and port of the store."""
@@ -40,16 +42,26 @@ def arrow_table(folder: str) -> pa.Table:
     return ds.dataset(path, filesystem=store).to_table()
 
 
-def connection(home: Path) -> duckdb.DuckDBPyConnection:
-    """Return a connection with the extensions spatial and httpfs, and the secret of the store."""
-    con = duckdb.connect(config={"extension_directory": str(home / ".duckdb" / "extensions")})
-    con.load_extension("spatial")
-    con.load_extension("httpfs")
+def duckdb_setup(home: Path) -> list[str]:
+    """Return the statements that load DuckDB's extensions spatial and httpfs, and state the secret of the store."""
+    statements = [f"SET extension_directory = '{home / '.duckdb' / 'extensions'}'", "LOAD spatial", "LOAD httpfs"]
     if "AWS_ENDPOINT_URL" in os.environ:
-        con.sql(
-            f"CREATE SECRET (TYPE s3, KEY_ID 'a', SECRET 'b', ENDPOINT '{endpoint()}', URL_STYLE 'path', USE_SSL false)"
-        )
+        keys = f"KEY_ID 'a', SECRET 'b', ENDPOINT '{endpoint()}', URL_STYLE 'path', USE_SSL false"
+        statements.append(f"CREATE SECRET (TYPE s3, {keys})")
+    return statements
+
+
+def connection(home: Path) -> duckdb.DuckDBPyConnection:
+    """Return a connection with the extensions and the secret of the store."""
+    con = duckdb.connect()
+    for statement in duckdb_setup(home):
+        con.sql(statement)
     return con
+
+
+def parts(folder: str) -> list[str]:
+    """Return the files of a folder."""
+    return [uri for uri in storage.listing(folder) if uri.endswith(".parquet")]
 
 
 def count_pyarrow(folder: str, home: Path) -> int:
@@ -143,12 +155,10 @@ def count_gdal(folder: str, home: Path) -> int:
     library = home / "libduckdb.so"  # the name by which the driver knows that it is DuckDB
     if not library.exists():
         library.symlink_to(str(importlib.util.find_spec("_duckdb").origin))  # type: ignore[union-attr]
-    count = 0
-    for path in sorted(Path(folder).glob("*.parquet")):
-        layer = pyogrio.read_info(f"ADBC:{path}", ADBC_DRIVER=str(library))
-        assert (layer["crs"], layer["geometry_name"]) == ("EPSG:4326", "geometry")
-        count += int(layer["features"])
-    return count
+    options = {"ADBC_DRIVER": str(library), "PRELUDE_STATEMENTS": "; ".join(duckdb_setup(home))}
+    layers = [pyogrio.read_info(f"ADBC:{part}", **options) for part in parts(folder)]
+    assert {layer["crs"] for layer in layers} == {"EPSG:4326"}
+    return sum(int(layer["features"]) for layer in layers)
 
 
 READERS: dict[str, Callable[[str, Path], int]] = {
@@ -161,4 +171,3 @@ READERS: dict[str, Callable[[str, Path], int]] = {
     "torchgeo": count_torchgeo,
     "gdal": count_gdal,
 }
-LOCAL_ONLY = ("gdal",)  # readers that need files on a disk here
