@@ -163,6 +163,7 @@ def draw_panel(axes: "Axes", panel: Panel, bounds: Bounds) -> None:
     axes.set_title(panel.title, loc="left", color=INK, fontweight="bold", pad=24)
     text = f"{counts['embedded']:,} chips embedded, {counts['skipped_nodata']:,} nodata"
     text += f", {counts['skipped_cloud']:,} cloud" if counts["skipped_cloud"] else ""
+    text += f", {counts['deduplicated']:,} deduplicated" if counts["deduplicated"] else ""
     text += f", {counts['failed']:,} failed"
     axes.annotate(
         text,

@@ -62,7 +62,7 @@ def test_the_folder_of_chips_holds_parts_and_nothing_else(product):
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])
-def test_gpio_finds_nothing_wrong_and_counts_the_same(product, bucket, gpio, place):  # gpio knows the store
+def test_gpio_finds_nothing_wrong_and_counts_the_same(product, bucket, gpio, place):  # `bucket` before `gpio`
     folder = product.uri if place == "disk" else on_s3(product, bucket)
     rows = 0
     for part in readers.parts(f"{folder}/chips"):
