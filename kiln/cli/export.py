@@ -12,7 +12,7 @@ import argparse
 import logging
 
 from kiln.cli import command_line, filter_flags
-from kiln.errors import ConfigError, SourceError
+from kiln.errors import ConfigError, SourceError, StorageError
 from kiln.formats.area import parse_area
 from kiln.formats.bounding_box import check_bounding_box
 from kiln.formats.days import parse_day
@@ -48,32 +48,40 @@ def parser() -> argparse.ArgumentParser:
     filter_flags.add_filters(
         filters, bbox="with a bounding box that meets this box", area="with a footprint that intersects this area"
     )
-    filters.add_argument("--ids", metavar="FILE", help="with these ids: a text file, one chip_id a line")
+    filters.add_argument("--ids", metavar="FILE", help="with these ids: a text file, path or s3://, one chip_id a line")
     return p
 
 
 def read_ids(uri: str) -> frozenset[str]:
     """Return the lines of a text file. Raise ConfigError if it has none, or there is no text file."""
     try:
-        lines = storage.read_bytes(uri).decode().splitlines()
-    except (SourceError, UnicodeDecodeError) as e:
+        lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
+    except (SourceError, StorageError, UnicodeDecodeError) as e:
         raise ConfigError(f"--ids: expected a text file, got {uri} ({e}). Correct it.") from e
     if ids := frozenset(filter(None, map(str.strip, lines))):
         return ids
     raise ConfigError(f"--ids: expected one chip_id a line, got an empty file {uri}. Correct it.")
 
 
+def read_columns(text: str) -> list[str]:
+    """Return the names with commas between them. Raise ConfigError for an empty one."""
+    names = [name.strip() for name in text.split(",")]
+    if all(names):
+        return names
+    raise ConfigError(f"--columns: expected names with commas between them, got {text!r}. Correct it.")
+
+
 def row_filter_of(args: argparse.Namespace) -> RowFilter:
     """Return the filters of the command's options."""
     return RowFilter(
-        bbox=check_bounding_box(args.bbox, "--bbox") if args.bbox else None,
-        area=parse_area(filter_flags.read_geojson(args.area, "--area")) if args.area else None,
-        first_day=parse_day(args.first_day, "from") if args.first_day else None,
-        last_day=parse_day(args.last_day, "to") if args.last_day else None,
+        bbox=check_bounding_box(args.bbox, "--bbox") if args.bbox is not None else None,
+        area=parse_area(filter_flags.read_geojson(args.area, "--area")) if args.area is not None else None,
+        first_day=parse_day(args.first_day, "from") if args.first_day is not None else None,
+        last_day=parse_day(args.last_day, "to") if args.last_day is not None else None,
         years=tuple(args.year),
         max_nodata=args.max_nodata,
         max_cloud=args.max_cloud,
-        chip_ids=read_ids(args.ids) if args.ids else None,
+        chip_ids=read_ids(args.ids) if args.ids is not None else None,
     )
 
 
@@ -88,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
             args.format,
             row_filter=row_filter_of(args),
             vectors=args.vectors,
-            columns=[name.strip() for name in args.columns.split(",")] if args.columns else None,
+            columns=read_columns(args.columns) if args.columns is not None else None,
             version=args.version,
         )
         files = f" in {len(result.sizes)} files" if len(result.sizes) > 1 else ""

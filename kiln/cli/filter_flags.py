@@ -18,7 +18,7 @@ def add_filters(group: argparse._ArgumentGroup, *, bbox: str, area: str) -> None
         area: Help of --area: how a chip fits an area.
     """
     group.add_argument("--bbox", type=degrees(4), metavar="W,S,E,N", help=f"{bbox}, degrees; W > E crosses 180")
-    group.add_argument("--area", metavar="FILE", help=f"{area}, a GeoJSON polygon")
+    group.add_argument("--area", metavar="FILE", help=f"{area}, a local file with a GeoJSON polygon")
     group.add_argument("--year", type=int, action="append", default=[], help="of this year (may be repeated)")
     group.add_argument("--from", dest="first_day", metavar="DAY", help="acquired on this day or later")
     group.add_argument("--to", dest="last_day", metavar="DAY", help="acquired on this day or earlier")
@@ -44,6 +44,6 @@ def degrees(count: int) -> Callable[[str], tuple[float, ...]]:
 def read_geojson(path: str, option: str) -> Any:
     """Return the content of a JSON file. Raise ConfigError, naming the option, for another file."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text("utf-8-sig"))
     except (ValueError, OSError) as e:
         raise ConfigError(f"{option}: expected a GeoJSON file, got {path} ({e}). Correct it.") from e

@@ -1,13 +1,13 @@
 """Chips as the explorer shows them: facts, search hits, bounding boxes in degrees."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from kiln.errors import ConfigError
-from kiln.formats.bounding_box import BoundingBox, Bounds
+from kiln.formats.bounding_box import Bounds
 
 FRACTION_DIGITS = 6  # decimals of fractions, which the table stores in float32
 
@@ -97,12 +97,3 @@ def _rounded(fraction: float | None) -> float | None:
 def time_text(moment: datetime | None) -> str | None:
     """Return a UTC time as ISO 8601 with seconds."""
     return None if moment is None else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
-
-
-def outline(bbox: Sequence[float]) -> dict[str, Any]:
-    """Return a box as a GeoJSON polygon, anticlockwise; in two parts if it crosses the antimeridian (RFC 7946, 3.1.9).
-
-    Args:
-        bbox: West, south, east, north in degrees.
-    """
-    return BoundingBox(*bbox).to_geojson()

@@ -12,8 +12,9 @@ import numpy as np
 import shapely
 import shapely.geometry
 
-from kiln.explorer.chips import ChipFacts, outline
+from kiln.explorer.chips import ChipFacts
 from kiln.explorer.database import FOOTPRINT, ExplorerDatabase
+from kiln.formats.bounding_box import BoundingBox
 
 BOXES_ONLY = (
     "This database has boxes only, so results have boxes and not footprints. Rebuild the index for footprints: "
@@ -50,7 +51,9 @@ def read_footprints(db: ExplorerDatabase, chips: Iterable[ChipFacts]) -> Footpri
     boxes = {chip.chip_id: chip.bbox for chip in chips}
     if not db.has_footprints:
         log.warning("%s: %s", db.uri, BOXES_ONLY)
-        return Footprints({i: shapely.geometry.shape(outline(box)) for i, box in boxes.items()}, "box")
+        return Footprints(
+            {i: shapely.geometry.shape(BoundingBox(*box).to_geojson()) for i, box in boxes.items()}, "box"
+        )
     if not boxes:
         return Footprints({}, "exact")
     rows = db.rows(list(boxes), ("chip_id", FOOTPRINT))

@@ -13,10 +13,11 @@ import shapely.geometry
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError
-from kiln.explorer.chips import ChipFacts, Hit, outline
+from kiln.explorer.chips import ChipFacts, Hit
 from kiln.explorer.footprints import Footprints
 from kiln.explorer.matrix import BOX, Matrix, Rows
 from kiln.formats import geoparquet
+from kiln.formats.bounding_box import BoundingBox
 from kiln.formats.columns import BBOX
 from kiln.formats.extent import Extent
 
@@ -77,7 +78,7 @@ def outlines(matrix: Matrix, rows: Rows) -> dict[str, Any]:
     features = [
         {
             "type": "Feature",
-            "geometry": outline(box),
+            "geometry": BoundingBox(*box).to_geojson(),
             "properties": {"chip_id": chip_id, "dataset": matrix.datasets[dataset], "year": year or None},
         }
         for box, chip_id, dataset, year in zip(boxes, *names, strict=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kiln.errors import SourceError
 from kiln.formats.columns import LEDGER, arrow_schema
 from kiln.formats.parquet import parquet_errors
 from kiln.formats.records import Dropped, Opened, Unit
@@ -129,6 +130,9 @@ def read_ledger(path: Path) -> pa.Table:
     Ledgers of Kiln 0.2 have no column `deduplicated`; it is 0.
     """
     with parquet_errors(path):
+        names = pq.read_schema(path).names
+        if missing := sorted({*LEDGER_SCHEMA.names} - {*names, "deduplicated"}):
+            raise SourceError(f"{path}: expected a ledger, got a file without {', '.join(missing)}. Delete it.")
         ledger = pq.read_table(path, schema=LEDGER_SCHEMA)
     at = LEDGER_SCHEMA.get_field_index("deduplicated")
     return ledger.set_column(at, LEDGER_SCHEMA.field(at), pc.fill_null(ledger["deduplicated"], 0))

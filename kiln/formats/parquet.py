@@ -13,13 +13,13 @@ BUFFER_BYTES = 1 << 20  # read at a time, so that a row group is never held in m
 
 
 @contextmanager
-def parquet_errors(path: Path | str) -> Iterator[None]:
-    """Raise SourceError, naming `path`, for a file that Arrow cannot read as Parquet."""
+def parquet_errors(path: Path | str, advice: str = "Delete it.") -> Iterator[None]:
+    """Raise SourceError, naming `path` and what to do, for a file that Arrow cannot read as Parquet."""
     try:
         yield
     except (pa.ArrowInvalid, OSError) as e:
         reason = str(e).splitlines()[0][:120]
-        raise SourceError(f"{path}: expected a Parquet file, got a damaged one ({reason}). Delete it.") from e
+        raise SourceError(f"{path}: expected a Parquet file, got a damaged one ({reason}). {advice}") from e
 
 
 def open_file(path: Path) -> pq.ParquetFile:

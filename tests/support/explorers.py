@@ -14,8 +14,8 @@ import pyarrow as pa
 import shapely
 
 from kiln.explorer import database
-from kiln.explorer.chips import outline
 from kiln.explorer.filters import EVERY_CHIP, ChipFilter
+from kiln.formats.bounding_box import BoundingBox
 
 KILN = {"model": "Clay v1.5", "weights_sha256": "a5" * 32, "embedding": "class", "untrained": False}
 
@@ -40,7 +40,9 @@ def chip(n: int, lon: float, lat: float, vector: Sequence[float], **facts: Any) 
         "xmax": east,
         "ymax": lat + 0.02,
         "cell": database.cells(np.array([lon]), np.array([lat]))[0],
-        "geometry": shapely.to_wkb(shapely.geometry.shape(outline((west, lat - 0.02, east, lat + 0.02)))),
+        "geometry": shapely.to_wkb(
+            shapely.geometry.shape(BoundingBox(west, lat - 0.02, east, lat + 0.02).to_geojson())
+        ),
         **facts,
     }
 

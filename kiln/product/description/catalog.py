@@ -1,6 +1,7 @@
 """The STAC catalog of a run: one file that links the collections of all products."""
 
 import json
+import logging
 from collections.abc import Sequence
 
 import pystac
@@ -11,6 +12,7 @@ from kiln.product.description.stac_fields import STAC_VERSION, Json
 from kiln.product.record import RECORD_NAME, product_folder
 
 CATALOG = "catalog.json"
+log = logging.getLogger(__name__)
 
 
 def write_catalog(run: str, datasets: Sequence[str], products: Sequence[str]) -> str:
@@ -48,10 +50,15 @@ def _merged_products(run: str, datasets: Sequence[str]) -> list[str]:
     products: list[tuple[int, str]] = []
     for name in datasets:
         folder = storage.join(run, name, "products")
-        for uri, stat in storage.listing(folder).items():
+        files = storage.listing(folder)
+        for uri, stat in files.items():
             partition, _, file = uri.removeprefix(storage.join(folder, "")).partition("/")
-            if partition and RECORD_NAME.fullmatch(file):
+            if not partition or not RECORD_NAME.fullmatch(file):
+                continue
+            if storage.join(product_folder(uri), COLLECTION) in files:
                 products.append((stat.modified, product_folder(uri)))
+            else:
+                log.warning("%s: its product is gone, and is left out of the catalog. Delete the record.", uri)
     return [product for _, product in sorted(products)]
 
 
@@ -60,7 +67,7 @@ def _catalog(run: str, products: Sequence[str]) -> Json:
     catalog = pystac.Catalog(
         id=run.rstrip("/").rpartition("/")[2],
         title="Clay embeddings",
-        description=f"Products of a run of Kiln: {len(products)} collections, each with a data card.",
+        description=f"Products of a run of Kiln: {len(products)} collections.",
     )
     value: Json = catalog.to_dict(include_self_link=False) | {"stac_version": STAC_VERSION}
     value["links"] = [{"rel": "root", "href": f"./{CATALOG}", "type": "application/json"}]

@@ -17,6 +17,11 @@ from kiln.product.part_writer import CHIPS
 MAX_REASONS = 10  # of failed units
 MAX_SHARDS = 20  # missing ones that are named
 DAYS = "%Y-%m-%d"
+GIVEN = {  # by `metadata` of the config
+    "as_trained": "those of each chip, as in its training",
+    "zeros": "none",
+    "as_published": "those of the published composite",
+}
 CROSSING = " (west > east: across the antimeridian)"
 
 
@@ -44,7 +49,7 @@ def data_card(facts: ProductFacts, ledger: pa.Table) -> str:
         f"{stac_fields.lineage(metadata)}.\n",
         _overview(facts),
         _files(facts),
-        _reading(metadata),
+        _reading(facts),
         _vectors(metadata),
         f"## Columns\n\n{markdown_table(described_columns(facts.schema))}",
         _completeness(metadata, facts.counts, ledger),
@@ -115,8 +120,10 @@ def _files(facts: ProductFacts) -> str:
     )
 
 
-def _reading(metadata: Mapping[str, Any]) -> str:
+def _reading(facts: ProductFacts) -> str:
     """Return examples for five tools. They run in the product's folder."""
+    metadata = facts.metadata
+    box = ", ".join(f"{side:.6g}" for side in stac.bounds(facts.parts))
     is_int8 = metadata["vector_dtype"] == "int8"
     scaled = ' * chips["scale"].to_numpy()[:, None]' if is_int8 else ""
     return f"""## How to read it
@@ -150,9 +157,9 @@ polars.scan_parquet("{CHIPS}/*.parquet").select("chip_id", "item_id").collect()
 ```
 
 ```python
-import kiln  # Kiln: a bounding box, also on S3
+import kiln  # Kiln: what lies in a bounding box, also on S3
 
-chips = kiln.read_product(".", columns=["chip_id", "embeddings"])
+chips = kiln.read_product(".", bbox=({box}), columns=["chip_id", "embeddings"])
 ```
 
 `kiln export` writes the product, or a part of it, as GeoPackage, GeoJSON, CSV or NumPy, for tools that do not read
@@ -222,12 +229,12 @@ def _making(metadata: Mapping[str, Any]) -> str:
     rows = [
         ("checkpoint", metadata["checkpoint"] or "none"),
         ("precision of the encoder", metadata["precision"]),
-        ("date and place that the model is given", metadata["metadata"]),
+        ("date and place that the model is given", GIVEN.get(metadata["metadata"], metadata["metadata"])),
         ("pixel size that the model is given", given),
-        ("most nodata in a chip", f"{limits['max_nodata']:.0%} of its pixels"),
+        ("most nodata in a chip", f"{100 * limits['max_nodata']:g}% of its pixels"),
     ]
     if limits["max_cloud"] is not None:
-        rows.append(("most cloud in a chip", f"{limits['max_cloud']:.0%} of its valid pixels"))
+        rows.append(("most cloud in a chip", f"{100 * limits['max_cloud']:g}% of its valid pixels"))
     if metadata.get("deduplicated"):
         rows.append(("chips of a lattice cell", "one: that with the least nodata"))
     rows += [(f"recipe of {name}", str(number)) for name, number in sorted(metadata["recipes"].items())]

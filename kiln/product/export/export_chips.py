@@ -15,8 +15,9 @@ from kiln.io.progress import Progress
 from kiln.product.export.published import DEFAULT_VERSION, export_published
 from kiln.product.export.writers import csv, geojson, geopackage, geoparquet, numpy_folder
 from kiln.product.export.writers.exported_rows import ExportedRows
+from kiln.product.part_writer import CHIPS
 from kiln.product.record import product_folder, read_record
-from kiln.product.rows.part_files import FILE
+from kiln.product.rows.part_files import ALWAYS_READ, FILE
 from kiln.product.rows.row_filter import EVERY_ROW, RowFilter
 from kiln.product.rows.row_stream import RowStream, open_rows
 
@@ -41,12 +42,11 @@ class FileFormat:
 FILE_FORMATS = {
     "geoparquet": FileFormat((".parquet",), geoparquet.write, True),
     "gpkg": FileFormat((".gpkg",), geopackage.write, False),
-    "geojson": FileFormat((".geojson", ".json"), geojson.write, False),
+    "geojson": FileFormat((".geojson",), geojson.write, False),
     "csv": FileFormat((".csv",), csv.write, False),
 }
 NPY, PUBLISHED = "npy", "published"  # formats of a folder
 FORMATS = (*FILE_FORMATS, NPY, PUBLISHED)
-ALWAYS_READ = ("chip_id", "geometry", "bbox")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def export_chips(
             the results of a search. Path or s3://.
         out: Path or s3:// of the file; of the folder for `npy` and `published`.
         file_format: `geoparquet`, `gpkg`, `geojson`, `csv`, `npy` or `published`. None takes that of the name's suffix:
-            .parquet, .gpkg, .geojson, .json or .csv.
+            .parquet, .gpkg, .geojson or .csv.
         row_filter: Conditions of the chips.
         vectors: Whether to write vectors. None writes those in `columns`; without `columns`, all in GeoParquet and
             NumPy files, and none in others.
@@ -117,7 +117,7 @@ def export_chips(
     if version is not None and file_format != PUBLISHED:
         raise ConfigError(f"version: expected format published, got {file_format}. Leave the version out.")
     _check_kind(out, file_format)
-    _check_other(out, source, [])
+    _check_other(out, source)
     if file_format == PUBLISHED:
         if row_filter != EVERY_ROW or vectors is not None or columns is not None:
             raise ConfigError(
@@ -151,10 +151,23 @@ def _check_kind(out: str, file_format: str) -> None:
         raise ConfigError(f"{out}: expected a folder for format {file_format}, got a file. Choose another name.")
 
 
-def _check_other(out: str, source: str, parts: Sequence[str]) -> None:
-    """Raise ConfigError if `out` is a file or the folder of the source."""
-    if _absolute(out) in {_absolute(uri) for uri in (source, product_folder(source), *parts)}:
+def _check_other(out: str, source: str, parts: Sequence[str] = ()) -> None:
+    """Raise ConfigError if `out` is a file of the source: its record, its folder, or anything in it."""
+    folder = _product_of(source)
+    own = {_absolute(uri) for uri in (source, f"{folder}.json", *parts)}
+    place, inside = _absolute(out), f"{_absolute(folder)}/"
+    if place in own or f"{place}/".startswith(inside):
         raise ConfigError(f"{out}: expected another place than the source, got the source. Choose another name.")
+
+
+def _product_of(source: str) -> str:
+    """Return the folder of the product that a source is or is a part of; of another file, the file itself."""
+    folder = product_folder(source).rstrip("/")
+    parent, _, name = folder.rpartition("/")
+    if folder.endswith(FILE):
+        product, _, chips = parent.rpartition("/")
+        return product if chips == CHIPS and product else folder
+    return parent if name == CHIPS and parent else folder
 
 
 def _absolute(uri: str) -> str:
@@ -168,6 +181,8 @@ def _columns(rows: RowStream, file_format: str, vectors: bool | None, columns: S
         if columns is not None or vectors is False:
             raise ConfigError("npy: expected vectors and ids, got a choice of columns. Leave it out.")
         vectors = True
+    if isinstance(columns, str):
+        raise ConfigError(f"columns: expected a sequence of names, got the text {columns!r}. Correct it.")
     if columns is not None:
         rows.check_columns(columns)
         chosen = list(dict.fromkeys(columns))
@@ -221,7 +236,9 @@ class _Export:
             sizes = _write(out, file_format, exported)
         finally:
             progress.close()
-        if exported.untrained:
+        if exported.untrained is None:
+            log.warning("%s: no `kiln` metadata, so the model and its weights are unknown", self.rows.uri)
+        elif exported.untrained:
             log.warning("%s: UNTRAINED weights: for demonstration only", out)
         if not self.chips:
             log.warning("%s: no chip passes the filters; it is empty", out)
@@ -241,7 +258,7 @@ class _Export:
         An export names its source without the folder, so that copies of a product have equal exports.
         """
         metadata = self.rows.metadata
-        name = self.rows.uri.rstrip("/").rpartition("/")[2].removesuffix(".json")
+        name = _product_of(self.rows.uri).rpartition("/")[2]
         export = {"source": name, "source_rows": self.rows.rows, "filter": self.rows.row_filter.as_json()}
         return metadata | {"exports": [*metadata.get("exports", []), export]}
 

@@ -11,12 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kiln.errors import ConfigError, SourceError
+from kiln.formats.columns import BOX, CHIP, GEOMETRY, PLACE
 from kiln.formats.parquet import BUFFER_BYTES, parquet_errors
+from kiln.formats.vectors import SCALES
 from kiln.io import storage
 from kiln.io.range_file import RangeFile
 from kiln.product.record import product_folder, read_record
 
-PART = re.compile(r"(chips/)?part-\d+\.parquet")  # Kiln 0.2 wrote parts into the folder itself
+PART = re.compile(r"chips/part-\d+\.parquet")
+EARLIER_PART = re.compile(r"part-\d+\.parquet")  # of Kiln 0.2, which wrote parts into the folder itself
+ADVICE = "Copy it again. If it is of a product, delete the product's record and merge again."
+ALWAYS_READ = ("chip_id", "geometry", "bbox")  # columns that every file of chips has
+OWN_TYPES = {column.name: column.dtype for column in (CHIP, GEOMETRY, BOX, *PLACE)}
 FILE = ".parquet"  # suffix of an address that is one file and not a product's folder
 
 
@@ -75,9 +81,10 @@ def part_uris(uri: str) -> list[str]:
     if uri.endswith(".json"):
         folder = product_folder(uri)
         return [storage.join(folder, file.name) for file in read_record(uri).files]
-    names = [name.removeprefix(storage.join(uri, "")) for name in storage.listing(uri)]
-    if parts := sorted(name for name in names if PART.fullmatch(name)):
-        return [storage.join(uri, name) for name in parts]
+    names = sorted(name.removeprefix(storage.join(uri, "")) for name in storage.listing(uri))
+    for pattern in (PART, EARLIER_PART):
+        if parts := [name for name in names if pattern.fullmatch(name)]:
+            return [storage.join(uri, name) for name in parts]
     raise SourceError(f"{uri}: expected the folder or record of a product, got no part file. Correct the address.")
 
 
@@ -88,10 +95,17 @@ def open_parts(uri: str) -> list[PartFile]:
         uri: As for `part_uris`.
 
     Raises:
-        ConfigError: If the record is another file, or a file lacks the columns of footprints.
-        SourceError: If there is no product, or a file is missing or damaged.
+        ConfigError: If the record is another file, or a file lacks the columns of footprints, or has types that Kiln
+            does not write.
+        SourceError: If there is no product, a file is missing or damaged, or files have different columns.
     """
-    return [_read_footer(part) for part in part_uris(uri)]
+    parts = [_read_footer(part) for part in part_uris(uri)]
+    for part in parts[1:]:
+        if not part.schema.equals(parts[0].schema):
+            raise SourceError(
+                f"{part.uri}: expected the columns of {parts[0].uri}, got others. Merge the shards again."
+            )
+    return parts
 
 
 def kiln_metadata(parts: Sequence[PartFile]) -> dict[str, Any]:
@@ -104,15 +118,27 @@ def _read_footer(uri: str) -> PartFile:
     version = storage.stat(uri)
     if version is None:
         raise SourceError(f"{uri}: expected a Parquet file of chips, got no file. Merge again, or correct the address.")
-    with _open(uri, version) as stream, parquet_errors(uri):
+    with _open(uri, version) as stream, parquet_errors(uri, ADVICE):
         part = PartFile(uri, version, pq.read_metadata(stream))
-        names = part.schema.names
-    if missing := [name for name in ("chip_id", "geometry", "bbox") if name not in names]:
+        schema = part.schema
+    if missing := [name for name in ALWAYS_READ if name not in schema.names]:
         raise ConfigError(
             f"{uri}: expected a Parquet file of chips, got one without {', '.join(missing)}. "
             "Give a product, a shard or the results of a search."
         )
+    if other := [str(field) for field in schema if not _is_own_type(field)]:
+        raise ConfigError(
+            f"{uri}: expected the types that Kiln writes, got {', '.join(other)}, which another tool wrote. "
+            "Give the product, shard or results themselves."
+        )
     return part
+
+
+def _is_own_type(field: pa.Field) -> bool:
+    """Return whether a column has the type that Kiln writes under its name; true for names that Kiln does not use."""
+    if field.name in SCALES:
+        return bool(pa.types.is_fixed_size_list(field.type))
+    return bool(field.type == OWN_TYPES.get(field.name, field.type))
 
 
 def _open(uri: str, version: storage.Stat) -> IO[bytes] | RangeFile:

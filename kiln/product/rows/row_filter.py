@@ -49,16 +49,25 @@ class RowFilter:
     chip_ids: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for values that no chip can have."""
+        """Raise ConfigError for values of another type, and for those that no chip can have."""
         if self.bbox is not None:
             _check_box(self.bbox)
-        if self.area is not None and (not isinstance(self.area, shapely.Geometry) or self.area.is_empty):
+        if self.area is not None and not (
+            isinstance(self.area, shapely.Polygon | shapely.MultiPolygon) and not self.area.is_empty
+        ):
             raise ConfigError(f"area: expected a polygon in degrees, got {self.area!r}. Correct it.")
-        for name, fraction in (("max_nodata", self.max_nodata), ("max_cloud", self.max_cloud)):
-            if fraction is not None and not 0 <= fraction <= 1:
-                raise ConfigError(f"{name}: expected a fraction from 0 to 1, got {fraction}. Correct it.")
+        for name, day in (("first_day", self.first_day), ("last_day", self.last_day)):
+            if day is not None and not isinstance(day, date):
+                raise ConfigError(f"{name}: expected a datetime.date, got {day!r}. Correct it.")
         if self.first_day and self.last_day and self.first_day > self.last_day:
             raise ConfigError(f"days: expected first <= last, got {self.first_day} and {self.last_day}. Swap them.")
+        if not isinstance(self.years, tuple) or not all(isinstance(year, int) for year in self.years):
+            raise ConfigError(f"years: expected a tuple of numbers, got {self.years!r}. Correct it.")
+        for name, fraction in (("max_nodata", self.max_nodata), ("max_cloud", self.max_cloud)):
+            if fraction is not None and not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
+                raise ConfigError(f"{name}: expected a fraction from 0 to 1, got {fraction!r}. Correct it.")
+        if self.chip_ids is not None and not isinstance(self.chip_ids, frozenset):
+            raise ConfigError(f"chip_ids: expected a frozenset of ids, got {self.chip_ids!r:.80}. Correct it.")
 
     @cached_property
     def places(self) -> list[list[Bounds]]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from kiln.errors import ConfigError
 from kiln.formats.parquet import parquet_errors
-from kiln.product.rows.part_files import PartFile, kiln_metadata, open_parts
+from kiln.product.rows.part_files import ADVICE, PartFile, kiln_metadata, open_parts
 from kiln.product.rows.row_filter import EVERY_ROW, RowFilter
 
 BATCH_ROWS = 2048  # 8 MB of float32 vectors of 1024 numbers
@@ -89,7 +89,7 @@ class RowStream:
         needed = [name for name in self.schema.names if name in columns]
         for part in self.parts:
             with part.open() as stream:
-                with parquet_errors(part.uri):
+                with parquet_errors(part.uri, ADVICE):
                     reader = part.reader(stream)
                 for group in self._groups(part):
                     yield from self._group_batches(part, reader, group, needed, batch_rows, advance)
@@ -111,13 +111,13 @@ class RowStream:
         rows = part.footer.row_group(group).num_rows
         passes = np.ones(rows, bool)
         if condition := self.row_filter.columns(self.schema.names, self.uri):
-            with parquet_errors(part.uri):
+            with parquet_errors(part.uri, ADVICE):
                 passes = self.row_filter.mask(reader.read_row_group(group, condition))
         last = int(np.flatnonzero(passes)[-1]) if passes.any() else -1
         batches = reader.iter_batches(batch_rows, row_groups=[group], columns=columns)
         start = 0
         while start <= last:
-            with parquet_errors(part.uri):
+            with parquet_errors(part.uri, ADVICE):
                 batch = next(batches)
             own = passes[start : start + len(batch)]
             start += len(batch)

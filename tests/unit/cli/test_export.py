@@ -95,7 +95,7 @@ def test_the_results_of_a_search_are_exported_in_their_order(db, tmp_path, capsy
 
 
 def test_ids_may_be_on_s3(chips, bucket, tmp_path):
-    storage.write_bytes(f"{bucket}/ids.txt", b"u:7\nu:5\n")
+    storage.write_bytes(f"{bucket}/ids.txt", b"\xef\xbb\xbfu:7\r\nu:5\r\n")  # as Windows writes it
     assert run(chips, "--out", tmp_path / "a.geojson", "--ids", f"{bucket}/ids.txt") == 0
     assert pyogrio.read_dataframe(tmp_path / "a.geojson")["chip_id"].tolist() == ["u:5", "u:7"]
 
@@ -103,7 +103,7 @@ def test_ids_may_be_on_s3(chips, bucket, tmp_path):
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--out=a.shp"], "a.shp: expected a name that ends with one of .parquet, .gpkg, .geojson, .json, .csv"),
+        (["--out=a.shp"], "a.shp: expected a name that ends with one of .parquet, .gpkg, .geojson, .csv"),
         (["--out=a.csv", "--bbox=1,2,3"], "argument --bbox: expected 4 numbers"),
         (["--out=a.csv", "--bbox=43,-98,44,-97"], "--bbox: expected [west, south, east, north]"),
         (["--out=a.csv", "--bbox=10,0,-10,1"], "which is 340 degrees wide"),
@@ -113,6 +113,11 @@ def test_ids_may_be_on_s3(chips, bucket, tmp_path):
         (["--out=a.csv", "--max-cloud=7"], "max_cloud: expected a fraction from 0 to 1"),
         (["--out=a.csv", "--ids=gone.txt"], "--ids: expected a text file, got gone.txt"),
         (["--out=a.csv", "--ids=/dev/null"], "--ids: expected one chip_id a line, got an empty file"),
+        (["--out=a.csv", "--ids="], "--ids: expected a text file"),
+        (["--out=a.csv", "--area="], "--area: expected a GeoJSON file"),
+        (["--out=a.csv", "--from="], "expected from as a day such as 2021-06-30"),
+        (["--out=a.csv", "--columns="], "--columns: expected names with commas between them, got ''"),
+        (["--out=a.csv", "--columns=chip_id,,year"], "--columns: expected names with commas between them"),
         (["--out=a.csv", "--columns=nothing"], "expected columns of the product, got nothing. It has chip_id, "),
         (["--out=a.csv", "--version=002"], "version: expected format published, got csv"),
         (["--out=a", "--format=published"], "expected the record or folder of a product, got one file"),

@@ -4,14 +4,15 @@ import pytest
 import shapely
 
 from kiln.errors import ConfigError
-from kiln.explorer.chips import ChipFacts, Hit, outline
+from kiln.explorer.chips import ChipFacts, Hit
 from kiln.explorer.footprints import Footprints
 from kiln.explorer.results import as_geojson, read_marks
+from kiln.formats.bounding_box import BoundingBox
 
 
 def test_a_box_over_the_antimeridian_is_exported_in_two_parts():
     chip = ChipFacts("a", "toy", 2021, None, "item", "a.tif", 0.0, None, 180.0, 1.5, (179.9, 1.0, -179.9, 2.0))
-    footprints = Footprints({"a": shapely.geometry.shape(outline(chip.bbox))}, "box")
+    footprints = Footprints({"a": shapely.geometry.shape(BoundingBox(*chip.bbox).to_geojson())}, "box")
     (feature,) = as_geojson([Hit(chip, 0.5)], footprints)["features"]
     assert (feature["properties"]["rank"], feature["properties"]["footprint"]) == (1, "box")
     assert feature["bbox"] == [179.9, 1.0, -179.9, 2.0]

@@ -30,7 +30,6 @@ def test_every_column_of_an_embeddings_file_is_described(archive, vector_dtype, 
     schema = embeddings_file.schema(8, vector_dtype, own, {}, embedding)
     assert_described(schema)
     assert len(set(schema.names)) == len(schema.names)
-    assert archives()[archive].load("columns", "COLUMNS")
 
 
 def test_every_column_of_ledgers_and_patches_is_described():

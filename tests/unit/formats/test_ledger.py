@@ -117,3 +117,13 @@ def test_an_opened_unit_has_its_number_of_chips_and_notes():
 def test_a_failed_unit_of_unknown_size_failed_as_a_whole():
     assert entry(0, 0, ("failed", 0, "cannot be opened")).failed_fraction == 1
     assert entry(3, 3).failed_fraction == 0
+
+
+def test_another_file_is_no_ledger_and_one_of_an_earlier_version_is(tmp_path):
+    pq.write_table(pa.table({"unit_id": ["u"], "status": ["embedded"]}), tmp_path / "other.parquet")
+    with pytest.raises(SourceError, match="expected a ledger, got a file without embedded, etag, expected"):
+        read_ledger(tmp_path / "other.parquet")
+    pq.write_table(ledger_table([entry(3, 3)]).drop_columns("deduplicated"), tmp_path / "earlier.parquet")
+    ledger = read_ledger(tmp_path / "earlier.parquet")
+    assert ledger.schema.equals(LEDGER_SCHEMA)
+    assert ledger["deduplicated"].to_pylist() == [0]

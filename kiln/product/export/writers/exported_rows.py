@@ -9,7 +9,7 @@ import pyarrow as pa
 from kiln.formats.vectors import SCALES
 
 FACTS = ("dataset", "partition", "model", "weights_sha256", "embedding", "fingerprint", "untrained")
-FOOTPRINT = ("geometry", "bbox")  # columns
+FOOTPRINT_COLUMNS = ("geometry", "bbox")  # columns
 LAYER = "chips"  # name of the layer of formats that have layers
 UNTRAINED = "UNTRAINED weights: for demonstration only."
 
@@ -40,16 +40,17 @@ class ExportedRows:
     @property
     def plain(self) -> list[str]:
         """The columns to write that are neither vectors, their scales nor the footprint and its bounding box."""
-        return [name for name in self.columns if name not in (*SCALES, *SCALES.values(), *FOOTPRINT)]
+        return [name for name in self.columns if name not in (*SCALES, *SCALES.values(), *FOOTPRINT_COLUMNS)]
 
     def dimensions(self, column: str) -> int:
         """Return the length of the vectors of a column."""
         return int(self.schema.field(column).type.list_size)
 
     @property
-    def untrained(self) -> bool:
-        """Whether the weights of any dataset are random."""
-        return any(product.get("untrained") for product in products(self.metadata))
+    def untrained(self) -> bool | None:
+        """Whether the weights of any dataset are random; None without metadata."""
+        known = [bool(product["untrained"]) for product in products(self.metadata) if "untrained" in product]
+        return any(known) if known else None
 
     def facts(self) -> dict[str, Any]:
         """Return what a file states about its rows: the products, whether their weights are random, the exports."""

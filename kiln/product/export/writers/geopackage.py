@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import shapely
 
+from kiln.errors import StorageError
 from kiln.product.export.writers.exported_rows import LAYER, UNTRAINED, ExportedRows
 from kiln.product.export.writers.flat_columns import joined, plain_type, vector_bytes, without_dictionary
 
@@ -23,6 +24,7 @@ def write(path: Path, rows: ExportedRows) -> None:
     Vectors become blobs of little-endian float32. Lists of text become a text with one value a line.
     """
     import pyogrio
+    import pyogrio.errors
 
     path.unlink(missing_ok=True)  # GDAL takes an empty file for a damaged one
     schema = _schema(rows)
@@ -30,6 +32,7 @@ def write(path: Path, rows: ExportedRows) -> None:
     errors: list[BaseException] = []
     stream = pa.RecordBatchReader.from_batches(schema, _batches(rows, schema, geometry_type, errors))
     facts = rows.facts()
+    before = {name: pyogrio.get_gdal_config_option(name) for name in DATE}
     pyogrio.set_gdal_config_options(DATE)
     try:
         with warnings.catch_warnings():
@@ -45,12 +48,14 @@ def write(path: Path, rows: ExportedRows) -> None:
                 layer_metadata={"kiln": json.dumps(facts, sort_keys=True)},
                 layer_options={"DESCRIPTION": _description(rows)},
             )
-    except Exception:
+    except Exception as e:
         if errors:  # GDAL replaces what reading raised by an error of its own
             raise errors[0] from None
+        if isinstance(e, pyogrio.errors.DataSourceError | pyogrio.errors.DataLayerError):
+            raise StorageError(f"{path}: cannot be written: {e}. Choose another place, or free it.") from e
         raise
     finally:
-        pyogrio.set_gdal_config_options(dict.fromkeys(DATE))
+        pyogrio.set_gdal_config_options(before)
     if errors:
         raise errors[0]
 

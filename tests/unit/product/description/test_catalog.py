@@ -9,6 +9,7 @@ import pystac
 import pytest
 
 from kiln.archives.worldcover.lattice import Column
+from kiln.errors import SourceError
 from kiln.io import storage
 from kiln.product.description.catalog import write_catalog
 from tests.support.products import make_product
@@ -79,3 +80,11 @@ def test_a_catalog_in_a_bucket_is_the_same(run, bucket):
             storage.write_bytes(f"{bucket}/sample/{path.relative_to(run)}", path.read_bytes())
     uri = write_catalog(f"{bucket}/sample", [DATASET], [])
     assert storage.read_bytes(uri) == Path(local).read_bytes()
+
+
+def test_a_record_whose_product_is_gone_is_left_out_with_a_warning(run, caplog):
+    shutil.rmtree(run / DATASET / "products" / "2020" / OWN)
+    assert len(children(write_catalog(str(run), [DATASET], []))) == 1
+    assert f"2020/{OWN}.json: its product is gone, and is left out of the catalog" in caplog.text
+    with pytest.raises(SourceError, match=r"collection\.json"):
+        write_catalog(str(run), [DATASET], [str(run / DATASET / "products" / "2020" / OWN)])

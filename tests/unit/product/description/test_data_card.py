@@ -108,3 +108,10 @@ def test_tables_have_as_many_cells_as_their_heads(product):
     for table in re.findall(r"(?:^\|.*\n)+", card_of(product), re.MULTILINE):
         cells = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(cells) == 1, table
+
+
+def test_limits_are_not_rounded(tmp_path):
+    kiln = shard_metadata(limits={"max_nodata": 0.025, "max_cloud": 0.005})
+    card = card_of(make_product(tmp_path, columns=GRID[:2], kiln=kiln))
+    assert "| most nodata in a chip | 2.5% of its pixels |" in card
+    assert "| most cloud in a chip | 0.5% of its valid pixels |" in card

@@ -1,10 +1,12 @@
 """Exports of every format: sources, choices of columns, streaming, atomic files, errors."""
 
+import json
 import logging
 import weakref
 from pathlib import Path
 
 import duckdb
+import polars as pl
 import pyarrow.parquet as pq
 import pyogrio
 import pytest
@@ -115,11 +117,10 @@ def test_the_format_is_that_of_the_suffix():
         "a.parquet": "geoparquet",
         "s3://b/a.gpkg": "gpkg",
         "a.b.geojson": "geojson",
-        "a.json": "geojson",
         "a.csv": "csv",
     }
     assert {name: format_of(name) for name in suffixes} == suffixes
-    for name in ("a", "a.shp", "folder/", "a.parquet.zip", "vectors.npy"):
+    for name in ("a", "a.shp", "a.json", "folder/", "a.parquet.zip", "vectors.npy"):
         with pytest.raises(ConfigError, match=r"expected a name that ends with one of \.parquet, .* npy and published"):
             format_of(name)
     assert {*FILE_FORMATS, "npy", "published"} == set(FORMATS)
@@ -180,14 +181,42 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path, out, options, reason):
 
 
 def test_a_product_is_never_overwritten(grid):
-    before = Path(grid.record_file).read_bytes()
-    with pytest.raises(ConfigError, match="expected another place than the source"):
-        kiln.export(grid.record_file, grid.record_file)
-    with pytest.raises(ConfigError, match="expected another place than the source"):
-        kiln.export(grid.record_file, grid.uri, "npy")
-    with pytest.raises(ConfigError, match="expected another place than the source"):
-        kiln.export(grid.uri, f"{grid.uri}/{grid.record['files'][0]['name']}")
-    assert Path(grid.record_file).read_bytes() == before
+    before = {path: path.read_bytes() for path in [Path(grid.record_file), *Path(grid.uri).rglob("*.*")]}
+    part = f"{grid.uri}/{grid.record['files'][0]['name']}"
+    for source in (grid.record_file, grid.uri, f"{grid.uri}/chips", part):
+        for out in (grid.record_file, f"{grid.uri}/collection.json", f"{grid.uri}/chips/more.geojson", part):
+            with pytest.raises(ConfigError, match="expected another place than the source"):
+                kiln.export(source, out, "geojson")
+        for out in (grid.uri, f"{grid.uri}/chips", f"{grid.uri}/vectors"):
+            with pytest.raises(ConfigError, match="expected another place than the source"):
+                kiln.export(source, out, "npy")
+    assert {path: path.read_bytes() for path in before} == before
+    assert {*before} == {Path(grid.record_file), *Path(grid.uri).rglob("*.*")}
+
+
+def test_an_export_names_the_product_of_its_source(grid, tmp_path):
+    for n, source in enumerate((grid.record_file, grid.uri, f"{grid.uri}/chips")):
+        kiln.export(source, tmp_path / f"{n}.parquet", vectors=False)
+        exports = json.loads(pq.read_schema(tmp_path / f"{n}.parquet").metadata[b"kiln"])["exports"]
+        assert [export["source"] for export in exports] == [Path(grid.uri).name]
+
+
+def test_weights_of_a_file_without_metadata_are_unknown(tmp_path, caplog):
+    write_chips(tmp_path / "chips.parquet", 3, untrained=True)
+    pq.write_table(pq.read_table(tmp_path / "chips.parquet").replace_schema_metadata(None), tmp_path / "bare.parquet")
+    kiln.export(tmp_path / "bare.parquet", tmp_path / "a.geojson")
+    assert json.loads((tmp_path / "a.geojson").read_text())["kiln"]["untrained"] is None
+    assert "no `kiln` metadata, so the model and its weights are unknown" in caplog.text
+
+
+def test_types_of_other_writers_are_refused(tmp_path):
+    write_chips(tmp_path / "chips.parquet", 3)
+    rows = pl.read_parquet(tmp_path / "chips.parquet")
+    rows.write_parquet(tmp_path / "polars.parquet")
+    duckdb.sql(f"COPY (SELECT * FROM '{tmp_path}/chips.parquet') TO '{tmp_path}/duckdb.parquet'")
+    for name in ("polars", "duckdb"):
+        with pytest.raises(ConfigError, match=r"expected the types that Kiln writes, got .*, which another tool wrote"):
+            kiln.export(tmp_path / f"{name}.parquet", tmp_path / "a.csv")
 
 
 def test_a_file_without_vectors_has_none_to_export(chips, tmp_path):

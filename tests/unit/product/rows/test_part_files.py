@@ -1,5 +1,8 @@
 """Parts of a product: their order, footers, and files that are none."""
 
+import shutil
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,3 +45,24 @@ def test_other_files_are_refused(tmp_path):
         open_parts(str(tmp_path / "text.parquet"))
     with pytest.raises(SourceError, match="expected a Parquet file of chips, got no file"):
         open_parts(str(tmp_path / "gone.parquet"))
+
+
+def test_parts_of_an_earlier_layout_next_to_the_folder_of_chips_are_not_counted(grid, tmp_path):
+    folder = tmp_path / "p"
+    shutil.copytree(grid.uri, folder)
+    for path in sorted((folder / "chips").iterdir()):
+        shutil.copy(path, folder / path.name)  # as an interrupted merge over a product of Kiln 0.2 leaves them
+    assert part_uris(str(folder)) == [str(folder / file["name"]) for file in grid.record["files"]]
+    shutil.rmtree(folder / "chips")
+    assert [Path(uri).name for uri in part_uris(str(folder))] == [
+        Path(file["name"]).name for file in grid.record["files"]
+    ]
+
+
+def test_parts_with_other_columns_are_refused(grid, tmp_path):
+    folder = tmp_path / "p"
+    shutil.copytree(grid.uri, folder)
+    last = folder / grid.record["files"][-1]["name"]
+    pq.write_table(pq.read_table(last).drop_columns("stac_item"), last)
+    with pytest.raises(SourceError, match=r"expected the columns of .*, got others. Merge the shards again"):
+        open_parts(str(folder))

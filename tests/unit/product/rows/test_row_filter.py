@@ -134,3 +134,19 @@ def test_the_json_of_a_filter_names_what_is_set():
         "bbox": [1.0, 2.0, 3.0, 4.0], "from": "2021-06-30", "to": "2021-07-01", "years": [2020, 2021],
         "max_nodata": 0.5, "max_cloud": 0.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"years": 2020}, "years: expected a tuple of numbers, got 2020"),
+        ({"years": ("2020",)}, "years: expected a tuple of numbers"),
+        ({"first_day": "2020-01-01"}, "first_day: expected a datetime.date, got '2020-01-01'"),
+        ({"max_cloud": "0.1"}, "max_cloud: expected a fraction from 0 to 1, got '0.1'"),
+        ({"chip_ids": "abc"}, "chip_ids: expected a frozenset of ids, got 'abc'"),
+        ({"area": shapely.Point(0, 0)}, "area: expected a polygon in degrees"),
+    ],
+)
+def test_values_of_other_types_are_refused(values, reason):
+    with pytest.raises(ConfigError, match=reason):
+        RowFilter(**values)

@@ -58,11 +58,11 @@ def test_boxes_over_the_antimeridian_have_west_greater_than_east(source, tmp_pat
 
 
 def test_gdal_reads_it(source, tmp_path):
-    kiln.export(source.uri, tmp_path / "out.json", columns=["year", "datetime", "chip_id"])
-    frame = pyogrio.read_dataframe(tmp_path / "out.json")
+    kiln.export(source.uri, tmp_path / "out.geojson", columns=["year", "datetime", "chip_id"])
+    frame = pyogrio.read_dataframe(tmp_path / "out.geojson")
     assert frame["chip_id"].tolist() == source.ids
     assert [c for c in frame.columns if c != "id"] == ["year", "datetime", "chip_id", "geometry"]
-    assert pyogrio.read_info(tmp_path / "out.json")["layer_name"] == "chips"
+    assert pyogrio.read_info(tmp_path / "out.geojson")["layer_name"] == "chips"
 
 
 def test_the_collection_states_its_products(untrained, tmp_path):
