@@ -1,8 +1,9 @@
 """Reading pixels for the archives' sources: retries, the height of strips, and checks that every raster needs."""
 
+import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyproj
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from kiln.errors import SourceError
-from kiln.io import storage
+from kiln.io import gdal, storage
 
+RETRY_PAUSES_S = (0.2, 1.0)  # before each further try of a remote read
+T = TypeVar("T")
 MIN_STRIP_ROWS = 256  # of one read, so that a file without tiles is not read line by line
 
 
@@ -22,31 +25,33 @@ def strip_rows(block_rows: int) -> int:
 
 
 def read_with_retry(
-    uri: str, read: Callable[[], Any], close: Callable[[], None], error_of: Callable[[RasterioError], SourceError]
-) -> NDArray[Any]:
-    """Read pixels, and once more after a remote failure, since GDAL does not mark transient failures.
+    uri: str, read: Callable[[], T], close: Callable[[], None], error_of: Callable[[RasterioError], SourceError]
+) -> T:
+    """Open or read a file, and again after a remote failure, since GDAL does not mark transient failures.
 
     Args:
         uri: The file.
-        read: Opens the file if it is not open, and returns the pixels.
-        close: Closes the file after a failed read.
-        error_of: Returns the error for the second failure, or raises TransientError.
+        read: Opens the file if it is not open, and returns what is read of it.
+        close: Closes the file, if it is open, after a failed read.
+        error_of: Returns the error for the last failure, or raises TransientError.
 
     Returns:
-        The pixels.
+        What `read` returns.
 
     Raises:
         SourceError: If the file cannot be read.
         TransientError: If its store may answer later.
     """
-    for is_last in (not storage.is_remote(uri), True):
+    pauses = RETRY_PAUSES_S if storage.is_remote(uri) else ()
+    for pause in (*pauses, None):
         try:
-            pixels: NDArray[Any] = read()
-            return pixels
+            return read()
         except RasterioError as e:
             close()
-            if is_last:
+            if pause is None:
                 raise error_of(e) from e
+        gdal.forget(uri)
+        time.sleep(pause)
     raise AssertionError
 
 

@@ -81,8 +81,19 @@ def traffic() -> Traffic:
     return Traffic(sum(m.get("count", 0) for m in reading), sum(m.get("downloaded_bytes", 0) for m in reading))
 
 
+def forget(uri: str) -> None:
+    """Drop what GDAL keeps of a remote file: its size, and its first bytes, also those of a body that was cut.
+
+    rasterio does not wrap GDAL's function for it, which is in the library that rasterio loads.
+    """
+    clear = ctypes.CDLL(rasterio._base.__file__).VSICurlPartialClearCache
+    clear.argtypes, clear.restype = [ctypes.c_char_p], None
+    path = f"/vsis3/{uri.removeprefix('s3://')}" if is_s3(uri) else f"/vsicurl/{uri}"
+    clear(path.encode())
+
+
 def gdal_message(error: BaseException) -> str:
-    """Return the messages of an exception and its causes, at most MAX_MESSAGE_CHARS."""
+    """Return the messages of an exception and its causes, the innermost first, at most MAX_MESSAGE_CHARS."""
     return _messages(error)[:MAX_MESSAGE_CHARS]
 
 
@@ -94,11 +105,12 @@ def raise_if_transient(error: BaseException) -> None:
 
 
 def _messages(error: BaseException | None) -> str:
+    """Return the messages of an exception and its causes, the innermost first, each once."""
     messages = []
     while error is not None:
         messages.append(str(error))
         error = error.__cause__ or error.__context__
-    return "; ".join(dict.fromkeys(messages))
+    return "; ".join(dict.fromkeys(reversed(messages)))
 
 
 class OpenRasters:
@@ -127,6 +139,6 @@ class OpenRasters:
         return rasters[uri]
 
     def close(self, uri: str) -> None:
-        """Close the thread's raster of `uri`, so that `get` opens it again."""
-        if raster := self._local.rasters.pop(uri, None):
+        """Close the thread's raster of `uri`, if it is open, so that `get` opens it again."""
+        if raster := self._local.__dict__.get("rasters", {}).pop(uri, None):
             raster.close()

@@ -2,8 +2,12 @@
 
 import contextlib
 import re
+import socket
+import struct
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -16,6 +20,9 @@ class FileServer:
         break_at: the connection is closed before the byte at this offset of a file is sent.
         ranges: with False, the header Range is ignored.
         hang: seconds before each response.
+        fault: returns `cut` for a GET request whose body ends in the middle, `reset` for one whose connection is reset
+            before an answer, else an empty text; given the path and the number of requests of GDAL for it so far. It is
+            asked for GDAL's requests alone: as a firewall does, it lets other clients through.
         held: paths whose GET requests set the event `arrived` and wait for the event `release`.
 
     The server records all requests in order: `requests` lists (method, path, Range header), `payers` lists the header
@@ -41,6 +48,8 @@ class FileServer:
         self.files, self.etag, self.status, self.break_at = files, etag, status, break_at
         self.ranges, self.hang, self.body = ranges, hang, body
         self.held: set[str] = set()
+        self.fault: Callable[[str, int], str] = lambda path, count: ""
+        self.gdal_requests: Counter[str] = Counter()  # GET requests of GDAL by path
         self.arrived, self.release = threading.Event(), threading.Event()
         self.requests: list[tuple[str, str, str | None]] = []
         self.payers: list[str | None] = []
@@ -85,6 +94,15 @@ class FileServer:
                     if body:
                         self.wfile.write(outer.body)
                     return
+                fault = ""
+                if body and "python" not in self.headers.get("User-Agent", "").lower():
+                    fault = outer.fault(path, outer.gdal_requests[path])
+                    outer.gdal_requests[path] += 1
+                if fault == "reset":
+                    linger = struct.pack("ii", 1, 0)  # closed at once, with an RST
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    self.close_connection = True
+                    return
                 start, end = 0, len(data)
                 same = self.headers.get("If-Range", f'"{outer.etag}"') == f'"{outer.etag}"'
                 if byte_range and outer.ranges and same and (m := re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range)):
@@ -100,6 +118,10 @@ class FileServer:
                 self.send_header("Content-Length", str(end - start))
                 self.end_headers()
                 if not body:
+                    return
+                if fault == "cut":
+                    self.wfile.write(data[start : (start + end) // 2])
+                    self.close_connection = True
                     return
                 if outer.break_at is not None and end > outer.break_at:
                     self.wfile.write(data[start : outer.break_at])

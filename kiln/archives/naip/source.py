@@ -4,8 +4,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from kiln.archives.failed_read import LocalCopies, fault_of_file
 from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.columns import COLUMNS
@@ -41,6 +42,7 @@ OPEN_SCENES = 2  # of a reading thread: one ends where the next begins
 RESAMPLE_THREADS = 2  # make rows of chips from strips, which on the common lattice takes time
 GSD_TOLERANCE = 0.2  # relative difference of a file's resolution and its key's that gets no note
 CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))  # of a chip, in chips from its first pixel: NW, SW, SE, NE
+T = TypeVar("T")
 
 
 def open_source(shard: ShardPlan, config: Config) -> "NaipSource":
@@ -133,7 +135,7 @@ class NaipSource:
                 raise ConfigError(f"shard: expected keys of NAIP scenes, got {key!r}. Make the plan again.")
             self.scenes.append(scene)
         self._rasters = gdal.OpenRasters(OPEN_SCENES)
-        self._check_readable = cache(storage.check_readable)
+        self._copies = LocalCopies()
         self._stats: dict[str, storage.Stat] = {}
         self._refused: dict[str, AccessError] = {}
 
@@ -216,41 +218,36 @@ class NaipSource:
         if stat.size == 0:
             raise SourceError(f"{uri}: empty, 0 bytes")
         with gdal.environment(uri):
-            header = read_header(uri, self._file(key))
+            header = self._read(key, lambda file: read_header(uri, file))
         if self.lattice_gsd:
             return cut_on_grid(uri, header, self.chip, self.lattice_gsd, key.zone)
         return cut_own_lattice(header, self.chip, self.edge)
 
     def _load(self, key: SceneKey, strip: SceneStrip) -> NDArray[np.uint8]:
         """Return pixels [4, rows, width] of a strip."""
+
+        def pixels(file: rasterio.DatasetReader) -> NDArray[np.uint8]:
+            rows = strip.last - strip.first
+            values: NDArray[np.uint8] = file.read(window=Window(0, strip.first, file.width, rows))
+            return values
+
+        with gdal.environment(self.uri(key)):
+            return self._read(key, pixels)
+
+    def _read(self, key: SceneKey, read: Callable[[rasterio.DatasetReader], T]) -> T:
+        """Return what `read` reads from the thread's own open file of a scene, opened if it is not."""
         uri = self.uri(key)
 
-        def read() -> NDArray[np.uint8]:
-            file = self._file(key)
-            pixels: NDArray[np.uint8] = file.read(window=Window(0, strip.first, file.width, strip.last - strip.first))
-            return pixels
+        def error_of(error: RasterioError) -> SourceError:
+            if storage.stat(uri) is None:
+                return SourceError(f"{uri}: was removed while it was read")
+            self._raise_if_replaced(key)
+            return fault_of_file(uri, self._stats[key.key], error, "not a readable GeoTIFF", self._copies, read)
 
-        with gdal.environment(uri):
-            return read_with_retry(uri, read, partial(self._rasters.close, uri), partial(self._error_of, key))
+        def try_once() -> T:
+            return read(self._rasters.get(uri, lambda: rasterio.open(uri)))
 
-    def _file(self, key: SceneKey) -> rasterio.DatasetReader:
-        """Return the thread's own open file of a scene."""
-        uri = self.uri(key)
-        try:
-            return self._rasters.get(uri, lambda: rasterio.open(uri))
-        except RasterioError as e:
-            raise self._error_of(key, e) from e
-
-    def _error_of(self, key: SceneKey, error: RasterioError) -> SourceError:
-        """Return the error for a failure of GDAL. Raises TransientError for one that a retry may avoid."""
-        uri = self.uri(key)
-        if storage.stat(uri) is None:
-            return SourceError(f"{uri}: was removed while it was read")
-        self._raise_if_replaced(key)
-        if storage.is_remote(uri):
-            self._check_readable(uri, self._stats[key.key])
-        gdal.raise_if_transient(error)
-        return SourceError(f"{uri}: not a readable GeoTIFF ({gdal.gdal_message(error)})")
+        return read_with_retry(uri, try_once, partial(self._rasters.close, uri), error_of)
 
     def _raise_if_replaced(self, key: SceneKey) -> None:
         """Raise TransientError if the file is not the one of `check`: the retry reads one version alone."""

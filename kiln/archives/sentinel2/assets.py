@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from kiln.archives.failed_read import LocalCopies, fault_of_file
 from kiln.archives.raster_reading import read_with_retry
 from kiln.archives.sentinel2.item import ASSET_NAMES, Item, read_item
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX
@@ -271,7 +271,7 @@ class BandFiles:
     def __init__(self, entry: AvailableItem | MeasuredScene) -> None:
         self.item_id = entry.item.item_id
         self._uris, self._stats = entry.uris, entry.stats
-        self._check_readable = cache(storage.check_readable)
+        self._copies = LocalCopies()
         self._files: dict[str, rasterio.DatasetReader] = {}
         self._locks = {band: threading.Lock() for band in entry.uris}
 
@@ -309,8 +309,8 @@ class BandFiles:
             return read_with_retry(
                 uri,
                 lambda: self._file(band).read(1, **options),
-                lambda: self._files.pop(band).close(),
-                lambda error: self._error_of(band, "unreadable", error),
+                lambda: self._close(band),
+                lambda error: self._error_of(band, "unreadable", error, lambda file: file.read(1, **options)),
             )
 
     def close(self) -> None:
@@ -325,19 +325,25 @@ class BandFiles:
             self._files[band] = self._open(band)
         return self._files[band]
 
-    def _open(self, band: str) -> rasterio.DatasetReader:
-        try:
-            return rasterio.open(self._uris[band])
-        except RasterioError as e:
-            raise self._error_of(band, "not a readable raster", e) from e
+    def _close(self, band: str) -> None:
+        if file := self._files.pop(band, None):
+            file.close()
 
-    def _error_of(self, band: str, problem: str, error: RasterioError) -> SourceError:
-        """Return the error for a failure of GDAL. Raises TransientError if the store itself does not answer."""
+    def _open(self, band: str) -> rasterio.DatasetReader:
+        uri = self._uris[band]
+        return read_with_retry(
+            uri,
+            lambda: rasterio.open(uri),
+            lambda: None,
+            lambda error: self._error_of(band, "not a readable raster", error, lambda file: None),
+        )
+
+    def _error_of(
+        self, band: str, problem: str, error: RasterioError, read: Callable[[rasterio.DatasetReader], Any]
+    ) -> SourceError:
+        """Return the error for a failure of GDAL. Raises TransientError if the network or the store is at fault."""
         uri = self._uris[band]
         stat = storage.stat(uri)
         if stat is None or stat != self._stats[band]:
             return SourceError(f"{uri}: {band} was {'replaced' if stat else 'removed'} while it was read.")
-        if storage.is_remote(uri):
-            self._check_readable(uri, stat)
-        gdal.raise_if_transient(error)
-        return SourceError(f"{uri}: {band} is {problem} ({gdal.gdal_message(error)}).")
+        return fault_of_file(uri, stat, error, f"{band} is {problem}", self._copies, read)

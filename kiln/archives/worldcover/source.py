@@ -2,12 +2,12 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import rasterio
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from kiln.archives.failed_read import LocalCopies, fault_of_file
 from kiln.archives.raster_reading import MIN_STRIP_ROWS, read_with_retry, strip_rows, valid_pixels
 from kiln.archives.worldcover import ARCHIVE
 from kiln.archives.worldcover.columns import COLUMNS
@@ -33,6 +34,7 @@ BAND_COUNT = len(ARCHIVE.sensor.bands)
 OPEN_TILES = 4  # of a reading thread
 MAX_OFFSET_PX = 0.01  # of a tile from the lattice, at its corner or over its degree
 METRES_PER_DEGREE = 111_195  # of latitude, on a sphere of 6371 km
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class WorldCoverSource:
         first, last = self.columns_of_shard[0], self.columns_of_shard[-1]
         self.x_range = (lattice.x(first.col), lattice.x(last.col) + lattice.chip)
         self._rasters = gdal.OpenRasters(OPEN_TILES)
-        self._check_readable = cache(storage.check_readable)
+        self._copies = LocalCopies()
 
     @property
     def rows_per_chip(self) -> int:
@@ -169,8 +171,7 @@ class WorldCoverSource:
         error = ""
         for tile in self.tiles.values():
             try:
-                with gdal.environment(self.root):
-                    self._open(tile)
+                self._read(tile, lambda file: None)
                 return
             except SourceError as e:
                 error = error or (str(e) if "pixels_per_degree" in str(e) else "")
@@ -201,8 +202,7 @@ class WorldCoverSource:
         """Return the rows of a read, from the blocks of the first tile that opens."""
         for tile in self.tiles.values():
             try:
-                with gdal.environment(self.root):
-                    return strip_rows(int(self._open(tile).block_shapes[0][0]))
+                return strip_rows(self._read(tile, lambda file: int(file.block_shapes[0][0])))
             except SourceError:
                 continue
         return MIN_STRIP_ROWS
@@ -214,33 +214,14 @@ class WorldCoverSource:
         window = Window(
             strip.x0 - (left + 180) * ppd, strip.y0 - (90 - north) * ppd, strip.x1 - strip.x0, strip.y1 - strip.y0
         )
-        with gdal.environment(self.root):
-            return read_with_retry(
-                tile.uri,
-                lambda: self._open(tile).read(window=window),
-                partial(self._rasters.close, tile.uri),
-                partial(self._error_of, tile),
-            )
+        return self._read(tile, lambda file: file.read(window=window))
 
-    def _error_of(self, tile: Tile, error: RasterioError) -> SourceError:
-        """Return the error for a failed read. Raises SourceError if the tile changed, TransientError."""
-        self._raise_if_changed(tile)
-        if storage.is_remote(tile.uri):
-            self._check_readable(tile.uri, storage.Stat(tile.size, tile.etag))
-        gdal.raise_if_transient(error)
-        return SourceError(f"{tile.uri}: unreadable ({gdal.gdal_message(error)})")
-
-    def _open(self, tile: Tile) -> rasterio.DatasetReader:
-        """Return the thread's own open file of a tile, checked when it is opened."""
+    def _read(self, tile: Tile, read: Callable[[rasterio.DatasetReader], T]) -> T:
+        """Return what `read` reads from the thread's own open file of a tile, checked when it is opened."""
 
         def open_tile() -> rasterio.DatasetReader:
             self._raise_if_changed(tile)
-            try:
-                file = rasterio.open(tile.uri)
-            except RasterioError as e:
-                self._raise_if_changed(tile)
-                gdal.raise_if_transient(e)
-                raise SourceError(f"{tile.uri}: not a readable GeoTIFF ({gdal.gdal_message(e)})") from e
+            file = rasterio.open(tile.uri)
             try:
                 self._check_tile(tile, file)
             except SourceError:
@@ -248,7 +229,18 @@ class WorldCoverSource:
                 raise
             return file
 
-        return self._rasters.get(tile.uri, open_tile)
+        def error_of(error: RasterioError) -> SourceError:
+            self._raise_if_changed(tile)
+            version = storage.Stat(tile.size, tile.etag)
+            return fault_of_file(tile.uri, version, error, "not a readable GeoTIFF", self._copies, read)
+
+        with gdal.environment(self.root):
+            return read_with_retry(
+                tile.uri,
+                lambda: read(self._rasters.get(tile.uri, open_tile)),
+                partial(self._rasters.close, tile.uri),
+                error_of,
+            )
 
     def _raise_if_changed(self, tile: Tile) -> None:
         """Raise SourceError unless the tile exists and is the one that was planned; TransientError."""

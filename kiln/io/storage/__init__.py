@@ -6,7 +6,6 @@ A write is atomic: a file appears with all its bytes, or not at all.
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,13 +18,11 @@ from kiln.io.storage.traffic import COUNTER, Traffic
 from kiln.io.storage.uri import is_http, is_remote, is_s3, join, split_s3
 
 __all__ = [
-    "DISK_ERRNOS", "Stat", "Store", "Traffic", "atomic", "check_readable", "delete", "fetch", "is_http", "is_remote",
+    "DISK_ERRNOS", "Stat", "Store", "Traffic", "atomic", "delete", "fetch", "is_http", "is_remote",
     "is_s3", "join", "listing", "local_copy", "read_bytes", "s3_client", "s3_errors", "sha256", "split_s3", "stat",
     "store_of", "traffic", "write_bytes",
 ]  # fmt: skip
 
-RANGE_BYTES = 16 << 20  # of a ranged read
-MAX_RANGES = 8  # ranged reads at a time
 CHUNK_BYTES = 4 << 20  # of a download, held in memory
 
 _LOCAL, _HTTP, _S3 = LocalStore(), HttpStore(), S3Store()
@@ -96,35 +93,6 @@ def write_bytes(uri: str, data: bytes) -> None:
 def delete(uri: str) -> None:
     """Delete a file if there is one. Raises as `stat`; StorageError for http."""
     store_of(uri).delete(uri)
-
-
-def check_readable(uri: str, source: Stat) -> None:
-    """Read a remote file once, in parallel ranges, to learn whether the network or the file is at fault.
-
-    Args:
-        uri: The file.
-        source: The version to expect, as `stat` returned it.
-
-    Raises:
-        SourceError: If the file has another version now.
-        TransientError: If fewer bytes arrive than the file has.
-    """
-    if source.size < 0:  # a server that gives no size
-        read_bytes(uri)
-        return
-    store = store_of(uri)
-    spans = [(start, min(start + RANGE_BYTES, source.size) - 1) for start in range(0, source.size, RANGE_BYTES)]
-    data, has_ranges = store.read_range(uri, *spans[0], source.etag)
-    size = len(data)
-    if has_ranges and len(spans) > 1:
-
-        def range_size(span: tuple[int, int]) -> int:
-            return len(store.read_range(uri, *span, source.etag)[0])
-
-        with ThreadPoolExecutor(MAX_RANGES) as pool:
-            size += sum(pool.map(range_size, spans[1:]))
-    if size != source.size:
-        raise TransientError(f"{uri}: expected {source.size} bytes, got {size}. Try again later.")
 
 
 @contextmanager

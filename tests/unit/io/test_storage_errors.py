@@ -7,7 +7,7 @@ import pytest
 
 from kiln.errors import ConfigError, KilnError, SourceError, StorageError, TransientError
 from kiln.io import storage
-from tests.support.downloads import DATA, file_names, requested_ranges
+from tests.support.downloads import DATA, file_names
 
 CALLS = {
     "stat": lambda uri, path: storage.stat(uri),
@@ -69,26 +69,6 @@ def test_an_unknown_scheme_is_a_clear_error(tmp_path):
     for call in S3_CALLS.values():
         with pytest.raises(ConfigError, match=r"gs://b/a\.bin: expected a path, s3://"):
             call("gs://b/a.bin", tmp_path / "a.bin")
-
-
-@pytest.mark.parametrize("options", [{}, {"ranges": False}, {"etag": ""}], ids=["ranges", "no ranges", "no ETag"])
-def test_a_remote_file_is_read_once_in_ranges_to_check_it(serve, monkeypatch, options):
-    monkeypatch.setattr(storage, "RANGE_BYTES", 100_000)
-    server = serve({"/a.bin": DATA}, **options)
-    uri = f"{server.url}/a.bin"
-    version = storage.stat(uri)
-    storage.check_readable(uri, version)
-    assert len(requested_ranges(server)) == (6 if options.get("ranges", True) else 1)
-    server.files["/a.bin"] = DATA[:-1]
-    with pytest.raises(TransientError, match="expected 512000 bytes, got 511999"):
-        storage.check_readable(uri, version)
-
-
-def test_a_file_that_changed_is_an_error_of_the_source(bucket, serve):
-    storage.write_bytes(f"{bucket}/a.bin", DATA)
-    for uri in (f"{bucket}/a.bin", f"{serve({'/a.bin': DATA}).url}/a.bin"):
-        with pytest.raises(SourceError, match=r"a\.bin: changed while it was read"):
-            storage.check_readable(uri, storage.Stat(len(DATA), "another"))
 
 
 S3_CALLS = CALLS | {

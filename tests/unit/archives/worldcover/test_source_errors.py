@@ -144,7 +144,7 @@ def test_a_partly_damaged_tile_loses_only_the_chips_of_that_part(tmp_path, encod
     outcome = embed(make_source(tmp_path, lattice, region_columns(lattice, [10, 45, 11, 46])), encoder, tmp_path / "o")
     for entry in outcome.ledger.to_pylist():
         assert (entry["status"], entry["embedded"], entry["failed"]) == ("failed", 2, 1)
-        assert f"{path}: unreadable" in entry["reason"]
+        assert f"{path}: not a readable GeoTIFF" in entry["reason"]
     rows = pq.read_table(tmp_path / "o", columns=["row"])["row"].to_pylist()
     assert rows == [12, 12, 12, 13, 13, 13]  # of 12 to 14
 

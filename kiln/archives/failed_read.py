@@ -1,0 +1,91 @@
+"""The judgement of a failed read of a raster: whether the network or the file is at fault.
+
+What GDAL reports over a network is no evidence against a file: a cut body, a reset connection or a firewall look to it
+like damage, and it keeps the bytes of a cut body. A remote file is at fault only if it cannot be read here, from a
+copy that another client fetched.
+"""
+
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rasterio
+from rasterio.errors import RasterioError
+
+from kiln.errors import SourceError, TransientError
+from kiln.io import gdal, storage
+
+MAX_COPIES = 2  # that are kept; the reads of a broken file fail one after the other
+
+
+class LocalCopies:
+    """Local copies of remote files that GDAL could not read. They are deleted with the object."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kiln-copies-")
+        self._paths: dict[tuple[str, storage.Stat], Path] = {}
+        self._lock = threading.Lock()
+
+    def get(self, uri: str, version: storage.Stat) -> Path:
+        """Return the path of a copy, fetched at the first request.
+
+        Args:
+            uri: The remote file.
+            version: The version to expect, as `storage.stat` returned it.
+
+        Raises:
+            SourceError: If there is no such file, or it changed while it was fetched.
+            StorageError: If the copy cannot be written.
+            TransientError: If the store does not answer, or the file has another version.
+        """
+        key = (uri, version)
+        with self._lock:
+            if key not in self._paths:
+                while len(self._paths) >= MAX_COPIES:
+                    self._paths.pop(next(iter(self._paths))).unlink()
+                path = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}-{Path(uri).name}"
+                storage.fetch(uri, path)
+                if storage.stat(uri) != version:
+                    path.unlink()
+                    raise TransientError(f"{uri}: was replaced while it was read. Try again.")
+                self._paths[key] = path
+            return self._paths[key]
+
+
+def fault_of_file(
+    uri: str,
+    version: storage.Stat,
+    error: RasterioError,
+    problem: str,
+    copies: LocalCopies,
+    read: Callable[[rasterio.DatasetReader], Any],
+) -> SourceError:
+    """Return the error of a file that is at fault.
+
+    Args:
+        uri: The file, which exists in this version.
+        version: Its version, as `storage.stat` returned it.
+        error: What GDAL reported.
+        problem: What is wrong with the file, in a phrase such as `not a readable GeoTIFF`.
+        copies: Where remote files are fetched to.
+        read: Reads from an open raster what could not be read.
+
+    Raises:
+        SourceError: If the file is not there any more.
+        StorageError: If there is no place for a copy.
+        TransientError: If the file can be read from a copy, or cannot be fetched: the network or the store is at fault.
+    """
+    if storage.is_remote(uri):
+        try:
+            with rasterio.open(copies.get(uri, version)) as file:
+                read(file)
+        except RasterioError as own:
+            error = own
+        else:
+            message = gdal.gdal_message(error)
+            raise TransientError(
+                f"{uri}: could not be read over the network ({message}), though a copy of it can. Try again."
+            ) from error
+    return SourceError(f"{uri}: {problem} ({gdal.gdal_message(error)})")
