@@ -1,6 +1,7 @@
 """A file server on loopback that can fail on request: for downloads, ranges, throttling and broken connections."""
 
 import contextlib
+import gzip
 import re
 import socket
 import struct
@@ -19,6 +20,8 @@ class FileServer:
         status: every request gets this status code.
         break_at: the connection is closed before the byte at this offset of a file is sent.
         ranges: with False, the header Range is ignored.
+        heads: with False, HEAD requests are refused.
+        compresses: `on request` of the header Accept-Encoding, or `always`; the ETag is weak then.
         hang: seconds before each response.
         fault: returns `cut` for a GET request whose body ends in the middle, `reset` for one whose connection is reset
             before an answer, else an empty text; given the path and the number of requests of GDAL for it so far. It is
@@ -47,6 +50,7 @@ class FileServer:
     ) -> None:
         self.files, self.etag, self.status, self.break_at = files, etag, status, break_at
         self.ranges, self.hang, self.body = ranges, hang, body
+        self.heads, self.compresses = True, ""
         self.held: set[str] = set()
         self.fault: Callable[[str, int], str] = lambda path, count: ""
         self.gdal_requests: Counter[str] = Counter()  # GET requests of GDAL by path
@@ -63,7 +67,13 @@ class FileServer:
                 pass
 
             def do_HEAD(self) -> None:
-                self.answer(body=False)
+                if outer.heads:
+                    self.answer(body=False)
+                else:
+                    outer.requests.append((self.command, self.path, None))
+                    self.send_response(405)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
 
             def do_GET(self) -> None:
                 self.answer(body=True)
@@ -103,6 +113,10 @@ class FileServer:
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     self.close_connection = True
                     return
+                asked = "gzip" in self.headers.get("Accept-Encoding", "")
+                zipped = outer.compresses == "always" or (outer.compresses == "on request" and asked)
+                if zipped:
+                    data, byte_range = gzip.compress(data, mtime=0), None
                 start, end = 0, len(data)
                 same = self.headers.get("If-Range", f'"{outer.etag}"') == f'"{outer.etag}"'
                 if byte_range and outer.ranges and same and (m := re.fullmatch(r"bytes=(\d+)-(\d*)", byte_range)):
@@ -111,10 +125,12 @@ class FileServer:
                     self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
                 else:
                     self.send_response(200)
-                if outer.ranges:
+                if zipped:
+                    self.send_header("Content-Encoding", "gzip")
+                elif outer.ranges:
                     self.send_header("Accept-Ranges", "bytes")
                 if outer.etag:
-                    self.send_header("ETag", f'"{outer.etag}"')
+                    self.send_header("ETag", f'{"W/" if zipped else ""}"{outer.etag}"')
                 self.send_header("Content-Length", str(end - start))
                 self.end_headers()
                 if not body:

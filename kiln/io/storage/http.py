@@ -15,8 +15,12 @@ from kiln.io.storage.store import TRANSIENT_STATUS, Stat
 from kiln.io.storage.traffic import COUNTER
 
 TIMEOUT_S = (10, 60)  # to connect, and between two bytes
+NO_HEAD_STATUS = (405, 501)  # of servers that know no HEAD requests
 BACKOFF_S = 0.3  # before the second retry, twice as long before each further one
-CONNECTION_ERRORS = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+CONNECTION_ERRORS = (
+    *(requests.ConnectionError, requests.Timeout),
+    *(requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError),
+)
 
 
 class _Thread(threading.local):
@@ -35,10 +39,13 @@ class HttpStore:
         """Return size and ETag, as far as the server gives them, or None where there is no file."""
         with http_errors(uri):
             response = _session().head(uri, timeout=TIMEOUT_S, allow_redirects=True)
+            if response.status_code in NO_HEAD_STATUS:
+                response = _session().get(uri, headers={"Range": "bytes=0-0"}, stream=True, timeout=TIMEOUT_S)
+                response.close()
             if response.status_code in (404, 410):
                 return None
             raise_for_status(response)
-            return Stat(int(response.headers.get("Content-Length", -1)), _etag(response))
+            return Stat(_size(response), _etag(response))
 
     def listing(self, prefix: str) -> dict[str, Stat]:
         """Raise StorageError: a web server lists no files."""
@@ -110,6 +117,7 @@ def _session() -> requests.Session:
         retry = Retry(total=None, connect=0, read=0, status=3, status_forcelist=(429, 503), backoff_factor=BACKOFF_S,
                       raise_on_status=False, retry_after_max=30)  # fmt: skip
         _THREAD.session = requests.Session()
+        _THREAD.session.headers["Accept-Encoding"] = "identity"  # sizes, ranges and ETags are those of the file
         _THREAD.session.hooks["response"].append(_count)
         for scheme in ("http://", "https://"):
             _THREAD.session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -122,6 +130,16 @@ def _count(response: requests.Response, *_: Any, **__: Any) -> None:
     retries = response.raw.retries
     retried = len(retries.history) if retries else 0
     COUNTER.count(int(response.headers.get("Content-Length", 0)) if has_body else 0, 1 + retried)
+
+
+def _size(response: requests.Response) -> int:
+    """Return the size of the file that an answer is about, without its body; -1 where the server does not state it."""
+    if "Content-Encoding" in response.headers:  # the size is that of the compressed bytes
+        return -1
+    if response.status_code == 206:
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        return int(total) if total.isdigit() else -1
+    return int(response.headers.get("Content-Length", -1))
 
 
 def _etag(response: requests.Response) -> str:

@@ -99,3 +99,39 @@ def test_a_local_file_is_copied(tmp_path):
     assert (tmp_path / "new" / "b").read_bytes() == DATA
     with pytest.raises(SourceError, match="does not exist"):
         storage.fetch(str(tmp_path / "none"), tmp_path / "c")
+
+
+TEXT = b"m_4309636_ne_14_1_20180712.tif\n" * 500
+
+
+@pytest.mark.parametrize("compresses", ["on request", "always"])
+@pytest.mark.parametrize("heads", [True, False], ids=["HEAD", "no HEAD"])
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+def test_text_of_a_server_that_compresses_is_read_as_it_is(serve, tmp_path, compresses, heads, ranges):
+    server = serve({"/keys.txt": TEXT}, ranges=ranges)
+    server.compresses, server.heads = compresses, heads
+    uri = f"{server.url}/keys.txt"
+    assert storage.stat(uri) == storage.Stat(len(TEXT) if compresses == "on request" else -1, "one")
+    assert storage.read_bytes(uri) == TEXT
+    storage.fetch(uri, tmp_path / "keys.txt")
+    assert (tmp_path / "keys.txt").read_bytes() == TEXT
+    with storage.local_copy(uri) as path:
+        assert path.read_bytes() == TEXT
+
+
+def test_a_server_without_head_requests_states_sizes_and_what_is_missing(serve):
+    server = serve({"/a.bin": DATA, "/empty.txt": b""})
+    server.heads = False
+    assert storage.stat(f"{server.url}/a.bin") == storage.Stat(len(DATA), "one")
+    assert storage.stat(f"{server.url}/gone.bin") is None
+    assert [(method, byte_range) for method, _, byte_range in server.requests] == [
+        ("HEAD", None), ("GET", "bytes=0-0"), ("HEAD", None), ("GET", "bytes=0-0"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [0, 10, 100])
+def test_a_compressed_answer_that_is_cut_is_a_transient_error(serve, tmp_path, at):
+    server = serve({"/keys.txt": TEXT}, break_at=at)
+    server.compresses = "always"
+    with pytest.raises(TransientError, match="the connection broke"):
+        storage.fetch(f"{server.url}/keys.txt", tmp_path / "keys.txt")

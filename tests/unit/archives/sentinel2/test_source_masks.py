@@ -115,7 +115,8 @@ def test_only_rows_and_columns_of_valid_chips_are_read_at_a_swath_edge(tmp_path,
     chips = read_chips(make_source(tmp_path, written))
     assert [(c.col, c.row) for c in chips] == [(2, 1), (2, 2), (3, 2)]
     assert all(np.array_equal(c.pixels, chip_area(c, written.bands)) for c in chips)
-    assert [w for b, w in windows_read if b == "blue"] == [Window(32, 16, 16, 16), Window(32, 32, 32, 16)]
+    blue = sorted((w for b, w in windows_read if b == "blue"), key=lambda w: w.row_off)  # threads read in any order
+    assert blue == [Window(32, 16, 16, 16), Window(32, 32, 32, 16)]
 
 
 def test_a_scene_smaller_than_a_chip_expects_none_and_has_a_reason(tmp_path):
