@@ -5,6 +5,7 @@ like damage, and it keeps the bytes of a cut body. A remote file is at fault onl
 copy that another client fetched.
 """
 
+import itertools
 import tempfile
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ class LocalCopies:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kiln-copies-")
         self._paths: dict[tuple[str, storage.Stat], Path] = {}
+        self._numbers = itertools.count()  # files of different items have the same names
         self._lock = threading.Lock()
 
     def get(self, uri: str, version: storage.Stat) -> Path:
@@ -45,7 +47,7 @@ class LocalCopies:
             if key not in self._paths:
                 while len(self._paths) >= MAX_COPIES:
                     self._paths.pop(next(iter(self._paths))).unlink()
-                path = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}-{Path(uri).name}"
+                path = Path(self._folder.name) / f"{next(self._numbers)}-{Path(uri).name}"
                 storage.fetch(uri, path)
                 if storage.stat(uri) != version:
                     path.unlink()

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from kiln.archives import raster_reading
+from kiln.archives.failed_read import MAX_COPIES, LocalCopies
 from kiln.archives.worldcover.lattice import Lattice, region_columns
 from kiln.errors import TransientError
 from kiln.formats.records import Chip, Dropped
+from kiln.io import storage
 from tests.support import naip_scenes, sentinel2_scenes, worldcover_source
 from tests.support.archives import random_pixels, write_tile
 from tests.support.items import BUCKET, write_item
@@ -85,3 +87,23 @@ def test_a_damaged_file_on_a_server_is_at_fault(archive):
     assert reasons
     assert all(server.url in reason and "readable" in reason for reason in reasons)
     assert chips(read(str(folder)))
+
+
+def test_copies_of_files_of_one_name_do_not_mix_and_are_few(serve):
+    server = serve({f"/{n}/B04.tif": bytes([n]) * 10 for n in range(5)})
+    copies = LocalCopies()
+    for n in (0, 1, 2, 3, 2, 4):
+        path = copies.get(f"{server.url}/{n}/B04.tif", storage.stat(f"{server.url}/{n}/B04.tif"))
+        assert path.read_bytes() == bytes([n]) * 10
+    assert len(list(path.parent.iterdir())) == MAX_COPIES
+    folder = path.parent
+    del copies
+    assert not folder.exists()
+
+
+def test_another_version_is_not_judged(serve):
+    server = serve({"/a.tif": b"one"})
+    version = storage.stat(f"{server.url}/a.tif")
+    server.etag, server.files["/a.tif"] = "two", b"two"
+    with pytest.raises(TransientError, match="was replaced while it was read"):
+        LocalCopies().get(f"{server.url}/a.tif", version)
