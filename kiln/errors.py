@@ -12,6 +12,13 @@ class ConfigError(KilnError):
     """A wrong setting, flag or plan. It is raised before any weights are loaded."""
 
 
+class AddressError(ConfigError):
+    """An address that no store can have: an unknown scheme, or characters that no file has in its name.
+
+    In a setting it is a ConfigError as any other. In an item or a list of an archive, the unit fails that it is of.
+    """
+
+
 class WeightsError(KilnError):
     """A damaged or unexpected checkpoint or weights file."""
 

@@ -137,7 +137,7 @@ class NaipSource:
         self._rasters = gdal.OpenRasters(OPEN_SCENES)
         self._copies = LocalCopies()
         self._stats: dict[str, storage.Stat] = {}
-        self._refused: dict[str, AccessError] = {}
+        self._unavailable: dict[str, SourceError] = {}  # what the check was answered, by key
 
     def uri(self, scene: SceneKey) -> str:
         """Return a scene's address."""
@@ -177,20 +177,21 @@ class NaipSource:
             TransientError: If it may answer later.
         """
 
-        def request(scene: SceneKey) -> storage.Stat | AccessError | None:
+        def request(scene: SceneKey) -> storage.Stat | SourceError | None:
             try:
                 return storage.stat(self.uri(scene))
-            except AccessError as e:
+            except SourceError as e:
                 return e
 
         with ThreadPoolExecutor(REQUEST_THREADS) as pool:
             for scene, answer in zip(self.scenes, pool.map(request, self.scenes), strict=True):
-                if isinstance(answer, AccessError):
-                    self._refused[scene.key] = answer
+                if isinstance(answer, SourceError):
+                    self._unavailable[scene.key] = answer
                 elif answer:
                     self._stats[scene.key] = answer
-        if self._refused and not self._stats:
-            e = next(iter(self._refused.values()))
+        refused = [error for error in self._unavailable.values() if isinstance(error, AccessError)]
+        if refused and not self._stats:
+            e = refused[0]
             message = str(e).rstrip(".")
             raise ConfigError(f"{message}. Set AWS credentials: readers of a requester-pays bucket pay.") from e
 
@@ -211,8 +212,8 @@ class NaipSource:
         """Return a scene, cut into chips. Raises SourceError if nothing can be embedded from it."""
         uri = self.uri(key)
         stat = self._stats.get(key.key)
-        if key.key in self._refused:
-            raise self._refused[key.key]
+        if key.key in self._unavailable:
+            raise self._unavailable[key.key]
         if stat is None:
             raise SourceError(f"{uri}: does not exist")
         if stat.size == 0:

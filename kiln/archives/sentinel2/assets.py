@@ -21,7 +21,7 @@ from kiln.archives.raster_reading import read_with_retry
 from kiln.archives.sentinel2.item import ASSET_NAMES, Item, read_item
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX
 from kiln.archives.sentinel2.scene import SceneGrid, offset_rule, read_grid, read_ratio
-from kiln.errors import AccessError, ConfigError, SourceError
+from kiln.errors import AccessError, AddressError, ConfigError, SourceError
 from kiln.formats.fingerprint import digest
 from kiln.formats.records import Unit
 from kiln.io import gdal, storage
@@ -202,7 +202,7 @@ def locate_item(candidate: Candidate, rewrite: Callable[[str], str]) -> LocatedI
         uris = {band: rewrite(item.assets[band]) for band in ASSET_NAMES if band in item.assets}
         if missing := [f"{band} ({name})" for band, name in ASSET_NAMES.items() if band not in item.assets]:
             raise SourceError(f"{href}: expected an asset for {', '.join(missing)}, got none.")
-    except SourceError as e:
+    except (SourceError, AddressError) as e:
         refused = isinstance(e, AccessError)
         return FailedItem(candidate.item_id, str(e), uris.get(GRID_BAND, href), uris, refused=refused)
     return LocatedItem(item, uris)
@@ -212,6 +212,8 @@ def _request(band: str, uri: str) -> storage.Stat | SourceError:
     """Return size and ETag of an asset, or the reason that it cannot be read."""
     try:
         stat = storage.stat(uri)
+    except AddressError as e:
+        return SourceError(f"{band} cannot be read: {e}")
     except SourceError as e:
         return type(e)(f"{band} cannot be read: {e}")
     if stat is None or not stat.size:

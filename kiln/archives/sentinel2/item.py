@@ -145,7 +145,7 @@ def _parse_feature(document: bytes | dict[str, Any], href: str) -> dict[str, Any
             raise SourceError(f"{expected} a web page or XML.")
         try:
             feature = json.loads(document)
-        except ValueError as e:  # UnicodeDecodeError is one
+        except (ValueError, RecursionError) as e:  # UnicodeDecodeError is a ValueError
             raise SourceError(f"{expected} a file that is not JSON ({e}).") from e
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         kind = feature.get("type", "no type") if isinstance(feature, dict) else type(feature).__name__

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kiln.errors import ConfigError, SourceError, TransientError
+from kiln.errors import AddressError, SourceError, TransientError
 from kiln.io.storage.http import HttpStore
 from kiln.io.storage.local import DISK_ERRNOS, LocalStore, write_errors
 from kiln.io.storage.s3 import S3Store, s3_client, s3_errors
@@ -23,19 +23,25 @@ __all__ = [
     "store_of", "traffic", "write_bytes",
 ]  # fmt: skip
 
+MAX_ADDRESS_CHARS = 4096  # a path or key is shorter everywhere
+MAX_SHOWN_CHARS = 80
 CHUNK_BYTES = 4 << 20  # of a download, held in memory
 
 _LOCAL, _HTTP, _S3 = LocalStore(), HttpStore(), S3Store()
 
 
 def store_of(uri: str) -> Store:
-    """Return the store that holds `uri`. Raises ConfigError for a scheme that Kiln does not know."""
+    """Return the store that holds `uri`. Raises AddressError for an address that no store can have."""
+    text = str(uri)
+    if "\0" in text or len(text) > MAX_ADDRESS_CHARS:
+        shown = repr(text[:MAX_SHOWN_CHARS])
+        raise AddressError(f"{shown}: expected an address of printable text, got {len(text)} characters. Correct it.")
     if is_s3(uri):
         return _S3
     if is_http(uri):
         return _HTTP
-    if "://" in str(uri):
-        raise ConfigError(f"{uri}: expected a path, s3://, http:// or https://, got another scheme. Correct it.")
+    if "://" in text:
+        raise AddressError(f"{uri}: expected a path, s3://, http:// or https://, got another scheme. Correct it.")
     return _LOCAL
 
 

@@ -10,7 +10,7 @@ import rasterio.warp
 import rasterio.windows
 
 from kiln.engine.read_ahead import read_ahead
-from kiln.errors import ConfigError, TransientError
+from kiln.errors import ConfigError, SourceError, TransientError
 from kiln.formats.records import Chip, Opened
 from kiln.io import storage
 from kiln.sample.files import write_cog
@@ -173,3 +173,19 @@ def test_a_refusing_bucket_is_a_config_error_that_names_the_payer(serve, aws):
     aws(serve(status=403).url)
     with pytest.raises(ConfigError, match=r"access denied.*Set AWS credentials: readers of a requester-pays"):
         make_source("s3://naip-analytic").check()
+
+
+@pytest.mark.parametrize("status", [405, 409, 410, 451])
+def test_one_scene_that_a_server_does_not_answer_for_fails_alone(scene_server, monkeypatch, status):
+    answer = storage.stat
+
+    def refusing(uri):
+        if uri.endswith(KEY):
+            raise SourceError(f"{uri}: the server answers {status}")
+        return answer(uri)
+
+    monkeypatch.setattr(storage, "stat", refusing)
+    events = read_events(make_source(scene_server.url, KEY, OTHER_KEY))
+    (failed,) = [event for event in events if not isinstance(event, Chip | Opened)]
+    assert (failed.kind, failed.reason) == ("failed", f"{scene_server.url}/{KEY}: the server answers {status}")
+    assert len([event for event in events if isinstance(event, Chip)]) == 6

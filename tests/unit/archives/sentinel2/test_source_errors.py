@@ -12,7 +12,15 @@ from kiln.errors import ConfigError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped
 from tests.support.items import CORNER, plane, write_item, write_raster
-from tests.support.sentinel2_scenes import chip_area, make_source, only_reason, read_chips, read_events, scl_mask
+from tests.support.sentinel2_scenes import (
+    OTHER_NAME,
+    chip_area,
+    make_source,
+    only_reason,
+    read_chips,
+    read_events,
+    scl_mask,
+)
 
 
 def test_a_missing_band_asset_fails_with_its_name(tmp_path):
@@ -159,3 +167,38 @@ def test_a_repeated_item_in_a_shard_is_a_config_error():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=r"chip_size|offset_max_dark_fraction"):
         make_source("/nowhere", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("gs://bucket/B04.tif", "gs://bucket/B04.tif: expected a path, s3://, http:// or https://"),
+        ("file:///data/B04.tif", "file:///data/B04.tif: expected a path, s3://, http:// or https://"),
+        ("ftp://host/B04.tif", "ftp://host/B04.tif: expected a path, s3://"),
+        ("/vsicurl/http://127.0.0.1:9/B04.tif", "expected a path, s3://, http:// or https://"),
+        ("/data/B\0.tif", "expected an address of printable text"),
+        (f"/data/{'x' * 5000}.tif", "expected an address of printable text"),
+    ],
+    ids=["gs", "file", "ftp", "vsicurl", "NUL", "long"],
+)
+def test_one_odd_address_fails_its_item_and_no_other(tmp_path, address, message):
+    odd, sound = write_item(tmp_path), write_item(tmp_path, OTHER_NAME, seed=2)
+    item = odd.json()
+    item["assets"]["red"]["href"] = address
+    odd.write(item)
+    source = make_source(tmp_path, odd, sound)
+    events = read_events(source)
+    failed = [e for e in events if isinstance(e, Dropped) and e.kind == "failed"]
+    assert [(e.unit_id, message in e.reason) for e in failed] == [(odd.unit_id, True)]
+    assert "red cannot be read" in failed[0].reason or "red is missing" in failed[0].reason
+    assert {e.unit_id for e in events if isinstance(e, Chip)} == {sound.unit_id}
+    assert len([e for e in events if isinstance(e, Chip)]) == 16
+
+
+def test_an_item_of_deeply_nested_json_fails_alone(tmp_path):
+    odd, sound = write_item(tmp_path), write_item(tmp_path, OTHER_NAME, seed=2)
+    (odd.folder / f"{odd.entry['id']}.json").write_text("[" * 200_000)
+    events = read_events(make_source(tmp_path, odd, sound))
+    (failed,) = [e for e in events if isinstance(e, Dropped) and e.kind == "failed"]
+    assert "a file that is not JSON" in failed.reason
+    assert len([e for e in events if isinstance(e, Chip)]) == 16
