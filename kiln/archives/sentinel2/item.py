@@ -1,4 +1,4 @@
-"""STAC items of Sentinel-2 L2A, as Earth Search spells them: v0, v1 and Collection 1.
+"""STAC items of Sentinel-2 L2A, as Earth Search (v0, v1, Collection 1), Planetary Computer and CDSE spell them.
 
 Plan and source read items, so this module imports neither numpy nor rasterio. An item that lacks an asset is read too:
 its embedding fails, and the other items of its shard do not.
@@ -17,6 +17,7 @@ ASSET_NAMES = {  # the model's ten bands in its order, then the scene classifica
     **{"blue": "B02", "green": "B03", "red": "B04", "rededge1": "B05", "rededge2": "B06", "rededge3": "B07"},
     **{"nir": "B08", "nir08": "B8A", "swir16": "B11", "swir22": "B12", "scl": "SCL"},
 }
+COARSE_BANDS = ("rededge1", "rededge2", "rededge3", "nir08", "swir16", "swir22", "scl")  # of 20 m; others have 10 m
 TILE = re.compile(r"(?:MGRS-|^T?|_T?)(\d{1,2})([C-HJ-NP-X])([A-Z]{2})(?=_|$)", re.ASCII)
 BASELINE = re.compile(r"(\d{2})\.(\d{2})", re.ASCII)
 PRODUCT = re.compile(r"_N(\d{2})(\d{2})_R\d{3}_T\w{5}_(\d{8}T\d{6})", re.ASCII)  # baseline and time of processing
@@ -113,7 +114,7 @@ def read_item(document: bytes | dict[str, Any], href: str) -> Item:
     properties = feature["properties"]
     item_id = feature["id"]
     zone, band, square = _tile(properties, item_id, href)
-    product = PRODUCT.search(_text(properties, "s2:product_uri", "sentinel:product_id"))
+    product = PRODUCT.search(_text(properties, "s2:product_uri", "sentinel:product_id")) or PRODUCT.search(item_id)
     generation_time = _instant(_text(properties, "s2:generation_time"))
     sensing = SENSING.search(_text(properties, "s2:datastrip_id"))
     return Item(
@@ -130,7 +131,7 @@ def read_item(document: bytes | dict[str, Any], href: str) -> Item:
         generation_time=generation_time or (_instant(product[3]) if product else ""),
         sensing=sensing[1] if sensing else "",
         cloud_cover=_number(properties, "eo:cloud_cover"),
-        sun_elevation=_number(properties, "view:sun_elevation"),
+        sun_elevation=_sun_elevation(properties),
         epsg=_epsg(properties, feature["assets"]),
         assets=_assets(feature["assets"], href),
     )
@@ -211,16 +212,22 @@ def _tile(properties: dict[str, Any], item_id: str, href: str) -> tuple[int, str
 
 
 def _baseline(properties: dict[str, Any], product: re.Match[str] | None) -> str:
-    """Return the baseline, as `04.00`: a property, else from the product's name, where early items of v0 have it."""
+    """Return the baseline, as `04.00`: a property, else from the name of the product, which may be the item's id."""
     text = _text(properties, "s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
     if BASELINE.fullmatch(text):
         return text
     return f"{product[1]}.{product[2]}" if product else ""
 
 
+def _sun_elevation(properties: dict[str, Any]) -> float | None:
+    """Return the sun's elevation in degrees: a property, else 90 less the zenith angle."""
+    elevation, zenith = _number(properties, "view:sun_elevation"), _number(properties, "s2:mean_solar_zenith")
+    return elevation if elevation is not None or zenith is None else 90 - zenith
+
+
 def _raster_offset(assets: dict[str, Any]) -> float | None:
     """Return the blue asset's `raster:bands[0].offset`, or `raster:offset` as of STAC 1.1."""
-    blue = next((a for k in ("blue", "B02") if isinstance(a := assets.get(k), dict)), {})
+    blue = next((a for k in ("blue", "B02", "B02_10m") if isinstance(a := assets.get(k), dict)), {})
     lists = [blue[k] for k in ("raster:bands", "bands") if isinstance(blue.get(k), list)]
     objects = [blue, *(bands[0] for bands in lists if bands and isinstance(bands[0], dict))]
     offsets = [_number(values, key) for values in objects for key in ("offset", "raster:offset")]
@@ -229,7 +236,7 @@ def _raster_offset(assets: dict[str, Any]) -> float | None:
 
 def _epsg(properties: dict[str, Any], assets: dict[str, Any]) -> int | None:
     """Return `proj:epsg`, or `proj:code` ("EPSG:32629") as of version 2 of the extension, of the item or an asset."""
-    for values in (properties, *(assets[k] for k in ("red", "B04") if isinstance(assets.get(k), dict))):
+    for values in (properties, *(assets[k] for k in ("red", "B04", "B04_10m") if isinstance(assets.get(k), dict))):
         code = re.fullmatch(r"(?:EPSG:)?(\d+)", _text(values, "proj:epsg", "proj:code"))
         if code:
             return int(code[1])
@@ -237,10 +244,14 @@ def _epsg(properties: dict[str, Any], assets: dict[str, Any]) -> int | None:
 
 
 def _assets(assets: dict[str, Any], href: str) -> dict[str, str]:
-    """Return the hrefs by band, of those that the item has; JPEG 2000 (`blue-jp2`) where there is no other."""
+    """Return the hrefs by band, of those that the item has; JPEG 2000 (`blue-jp2`) where there is no other.
+
+    CDSE has each band in several resolutions, as `B02_10m` and `B02_20m`; its own is taken.
+    """
     hrefs = {}
-    for band, old_name in ASSET_NAMES.items():
-        for key in (band, old_name, f"{band}-jp2", f"{old_name}-jp2"):
+    for band, name in ASSET_NAMES.items():
+        own_resolution = f"{name}_{20 if band in COARSE_BANDS else 10}m"
+        for key in (band, name, own_resolution, f"{band}-jp2", f"{name}-jp2"):
             asset = assets.get(key)
             if isinstance(asset, dict) and isinstance(asset.get("href"), str) and asset["href"]:
                 hrefs[band] = _absolute(asset["href"], href)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kiln.archives.sentinel2.item import Item, read_item
+from kiln.archives.sentinel2.item import ASSET_NAMES, Item, read_item
 from kiln.errors import SourceError
 from tests import ROOT
 from tests.support.items import NAME
@@ -159,3 +159,42 @@ def test_items_import_no_heavy_packages():
 def test_items_are_comparable_and_hashable():
     assert len({make_version(), make_version(), make_version(baseline="05.00")}) == 2
     assert isinstance(make_version(), Item)
+
+
+PRODUCT_ID = "S2A_MSIL2A_20190105T113431_N0211_R080_T29RKH_20190105T123456"
+
+
+def cdse_item():
+    """Return an item as the Copernicus Data Space spells it, with bands in several resolutions."""
+    item = make_item("v1")
+    hrefs = {band: item["assets"][band]["href"] for band in ASSET_NAMES}
+    item["assets"] = {}
+    for band, name in ASSET_NAMES.items():
+        for metres in (10, 20, 60):
+            own = metres == (20 if ASSET_NAMES[band] in ("B05", "B06", "B07", "B8A", "B11", "B12", "SCL") else 10)
+            item["assets"][f"{name}_{metres}m"] = {"href": hrefs[band] if own else f"s3://eodata/{name}_{metres}m.jp2"}
+    return item
+
+
+def test_bands_of_the_copernicus_data_space_are_taken_in_their_own_resolution():
+    assert read_item(cdse_item(), ITEM_URL).assets == ASSET_HREFS
+
+
+def test_a_baseline_may_stand_in_the_id_alone():
+    item = make_item("v1")
+    for name in ("s2:processing_baseline", "s2:product_uri", "processing:version"):
+        item["properties"].pop(name, None)
+    assert read_item(item, ITEM_URL).baseline == ""
+    read = read_item({**item, "id": PRODUCT_ID}, ITEM_URL)
+    assert (read.baseline, read.tile, read.platform) == ("02.11", "29RKH", "sentinel-2a")
+
+
+def test_the_suns_elevation_follows_from_its_zenith():
+    item = make_item("v1")
+    del item["properties"]["view:sun_elevation"]
+    item["properties"].pop("s2:mean_solar_zenith", None)
+    assert read_item(item, ITEM_URL).sun_elevation is None
+    item["properties"]["s2:mean_solar_zenith"] = 41.75
+    assert read_item(item, ITEM_URL).sun_elevation == 48.25
+    item["properties"]["view:sun_elevation"] = 50.0
+    assert read_item(item, ITEM_URL).sun_elevation == 50
