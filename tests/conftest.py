@@ -107,8 +107,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def gdal_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make GDAL fail on the first HTTP error, without retries."""
-    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | {"GDAL_HTTP_MAX_RETRY": "0"})
+    """Make GDAL fail on the first HTTP error, without retries, and at a connection that hangs after ten seconds."""
+    quick = {"GDAL_HTTP_MAX_RETRY": "0", "GDAL_HTTP_LOW_SPEED_TIME": "10"}
+    monkeypatch.setattr(gdal, "OPTIONS", gdal.OPTIONS | quick)
 
 
 @pytest.fixture
