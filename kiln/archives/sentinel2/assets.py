@@ -18,9 +18,10 @@ from rasterio.errors import RasterioError
 
 from kiln.archives.failed_read import LocalCopies, fault_of_file
 from kiln.archives.raster_reading import read_with_retry
-from kiln.archives.sentinel2.item import ASSET_NAMES, Item, read_item
+from kiln.archives.sentinel2.item import Item, read_item
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX
 from kiln.archives.sentinel2.scene import SceneGrid, offset_rule, read_grid, read_ratio
+from kiln.archives.sentinel2.spellings import ASSET_NAMES
 from kiln.errors import AccessError, AddressError, ConfigError, SourceError
 from kiln.formats.fingerprint import digest
 from kiln.formats.records import Unit
@@ -198,6 +199,8 @@ def locate_item(candidate: Candidate, rewrite: Callable[[str], str]) -> LocatedI
         item = read_item(storage.read_bytes(href), href)
         if item.item_id != candidate.item_id:
             raise SourceError(f"{href}: expected item {candidate.item_id} of the plan, got {item.item_id}.")
+        if item.refusal:
+            raise SourceError(item.refusal)
         offset_rule(item)
         uris = {band: rewrite(item.assets[band]) for band in ASSET_NAMES if band in item.assets}
         if missing := [f"{band} ({name})" for band, name in ASSET_NAMES.items() if band not in item.assets]:

@@ -1,27 +1,29 @@
-"""STAC items of Sentinel-2 L2A, as Earth Search (v0, v1, Collection 1), Planetary Computer and CDSE spell them.
+"""STAC items of Sentinel-2 L2A, in the spellings of `kiln.archives.sentinel2.spellings`.
 
-Plan and source read items, so this module imports neither numpy nor rasterio. An item that lacks an asset is read too:
-its embedding fails, and the other items of its shard do not.
+Plan and source read items, so this module imports neither numpy nor rasterio. An item that lacks an asset, or is of
+another product, is read too: its embedding fails, and the other items of its shard do not.
 """
 
 import json
 import posixpath
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
+from kiln.archives.sentinel2.other_products import refusal
+from kiln.archives.sentinel2.spellings import ASSET_NAMES, PROPERTIES, asset_keys
 from kiln.errors import SourceError
 
-ASSET_NAMES = {  # the model's ten bands in its order, then the scene classification; the values are the names of v0
-    **{"blue": "B02", "green": "B03", "red": "B04", "rededge1": "B05", "rededge2": "B06", "rededge3": "B07"},
-    **{"nir": "B08", "nir08": "B8A", "swir16": "B11", "swir22": "B12", "scl": "SCL"},
-}
-COARSE_BANDS = ("rededge1", "rededge2", "rededge3", "nir08", "swir16", "swir22", "scl")  # of 20 m; others have 10 m
 TILE = re.compile(r"(?:MGRS-|^T?|_T?)(\d{1,2})([C-HJ-NP-X])([A-Z]{2})(?=_|$)", re.ASCII)
 BASELINE = re.compile(r"(\d{2})\.(\d{2})", re.ASCII)
 PRODUCT = re.compile(r"_N(\d{2})(\d{2})_R\d{3}_T\w{5}_(\d{8}T\d{6})", re.ASCII)  # baseline and time of processing
 SENSING = re.compile(r"_S(\d{8}T\d{6})_", re.ASCII)
+DAY_IN_ID = re.compile(r"S2[A-D]_(?:T?\d{1,2}[C-HJ-NP-X][A-Z]{2}|MSIL\d[A-C])_(\d{8})(?!\d)", re.ASCII)
+
+
+class OtherProductError(SourceError):
+    """An item of another product, which has no place in a plan: no tile, no time or no platform."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Item:
         sun_elevation: Degrees.
         epsg: CRS of the files.
         assets: Absolute hrefs by band, of those that the item has.
+        refusal: Why the item is of another product than Sentinel-2 L2A; empty if it is not.
     """
 
     item_id: str
@@ -64,6 +67,15 @@ class Item:
     sun_elevation: float | None
     epsg: int | None
     assets: dict[str, str] = field(hash=False)
+    refusal: str = field(default="", repr=False)  # checkpoints go by the representation of an item
+
+    @property
+    def day(self) -> date:
+        """The day that filters, partitions and versions go by: that in the id, else that of `datetime`.
+
+        The two differ near midnight, and an inventory knows the id alone.
+        """
+        return _day_in_id(self.item_id) or self.datetime.date()
 
     @property
     def tile(self) -> str:
@@ -73,7 +85,7 @@ class Item:
     @property
     def partition(self) -> str:
         """The merge partition, MGRS grid zone and month, as `29R-2020-02`."""
-        return f"{self.zone:02d}{self.band}-{self.datetime:%Y-%m}"
+        return f"{self.zone:02d}{self.band}-{self.day:%Y-%m}"
 
     @property
     def unit_id(self) -> str:
@@ -83,7 +95,7 @@ class Item:
     @property
     def product(self) -> tuple[str, str, str]:
         """Tile, platform and day, which versions and halves of an acquisition have in common."""
-        return self.tile, self.platform, f"{self.datetime:%Y-%m-%d}"
+        return self.tile, self.platform, f"{self.day:%Y-%m-%d}"
 
     @property
     def version(self) -> tuple[tuple[int, int], str]:
@@ -108,15 +120,28 @@ def read_item(document: bytes | dict[str, Any], href: str) -> Item:
         The item.
 
     Raises:
+        OtherProductError: If an item of another product lacks one of these.
         SourceError: If the document is no STAC item, or lacks datetime, platform or tile.
     """
     feature = _parse_feature(document, href)
+    reason = refusal(feature, href)
+    try:
+        return _read_feature(feature, href, reason)
+    except SourceError as e:
+        if reason:
+            raise OtherProductError(reason) from e
+        raise
+
+
+def _read_feature(feature: dict[str, Any], href: str, reason: str) -> Item:
+    """Return the item of a Feature; `reason` is why it is refused."""
     properties = feature["properties"]
     item_id = feature["id"]
     zone, band, square = _tile(properties, item_id, href)
-    product = PRODUCT.search(_text(properties, "s2:product_uri", "sentinel:product_id")) or PRODUCT.search(item_id)
-    generation_time = _instant(_text(properties, "s2:generation_time"))
-    sensing = SENSING.search(_text(properties, "s2:datastrip_id"))
+    names = (str(properties.get(name, "")) for name in PROPERTIES["product name"])
+    product = next((match for name in (*names, item_id) if (match := PRODUCT.search(name))), None)
+    generation_time = _instant(_text(properties, "generation time"))
+    sensing = SENSING.search(_text(properties, "datastrip"))
     return Item(
         item_id=item_id,
         href=href,
@@ -126,7 +151,7 @@ def read_item(document: bytes | dict[str, Any], href: str) -> Item:
         band=band,
         square=square,
         baseline=_baseline(properties, product),
-        offset_applied=_flag(properties, "earthsearch:boa_offset_applied", "sentinel:boa_offset_applied"),
+        offset_applied=_flag(properties, "offset flag"),
         raster_offset=_raster_offset(feature["assets"]),
         generation_time=generation_time or (_instant(product[3]) if product else ""),
         sensing=sensing[1] if sensing else "",
@@ -134,6 +159,7 @@ def read_item(document: bytes | dict[str, Any], href: str) -> Item:
         sun_elevation=_sun_elevation(properties),
         epsg=_epsg(properties, feature["assets"]),
         assets=_assets(feature["assets"], href),
+        refusal=reason,
     )
 
 
@@ -157,12 +183,12 @@ def _parse_feature(document: bytes | dict[str, Any], href: str) -> dict[str, Any
     return feature
 
 
-def _text(properties: dict[str, Any], *names: str) -> str:
-    return next((str(properties[n]) for n in names if properties.get(n) is not None), "")
+def _text(properties: dict[str, Any], fact: str) -> str:
+    return next((str(properties[n]) for n in PROPERTIES[fact] if properties.get(n) is not None), "")
 
 
-def _flag(properties: dict[str, Any], *names: str) -> bool | None:
-    return next((properties[n] for n in names if isinstance(properties.get(n), bool)), None)
+def _flag(properties: dict[str, Any], fact: str) -> bool | None:
+    return next((properties[n] for n in PROPERTIES[fact] if isinstance(properties.get(n), bool)), None)
 
 
 def _number(properties: dict[str, Any], name: str) -> float | None:
@@ -175,6 +201,15 @@ def _datetime(text: Any, item_id: str, href: str) -> datetime:
         return _as_utc(datetime.fromisoformat(text))
     except (TypeError, ValueError) as e:
         raise SourceError(f"{href}: {item_id}: expected a datetime, got {text!r}.") from e
+
+
+def _day_in_id(item_id: str) -> date | None:
+    """Return the day in an id of Earth Search or of ESA's products, that of the start of the datatake; else None."""
+    match = DAY_IN_ID.match(item_id)
+    try:
+        return datetime.strptime(match[1], "%Y%m%d").date() if match else None
+    except ValueError:
+        return None
 
 
 def _instant(text: str) -> str:
@@ -201,11 +236,11 @@ def _platform(properties: dict[str, Any], item_id: str, href: str) -> str:
 def _tile(properties: dict[str, Any], item_id: str, href: str) -> tuple[int, str, str]:
     """Return zone, band and square of the MGRS tile: from three properties, else from one code, else from the id."""
     for prefix in ("mgrs", "sentinel"):
-        parts = [_text(properties, f"{prefix}:{n}") for n in ("utm_zone", "latitude_band", "grid_square")]
+        parts = [str(properties.get(f"{prefix}:{n}") or "") for n in ("utm_zone", "latitude_band", "grid_square")]
         if all(parts) and (match := TILE.match("".join(parts))):
             break
     else:
-        match = TILE.match(_text(properties, "grid:code", "s2:mgrs_tile")) or TILE.search(item_id)
+        match = TILE.match(_text(properties, "grid code")) or TILE.search(item_id)
     if not match or not 1 <= int(match[1]) <= 60:
         raise SourceError(f"{href}: {item_id}: expected an MGRS tile in its properties or name, got none.")
     return int(match[1]), match[2], match[3]
@@ -213,9 +248,9 @@ def _tile(properties: dict[str, Any], item_id: str, href: str) -> tuple[int, str
 
 def _baseline(properties: dict[str, Any], product: re.Match[str] | None) -> str:
     """Return the baseline, as `04.00`: a property, else from the name of the product, which may be the item's id."""
-    text = _text(properties, "s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
-    if BASELINE.fullmatch(text):
-        return text
+    for name in PROPERTIES["baseline"]:
+        if BASELINE.fullmatch(text := str(properties.get(name, ""))):
+            return text
     return f"{product[1]}.{product[2]}" if product else ""
 
 
@@ -227,7 +262,7 @@ def _sun_elevation(properties: dict[str, Any]) -> float | None:
 
 def _raster_offset(assets: dict[str, Any]) -> float | None:
     """Return the blue asset's `raster:bands[0].offset`, or `raster:offset` as of STAC 1.1."""
-    blue = next((a for k in ("blue", "B02", "B02_10m") if isinstance(a := assets.get(k), dict)), {})
+    blue = _asset(assets, "blue")
     lists = [blue[k] for k in ("raster:bands", "bands") if isinstance(blue.get(k), list)]
     objects = [blue, *(bands[0] for bands in lists if bands and isinstance(bands[0], dict))]
     offsets = [_number(values, key) for values in objects for key in ("offset", "raster:offset")]
@@ -236,27 +271,26 @@ def _raster_offset(assets: dict[str, Any]) -> float | None:
 
 def _epsg(properties: dict[str, Any], assets: dict[str, Any]) -> int | None:
     """Return `proj:epsg`, or `proj:code` ("EPSG:32629") as of version 2 of the extension, of the item or an asset."""
-    for values in (properties, *(assets[k] for k in ("red", "B04", "B04_10m") if isinstance(assets.get(k), dict))):
-        code = re.fullmatch(r"(?:EPSG:)?(\d+)", _text(values, "proj:epsg", "proj:code"))
+    for values in (properties, _asset(assets, "red")):
+        code = re.fullmatch(r"(?:EPSG:)?(\d+)", _text(values, "CRS"))
         if code:
             return int(code[1])
     return None
 
 
 def _assets(assets: dict[str, Any], href: str) -> dict[str, str]:
-    """Return the hrefs by band, of those that the item has; JPEG 2000 (`blue-jp2`) where there is no other.
+    """Return the absolute hrefs by band, of those that the item has."""
+    hrefs = {band: _asset(assets, band).get("href") for band in ASSET_NAMES}
+    return {band: _absolute(asset, href) for band, asset in hrefs.items() if asset}
+
+
+def _asset(assets: dict[str, Any], band: str) -> dict[str, Any]:
+    """Return a band's asset under the first key that has an href; empty if there is none.
 
     CDSE has each band in several resolutions, as `B02_10m` and `B02_20m`; its own is taken.
     """
-    hrefs = {}
-    for band, name in ASSET_NAMES.items():
-        own_resolution = f"{name}_{20 if band in COARSE_BANDS else 10}m"
-        for key in (band, name, own_resolution, f"{band}-jp2", f"{name}-jp2"):
-            asset = assets.get(key)
-            if isinstance(asset, dict) and isinstance(asset.get("href"), str) and asset["href"]:
-                hrefs[band] = _absolute(asset["href"], href)
-                break
-    return hrefs
+    found = (assets.get(key) for key in asset_keys(band))
+    return next((a for a in found if isinstance(a, dict) and isinstance(a.get("href"), str) and a["href"]), {})
 
 
 def _absolute(asset: str, href: str) -> str:

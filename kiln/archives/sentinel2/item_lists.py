@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from kiln.archives.key_list import open_lines
 from kiln.archives.sentinel2.inventory import read_inventory, read_manifest
-from kiln.archives.sentinel2.item import Item, read_item
+from kiln.archives.sentinel2.item import Item, OtherProductError, read_item
 from kiln.archives.sentinel2.item_name import ItemFilter, ItemName, locate, parse_name
 from kiln.archives.sentinel2.layout import BUCKET
 from kiln.errors import SourceError
@@ -23,6 +23,7 @@ from kiln.io import storage
 
 READ_THREADS = 16
 MAX_LINE_CHARS = 4096
+MAX_REFUSED = 100  # first items of a search that are all of another product: the collection is
 S3_WEB = re.compile(r"https?://(?:([\w.-]+)\.s3[.-](?:[\w-]+\.)?|s3[.-](?:[\w-]+\.)?)amazonaws\.com/(.+)", re.ASCII)
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class ItemCollection:
         locations: Locations by partition and id.
         items: Items whose documents were read, without assets, by id.
         failures: Errors of documents that cannot be read, by id.
+        refusals: Why items are of another product, of those whose documents list or search have.
     """
 
     def __init__(self, item_filter: ItemFilter) -> None:
@@ -78,6 +80,7 @@ class ItemCollection:
         self.locations: dict[str, dict[str, str]] = defaultdict(dict)
         self.items: dict[str, Item] = {}
         self.failures: dict[str, str] = {}
+        self.refusals: list[str] = []
         self._names: dict[str, ItemName] = {}  # of ids from which no name can be parsed
 
     def add(self, name: ItemName, location: str, item: Item | None = None) -> None:
@@ -167,11 +170,13 @@ def list_inventory(uri: str, root: str | None, archive: str, item_filter: ItemFi
 
 
 def list_search(documents: Iterable[dict[str, Any]], archive: str, item_filter: ItemFilter) -> ItemCollection:
-    """Return the items of an API's documents."""
+    """Return the items of an API's documents; the first ones alone if these are all of another product."""
     collection = ItemCollection(item_filter)
     for document in documents:
         collection.counts.lines += 1
         _add_document(collection, document, "", archive)
+        if len(collection.refusals) == collection.counts.lines == MAX_REFUSED:
+            break
     return collection
 
 
@@ -219,13 +224,20 @@ def list_file(uri: str, archive: str, item_filter: ItemFilter) -> ItemCollection
 
 
 def _add_document(collection: ItemCollection, document: dict[str, Any], read_from: str, archive: str) -> None:
-    """Add an item by its document; one that cannot be read as an item is counted as unreadable."""
+    """Add an item by its document; one that cannot be read as an item is counted as unreadable.
+
+    An item of another product is added too if it has a place in a plan, so that the ledger has its refusal.
+    """
     try:
         address = canonical(_own_address(document, read_from), archive)
         item = read_item(document, address)
     except SourceError as e:
         collection.counts.unreadable.append(str(e))
+        if isinstance(e, OtherProductError):
+            collection.refusals.append(str(e))
         return
+    if item.refusal:
+        collection.refusals.append(item.refusal)
     located = locate(address)
     follows_layout = located is not None and located[1].item_id == item.item_id
     collection.add(_name_of(item), located[0] if located and follows_layout else address, item)
@@ -233,8 +245,8 @@ def _add_document(collection: ItemCollection, document: dict[str, Any], read_fro
 
 def _name_of(item: Item) -> ItemName:
     """Return the name in an item's id, else one from its properties."""
-    time, platform = item.datetime, item.platform.upper().replace("SENTINEL-", "S")
-    properties = (platform, item.zone, item.band, item.square, time.year, time.month, time.day)
+    day, platform = item.day, item.platform.upper().replace("SENTINEL-", "S")
+    properties = (platform, item.zone, item.band, item.square, day.year, day.month, day.day)
     return parse_name(item.item_id) or ItemName(item.item_id, *properties)
 
 

@@ -8,6 +8,7 @@ archive grows. Every line that is no item is counted by kind; every line that lo
 import logging
 import re
 from collections.abc import Iterator
+from datetime import date, timedelta
 
 from kiln.archives.key_list import report_kinds, report_lines
 from kiln.archives.sentinel2 import ARCHIVE
@@ -15,6 +16,7 @@ from kiln.archives.sentinel2.config import Config
 from kiln.archives.sentinel2.item_lists import ItemCollection, ItemCounts, list_file, list_inventory, list_search
 from kiln.archives.sentinel2.item_name import ItemFilter
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX, check_item_source
+from kiln.archives.sentinel2.other_products import other_product
 from kiln.archives.sentinel2.stac_search import read_area, region_of, search
 from kiln.archives.sentinel2.versions import select_items
 from kiln.archives.stable_shards import stable_shards
@@ -47,7 +49,8 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
     log.info("%s", report(counts))
     source = config.inventory or config.search or config.items
     if not counts.items:
-        raise ConfigError(f"{source}: expected items of Sentinel-2, got none in {counts.lines:,} lines.")
+        first = f" The first: {counts.unreadable[0]}" if counts.unreadable else ""
+        raise ConfigError(f"{source}: expected items of Sentinel-2, got none in {counts.lines:,} lines.{first}")
     if not counts.selected:
         raise ConfigError(
             f"{source}: the filters leave none of {counts.items:,} items. Check dates, years, months, tiles and area."
@@ -86,11 +89,21 @@ def list_items(config: Config) -> ItemCollection:
     if config.search:
         if region is None and dates is None:
             raise ConfigError("search: expected area, bbox or dates with it, got none. Add one: the archive is large.")
+        if product := other_product(config.collection):
+            raise ConfigError(_refusal(config.collection, f"one of {product}"))
         documents = search(
-            config.search, config.collection, region=region, dates=dates, max_cloud=config.max_cloud_cover
+            config.search,
+            config.collection,
+            region=region,
+            dates=_with_neighbours(dates) if dates else None,
+            max_cloud=config.max_cloud_cover,
         )
-        # The API's footprints and times are finer than those of tiles and names, so the filter leaves them to it.
-        return list_search(documents, config.archive, ItemFilter(years, months, tiles))
+        # The API's footprints are finer than those of tiles, so the filter leaves them to it. Its times are not those
+        # of ids: the filter decides about the days.
+        collection = list_search(documents, config.archive, ItemFilter(years, months, tiles, _day_numbers(dates)))
+        if 0 < len(collection.refusals) == collection.counts.lines:
+            raise ConfigError(_refusal(config.collection, f"others: {collection.refusals[0].rstrip('.')}"))
+        return collection
     item_filter = ItemFilter(years, months, tiles, _day_numbers(dates), region)
     if config.inventory:
         return list_inventory(config.inventory, config.inventory_root, config.archive, item_filter)
@@ -138,16 +151,42 @@ def _checked_tile(text: str) -> str:
 
 def _checked_dates(text: str) -> str:
     """Return `FROM/TO`, each a day or `..`; for one day, from it to it. Raises ConfigError for another text."""
-    if DAY.fullmatch(text):
+    if _is_day(text):
         return f"{text}/{text}"
     ends = text.split("/")
     days = [end for end in ends if end != ".."]
-    if len(ends) != 2 or not days or not all(map(DAY.fullmatch, days)) or days != sorted(days):
+    if len(ends) != 2 or not days or not all(map(_is_day, days)) or days != sorted(days):
         raise ConfigError(
             "dates: expected 2020-01-01/2020-12-31, in order, or .. for an open end, or one day, "
             f"got {text!r}. Correct it."
         )
     return text
+
+
+def _is_day(text: str) -> bool:
+    """Return whether a text is a day, as `2020-02-19`, that has a day before and after it."""
+    try:
+        return bool(DAY.fullmatch(text)) and date.min < date.fromisoformat(text) < date.max
+    except ValueError:
+        return False
+
+
+def _refusal(collection: str, what: str) -> str:
+    return (
+        f"sentinel2.collection: expected a collection with items of Sentinel-2 L2A, got {collection}, {what}. "
+        "Set another collection."
+    )
+
+
+def _with_neighbours(dates: str) -> str:
+    """Return `FROM/TO` with a day more at either end: an API compares `datetime`, which may pass midnight."""
+    first, last = dates.split("/")
+    return f"{_shifted(first, -1)}/{_shifted(last, 1)}"
+
+
+def _shifted(day: str, days: int) -> str:
+    """Return a day, moved by some days; `..` as it is."""
+    return day if day == ".." else (date.fromisoformat(day) + timedelta(days)).isoformat()
 
 
 def _day_numbers(dates: str | None) -> tuple[int, int] | None:

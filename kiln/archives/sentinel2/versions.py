@@ -112,8 +112,9 @@ def newest(items: Sequence[Item]) -> tuple[list[Item], list[tuple[Item, Item]]]:
 
 
 def _product_key(item: Item) -> tuple[str, ...]:
-    """Return the key that versions of one product share; without a sensing time no other item has it."""
-    return (*item.product, item.sensing or item.item_id)
+    """Return the key that versions of one product share; no other item has that of one without a sensing time."""
+    is_alone = item.refusal or not item.sensing  # an L1C product has the sensing time of its L2A
+    return (*item.product, item.item_id if is_alone else item.sensing)
 
 
 def _better(a: Item, b: Item) -> Item:

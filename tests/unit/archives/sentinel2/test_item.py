@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from kiln.archives.sentinel2.item import ASSET_NAMES, Item, read_item
+from kiln.archives.sentinel2.item import Item, read_item
+from kiln.archives.sentinel2.spellings import ASSET_NAMES
 from kiln.errors import SourceError
 from tests import ROOT
 from tests.support.items import NAME

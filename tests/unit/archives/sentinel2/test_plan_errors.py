@@ -80,6 +80,8 @@ def test_a_missing_inventory_part_leaves_no_plan(tmp_path):
         ({"tiles": ["29I"]}, "tiles: expected"),
         ({"dates": "2021-01-01/2020-01-01"}, "dates: expected"),
         ({"dates": "../.."}, "dates: expected"),
+        ({"dates": "2021-02-30"}, "dates: expected"),
+        ({"dates": "0001-01-01/2021-01-01"}, "dates: expected"),
         ({"bbox": [0, 0, 1, 1], "area": "a.geojson"}, "area and bbox: expected one of them"),
         ({"search": "http://127.0.0.1:9"}, "exactly one of inventory, search, items, got search and items"),
         ({"inventory_root": "a"}, "inventory_root: expected together with inventory"),
