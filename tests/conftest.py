@@ -12,6 +12,7 @@ from pathlib import Path
 
 import boto3
 import duckdb
+import hypothesis
 import pytest
 import torch
 
@@ -23,6 +24,8 @@ from tests.support import golden
 from tests.support.server import FileServer
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("kiln", deadline=None)  # no test depends on the machine's speed
+hypothesis.settings.load_profile("kiln")
 http.BACKOFF_S = 0.01  # servers of the tests need no pause
 UNTRAINED = {"seed": 3, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}
 

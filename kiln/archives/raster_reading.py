@@ -16,6 +16,7 @@ from kiln.io import gdal, storage
 
 RETRY_PAUSES_S = (0.2, 1.0)  # before each further try of a remote read
 T = TypeVar("T")
+SQUARE_TOLERANCE = 1e-6  # relative difference of the sides of a pixel that counts as square
 MIN_STRIP_ROWS = 256  # of one read, so that a file without tiles is not read line by line
 
 
@@ -55,11 +56,24 @@ def read_with_retry(
     raise AssertionError
 
 
-def check_square_pixels(uri: str, transform: Affine) -> None:
-    """Raise SourceError unless pixels are square and the grid is north-up."""
-    t = transform
-    if t.b or t.d or t.a <= 0 or abs(t.a + t.e) > 1e-6 * t.a:
-        raise SourceError(f"{uri}: expected pixels that are square and north-up, got the transform {tuple(t)[:6]}.")
+def check_square_pixels(uri: str, transform: Affine, max_difference: float = SQUARE_TOLERANCE) -> None:
+    """Raise SourceError unless the grid is north-up and its pixels are square.
+
+    Args:
+        uri: The file's address, for errors.
+        transform: From pixels to the CRS.
+        max_difference: Relative difference of a pixel's sides that is allowed.
+    """
+    t, expected = transform, f"{uri}: expected pixels that are square and north-up, got"
+    if t.b or t.d or t.a <= 0 or t.e >= 0:
+        raise SourceError(f"{expected} the transform {tuple(t)[:6]}.")
+    if off_square(t) > max_difference:
+        raise SourceError(f"{expected} pixels of {t.a:.6g} x {-t.e:.6g}, {off_square(t):.2%} off square.")
+
+
+def off_square(transform: Affine) -> float:
+    """Return the relative difference of the sides of a north-up grid's pixels."""
+    return abs(transform.a + transform.e) / float(transform.a)
 
 
 def valid_pixels(pixels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -109,6 +109,8 @@ def zone_of(crs: str) -> int | None:
 def align(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid) -> Aligned:
     """Bring a north-up scene of uint8 onto the cells of the grid. Nodata is 0 in all bands.
 
+    Pixels need not be square, and the CRS need not be in metres.
+
     Args:
         height: Rows of the scene.
         width: Columns of the scene.
@@ -124,22 +126,24 @@ def align(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid) -
     """
     if crs != grid.crs:
         return _warped(height, width, transform, crs, grid)
-    size = transform.a / grid.gsd  # of the scene's pixels, in those of the grid; so are all lengths below
+    side_x, side_y = _pixel_sides(transform)
+    size_x, size_y = side_x / grid.gsd, side_y / grid.gsd  # in pixels of the grid, as all lengths below
     left, top = transform.c / grid.gsd, transform.f / grid.gsd
     exact = (
-        abs(size - 1) <= SIZE_TOLERANCE and max(abs(left - round(left)), abs(top - round(top))) <= POSITION_TOLERANCE_PX
+        max(abs(size_x - 1), abs(size_y - 1)) <= SIZE_TOLERANCE
+        and max(abs(left - round(left)), abs(top - round(top))) <= POSITION_TOLERANCE_PX
     )
     if exact:
-        size, left, top = 1.0, round(left), round(top)
-    cols, rows = _touched(left, left + width * size, grid.chip), _touched(top - height * size, top, grid.chip)
+        size_x, size_y, left, top = 1.0, 1.0, round(left), round(top)
+    cols, rows = _touched(left, left + width * size_x, grid.chip), _touched(top - height * size_y, top, grid.chip)
     x, y = left - cols.start * grid.chip, rows.stop * grid.chip - top  # of the scene in the image
     shape = (len(rows) * grid.chip, len(cols) * grid.chip)
     place = (*shape, _corner(cols, rows, grid), _cells(cols, rows, grid.chip))
     if exact:
         return Aligned(*place, "", *_copied(int(x), int(y), height, width, shape[1]))
-    kernel: Kernel = "average" if size < 1 - SIZE_TOLERANCE else "bilinear"
-    down = _taps(kernel, shape[0], -y / size, 1 / size, height)
-    across = _taps(kernel, shape[1], -x / size, 1 / size, width)
+    kernel = _kernel(size_x, size_y)
+    down = _taps(kernel, shape[0], -y / size_y, 1 / size_y, height)
+    across = _taps(kernel, shape[1], -x / size_x, 1 / size_x, width)
     row_px = max(width * max(height / shape[0], 1), shape[1])
 
     def needs(first: int, last: int) -> tuple[int, int]:
@@ -152,7 +156,30 @@ def align(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid) -
 
         return _filled(stripe, first, last, shape[1], row_px)
 
-    return Aligned(*place, f"resampled from {transform.a:g} m ({kernel})", needs, image)
+    return Aligned(*place, f"resampled from {_size_text(side_x, side_y)} ({kernel})", needs, image)
+
+
+def _pixel_sides(transform: Affine, metres: float = 1.0) -> tuple[float, float]:
+    """Return width and height in metres of a pixel of a north-up grid; equal if it is square within SIZE_TOLERANCE.
+
+    Args:
+        transform: From pixels to the CRS.
+        metres: Of a unit of the CRS.
+    """
+    width, height = transform.a, -transform.e
+    if abs(width - height) <= SIZE_TOLERANCE * width:
+        height = width
+    return width * metres, height * metres
+
+
+def _kernel(size_x: float, size_y: float) -> Kernel:
+    """Return the kernel for pixels of a size in those of the grid. One that is not square counts by its area."""
+    size = size_x if size_x == size_y else math.sqrt(size_x * size_y)
+    return "average" if size < 1 - SIZE_TOLERANCE else "bilinear"
+
+
+def _size_text(width: float, height: float) -> str:
+    return f"{width:g} m" if width == height else f"{width:g} x {height:g} m"
 
 
 def _copied(x: int, y: int, height: int, width: int, image_width: int) -> tuple[Needs, Image]:
@@ -252,15 +279,16 @@ def _filled(stripe: Stripe, first: int, last: int, width: int, row_px: float) ->
 def _warped(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid) -> Aligned:
     """Return a scene in another CRS on the grid, pixel by pixel through PROJ."""
     metre = pyproj.CRS.from_user_input(crs).axis_info[0].unit_conversion_factor
-    kernel: Kernel = "average" if transform.a * metre < grid.gsd * (1 - SIZE_TOLERANCE) else "bilinear"
+    side_x, side_y = _pixel_sides(transform, metre)
+    scale_x, scale_y = side_x / grid.gsd, side_y / grid.gsd
+    kernel = _kernel(scale_x, scale_y)
     window = Window(0, 0, width, height)
     east = _outline(window, transform, crs, "EPSG:4326")[:, 0] - (6 * grid.zone - 183)  # degrees from its middle
     if not (np.abs((east + 180) % 360 - 180) < MAX_ZONE_DISTANCE_DEG).all():
         raise SourceError(
             f"expected a scene near UTM zone {grid.zone}, got one more than {MAX_ZONE_DISTANCE_DEG} degrees off."
         )
-    # GDAL is given the scale. It would take the ratio of a stretch's sides, which differs where the scene is rotated.
-    scale = transform.a * metre / grid.gsd
+    # GDAL is given the scales. It would take the ratio of a stretch's sides, which differs where the scene is rotated.
     extent = shapely.Polygon(_outline(window, transform, crs, grid.crs))
     shapely.prepare(extent)
     west, south, east, north = np.array(extent.bounds) / grid.gsd
@@ -279,7 +307,7 @@ def _warped(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid)
         """Return west, north, east, south pixel of the scene that rows of the image can need."""
         stretch = corner * Affine.translation(0, first)
         outline = _outline(Window(0, 0, shape[1], last - first), stretch, grid.crs, crs)
-        return _source(outline, transform, (width, height), 1 / scale)
+        return _source(outline, transform, (width, height), 1 / min(scale_x, scale_y))
 
     def needs(first: int, last: int) -> tuple[int, int]:
         windows = [source(a, b) for a, b in _stretches(first, last, row_px)]
@@ -302,15 +330,15 @@ def _warped(height: int, width: int, transform: Affine, crs: str, grid: UtmGrid)
                 dst_crs=grid.crs,
                 resampling=Resampling[kernel],
                 tolerance=WARP_TOLERANCE_PX,
-                XSCALE=scale,
-                YSCALE=scale,
+                XSCALE=scale_x,
+                YSCALE=scale_y,
             )
             return sums
 
         return _filled(stripe, first, last, shape[1], row_px)
 
     name = crs if crs.startswith("EPSG:") else pyproj.CRS.from_user_input(crs).name
-    resampling = f"resampled from {transform.a * metre:g} m in {name} ({kernel})"
+    resampling = f"resampled from {_size_text(side_x, side_y)} in {name} ({kernel})"
     return Aligned(*shape, corner, list(itertools.compress(cells, touched)), resampling, needs, image)
 
 

@@ -19,13 +19,15 @@ from rasterio.errors import RasterioError
 
 from kiln.archives import utm_grid
 from kiln.archives.naip import ARCHIVE
-from kiln.archives.naip.layout import Edge
-from kiln.archives.raster_reading import check_square_pixels, strip_rows, to_degrees
+from kiln.archives.naip.layout import Edge, Lattice
+from kiln.archives.raster_reading import SQUARE_TOLERANCE, check_square_pixels, off_square, strip_rows, to_degrees
 from kiln.errors import SourceError
 from kiln.formats.records import Loaded
 from kiln.io import gdal
 
 BAND_COUNT = len(ARCHIVE.sensor.bands)
+MAX_OFF_SQUARE = 0.01 + SQUARE_TOLERANCE  # relative difference of a pixel's sides that lattice `utm` resamples
+RESAMPLE = "Set naip.lattice to utm, which resamples the scene."
 
 
 class Place(NamedTuple):
@@ -64,8 +66,8 @@ class SceneHeader:
         width: Columns.
         block_rows: Rows of a block.
         transform: From pixels to the CRS.
-        crs: As EPSG code or WKT, in metres.
-        gsd: Side of a pixel in units of the CRS.
+        crs: As EPSG code or WKT. It is projected, on lattice `scene` in metres.
+        gsd: Side of a pixel in metres; of one that is not square, of the square of its area.
     """
 
     height: int
@@ -126,8 +128,20 @@ class Scene:
         return BAND_COUNT * (strip.last - strip.first) * self.header.width
 
 
-def read_header(uri: str, file: rasterio.DatasetReader) -> SceneHeader:
-    """Return the header of an open file. Raises SourceError unless it is four bands of uint8 on a north-up grid."""
+def read_header(uri: str, file: rasterio.DatasetReader, lattice: Lattice = "scene") -> SceneHeader:
+    """Return the header of an open file.
+
+    Args:
+        uri: The file's address, for errors.
+        file: The open file.
+        lattice: `scene` cuts the file's own pixels, which must be square, in metres. `utm` resamples others.
+
+    Returns:
+        The header.
+
+    Raises:
+        SourceError: Unless it is four bands of uint8 on a north-up grid of a projected CRS.
+    """
     if file.count != BAND_COUNT:
         raise SourceError(f"{uri}: expected the {BAND_COUNT} bands R G B NIR, got {file.count} bands.")
     if set(file.dtypes) != {"uint8"}:
@@ -136,7 +150,7 @@ def read_header(uri: str, file: rasterio.DatasetReader) -> SceneHeader:
         raise SourceError(f"{uri}: expected a projection, got no CRS or no transform: its place is unknown.")
     if file.crs.is_geographic:
         raise SourceError(f"{uri}: expected a projected CRS in metres, got {file.crs} in degrees.")
-    check_square_pixels(uri, file.transform)
+    check_square_pixels(uri, file.transform, MAX_OFF_SQUARE)
     epsg = file.crs.to_epsg()
     crs = f"EPSG:{epsg}" if epsg else file.crs.to_wkt()
     corners = np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)])
@@ -146,7 +160,15 @@ def read_header(uri: str, file: rasterio.DatasetReader) -> SceneHeader:
         raise SourceError(f"{uri}: expected a CRS on the Earth, got one that PROJ cannot use: {e}") from e
     if not np.isfinite(degrees).all():
         raise SourceError(f"{uri}: expected corners on the Earth, got none in {crs[:60]}.")
-    gsd = math.sqrt(abs(file.transform.determinant))
+    unit, metres = file.crs.linear_units_factor
+    gsd = math.sqrt(abs(file.transform.determinant)) * metres
+    if lattice == "scene":
+        difference = off_square(file.transform)
+        problem = f"pixels of {file.transform.a:.6g} x {-file.transform.e:.6g} {unit}"
+        if difference > SQUARE_TOLERANCE:
+            raise SourceError(f"{uri}: expected square pixels, got {problem}, {difference:.2%} off square. {RESAMPLE}")
+        if metres != 1:
+            raise SourceError(f"{uri}: expected a CRS in metres, got {problem}, which are {gsd:.6g} m. {RESAMPLE}")
     return SceneHeader(file.height, file.width, int(file.block_shapes[0][0]), file.transform, crs, gsd)
 
 

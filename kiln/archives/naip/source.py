@@ -219,7 +219,8 @@ class NaipSource:
         if stat.size == 0:
             raise SourceError(f"{uri}: empty, 0 bytes")
         with gdal.environment(uri):
-            header = self._read(key, lambda file: read_header(uri, file))
+            lattice: Lattice = "utm" if self.lattice_gsd else "scene"
+            header = self._read(key, lambda file: read_header(uri, file, lattice))
         if self.lattice_gsd:
             return cut_on_grid(uri, header, self.chip, self.lattice_gsd, key.zone)
         return cut_own_lattice(header, self.chip, self.edge)

@@ -32,8 +32,9 @@ def random_pixels(height=40, width=56, seed=1):
     return np.random.default_rng(seed).integers(1, 255, (4, height, width)).astype(np.uint8)
 
 
-def at(west, north, size=1.0):
-    return from_origin(WEST + west, NORTH + north, size, size)
+def at(west, north, size=1.0, height=None):
+    """Return the transform of pixels of a size, which are `height` metres high if that is given."""
+    return from_origin(WEST + west, NORTH + north, size, height or size)
 
 
 def pixels_between(aligned, west, north, east, south):
@@ -190,6 +191,46 @@ def test_a_scene_of_one_crs_is_resampled_as_gdal_does(size, west, north):
     here = (slice(None), *(slice(s.start + o, s.stop + o) for s, o in zip(inner, (y, x), strict=True)))
     assert right[here].all()
     assert np.abs(aligned.pixels[here] - right[here]).max() <= 0.51
+
+
+@pytest.mark.parametrize(("width", "height"), [(0.6, 0.6012), (0.6012, 0.6), (1.0, 1.01), (1.01, 1.0), (2.0, 1.99)])
+def test_pixels_that_are_not_square_are_resampled_as_gdal_does(width, height):
+    pixels, transform = random_pixels(60, 60), at(0.3, -0.2, width, height)
+    aligned = align(pixels, transform, HERE, GRID)
+    kernel = "average" if width < 0.99 else "bilinear"
+    assert aligned.resampling == f"resampled from {width:g} x {height:g} m ({kernel})"
+    right = np.zeros(aligned.pixels.shape, np.float32)
+    rasterio.warp.reproject(
+        pixels.astype(np.float32), right, src_transform=transform, src_crs=HERE, tolerance=0,
+        dst_transform=aligned.transform, dst_crs=HERE, resampling=rasterio.warp.Resampling[kernel],
+    )  # fmt: skip
+    x, y = (round(v) for v in ~aligned.transform * (WEST + 0.3, NORTH - 0.2))
+    inner = (slice(None), slice(y + 3, y + 30), slice(x + 3, x + 30))
+    assert right[inner].all()
+    assert np.abs(aligned.pixels[inner] - right[inner]).max() <= 0.51
+    extent = (width * 60, height * 60)
+    assert np.count_nonzero(aligned.pixels.any(axis=0)) == pytest.approx(extent[0] * extent[1], rel=0.05)
+
+
+@pytest.mark.parametrize("crs", [HERE, "EPSG:32614", "EPSG:26913", "ESRI:102720"])  # the last in US survey feet
+def test_pixels_that_are_not_square_come_to_their_place_from_any_crs(crs):
+    metre = pyproj.CRS(crs).axis_info[0].unit_conversion_factor
+    east, north = pyproj.Transformer.from_crs(HERE, crs, always_xy=True).transform(WEST, NORTH)
+    transform = from_origin(east, north, 0.6 / metre, 0.606 / metre)
+    pixels = np.rint(slope(transform, crs, 300, 350)).astype(np.uint8)
+    aligned = align(pixels, transform, crs, GRID)
+    assert aligned.resampling.startswith("resampled from 0.6 x 0.606 m")
+    right, valid = slope(aligned.transform, HERE, *aligned.pixels.shape[1:]), aligned.pixels.any(axis=0)
+    assert np.abs(aligned.pixels[:, valid] - right[:, valid]).max() < 0.8
+    assert np.count_nonzero(valid) == pytest.approx(350 * 0.6 * 300 * 0.606, rel=0.01)
+
+
+def test_pixels_that_are_square_within_the_tolerance_count_as_square():
+    pixels = random_pixels()
+    for size in (0.6, 1.0, 1.3):
+        square, other = (align(pixels, at(0.5, 0.5, size, height), HERE, GRID) for height in (size, size * (1 + 5e-7)))
+        assert np.array_equal(square.pixels, other.pixels)
+        assert other.resampling == f"resampled from {size:g} m ({'average' if size < 1 else 'bilinear'})"
 
 
 @settings(max_examples=40, deadline=None)

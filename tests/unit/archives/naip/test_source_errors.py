@@ -2,6 +2,7 @@
 
 import pytest
 from affine import Affine
+from rasterio.transform import from_origin
 
 from kiln.archives import raster_reading
 from kiln.archives.naip.keys import parse_key
@@ -104,6 +105,54 @@ def test_a_raster_that_is_not_a_naip_scene_fails_with_a_reason(tmp_path, options
     pixels = scene_pixels(bands=options.pop("bands", 4), dtype=options.pop("dtype", "uint8"))
     write_scene(tmp_path, KEY, pixels, **options)
     assert message in only_reason(make_source(tmp_path))
+
+
+UTM_IN_FEET = "+proj=utm +zone=14 +datum=NAD83 +units={} +type=crs"
+FOOT, SURVEY_FOOT = 0.3048, 1200 / 3937  # metres
+RESAMPLE = "Set naip.lattice to utm, which resamples the scene."
+
+
+@pytest.mark.parametrize(("height", "percent"), [(0.6012, "0.20%"), (0.606, "1.00%"), (0.594, "1.00%")])
+def test_pixels_that_are_nearly_square_are_refused_with_their_sizes_on_the_scenes_lattice(tmp_path, height, percent):
+    path = write_scene(tmp_path, KEY, scene_pixels(), transform=from_origin(500_000, 5_209_000, 0.6, height))
+    reason = only_reason(make_source(tmp_path))
+    assert reason == (
+        f"{path}: expected square pixels, got pixels of 0.6 x {height:g} metre, {percent} off square. {RESAMPLE}"
+    )
+
+
+@pytest.mark.parametrize("lattice", ["scene", "utm"])
+@pytest.mark.parametrize("height", [0.6067, 0.593, 1.2])
+def test_pixels_more_than_a_hundredth_off_square_are_refused_on_both_lattices(tmp_path, lattice, height):
+    write_scene(tmp_path, KEY, scene_pixels(), transform=from_origin(500_000, 5_209_000, 0.6, height))
+    ((_, kind, _, reason),) = read_dropped(make_source(tmp_path, lattice=lattice))
+    assert kind == "failed"
+    assert f"expected pixels that are square and north-up, got pixels of 0.6 x {height:g}, " in reason
+
+
+@pytest.mark.parametrize(
+    ("crs", "size", "unit", "metres"),
+    [
+        (UTM_IN_FEET.format("us-ft"), 1 / SURVEY_FOOT, "US survey foot", "1 m"),
+        (UTM_IN_FEET.format("ft"), 1 / FOOT, "foot", "1 m"),
+        (UTM_IN_FEET.format("km"), 0.001, "kilometre", "1 m"),
+        ("EPSG:2267", 2, "US survey foot", "0.609601 m"),
+    ],
+)
+def test_a_scene_in_feet_is_never_taken_for_one_in_metres(tmp_path, crs, size, unit, metres):
+    transform = from_origin(500_000 * size, 5_209_000 * size, size, size)
+    if crs == "EPSG:2267":  # Oklahoma
+        transform = from_origin(2_000_000, 400_000, size, size)
+    path = write_scene(tmp_path, KEY, scene_pixels(), crs=crs, transform=transform)
+    problem = f"pixels of {size:.6g} x {size:.6g} {unit}, which are {metres}"
+    assert only_reason(make_source(tmp_path)) == f"{path}: expected a CRS in metres, got {problem}. {RESAMPLE}"
+
+
+@pytest.mark.parametrize("lattice", ["scene", "utm"])
+def test_a_scene_in_degrees_is_refused_on_both_lattices(tmp_path, lattice):
+    write_scene(tmp_path, KEY, scene_pixels(), crs="EPSG:4269", transform=from_origin(-99, 47, 1e-5, 1e-5))
+    ((_, kind, _, reason),) = read_dropped(make_source(tmp_path, lattice=lattice))
+    assert (kind, "expected a projected CRS in metres, got EPSG:4269 in degrees" in reason) == ("failed", True)
 
 
 def test_a_local_crs_fails_with_a_reason(tmp_path):

@@ -106,6 +106,35 @@ def test_resampling_and_an_unexpected_zone_are_noted(tmp_path, profile, notes):
     assert read_events(on_lattice(tmp_path))[0].notes == (*notes, *resampled)
 
 
+@pytest.mark.parametrize("height", [0.6012, 0.606, 0.594])
+def test_pixels_up_to_a_hundredth_off_square_are_resampled(tmp_path, height):
+    pixels = np.full((4, 200, 200), 90, np.uint8)
+    place = from_origin(*GRID_CORNER, 0.6, height)
+    write_scene(tmp_path, KEY.replace("100cm", "060cm"), pixels, transform=place)
+    opened, *rest = read_events(on_lattice(tmp_path, KEY.replace("100cm", "060cm")))
+    assert opened.notes == (f"resampled from 0.6 x {height:g} m (average)",)
+    chips = [event for event in rest if isinstance(event, Chip)]
+    assert len(chips) == (120 // CHIP_SIZE) * (int(200 * height) // CHIP_SIZE)
+    assert all((chip.pixels == 90).all() and chip.pixel_size == 1.0 for chip in chips)
+
+
+@pytest.mark.parametrize(("unit", "metres"), [("us-ft", 1200 / 3937), ("ft", 0.3048)])
+def test_a_scene_in_feet_becomes_one_in_metres(tmp_path, unit, metres):
+    size, (east, north) = 1 / metres, GRID_CORNER
+    crs = f"+proj=utm +zone=14 +datum=NAD83 +units={unit} +type=crs"
+    transform = from_origin(east * size, north * size, size, size)
+    pixels = scene_pixels(64, 64)
+    write_scene(tmp_path, KEY, pixels, crs=crs, transform=transform)
+    opened, *rest = read_events(on_lattice(tmp_path))
+    chips = [event for event in rest if isinstance(event, Chip)]
+    assert opened.notes == ("resampled from 1 m in unknown (bilinear)",), "no note: the key states 1 m too"
+    assert {(chip.crs, chip.pixel_size) for chip in chips} == {("EPSG:26914", 1.0)}
+    assert len(chips) == 16
+    for chip in chips:
+        x, y = round(chip.x0 - east), round(north - chip.y0)
+        assert np.array_equal(chip.pixels, pixels[:, y : y + CHIP_SIZE, x : x + CHIP_SIZE])
+
+
 def test_a_file_in_another_zone_than_its_key_is_on_the_grid_of_its_own_zone(tmp_path):
     path = write_scene(tmp_path, KEY, scene_pixels(64, 64), crs="EPSG:26913")
     chips = read_chips(on_lattice(tmp_path))

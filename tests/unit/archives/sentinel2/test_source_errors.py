@@ -51,6 +51,9 @@ def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name,
     assert {"B04": "red", "B11": "swir16", "SCL": "scl"}[name] in reason
 
 
+UTM = "+proj=utm +zone=29 +datum=WGS84 +type=crs"
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -67,7 +70,11 @@ def test_a_file_that_is_not_a_raster_fails_the_item_and_is_named(tmp_path, name,
         ("SCL", {"pixels": plane(32, 1)}, "scl: expected one band of uint8, got 1 x uint16"),
         ("B04", {"pixels": plane(32, 1)}, "does not cover"),
         ("B04", {"epsg": 4326}, "expected the CRS of a UTM zone, got EPSG:4326"),
+        ("B04", {"crs": f"{UTM} +units=us-ft"}, "expected the CRS of a UTM zone, got PROJCS"),
+        ("B04", {"crs": f"{UTM} +units=km"}, "expected the CRS of a UTM zone, got PROJCS"),
+        ("B02", {"crs": f"{UTM} +units=us-ft"}, "blue: expected EPSG:32629 as red"),
         ("B04", {"transform": from_origin(*CORNER, 10, 11)}, "square and north-up"),
+        ("B04", {"transform": from_origin(*CORNER, 10, 10.02)}, "got pixels of 10 x 10.02, 0.20% off square"),
         ("B04", {"transform": rasterio.Affine.identity()}, "its place is unknown"),
     ],
 )

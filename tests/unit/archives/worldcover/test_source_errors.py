@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from kiln.archives import raster_reading
@@ -52,6 +53,8 @@ def garble_last_strip(path: Path) -> None:
     path.write_bytes(data)
 
 
+IN_GRADS = CRS.from_epsg(4326).to_wkt().replace('"degree",0.0174532925199433', '"grad",0.01570796326794897')
+IN_GRADS = IN_GRADS.replace(',AUTHORITY["EPSG","9122"]', "").replace(',AUTHORITY["EPSG","4326"]', "")
 DAMAGES_BEFORE_PLANNING = {
     "not a tiff": (lambda p: p.write_bytes(b"not a tiff " * 100), "not a readable GeoTIFF"),
     "a header alone": (lambda p: p.write_bytes(p.read_bytes()[:100]), "not a readable GeoTIFF|unreadable"),
@@ -62,6 +65,8 @@ DAMAGES_BEFORE_PLANNING = {
     ),
     "bytes": (lambda p: write_like(p, random_pixels(48, 1).astype(np.uint8)), "expected pixels of uint16, got uint8"),
     "other CRS": (lambda p: write_like(p, crs="EPSG:3857"), "expected the CRS EPSG:4326, got EPSG:3857"),
+    "other unit": (lambda p: write_like(p, crs=IN_GRADS), "expected the CRS EPSG:4326, got GEOGCS"),
+    "in feet": (lambda p: write_like(p, crs="+proj=utm +zone=32 +units=us-ft"), "expected the CRS EPSG:4326, got PROJ"),
     "no CRS": (lambda p: write_like(p, crs=None), "expected the CRS EPSG:4326, got None"),
     "half a pixel east": (
         lambda p: half_pixel(p, 0.5, 0),
