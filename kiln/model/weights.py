@@ -17,13 +17,16 @@ from torch import Tensor
 from kiln.errors import WeightsError
 from kiln.model import int8
 from kiln.model.clay import KERNEL_SCALE, ClayEncoder, Geometry
+from kiln.model.content_digest import KEY, content_digest
 from kiln.model.identity import Precision
 
 # Dtype of the floating-point tensors; with int8 those that int8.py does not quantise.
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 PREFIX = "model.encoder."  # of the encoder's tensors in the published Lightning checkpoint
 HEADS = {"tiny": (4, 48), "small": (6, 64), "base": (12, 64), "large": (16, 64)}  # heads x width by model_size
+ALIGNMENT_BYTES = 64  # of tensors, in files and in memory
 MAX_PROBLEMS = 5  # named in an error
+MAKE_AGAIN = "Delete it and run `snakemake encoder_weights`: shards that exist stay."
 
 
 def load_encoder(weights: Path, *, precision: Precision = "float32", device: str = "cpu") -> ClayEncoder:
@@ -70,9 +73,17 @@ def _build_encoder(
         tensors = int8.quantise_tensors(tensors)
     _check_tensors(tensors, encoder, path)
     dtype = DTYPES[precision]
-    state = {name: t.to(device, dtype if t.is_floating_point() else None) for name, t in tensors.items()}
+    state = {name: _aligned(t.to(device, dtype if t.is_floating_point() else None)) for name, t in tensors.items()}
     encoder.load_state_dict(state, assign=True)
     return encoder.eval().requires_grad_(False)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor whose memory is aligned: the same one, or a copy.
+
+    Libraries round differently where memory is not aligned, so a vector would depend on the length of a file's header.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT_BYTES == 0 else tensor.clone()
 
 
 def read_metadata(weights: Path) -> dict[str, Any]:
@@ -85,21 +96,29 @@ def read_metadata(weights: Path) -> dict[str, Any]:
         `sha256` of the checkpoint, `precision`, `untrained`, `geometry` and more.
 
     Raises:
-        WeightsError: If the file is missing, damaged or another one.
+        WeightsError: If the file is missing, damaged, another one, or of an older Kiln and without a digest.
     """
     _check_file(weights)
     try:
         with safe_open(weights, framework="pt") as file:
-            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("kiln", "{}"))
+            return _kiln_metadata(file, weights)
     except (SafetensorError, OSError) as e:
         raise WeightsError(
-            f"{weights}: expected a safetensors file, got a damaged one ({_first_line(e)}). "
-            "Make it with `snakemake encoder_weights`."
+            f"{weights}: expected a safetensors file, got a damaged one ({_first_line(e)}). {MAKE_AGAIN}"
         ) from e
-    if not {"sha256", "precision", "geometry"} <= set(metadata):
+
+
+def _kiln_metadata(file: Any, path: Path) -> dict[str, Any]:
+    """Return the metadata of an open safetensors file. Raises WeightsError unless it is Kiln's and has a digest."""
+    try:
+        metadata = json.loads((file.metadata() or {}).get("kiln", "{}"))
+    except ValueError as e:
+        raise WeightsError(f"{path}: expected JSON metadata, got damaged text ({_first_line(e)}). {MAKE_AGAIN}") from e
+    if not isinstance(metadata, dict) or not {"sha256", "precision", "geometry"} <= set(metadata):
+        raise WeightsError(f"{path}: expected the metadata of Kiln, got another safetensors file. {MAKE_AGAIN}")
+    if KEY not in metadata:
         raise WeightsError(
-            f"{weights}: expected the metadata of Kiln, got another safetensors file. "
-            "Make it with `snakemake encoder_weights`."
+            f"{path}: expected a digest of the tensors, got none: an older Kiln extracted them. {MAKE_AGAIN}"
         )
     return metadata
 
@@ -114,7 +133,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The tensors, by their names without PREFIX; the checkpoint's hyper-parameters, or the safetensors' metadata.
 
     Raises:
-        WeightsError: If the file is missing, damaged or of another model.
+        WeightsError: If the file is missing, damaged or of another model. Tensors and metadata of a safetensors file
+            are held against its digest. Those of a checkpoint are verified once, by `model.sha256`.
     """
     _check_file(path)
     try:
@@ -122,8 +142,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             head = f.read(9)
         if head[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
             with safe_open(path, framework="pt") as file:
-                hyper = json.loads((file.metadata() or {}).get("kiln", "{}"))
-                return {k: file.get_tensor(k) for k in file.keys()}, hyper  # noqa: SIM118 (no mapping)
+                metadata = _kiln_metadata(file, path)
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
+            _check_digest(tensors, metadata, path)
+            return tensors, metadata
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
         raise WeightsError(
@@ -142,6 +164,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not tensors:
         raise WeightsError(f"{path}: expected tensors named {PREFIX}*, got none. Take Clay's checkpoint.")
     return tensors, dict(checkpoint.get("hyper_parameters") or {})
+
+
+def _check_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:
+    """Raise WeightsError unless tensors and metadata have the digest that was written with them."""
+    present = content_digest(tensors, metadata)
+    if present != metadata[KEY]:
+        raise WeightsError(
+            f"{path}: expected tensors and metadata of digest {str(metadata[KEY])[:16]}, got {present[:16]}. The file "
+            f"is damaged. {MAKE_AGAIN}"
+        )
 
 
 def read_geometry(tensors: Mapping[str, Tensor], hyper: Mapping[str, Any], path: Path) -> Geometry:
@@ -218,7 +250,7 @@ def save_encoder(encoder: ClayEncoder, path: Path, metadata: Mapping[str, Any]) 
     Args:
         encoder: The encoder.
         path: Local path of the file.
-        metadata: JSON values for the file's metadata; the sizes are added.
+        metadata: JSON values for the file's metadata; the sizes and the digest of the content are added.
 
     Raises:
         OSError: If the disk fails.
@@ -227,11 +259,21 @@ def save_encoder(encoder: ClayEncoder, path: Path, metadata: Mapping[str, Any]) 
     heads = {"encoder_heads": geometry["heads"], "encoder_dim_head": geometry["dim_head"]}
     entry = {**metadata, "geometry": geometry, **heads}
     tensors = {name: values.contiguous() for name, values in encoder.state_dict().items()}
+    entry[KEY] = content_digest(tensors, entry)
+    text = json.dumps(entry, sort_keys=True)
     try:
-        save_file(tensors, path, metadata={"kiln": json.dumps(entry, sort_keys=True)})
+        save_file(tensors, path, metadata={"kiln": text})
+        if surplus := _data_offset(path) % ALIGNMENT_BYTES:  # spaces lengthen the header, and loading copies nothing
+            save_file(tensors, path, metadata={"kiln": text + " " * (ALIGNMENT_BYTES - surplus)})
     except SafetensorError as e:  # an error of the disk, which other writers raise as OSError
         number = re.search(r"os error (\d+)", str(e))
         raise OSError(int(number[1]) if number else errno.EIO, _first_line(e)) from e
+
+
+def _data_offset(path: Path) -> int:
+    """Return the bytes before the tensors of a safetensors file: the length of the header, and the header."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def untrained_encoder(geometry: Geometry, seed: int) -> ClayEncoder:

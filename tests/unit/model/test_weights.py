@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kiln.errors import WeightsError
 from kiln.model import clay, weights
+from kiln.model.content_digest import KEY, content_digest
 from kiln.model.identity import PRECISIONS
 from tests import DATA
 from tests.support import golden
@@ -226,12 +228,24 @@ def test_tensors_of_another_layout_are_an_error(tmp_path, content, message):
 def test_a_tensor_missing_from_safetensors_is_an_error_that_names_it(tmp_path, encoder_file):
     tensors = load_file(encoder_file)
     del tensors["transformer.norm.bias"]
-    kiln = json.dumps({"encoder_heads": 2, "encoder_dim_head": 16})
-    save_file(tensors, tmp_path / "some.safetensors", metadata={"kiln": kiln})
+    kiln = {"sha256": "ab", "precision": "float32", "geometry": {}, "encoder_heads": 2, "encoder_dim_head": 16}
+    kiln[KEY] = content_digest(tensors, kiln)
+    save_file(tensors, tmp_path / "some.safetensors", metadata={"kiln": json.dumps(kiln)})
     with pytest.raises(WeightsError, match=r"some\.safetensors: model\.encoder\.transformer\.norm\.bias is missing"):
         weights.load_encoder(tmp_path / "some.safetensors")
-    with pytest.raises(WeightsError, match="expected the metadata of Kiln, got another safetensors file"):
-        weights.read_metadata(tmp_path / "some.safetensors")
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"kiln": "{}"}, {"kiln": "[]"}, {"kiln": "{"}, {"kiln": '{"sha256": "ab"}'}]
+)
+def test_safetensors_of_another_tool_are_an_error(tmp_path, encoder_file, metadata):
+    path = tmp_path / "other.safetensors"
+    save_file(load_file(encoder_file), path, metadata=metadata)
+    for read in (weights.load_encoder, weights.read_metadata):
+        with pytest.raises(
+            WeightsError, match=r"other\.safetensors: expected (the metadata of Kiln|JSON metadata), got"
+        ):
+            read(path)
 
 
 # --------------------------------------------------------------------------------------- saving, drawing
@@ -249,6 +263,22 @@ def test_tokens_after_a_safetensors_round_trip_are_bit_equal(tmp_path, checkpoin
     assert again.cls_token.dtype == weights.DTYPES[precision]
     about = weights.read_metadata(path)
     assert (about["sha256"], about["precision"], about["geometry"]["dim"]) == ("ab", precision, 64)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tokens_do_not_depend_on_where_tensors_begin_in_a_file(tmp_path, checkpoint_file, precision):
+    first = weights.load_encoder(checkpoint_file, precision=precision)
+    pixels = golden.pixels("naip_256")[:, :, :64, :48]
+    expected, path = encode(first, pixels), tmp_path / "encoder.safetensors"
+    for characters in range(0, 64, 8):  # of a name, as that of the checkpoint
+        about = {"sha256": "ab", "precision": precision, "checkpoint": "c" * characters}
+        weights.save_encoder(first, path, about)
+        length = int.from_bytes(path.read_bytes()[:8], "little")
+        assert (8 + length) % weights.ALIGNMENT_BYTES == 0
+        with safe_open(path, framework="pt") as file:
+            text = file.metadata()["kiln"]
+        save_file(load_file(path), path, metadata={"kiln": text + " " * characters})  # as another writer aligns them
+        assert torch.equal(encode(weights.load_encoder(path, precision=precision), pixels), expected)
 
 
 def test_equal_weights_make_byte_equal_safetensors(tmp_path, checkpoint_file):
