@@ -17,16 +17,17 @@ import pytest
 import torch
 
 from kiln.io import gdal, storage
-from kiln.io.storage import http
+from kiln.io.storage import http, store
 from kiln.model import checkpoint, clay, weights
 from tests import ROOT
 from tests.support import golden
 from tests.support.server import FileServer
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("kiln", deadline=None)  # no test depends on the machine's speed
+slow_machines = [hypothesis.HealthCheck.too_slow]  # tests do not depend on the speed of the machine
+hypothesis.settings.register_profile("kiln", deadline=None, suppress_health_check=slow_machines)
 hypothesis.settings.load_profile("kiln")
-http.BACKOFF_S = 0.01  # servers of the tests need no pause
+http.BACKOFF_S, store.CUT_PAUSES_S = 0.01, (0.0, 0.0)  # servers of the tests need no pause
 UNTRAINED = {"seed": 3, "dim": 32, "depth": 1, "heads": 2, "mlp_ratio": 2}
 
 

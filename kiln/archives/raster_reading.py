@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyproj
+import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
+from rasterio.errors import RasterioError, RasterioIOError
 
 from kiln.errors import SourceError
 from kiln.io import gdal, storage
@@ -54,6 +55,26 @@ def read_with_retry(
         gdal.forget(uri)
         time.sleep(pause)
     raise AssertionError
+
+
+def open_raster(uri: str, version: storage.Stat) -> rasterio.DatasetReader:
+    """Open a file for reading, in `gdal.environment`.
+
+    Args:
+        uri: The file.
+        version: Its version, as `storage.stat` returned it.
+
+    Returns:
+        The open file.
+
+    Raises:
+        RasterioIOError: If GDAL cannot open it, or was given another size than its version has.
+    """
+    file = rasterio.open(uri)
+    if storage.is_remote(uri) and version.size >= 0 and (size := gdal.remote_size(uri)) != version.size:
+        file.close()
+        raise RasterioIOError(f"expected {version.size} bytes, got {size} bytes")
+    return file
 
 
 def check_square_pixels(uri: str, transform: Affine, max_difference: float = SQUARE_TOLERANCE) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import rasterio
 import rasterio._base
 
-from kiln.errors import TransientError
 from kiln.io.buckets import known_bucket
 from kiln.io.storage import Traffic, is_s3, split_s3
 
@@ -28,10 +27,8 @@ OPTIONS: dict[str, Any] = {
     "GDAL_CACHEMAX": 16 << 20,
     "CPL_VSIL_NETWORK_STATS_ENABLED": "YES",  # for `traffic`
 }
-TRANSIENT_MESSAGES = (
-    "response_code=5", "response code: 5", "response code: 429", "Could not resolve", "timed out", "Timeout",
-)  # fmt: skip
-MAX_MESSAGE_CHARS = 200
+MAX_MESSAGE_CHARS = 300
+SEEK_END = 2
 
 
 def environment(uri: str) -> rasterio.Env:
@@ -88,29 +85,57 @@ def forget(uri: str) -> None:
     """
     clear = ctypes.CDLL(rasterio._base.__file__).VSICurlPartialClearCache
     clear.argtypes, clear.restype = [ctypes.c_char_p], None
-    path = f"/vsis3/{uri.removeprefix('s3://')}" if is_s3(uri) else f"/vsicurl/{uri}"
-    clear(path.encode())
+    clear(_vsi_path(uri).encode())
 
 
-def gdal_message(error: BaseException) -> str:
-    """Return the messages of an exception and its causes, the innermost first, at most MAX_MESSAGE_CHARS."""
-    return _messages(error)[:MAX_MESSAGE_CHARS]
+def remote_size(uri: str) -> int:
+    """Return the bytes that a remote file has for GDAL, which has opened it: without a request. -1 if it cannot tell.
+
+    rasterio does not wrap GDAL's functions for it, which are in the library that rasterio loads.
+    """
+    library = ctypes.CDLL(rasterio._base.__file__)
+    open_file, seek, tell, close = library.VSIFOpenL, library.VSIFSeekL, library.VSIFTellL, library.VSIFCloseL
+    open_file.argtypes, open_file.restype = [ctypes.c_char_p, ctypes.c_char_p], ctypes.c_void_p
+    seek.argtypes, seek.restype = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int], ctypes.c_int
+    tell.argtypes, tell.restype = [ctypes.c_void_p], ctypes.c_uint64
+    close.argtypes = [ctypes.c_void_p]
+    file = open_file(_vsi_path(uri).encode(), b"rb")
+    if not file:
+        return -1
+    try:
+        return int(tell(file)) if seek(file, 0, SEEK_END) == 0 else -1
+    finally:
+        close(file)
 
 
-def raise_if_transient(error: BaseException) -> None:
-    """Raise TransientError if GDAL reports an overloaded or unreachable server, which may work on the next try."""
-    messages = _messages(error)
-    if any(message in messages for message in TRANSIENT_MESSAGES):
-        raise TransientError(messages) from error
+def _vsi_path(uri: str) -> str:
+    """Return GDAL's name of a remote file."""
+    return f"/vsis3/{uri.removeprefix('s3://')}" if is_s3(uri) else f"/vsicurl/{uri}"
 
 
-def _messages(error: BaseException | None) -> str:
-    """Return the messages of an exception and its causes, the innermost first, each once."""
+def gdal_message(error: BaseException | None, uri: str = "") -> str:
+    """Return the messages of an exception and its causes, the innermost first.
+
+    Args:
+        error: The exception.
+        uri: The file that it is about. Its name is left out: it may be long, and may hold any word.
+
+    Returns:
+        The messages, each once.
+    """
     messages = []
     while error is not None:
         messages.append(str(error))
         error = error.__cause__ or error.__context__
-    return "; ".join(dict.fromkeys(reversed(messages)))
+    text = "; ".join(dict.fromkeys(reversed(messages)))
+    for name in (_vsi_path(uri), uri, uri.partition("://")[2]) if uri else ():
+        text = text.replace(name, "the file") if name else text
+    return text
+
+
+def shorten(message: str) -> str:
+    """Return the beginning of a message, as long as a reason of the ledger may be."""
+    return message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]}..."
 
 
 class OpenRasters:

@@ -235,8 +235,7 @@ def cut_on_grid(uri: str, header: SceneHeader, chip: int, gsd: float, key_zone: 
     try:
         aligned = utm_grid.align(header.height, header.width, header.transform, header.crs, grid)
     except RasterioError as e:
-        gdal.raise_if_transient(e)
-        raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({gdal.gdal_message(e)}).") from e
+        raise SourceError(f"{uri}: cannot be brought to {grid.crs} ({gdal.shorten(gdal.gdal_message(e))}).") from e
     except SourceError as e:
         raise SourceError(f"{uri}: {e}") from e
     # corners come from the grid, not from the transform, so that they are equal in every scene to the last bit

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from kiln.archives.failed_read import LocalCopies, fault_of_file
+from kiln.archives.failed_read import LocalCopies, confirmed_stat, fault_of_file
 from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.columns import COLUMNS
@@ -31,7 +31,7 @@ from kiln.archives.naip.scene import (
     pixels_to_degrees,
     read_header,
 )
-from kiln.archives.raster_reading import read_with_retry, valid_pixels
+from kiln.archives.raster_reading import open_raster, read_with_retry, valid_pixels
 from kiln.errors import AccessError, ConfigError, SourceError, TransientError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
@@ -241,13 +241,13 @@ class NaipSource:
         uri = self.uri(key)
 
         def error_of(error: RasterioError) -> SourceError:
-            if storage.stat(uri) is None:
+            if confirmed_stat(uri, self._stats[key.key]) is None:
                 return SourceError(f"{uri}: was removed while it was read")
             self._raise_if_replaced(key)
             return fault_of_file(uri, self._stats[key.key], error, "not a readable GeoTIFF", self._copies, read)
 
         def try_once() -> T:
-            return read(self._rasters.get(uri, lambda: rasterio.open(uri)))
+            return read(self._rasters.get(uri, lambda: open_raster(uri, self._stats[key.key])))
 
         return read_with_retry(uri, try_once, partial(self._rasters.close, uri), error_of)
 
@@ -319,8 +319,7 @@ class NaipSource:
             yield Dropped(key.unit_id, "failed", len(places), str(e))
             return
         except RasterioError as e:
-            gdal.raise_if_transient(e)
-            reason = f"{self.uri(key)}: cannot be brought to {scene.crs} ({gdal.gdal_message(e)})"
+            reason = f"{self.uri(key)}: cannot be brought to {scene.crs} ({gdal.shorten(gdal.gdal_message(e))})"
             yield Dropped(key.unit_id, "failed", len(places), reason)
             return
         valid = valid_pixels(pixels)

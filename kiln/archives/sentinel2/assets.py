@@ -16,13 +16,13 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from kiln.archives.failed_read import LocalCopies, fault_of_file
-from kiln.archives.raster_reading import read_with_retry
+from kiln.archives.failed_read import LocalCopies, confirmed_stat, fault_of_file
+from kiln.archives.raster_reading import open_raster, read_with_retry
 from kiln.archives.sentinel2.item import Item, read_item
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX
 from kiln.archives.sentinel2.scene import SceneGrid, offset_rule, read_grid, read_ratio
 from kiln.archives.sentinel2.spellings import ASSET_NAMES
-from kiln.errors import AccessError, AddressError, ConfigError, SourceError
+from kiln.errors import AccessError, AddressError, ConfigError, SourceError, TransientError
 from kiln.formats.fingerprint import digest
 from kiln.formats.records import Unit
 from kiln.io import gdal, storage
@@ -196,7 +196,7 @@ def locate_item(candidate: Candidate, rewrite: Callable[[str], str]) -> LocatedI
     """Return a candidate's item with the addresses of its assets, or its failure."""
     href, uris = candidate.href, {}
     try:
-        item = read_item(storage.read_bytes(href), href)
+        item = _read_document(href)
         if item.item_id != candidate.item_id:
             raise SourceError(f"{href}: expected item {candidate.item_id} of the plan, got {item.item_id}.")
         if item.refusal:
@@ -209,6 +209,22 @@ def locate_item(candidate: Candidate, rewrite: Callable[[str], str]) -> LocatedI
         refused = isinstance(e, AccessError)
         return FailedItem(candidate.item_id, str(e), uris.get(GRID_BAND, href), uris, refused=refused)
     return LocatedItem(item, uris)
+
+
+def _read_document(href: str) -> Item:
+    """Return the item of a document. One that cannot be read is fetched again: what came may be a part of it.
+
+    Raises:
+        SourceError: If the document is not an item of Sentinel-2.
+        TransientError: If two answers differ.
+    """
+    data = storage.read_bytes(href)
+    try:
+        return read_item(data, href)
+    except SourceError:
+        if storage.is_remote(href) and storage.read_bytes(href) != data:
+            raise TransientError(f"{href}: two answers of the server differ. Try again.") from None
+        raise
 
 
 def _request(band: str, uri: str) -> storage.Stat | SourceError:
@@ -338,7 +354,7 @@ class BandFiles:
         uri = self._uris[band]
         return read_with_retry(
             uri,
-            lambda: rasterio.open(uri),
+            lambda: open_raster(uri, self._stats[band]),
             lambda: None,
             lambda error: self._error_of(band, "not a readable raster", error, lambda file: None),
         )
@@ -348,7 +364,9 @@ class BandFiles:
     ) -> SourceError:
         """Return the error for a failure of GDAL. Raises TransientError if the network or the store is at fault."""
         uri = self._uris[band]
-        stat = storage.stat(uri)
-        if stat is None or stat != self._stats[band]:
-            return SourceError(f"{uri}: {band} was {'replaced' if stat else 'removed'} while it was read.")
+        stat = confirmed_stat(uri, self._stats[band])
+        if stat is None:
+            return SourceError(f"{uri}: {band} was removed while it was read.")
+        if stat != self._stats[band]:
+            raise TransientError(f"{uri}: {band} was replaced while it was read. Try again.")
         return fault_of_file(uri, stat, error, f"{band} is {problem}", self._copies, read)

@@ -25,7 +25,7 @@ from urllib.parse import unquote_plus
 
 from kiln.archives.key_list import PLAIN_NAME, UNPACK_ERRORS, extension
 from kiln.archives.sentinel2.item_name import ItemFilter, locate
-from kiln.errors import ConfigError, SourceError, StorageError, TransientError
+from kiln.errors import ConfigError, SourceError, StorageError
 from kiln.io import storage
 
 FILE = re.compile(r"(?!S2)\w{1,24}\.\w{1,5}", re.ASCII)  # a file of an item's folder whose name is its kind
@@ -41,7 +41,6 @@ VERSION_FIELDS = {  # columns of inventories that list every version of an objec
 BLOCK_BYTES = 1 << 22  # of text, matched at once
 MAX_LINE_BYTES = 1 << 20
 MIN_PARALLEL_BYTES = 8 << 20  # of all parts; fewer are read without further processes
-MAX_FETCHES = 3  # of a part; each resumes where the last one broke off
 log = logging.getLogger(__name__)
 
 
@@ -218,14 +217,7 @@ def _fetch_part(uri: str, path: Path) -> Path:
     if not storage.is_remote(uri) and Path(uri).is_file():
         return Path(uri)
     try:
-        for left in reversed(range(MAX_FETCHES)):
-            try:
-                storage.fetch(uri, path)
-                break
-            except TransientError as e:
-                if not left:
-                    raise
-                log.info("%s (%d retries left)", e, left)
+        storage.fetch(uri, path)
     except SourceError as e:
         raise ConfigError(f"inventory part {e}") from e
     return path

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from kiln.archives.failed_read import LocalCopies, fault_of_file
-from kiln.archives.raster_reading import MIN_STRIP_ROWS, read_with_retry, strip_rows, valid_pixels
+from kiln.archives.failed_read import LocalCopies, confirmed_stat, fault_of_file
+from kiln.archives.raster_reading import MIN_STRIP_ROWS, open_raster, read_with_retry, strip_rows, valid_pixels
 from kiln.archives.worldcover import ARCHIVE
 from kiln.archives.worldcover.columns import COLUMNS
 from kiln.archives.worldcover.config import Config
@@ -221,7 +221,7 @@ class WorldCoverSource:
 
         def open_tile() -> rasterio.DatasetReader:
             self._raise_if_changed(tile)
-            file = rasterio.open(tile.uri)
+            file = open_raster(tile.uri, storage.Stat(tile.size, tile.etag))
             try:
                 self._check_tile(tile, file)
             except SourceError:
@@ -244,7 +244,7 @@ class WorldCoverSource:
 
     def _raise_if_changed(self, tile: Tile) -> None:
         """Raise SourceError unless the tile exists and is the one that was planned; TransientError."""
-        stat = storage.stat(tile.uri)
+        stat = confirmed_stat(tile.uri, storage.Stat(tile.size, tile.etag))
         if stat is None:
             raise SourceError(
                 f"{tile.uri}: removed since the archive was listed. Delete the plan to list the archive again."

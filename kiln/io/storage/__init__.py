@@ -13,7 +13,7 @@ from kiln.errors import AddressError, SourceError, TransientError
 from kiln.io.storage.http import HttpStore
 from kiln.io.storage.local import DISK_ERRNOS, LocalStore, write_errors
 from kiln.io.storage.s3 import S3Store, s3_client, s3_errors
-from kiln.io.storage.store import Stat, Store
+from kiln.io.storage.store import Stat, Store, read_again_if_cut
 from kiln.io.storage.traffic import COUNTER, Traffic
 from kiln.io.storage.uri import is_http, is_remote, is_s3, join, split_s3
 
@@ -131,8 +131,13 @@ def fetch(uri: str, path: Path) -> None:
     Raises:
         SourceError: If there is no such file, or it changed while it was read.
         StorageError: If `path` cannot be written.
-        TransientError: If the download breaks off. The next call resumes it.
+        TransientError: If the download breaks off again and again. The next call resumes it.
     """
+    read_again_if_cut(lambda: _fetch_once(uri, path))
+
+
+def _fetch_once(uri: str, path: Path) -> None:
+    """Fetch a file, or the rest of it. Raises as `fetch`."""
     with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         source = stat(uri)

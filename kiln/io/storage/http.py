@@ -11,11 +11,13 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from kiln.errors import AccessError, SourceError, StorageError, TransientError
-from kiln.io.storage.store import TRANSIENT_STATUS, Stat
+from kiln.io.storage.store import TRANSIENT_STATUS, Stat, read_again_if_cut
 from kiln.io.storage.traffic import COUNTER
 
 TIMEOUT_S = (10, 60)  # to connect, and between two bytes
 NO_HEAD_STATUS = (405, 501)  # of servers that know no HEAD requests
+RETRIED_STATUS = TRANSIENT_STATUS | {403}  # a denial is asked for again: firewalls and gateways deny now and then
+MAX_RETRIES = 2  # of a request that gets no answer, or a status above
 BACKOFF_S = 0.3  # before the second retry, twice as long before each further one
 CONNECTION_ERRORS = (
     *(requests.ConnectionError, requests.Timeout),
@@ -53,19 +55,27 @@ class HttpStore:
 
     def read_bytes(self, uri: str) -> bytes:
         """Return a small file."""
-        with http_errors(uri):
-            response = _session().get(uri, timeout=TIMEOUT_S)
-            raise_for_status(response)
-            return response.content
+
+        def read() -> bytes:
+            with http_errors(uri):
+                response = _session().get(uri, timeout=TIMEOUT_S)
+                raise_for_status(response)
+                return response.content
+
+        return read_again_if_cut(read)
 
     def read_range(self, uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
         """Return bytes `first` to `last` and True; or all bytes and False from a server without ranges."""
-        with http_errors(uri):
-            response = _session().get(uri, headers={"Range": f"bytes={first}-{last}"}, timeout=TIMEOUT_S)
-            raise_for_status(response)
-            if etag and _etag(response) not in ("", etag):
-                raise SourceError(f"{uri}: changed while it was read. Run again.")
-            return response.content, response.status_code == 206
+
+        def read() -> tuple[bytes, bool]:
+            with http_errors(uri):
+                response = _session().get(uri, headers={"Range": f"bytes={first}-{last}"}, timeout=TIMEOUT_S)
+                raise_for_status(response)
+                if etag and _etag(response) not in ("", etag):
+                    raise SourceError(f"{uri}: changed while it was read. Run again.")
+                return response.content, response.status_code == 206
+
+        return read_again_if_cut(read)
 
     def stream(self, uri: str, start: int, etag: str, chunk_bytes: int) -> tuple[int, Iterator[bytes]]:
         """Return the offset where the answer begins, and its bytes in chunks."""
@@ -112,9 +122,9 @@ def raise_for_status(response: requests.Response) -> None:
 
 
 def _session() -> requests.Session:
-    """Return this thread's connections; they wait and retry a few times if a server asks to slow down."""
+    """Return this thread's connections, which retry what another try may change."""
     if _THREAD.session is None:
-        retry = Retry(total=None, connect=0, read=0, status=3, status_forcelist=(429, 503), backoff_factor=BACKOFF_S,
+        retry = Retry(MAX_RETRIES, status_forcelist=RETRIED_STATUS, backoff_factor=BACKOFF_S,
                       raise_on_status=False, retry_after_max=30)  # fmt: skip
         _THREAD.session = requests.Session()
         _THREAD.session.headers["Accept-Encoding"] = "identity"  # sizes, ranges and ETags are those of the file

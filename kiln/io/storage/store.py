@@ -1,12 +1,18 @@
 """The protocol of a store: everything that Kiln needs from a place where files lie."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from kiln.errors import TransientError
 
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that may differ on the next try
+
+CUT_PAUSES_S = (0.2, 1.0)  # before each further try of a body that was cut
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,19 @@ class Stat:
     size: int
     etag: str = ""
     modified: int = field(default=0, compare=False)
+
+
+def read_again_if_cut(read: Callable[[], T]) -> T:
+    """Return what `read` returns; after a TransientError it is called again, as often as there are CUT_PAUSES_S.
+
+    The clients of the stores retry requests, but not bodies that break off.
+    """
+    for pause in CUT_PAUSES_S:
+        try:
+            return read()
+        except TransientError:
+            time.sleep(pause)
+    return read()
 
 
 class Store(Protocol):

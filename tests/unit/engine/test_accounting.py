@@ -19,7 +19,7 @@ EVENT = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(EVENT, max_size=40), st.integers(1, 9))
 def test_every_expected_chip_is_embedded_skipped_or_failed(tmp_path_factory, drawn, batch):
     path = tmp_path_factory.mktemp("account") / "o.parquet"

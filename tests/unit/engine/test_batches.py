@@ -13,7 +13,7 @@ from tests.support.chips import ListSource, make_chip
 from tests.support.engine import Echo, embed
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([0.6, 1.0, 1.0 + 2**-52, "dropped"]), max_size=30), st.integers(1, 5), st.booleans())
 def test_a_batch_has_one_pixel_size_where_the_encoder_receives_that_of_each_chip(gsds, size, one_gsd):
     events = [

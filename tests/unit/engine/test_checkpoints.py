@@ -45,7 +45,7 @@ def test_complete_scenes_have_a_checkpoint_and_failed_ones_have_none(tmp_path):
     assert [e["unit_id"] for e in expected[1] if e["status"] != "failed"] == CHECKPOINTED
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.sets(st.sampled_from(CHECKPOINTED)),
     st.sampled_from([2, 3, 100]),

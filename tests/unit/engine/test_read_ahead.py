@@ -15,7 +15,7 @@ from kiln.formats.records import Read
 from tests.support.engine import threads_left
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), max_size=25), st.integers(1, 4), st.integers(1, 120))
 def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threads, budget):
     lock, held, peaks = threading.Lock(), collections.deque(), []
@@ -39,7 +39,7 @@ def test_reads_keep_their_order_and_never_hold_more_than_the_budget(sizes, threa
     assert threads_left() == []
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 50), max_size=8), max_size=8), st.integers(1, 4), st.integers(1, 120))
 def test_the_reads_that_follow_a_read_come_directly_after_it_within_the_budget(files, threads, budget):
     lock, held, peaks, opened = threading.Lock(), collections.Counter(), [], []

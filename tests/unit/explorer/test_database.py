@@ -120,7 +120,7 @@ def test_a_year_beyond_the_column_finds_nothing_or_is_refused(db, year):
         assert hits == []
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_bbox_takes_just_the_chips_with_their_centre_in_it(db, rows, data):
     """Some edges go through centres and whole degrees."""

@@ -5,7 +5,6 @@ import threading
 import pytest
 import rasterio
 
-from kiln.errors import TransientError
 from kiln.io import buckets, gdal
 from kiln.io.storage import Traffic
 from tests.support.naip_scenes import scene_pixels, write_scene
@@ -19,21 +18,33 @@ def chained(*messages: str) -> Exception:
     return error
 
 
-def test_a_message_has_the_causes_once_each_and_is_cut():
+def test_a_message_has_the_causes_once_each_the_innermost_first():
     assert gdal.gdal_message(chained("read failed", "block 3", "read failed")) == "read failed; block 3"
-    assert gdal.gdal_message(chained("x" * 500)) == "x" * gdal.MAX_MESSAGE_CHARS
 
 
-@pytest.mark.parametrize(
-    "cause", ["HTTP response code: 503", "CURL error: Could not resolve host: a", "Operation timed out after 60 s"]
-)
-def test_an_unreachable_or_overloaded_server_is_transient(cause):
-    with pytest.raises(TransientError, match="read failed"):
-        gdal.raise_if_transient(chained("read failed", cause))
+@pytest.mark.parametrize("name", ["s3://bucket/timed out.tif", "https://data.example/timed out.tif", "/timed out.tif"])
+def test_the_name_of_the_file_is_no_part_of_its_message(name):
+    vsi = gdal._vsi_path(name) if "://" in name else name
+    error = chained(f"'{vsi}' not recognized", f"{name}: bad")
+    assert gdal.gdal_message(error, name) == "the file: bad; 'the file' not recognized"
 
 
-def test_a_damaged_file_is_not_transient():
-    gdal.raise_if_transient(chained("read failed", "TIFFReadEncodedTile() failed"))
+def test_a_long_message_is_cut_at_its_end():
+    assert gdal.shorten("cause; " + "x" * 500).startswith("cause; xxx")
+    assert len(gdal.shorten("x" * 500)) == gdal.MAX_MESSAGE_CHARS + len("...")
+    assert gdal.shorten("short") == "short"
+
+
+@pytest.mark.parametrize("store", ["http", "s3"])
+def test_the_size_of_an_open_remote_file_takes_no_request(store, tmp_path, serve, aws):
+    path = write_scene(tmp_path, "bucket/a.tif", scene_pixels())
+    server = serve({"/bucket/a.tif": path.read_bytes()})
+    aws(server.url)
+    uri = "s3://bucket/a.tif" if store == "s3" else f"{server.url}/bucket/a.tif"
+    with gdal.environment(uri), rasterio.open(uri):
+        requests = len(server.requests)
+        assert gdal.remote_size(uri) == path.stat().st_size
+        assert len(server.requests) == requests
 
 
 class Raster:

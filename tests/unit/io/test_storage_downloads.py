@@ -1,11 +1,13 @@
 """Downloads: resumed after an interruption, or fetched again if the file has changed."""
 
 import re
+import time
 
 import pytest
 
 from kiln.errors import SourceError, TransientError
 from kiln.io import storage
+from kiln.io.storage import store
 from tests.support.downloads import DATA, file_names, requested_ranges
 
 
@@ -14,7 +16,20 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(storage, "CHUNK_BYTES", 10_000)
 
 
-def test_an_interrupted_download_is_resumed(serve, tmp_path, small_chunks):
+@pytest.fixture
+def one_try(monkeypatch):
+    monkeypatch.setattr(store, "CUT_PAUSES_S", ())
+
+
+def test_a_download_that_breaks_off_goes_on_by_itself(serve, tmp_path, small_chunks, monkeypatch):
+    server, path = serve({"/a.bin": DATA}, break_at=123_456), tmp_path / "a.bin"
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(server, "break_at", None))
+    storage.fetch(f"{server.url}/a.bin", path)
+    assert path.read_bytes() == DATA
+    assert len(requested_ranges(server)) == 2
+
+
+def test_an_interrupted_download_is_resumed(serve, tmp_path, small_chunks, one_try):
     server, path = serve({"/a.bin": DATA}, break_at=123_456), tmp_path / "a.bin"
     with pytest.raises(TransientError, match=r"a\.bin: the connection broke"):
         storage.fetch(f"{server.url}/a.bin", path)
@@ -31,7 +46,7 @@ def test_an_interrupted_download_is_resumed(serve, tmp_path, small_chunks):
     assert file_names(tmp_path) == ["a.bin"]
 
 
-def test_another_version_is_fetched_from_the_start(serve, tmp_path, small_chunks):
+def test_another_version_is_fetched_from_the_start(serve, tmp_path, small_chunks, one_try):
     server, path = serve({"/a.bin": DATA}, break_at=123_456), tmp_path / "a.bin"
     with pytest.raises(TransientError):
         storage.fetch(f"{server.url}/a.bin", path)

@@ -19,6 +19,7 @@ from kiln.archives.sentinel2.inventory import read_inventory, read_manifest
 from kiln.archives.sentinel2.item_name import ItemFilter, parse_name
 from kiln.errors import ConfigError, TransientError
 from kiln.io import storage
+from kiln.io.storage import store
 from tests.conftest import ROOT
 from tests.support.inventories import FILES, FOLDER, item_id, key, keys_of, manifest, put, row, text
 
@@ -271,7 +272,7 @@ def test_a_part_of_a_broken_connection_is_retried_and_then_a_transient_error(tmp
     web.break_at = len(data) // 2
     with pytest.raises(TransientError):
         list(read_inventory(whole, ItemFilter()))
-    assert [r[:2] for r in web.requests].count(("GET", "/m/p.csv.gz")) == inventory.MAX_FETCHES
+    assert [r[:2] for r in web.requests].count(("GET", "/m/p.csv.gz")) == 1 + len(store.CUT_PAUSES_S)
 
 
 def children(pid):
