@@ -15,6 +15,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
+from kiln.archives.raster_reading import check_crs, open_with_sidecars
 from kiln.archives.registry import PICTURE_SIZE_PX
 from kiln.errors import SourceError
 from kiln.formats.bounding_box import Bounds
@@ -55,6 +56,7 @@ def read_window(uri: str, bands: Sequence[int], bbox: Bounds) -> NDArray[Any]:
         SourceError: The file cannot be read.
     """
     with _open_raster(uri) as file:
+        check_crs(uri, file)
         window = from_bounds(*transform_bounds("EPSG:4326", file.crs, *bbox), transform=file.transform)
         shape = (len(bands), PICTURE_SIZE_PX, PICTURE_SIZE_PX)
         pixels: NDArray[Any] = file.read(list(bands), window=window, out_shape=shape, boundless=True, fill_value=0)
@@ -65,7 +67,7 @@ def read_window(uri: str, bands: Sequence[int], bbox: Bounds) -> NDArray[Any]:
 def _open_raster(uri: str) -> Iterator[rasterio.DatasetReader]:
     """Open a raster file. Raises SourceError if it cannot be opened, or read within the `with` block."""
     try:
-        with gdal.environment(uri), rasterio.open(uri) as file:
+        with gdal.environment(uri), open_with_sidecars(uri) as file:
             yield file
     except (RasterioError, OSError) as e:
         raise SourceError(f"{uri} cannot be read: {e}") from e

@@ -19,6 +19,10 @@ RETRY_PAUSES_S = (0.2, 1.0)  # before each further try of a remote read
 T = TypeVar("T")
 SQUARE_TOLERANCE = 1e-6  # relative difference of the sides of a pixel that counts as square
 MIN_STRIP_ROWS = 256  # of one read, so that a file without tiles is not read line by line
+SIDECAR_OPTIONS = {  # for GDAL to read `.aux.xml` and world files, for what the file itself does not state
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # the names are tried; folders of archives are too large to be listed
+    "GDAL_GEOREF_SOURCES": "INTERNAL,PAM,TABFILE,WORLDFILE",
+}
 
 
 def strip_rows(block_rows: int) -> int:
@@ -70,11 +74,47 @@ def open_raster(uri: str, version: storage.Stat) -> rasterio.DatasetReader:
     Raises:
         RasterioIOError: If GDAL cannot open it, or was given another size than its version has.
     """
-    file = rasterio.open(uri)
+    file = open_with_sidecars(uri)
     if storage.is_remote(uri) and version.size >= 0 and (size := gdal.remote_size(uri)) != version.size:
         file.close()
         raise RasterioIOError(f"expected {version.size} bytes, got {size} bytes")
     return file
+
+
+def open_with_sidecars(uri: str) -> rasterio.DatasetReader:
+    """Open a file, in `gdal.environment`; of a local one without CRS or transform, with these from its sidecars.
+
+    Sidecars of other files are not searched for: over a network each name that is tried is a request.
+
+    Args:
+        uri: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        RasterioIOError: If GDAL cannot open it.
+    """
+    file = rasterio.open(uri)
+    if storage.is_remote(uri) or not (file.crs is None or file.transform.is_identity):
+        return file
+    file.close()
+    with rasterio.Env(**SIDECAR_OPTIONS):
+        return rasterio.open(uri)
+
+
+def check_crs(uri: str, file: rasterio.DatasetReader) -> None:
+    """Raise SourceError unless an open file has a CRS."""
+    if file.crs is None:
+        places = "the file" if storage.is_remote(uri) else "the file or its .aux.xml"
+        raise SourceError(f"{uri}: expected a CRS in {places}, got none. Write it into the file.")
+
+
+def check_transform(uri: str, file: rasterio.DatasetReader) -> None:
+    """Raise SourceError unless an open file has a transform from pixels to its CRS."""
+    if file.transform.is_identity:
+        places = "the file" if storage.is_remote(uri) else "the file, its .aux.xml or a world file"
+        raise SourceError(f"{uri}: expected a transform in {places}, got none. Write it into the file.")
 
 
 def check_square_pixels(uri: str, transform: Affine, max_difference: float = SQUARE_TOLERANCE) -> None:

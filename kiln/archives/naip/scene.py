@@ -20,7 +20,15 @@ from rasterio.errors import RasterioError
 from kiln.archives import utm_grid
 from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.layout import Edge, Lattice
-from kiln.archives.raster_reading import SQUARE_TOLERANCE, check_square_pixels, off_square, strip_rows, to_degrees
+from kiln.archives.raster_reading import (
+    SQUARE_TOLERANCE,
+    check_crs,
+    check_square_pixels,
+    check_transform,
+    off_square,
+    strip_rows,
+    to_degrees,
+)
 from kiln.errors import SourceError
 from kiln.formats.records import Loaded
 from kiln.io import gdal
@@ -146,8 +154,8 @@ def read_header(uri: str, file: rasterio.DatasetReader, lattice: Lattice = "scen
         raise SourceError(f"{uri}: expected the {BAND_COUNT} bands R G B NIR, got {file.count} bands.")
     if set(file.dtypes) != {"uint8"}:
         raise SourceError(f"{uri}: expected pixels of uint8, got {'/'.join(sorted(set(file.dtypes)))}.")
-    if file.crs is None or file.transform.is_identity:
-        raise SourceError(f"{uri}: expected a projection, got no CRS or no transform: its place is unknown.")
+    check_crs(uri, file)
+    check_transform(uri, file)
     if file.crs.is_geographic:
         raise SourceError(f"{uri}: expected a projected CRS in metres, got {file.crs} in degrees.")
     check_square_pixels(uri, file.transform, MAX_OFF_SQUARE)

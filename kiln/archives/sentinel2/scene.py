@@ -13,7 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from shapely.affinity import translate
 
-from kiln.archives.raster_reading import check_square_pixels, to_degrees
+from kiln.archives.raster_reading import check_crs, check_square_pixels, check_transform, to_degrees
 from kiln.archives.sentinel2.item import Item, baseline_number
 from kiln.errors import SourceError
 
@@ -110,14 +110,14 @@ def read_grid(uri: str, file: rasterio.DatasetReader, item: Item, chip: int) -> 
     Raises:
         SourceError: Unless it is a north-up grid of square pixels in a UTM zone.
     """
-    t = file.transform
-    if t.is_identity or (file.crs is None and item.epsg is None):
-        raise SourceError(f"{uri}: expected a projection in the file or its item, got none: its place is unknown.")
+    if item.epsg is None:
+        check_crs(uri, file)
+    check_transform(uri, file)
     epsg = file.crs.to_epsg() if file.crs else item.epsg
     if epsg is None or epsg // 100 not in (326, 327):
         raise SourceError(f"{uri}: expected the CRS of a UTM zone, got {str(file.crs or epsg)[:60]}.")
-    check_square_pixels(uri, t)
-    return SceneGrid(file.height, file.width, t, f"EPSG:{epsg}", chip)
+    check_square_pixels(uri, file.transform)
+    return SceneGrid(file.height, file.width, file.transform, f"EPSG:{epsg}", chip)
 
 
 def read_ratio(uri: str, file: rasterio.DatasetReader, band: str, grid: SceneGrid, reference: tuple[str, str]) -> int:
@@ -143,6 +143,7 @@ def read_ratio(uri: str, file: rasterio.DatasetReader, band: str, grid: SceneGri
         raise SourceError(
             f"{uri}: {band}: expected {grid.crs} as {reference[0]} ({reference[1]}), got {str(file.crs)[:60]}."
         )
+    check_transform(uri, file)
     t, at = file.transform, grid.transform
     ratio: int = round(t.a / at.a)
     fits = ratio >= 1 and (-(-grid.height // ratio), -(-grid.width // ratio)) == file.shape

@@ -17,7 +17,15 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from kiln.archives.failed_read import LocalCopies, confirmed_stat, fault_of_file
-from kiln.archives.raster_reading import MIN_STRIP_ROWS, open_raster, read_with_retry, strip_rows, valid_pixels
+from kiln.archives.raster_reading import (
+    MIN_STRIP_ROWS,
+    check_crs,
+    check_transform,
+    open_raster,
+    read_with_retry,
+    strip_rows,
+    valid_pixels,
+)
 from kiln.archives.worldcover import ARCHIVE
 from kiln.archives.worldcover.columns import COLUMNS
 from kiln.archives.worldcover.config import Config
@@ -263,7 +271,9 @@ class WorldCoverSource:
             raise SourceError(f"{tile.uri}: expected the {BAND_COUNT} bands R G B NIR, got {file.count} bands.")
         if set(file.dtypes) != {"uint16"}:
             raise SourceError(f"{tile.uri}: expected pixels of uint16, got {'/'.join(sorted(set(file.dtypes)))}.")
-        if file.crs is None or file.crs.to_epsg() != 4326:
+        check_crs(tile.uri, file)
+        check_transform(tile.uri, file)
+        if file.crs.to_epsg() != 4326:
             raise SourceError(f"{tile.uri}: expected the CRS EPSG:4326, got {file.crs}.")
         if file.shape != (ppd, ppd):
             raise SourceError(

@@ -75,7 +75,7 @@ UTM = "+proj=utm +zone=29 +datum=WGS84 +type=crs"
         ("B02", {"crs": f"{UTM} +units=us-ft"}, "blue: expected EPSG:32629 as red"),
         ("B04", {"transform": from_origin(*CORNER, 10, 11)}, "square and north-up"),
         ("B04", {"transform": from_origin(*CORNER, 10, 10.02)}, "got pixels of 10 x 10.02, 0.20% off square"),
-        ("B04", {"transform": rasterio.Affine.identity()}, "its place is unknown"),
+        ("B04", {"transform": rasterio.Affine.identity()}, "expected a transform in the file"),
     ],
 )
 def test_a_band_of_another_shape_place_or_kind_fails_the_item_and_is_named(tmp_path, name, changes, message):
@@ -128,7 +128,7 @@ def test_the_projection_of_the_item_is_used_only_if_the_file_has_none(tmp_path):
     written.change(**{"proj:epsg": 32630})
     assert {c.crs for c in read_chips(make_source(tmp_path, written))} == {"EPSG:32630"}
     written.change(**{"proj:epsg": None})
-    assert "expected a projection in the file or its item" in only_reason(make_source(tmp_path, written))
+    assert "expected a CRS in the file or its .aux.xml, got none." in only_reason(make_source(tmp_path, written))
     written = write_item(tmp_path)
     written.change(**{"proj:epsg": None})
     assert {c.crs for c in read_chips(make_source(tmp_path, written))} == {"EPSG:32629"}

@@ -67,7 +67,7 @@ DAMAGES_BEFORE_PLANNING = {
     "other CRS": (lambda p: write_like(p, crs="EPSG:3857"), "expected the CRS EPSG:4326, got EPSG:3857"),
     "other unit": (lambda p: write_like(p, crs=IN_GRADS), "expected the CRS EPSG:4326, got GEOGCS"),
     "in feet": (lambda p: write_like(p, crs="+proj=utm +zone=32 +units=us-ft"), "expected the CRS EPSG:4326, got PROJ"),
-    "no CRS": (lambda p: write_like(p, crs=None), "expected the CRS EPSG:4326, got None"),
+    "no CRS": (lambda p: write_like(p, crs=None), "expected a CRS in the file or its .aux.xml, got none"),
     "half a pixel east": (
         lambda p: half_pixel(p, 0.5, 0),
         r"on the 1/48 degree lattice, got one that is off by up to 0\.50 px",
