@@ -21,6 +21,7 @@ from kiln.io.storage import http, store
 from kiln.model import checkpoint, clay, weights
 from tests import ROOT
 from tests.support import golden
+from tests.support.aws import forget_credentials
 from tests.support.server import FileServer
 
 torch.set_num_threads(1)
@@ -157,6 +158,13 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     yield point
     storage.s3_client.cache_clear()
+
+
+@pytest.fixture
+def own_credentials(aws: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """A function to call after each change of credentials or profile. They are forgotten after the test."""
+    yield forget_credentials
+    forget_credentials()
 
 
 @pytest.fixture

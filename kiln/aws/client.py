@@ -5,16 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from kiln.archives.registry import archives
-from kiln.errors import AccountError, ConfigError, TransientError
+from kiln.errors import AccountError, ConfigError, KilnError, TransientError
+from kiln.io.aws.errors import TRANSIENT_CODES, answer_setup_error, error_of, status_of
+from kiln.io.fault import CREDENTIALS, TRANSIENT_STATUS
 
-INVALID_CREDENTIALS = {
-    *("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
-    *("AuthFailure", "ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken"),
-}
+INVALID_CREDENTIALS = {"AuthFailure", "RequestExpired"}  # codes of EC2; those of other services are judged by all
 DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"}
-THROTTLED = {
-    *("Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded", "ServiceUnavailable"),
-}
 
 
 @contextmanager
@@ -29,33 +25,34 @@ def aws_errors(subject: str) -> Iterator[None]:
         AccountError: AWS denies or cannot do the request.
         TransientError: AWS throttles, or the connection broke.
     """
-    from botocore import exceptions as aws
+    from botocore.exceptions import BotoCoreError, ClientError, NoRegionError
 
     try:
         yield
-    except aws.NoRegionError as e:
+    except NoRegionError as e:
         regions = ", ".join(f"{a.buckets[0].region} for {a.title}" for a in archives().values() if a.buckets)
         raise ConfigError(
             f"{subject}: expected an AWS region, got none. Set AWS_DEFAULT_REGION to the archive's region, where "
             f"reading is free: {regions}."
         ) from e
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound, aws.TokenRetrievalError) as e:
-        raise ConfigError(
-            f"{subject}: expected AWS credentials, got none ({e}). Set AWS_PROFILE or AWS_ACCESS_KEY_ID."
-        ) from e
-    except aws.ClientError as e:
-        code, message = e.response["Error"].get("Code", ""), e.response["Error"].get("Message", "")
-        if code in INVALID_CREDENTIALS:
-            raise ConfigError(f"{subject}: AWS does not accept these credentials ({code}). Check or renew them.") from e
-        if code in DENIED:
-            raise AccountError(f"{subject}: access denied. {message}") from e
-        if code in THROTTLED:
-            raise TransientError(f"{subject}: AWS is busy ({code}). Try again later.") from e
-        raise AccountError(f"{subject}: {message or code}") from e
-    except aws.ParamValidationError as e:
-        raise ConfigError(f"{subject}: {e}") from e
-    except (aws.ConnectionError, aws.HTTPClientError) as e:
-        raise TransientError(f"{subject}: no connection to AWS ({e}). Check the network, and try again.") from e
+    except ClientError as e:
+        raise _answer_error(subject, e) from e
+    except BotoCoreError as e:
+        if (error := error_of(subject, e)) is None:
+            raise
+        raise error from e
+
+
+def _answer_error(subject: str, error: Any) -> KilnError:
+    """Return the error for an answer of AWS."""
+    code, message = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
+    if code in TRANSIENT_CODES or status_of(error) in TRANSIENT_STATUS:
+        return TransientError(f"{subject}: AWS is busy ({code}). Try again later.")
+    if code in INVALID_CREDENTIALS:
+        return ConfigError(f"{subject}: AWS does not accept these credentials ({code}). {CREDENTIALS}")
+    if setup := answer_setup_error(subject, error):
+        return setup
+    return AccountError(f"{subject}: {'access denied. ' if code in DENIED else ''}{message or code}")
 
 
 def client(service: str, region: str | None = None) -> Any:

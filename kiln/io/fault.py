@@ -8,6 +8,10 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kiln.errors import ConfigError, KilnError, TransientError
+
+TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that may differ on the next try
+
 
 class Fault(StrEnum):
     """The kind of a failure."""
@@ -50,13 +54,21 @@ PATTERNS: tuple[tuple[Fault, str, str], ...] = (
         CERTIFICATES,
         r"certificate problem|CERTIFICATE_VERIFY_FAILED|certificate verify failed|no alternative certificate subject"
         r"|does not match target host|error setting certificate|invalid peer certificate|UnknownIssuer"
-        r"|SSL peer certificate|unable to get local issuer|self[- ]signed certificate|invalid path: .*\.(?:pem|crt)",
+        r"|SSL peer certificate|unable to get local issuer|self[- ]signed certificate|invalid path: .*\.(?:pem|crt)"
+        r"|SSL validation failed for \S+ \[Errno (?:2|13|21)\]"
+        r"|suitable TLS CA certificate bundle|NO_CERTIFICATE_OR_CRL|no certificate or crl",
     ),
     (
         Fault.SETUP,
         PROXY,
         r"Proxy Authentication Required|code 407 from proxy|CONNECT tunnel failed, response 40[37]|code 403 from proxy"
         r"|Tunnel connection failed: 40[37]|response[_ ]code[=:] ?407|error code ?: 407|Unsupported proxy",
+    ),
+    (
+        Fault.SETUP,
+        CLOCK,
+        r"RequestTimeTooSkewed|difference between the request time and the current time"
+        r"|Signature (?:expired|not yet current)",
     ),
     (
         Fault.SETUP,
@@ -70,18 +82,17 @@ PATTERNS: tuple[tuple[Fault, str, str], ...] = (
         r"|Failed to get AWS credentials|credential provider was not enabled|Refreshing temporary credentials failed"
         r"|Missing Authentication Token|CredentialRetrievalError",
     ),
-    (Fault.SETUP, CLOCK, r"RequestTimeTooSkewed|difference between the request time and the current time"),
     (
         Fault.SETUP,
         REGION,
         r"PermanentRedirect|must be addressed using the specified endpoint|AuthorizationHeaderMalformed"
-        r"|You must specify a region|Missing region|region .* is wrong; expecting",
+        r"|You must specify a region|Missing region|region .* is wrong; expecting|An error occurred \(301\)",
     ),
     (
         Fault.SETUP,
         ADDRESS,
         r"Invalid endpoint|Protocol \S+ not supported|Unsupported protocol|URL (?:using bad|rejected)"
-        r"|relative URL without|Invalid bucket name|not a valid bucket",
+        r"|relative URL without|Invalid ?[Bb]ucket ?[Nn]ame|not a valid bucket",
     ),
     (Fault.REPLACED, "", r"PreconditionFailed|[Pp]re-?conditions? you specified did not hold|\b412 Precondition"),
     (
@@ -142,3 +153,29 @@ def judge(message: str) -> Verdict:
         The kind of the failure with what to do. It is never a fault of the file.
     """
     return next((verdict for verdict, pattern in _COMPILED if pattern.search(message)), _UNKNOWN)
+
+
+def setup_error(where: str, message: str) -> ConfigError | None:
+    """Return the error for a message of something that a person must correct, or None for any other message.
+
+    Args:
+        where: What the request was about; the error begins with it.
+        message: The client's message, with its cause.
+    """
+    verdict = judge(message)
+    if verdict.fault is not Fault.SETUP:
+        return None
+    return ConfigError(f"{where}: expected an answer, got `{message}`. {verdict.advice}")
+
+
+def connection_error(where: str, message: str) -> KilnError:
+    """Return the error for a connection that failed: one that a person must correct, else one for another try."""
+    hint = f" {PROXY}" if "proxy" in message.lower() else ""
+    return setup_error(where, message) or TransientError(
+        f"{where}: the connection broke or failed ({message}). Try again later.{hint}"
+    )
+
+
+def proxy_error(where: str) -> ConfigError:
+    """Return the error for an answer 407, which no store gives: a proxy asks for a name and a password."""
+    return ConfigError(f"{where}: expected an answer of the server, got 407 of a proxy. {PROXY}")

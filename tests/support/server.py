@@ -18,6 +18,8 @@ class FileServer:
 
     These attributes can be changed while the server runs:
         status: every request gets this status code.
+        denied: paths that are answered with 403.
+        cuts: this many answers to GET end in the middle of their body.
         break_at: the connection is closed before the byte at this offset of a file is sent.
         ranges: with False, the header Range is ignored.
         heads: with False, HEAD requests are refused.
@@ -51,6 +53,8 @@ class FileServer:
         self.files, self.etag, self.status, self.break_at = files, etag, status, break_at
         self.ranges, self.hang, self.body = ranges, hang, body
         self.heads, self.compresses = True, ""
+        self.cuts = 0
+        self.denied: set[str] = set()
         self.held: set[str] = set()
         self.fault: Callable[[str, int], str] = lambda path, count: ""
         self.gdal_requests: Counter[str] = Counter()  # GET requests of GDAL by path
@@ -96,7 +100,7 @@ class FileServer:
                     outer.arrived.set()
                     outer.release.wait(30)
                 data = outer.files.get(path)
-                status = outer.status or (404 if data is None else 200)
+                status = 403 if path in outer.denied else outer.status or (404 if data is None else 200)
                 if status >= 300 or data is None:
                     self.send_response(status)
                     self.send_header("Content-Length", str(len(outer.body)))
@@ -135,6 +139,8 @@ class FileServer:
                 self.end_headers()
                 if not body:
                     return
+                if outer.cuts:
+                    outer.cuts, fault = outer.cuts - 1, "cut"
                 if fault == "cut":
                     self.wfile.write(data[start : (start + end) // 2])
                     self.close_connection = True

@@ -27,6 +27,7 @@ from urllib3 import Retry
 from kiln.errors import ConfigError, SourceError, TransientError
 from kiln.formats.bounding_box import BoundingBox
 from kiln.io import storage
+from kiln.io.fault import TRANSIENT_STATUS, proxy_error, setup_error
 
 PAGE_ITEMS = 100  # a page of a hundred is about 3 MB, and gateways cut off at 6 to 10 MB
 MAX_POSITIONS = 2000  # of the polygons of one request
@@ -169,7 +170,7 @@ class PagingIO(StacApiIO):
     def __init__(self, backoff_s: float) -> None:
         retries = Retry(
             MAX_RETRIES,
-            status_forcelist=storage.store.TRANSIENT_STATUS,
+            status_forcelist=TRANSIENT_STATUS,
             allowed_methods=None,  # a search by POST changes nothing
             backoff_factor=backoff_s,
             retry_after_max=MAX_WAIT_S,
@@ -214,8 +215,12 @@ def _named_errors(url: str) -> Iterator[None]:
         message = " ".join(str(e).split())[:200]
         if isinstance(e.__context__, UnicodeDecodeError):
             raise ConfigError(f"{url}: expected a STAC API, got an answer that is no text. Check the address.") from e
+        if status == 407:
+            raise proxy_error(url) from e
         if status in PERMANENT_STATUS:
             raise ConfigError(f"{url}: the API refuses with {status}: {message}") from e
+        if not status and (setup := setup_error(url, str(e))):
+            raise setup from e
         problem = f"the API answers {status}" if status else "the API cannot be reached"
         raise TransientError(f"{url}: {problem}: {message}. Try again later.") from e
     except json.JSONDecodeError as e:

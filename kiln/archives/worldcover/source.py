@@ -32,7 +32,7 @@ from kiln.archives.worldcover.config import Config
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, unit_id
 from kiln.archives.worldcover.layout import chip_lattice
 from kiln.archives.worldcover.tiles import Tile, tile_name, touched_tiles
-from kiln.errors import ConfigError, SourceError
+from kiln.errors import AccessError, ConfigError, SourceError
 from kiln.formats.fingerprint import digest
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
@@ -175,16 +175,25 @@ class WorldCoverSource:
         return {t.uri: {"size": t.size, **({"etag": t.etag} if t.etag else {})} for t in self.tiles.values()}
 
     def check(self) -> None:
-        """Open tiles until one fits. Raises ConfigError if none does and `pixels_per_degree` is the reason."""
-        error = ""
+        """Open tiles until one fits.
+
+        Raises:
+            ConfigError: None does, and `pixels_per_degree` is the reason, or access is denied to all.
+        """
+        error, denied = "", []
         for tile in self.tiles.values():
             try:
                 self._read(tile, lambda file: None)
                 return
+            except AccessError as e:
+                denied.append(e)
             except SourceError as e:
                 error = error or (str(e) if "pixels_per_degree" in str(e) else "")
         if error:
             raise ConfigError(error)
+        if denied and len(denied) == len(self.tiles):
+            message = str(denied[0]).rstrip(".")
+            raise ConfigError(f"{message}. No tile of this shard can be read: set credentials, or read a copy.")
 
     # ------------------------------------------------------------------------------------------- reading
 

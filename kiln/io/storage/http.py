@@ -11,7 +11,8 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from kiln.errors import AccessError, SourceError, StorageError, TransientError
-from kiln.io.storage.store import TRANSIENT_STATUS, Stat, read_again_if_cut
+from kiln.io.fault import TRANSIENT_STATUS, connection_error, proxy_error, setup_error
+from kiln.io.storage.store import Stat, read_again_if_cut
 from kiln.io.storage.traffic import COUNTER
 
 TIMEOUT_S = (10, 60)  # to connect, and between two bytes
@@ -101,18 +102,26 @@ class HttpStore:
 
 @contextmanager
 def http_errors(uri: str) -> Iterator[None]:
-    """Raise TransientError for a broken connection and StorageError for an address that cannot be requested."""
+    """Raise Kiln's errors for those of requests, naming `uri`.
+
+    Raises:
+        ConfigError: A certificate or a proxy is at fault.
+        TransientError: The connection broke or failed.
+        StorageError: The address cannot be requested.
+    """
     try:
         yield
     except CONNECTION_ERRORS as e:
-        raise TransientError(f"{uri}: the connection broke or failed ({e}). Try again later.") from e
+        raise connection_error(uri, str(e)) from e
     except OSError as e:
-        raise StorageError(f"{uri}: {e.strerror or e}") from e
+        raise setup_error(uri, str(e)) or StorageError(f"{uri}: {e.strerror or e}") from e
 
 
 def raise_for_status(response: requests.Response) -> None:
-    """Raise TransientError, AccessError or SourceError by the response's status, unless it is a success."""
+    """Raise the error of the response's status, unless it is a success."""
     status = response.status_code
+    if status == 407:
+        raise proxy_error(response.url)
     if status in TRANSIENT_STATUS:
         raise TransientError(f"{response.url}: the server answers {status}. Try again later.")
     if status in (401, 403):

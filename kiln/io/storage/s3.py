@@ -10,33 +10,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kiln.errors import AccessError, ConfigError, SourceError, StorageError, TransientError
-from kiln.io.buckets import known_bucket
+from kiln.errors import StorageError, TransientError
+from kiln.io.aws.errors import answer_error, error_of, status_of
+from kiln.io.aws.session import denial_hint, new_s3_client, payer
+from kiln.io.fault import setup_error
 from kiln.io.storage.local import write_errors
-from kiln.io.storage.store import TRANSIENT_STATUS, Stat
+from kiln.io.storage.store import Stat, read_again_if_cut
 from kiln.io.storage.traffic import COUNTER
 from kiln.io.storage.uri import join, split_s3
 
-TRANSIENT_CODES = {"SlowDown", "Throttling", "RequestTimeout", "InternalError", "ServiceUnavailable", "503", "500"}
-MAX_CONNECTIONS = 32  # of a client
+NO_REASON_STATUS = (400, 401, 403)  # of answers to HEAD: an expired token, a wrong clock or a real denial
 READING = ("GetObject", "HeadObject", "ListObjectsV2")  # operations that are counted as traffic
 
 
 @cache
 def s3_client(bucket: str) -> Any:
-    """Return a boto3 client for a bucket; public buckets of archives are read without credentials."""
-    import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    options: dict[str, Any] = {
-        "retries": {"mode": "standard", "max_attempts": 5},
-        "max_pool_connections": MAX_CONNECTIONS,
-    }
-    known = known_bucket(bucket)
-    if known and not known.requester_pays:
-        options["signature_version"] = UNSIGNED
-    client = boto3.client("s3", config=Config(**options))
+    """Return the boto3 client for a bucket, whose reading requests are counted. Call it inside `s3_errors`."""
+    client = new_s3_client(bucket)
     client.meta.events.register("after-call.s3", _count)
     return client
 
@@ -52,10 +42,13 @@ class S3Store:
         with s3_errors(uri):
             client = s3_client(bucket)
             try:
-                head = client.head_object(Bucket=bucket, Key=key, **_payer(bucket))
+                head = client.head_object(Bucket=bucket, Key=key, **payer(bucket))
             except client.exceptions.ClientError as e:
-                if e.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                if status_of(e) == 404:
                     return None
+                if status_of(e) in NO_REASON_STATUS:
+                    _get(uri).close()  # raises the reason, which stands in the body that answers to HEAD have not
+                    raise TransientError(f"{uri}: the store denied a request and granted the next. Try again.") from e
                 raise
             return Stat(head["ContentLength"], head["ETag"].strip('"'))
 
@@ -65,7 +58,7 @@ class S3Store:
         stats: dict[str, Stat] = {}
         with s3_errors(prefix):
             paginator = s3_client(bucket).get_paginator("list_objects_v2")
-            for page in paginator.paginate(Bucket=bucket, Prefix=key, **_payer(bucket)):
+            for page in paginator.paginate(Bucket=bucket, Prefix=key, **payer(bucket)):
                 for entry in page.get("Contents", []):
                     modified = int(entry["LastModified"].timestamp() * 1e9)
                     stats[f"s3://{bucket}/{entry['Key']}"] = Stat(entry["Size"], entry["ETag"].strip('"'), modified)
@@ -73,16 +66,24 @@ class S3Store:
 
     def read_bytes(self, uri: str) -> bytes:
         """Return a small object."""
-        with s3_errors(uri):
-            data: bytes = _get(uri).read()
-        return data
+
+        def read() -> bytes:
+            with s3_errors(uri):
+                data: bytes = _get(uri).read()
+            return data
+
+        return read_again_if_cut(read)
 
     def read_range(self, uri: str, first: int, last: int, etag: str) -> tuple[bytes, bool]:
         """Return bytes `first` to `last` inclusive, and True."""
         version = {"IfMatch": f'"{etag}"'} if etag else {}
-        with s3_errors(uri):
-            data: bytes = _get(uri, Range=f"bytes={first}-{last}", **version).read()
-        return data, True
+
+        def read() -> bytes:
+            with s3_errors(uri):
+                data: bytes = _get(uri, Range=f"bytes={first}-{last}", **version).read()
+            return data
+
+        return read_again_if_cut(read), True
 
     def stream(self, uri: str, start: int, etag: str, chunk_bytes: int) -> tuple[int, Iterator[bytes]]:
         """Return `start` and the bytes from there in chunks. Raises SourceError for another version."""
@@ -122,35 +123,24 @@ class S3Store:
 @contextmanager
 def s3_errors(uri: str) -> Iterator[None]:
     """Raise Kiln's errors for those of boto3, naming `uri`."""
-    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except ClientError as e:
-        code = e.response.get("Error", {}).get("Code", "")
-        status = e.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in TRANSIENT_CODES or status in TRANSIENT_STATUS:
-            raise TransientError(f"{uri}: the store answers {code or status}. Try again later.") from e
-        if status == 412:
-            raise SourceError(f"{uri}: changed while it was read. Run again.") from e
-        if status == 404:
-            raise SourceError(f"{uri}: does not exist") from e
-        if status in (401, 403):
-            hint = "the bucket is requester-pays" if _payer(split_s3(uri)[0]) else "the bucket's policy decides"
-            raise AccessError(f"{uri}: access denied ({code}). Check the credentials; {hint}.") from e
-        raise StorageError(f"{uri}: {e}") from e
-    except NoCredentialsError as e:
-        raise ConfigError(f"{uri}: expected AWS credentials, got none. Set AWS_PROFILE or AWS_ACCESS_KEY_ID.") from e
-    except (ConnectionError, HTTPClientError) as e:
-        raise TransientError(f"{uri}: the connection broke or failed ({e}). Try again later.") from e
+        raise answer_error(uri, e, denial_hint(split_s3(uri)[0])) from e
+    except BotoCoreError as e:
+        if (error := error_of(uri, e)) is None:
+            raise
+        raise error from e
     except OSError as e:
-        raise StorageError(f"{uri}: {e.strerror or e}") from e
+        raise setup_error(uri, str(e)) or StorageError(f"{uri}: {e.strerror or e}") from e
 
 
 def _get(uri: str, **options: str) -> Any:
     """Return the body of an object."""
     bucket, key = split_s3(uri)
-    return s3_client(bucket).get_object(Bucket=bucket, Key=key, **options, **_payer(bucket))["Body"]
+    return s3_client(bucket).get_object(Bucket=bucket, Key=key, **options, **payer(bucket))["Body"]
 
 
 def _count(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
@@ -159,8 +149,3 @@ def _count(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
         has_body = model.name == "GetObject"
         retried = parsed["ResponseMetadata"].get("RetryAttempts", 0)
         COUNTER.count(int(http_response.headers.get("Content-Length", 0)) if has_body else 0, 1 + retried)
-
-
-def _payer(bucket: str) -> dict[str, str]:
-    known = known_bucket(bucket)
-    return {"RequestPayer": "requester"} if known and known.requester_pays else {}

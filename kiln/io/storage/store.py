@@ -9,8 +9,6 @@ from typing import Protocol, TypeVar
 
 from kiln.errors import TransientError
 
-TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers that may differ on the next try
-
 CUT_PAUSES_S = (0.2, 1.0)  # before each further try of a body that was cut
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError
+from botocore.exceptions import ClientError, NoCredentialsError, NoRegionError, ProfileNotFound
 from botocore.stub import Stubber
 
 from kiln.aws import image as images
@@ -303,7 +303,9 @@ def test_a_wrong_setting_is_refused_before_anything_is_created(cloud: None, caps
     [
         (NoRegionError(), ConfigError, "Set AWS_DEFAULT_REGION to the archive's region"),
         (NoCredentialsError(), ConfigError, "Set AWS_PROFILE"),
-        (("ExpiredToken", "gone"), ConfigError, "does not accept these credentials"),
+        (("ExpiredToken", "gone"), ConfigError, "Check the AWS credentials: sign in again"),
+        (("AuthFailure", "bad"), ConfigError, "does not accept these credentials"),
+        (ProfileNotFound(profile="typo"), ConfigError, "Correct AWS_PROFILE"),
         (("AccessDenied", "not you"), AccountError, "access denied. not you"),
         (("Throttling", "slow"), TransientError, "Try again later"),
         (("LimitExceededException", "too many roles"), AccountError, "too many roles"),

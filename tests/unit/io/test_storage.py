@@ -102,14 +102,13 @@ def test_names_are_joined_for_folders_and_buckets():
     assert storage.split_s3("s3://b/run/a") == ("b", "run/a")
 
 
-def test_public_buckets_are_read_without_credentials(bucket, monkeypatch):
+def test_public_buckets_are_read_without_credentials(bucket, own_credentials, monkeypatch):
     name = bucket.removeprefix("s3://")
     boto3.client("s3").put_bucket_acl(Bucket=name, ACL="public-read")
     boto3.client("s3").put_object(Bucket=name, Key="a.bin", Body=DATA, ACL="public-read")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    boto3.DEFAULT_SESSION = None
-    storage.s3_client.cache_clear()
+    own_credentials()
     name = bucket.removeprefix("s3://")
     monkeypatch.setitem(buckets._BUCKETS, name, buckets.Bucket(name, "us-east-1"))
     assert storage.stat(f"{bucket}/a.bin").size == len(DATA)

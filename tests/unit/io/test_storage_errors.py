@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import boto3
 import pytest
 
 from kiln.errors import ConfigError, KilnError, SourceError, StorageError, TransientError
@@ -103,11 +102,11 @@ def test_a_missing_bucket_is_a_clear_error(bucket, tmp_path):
             S3_CALLS[call](f"{bucket}-gone/a.bin", tmp_path / "a.bin")
 
 
-def test_missing_credentials_are_a_clear_error(aws, s3_endpoint, monkeypatch, tmp_path):
+def test_missing_credentials_are_a_clear_error(aws, own_credentials, s3_endpoint, monkeypatch, tmp_path):
     aws(s3_endpoint)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    boto3.DEFAULT_SESSION = None
+    own_credentials()
     for call in ("read", "write"):
         with pytest.raises(ConfigError, match=r"expected AWS credentials, got none\. Set AWS_PROFILE"):
             S3_CALLS[call]("s3://b/a.bin", tmp_path / "a.bin")

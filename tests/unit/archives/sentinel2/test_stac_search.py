@@ -6,6 +6,7 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pystac_client.exceptions import APIError
 from shapely.geometry import mapping
 
 from kiln.archives.sentinel2 import stac_search
@@ -281,3 +282,18 @@ def test_an_area_of_many_parts_is_split_into_several_searches(api, monkeypatch):
     assert len(api.searches) == 4
     assert len(found) > len(EVERYTHING), "once for each search"
     assert set(found) == set(EVERYTHING)
+
+
+def test_a_proxy_that_wants_a_password_is_a_setting(serve, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", serve({}, status=407).url)
+    with pytest.raises(ConfigError, match=r"stac\.invalid.*407 of a proxy\. Check HTTPS_PROXY"):
+        list(search("http://stac.invalid", "sentinel-2-l2a", backoff_s=0))
+
+
+def test_a_certificate_that_is_not_known_is_a_setting(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise APIError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer")
+
+    monkeypatch.setattr(stac_search.Client, "open", refuse)
+    with pytest.raises(ConfigError, match=r"stac\.invalid.*AWS_CA_BUNDLE"):
+        list(search("https://stac.invalid", "sentinel-2-l2a"))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kiln.archives.worldcover.lattice import Lattice, region_columns
-from kiln.errors import TransientError
+from kiln.errors import ConfigError, TransientError
 from kiln.formats.records import Dropped
 from tests.support.archives import random_pixels, write_tile
 from tests.support.worldcover_source import chips_of, make_source, read_events
@@ -71,3 +71,20 @@ def test_an_archive_in_a_bucket_gives_the_same_chips(tmp_path, bucket):
     assert len(ours) == len(theirs) > 3
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(ours, theirs, strict=True))
     assert all(p["etag"] for p in remote.provenance().values())
+
+
+@pytest.mark.parametrize("denied", [2, 1])
+def test_an_archive_that_denies_every_tile_is_refused_before_it_is_read(tmp_path, serve, denied):
+    files = {}
+    for west in (10, 11):
+        path = write_tile(tmp_path, 2021, west, 45, random_pixels(40, west))
+        files[f"/{path.relative_to(tmp_path)}"] = path.read_bytes()
+    server = serve(files)
+    lattice = Lattice(16, 40)
+    source = make_source(server.url, lattice, region_columns(lattice, [10.3, 45.3, 11.3, 45.9]))
+    server.denied = set(list(files)[:denied])
+    if denied == len(files):
+        with pytest.raises(ConfigError, match=r"answers 403.*No tile of this shard can be read: set credentials"):
+            source.check()
+    else:
+        source.check()
