@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from kiln.cli import LEFT_OUT
 from kiln.errors import ConfigError, KilnError
 
 DRIVER = "KILN_DRIVER_PID"  # set by the Snakefile: when that process ends, this one ends
 POLL_S = 1.0  # between two checks of the driver
+log = logging.getLogger(__name__)
 QUIET_LOGGERS = ("botocore", "rasterio", "urllib3", "matplotlib", "fontTools", "numexpr")
 
 
@@ -58,6 +60,8 @@ def run(work: Callable[[], None]) -> None:
     logging.basicConfig(level=os.environ.get("KILN_LOG", "INFO"), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    if LEFT_OUT:
+        log.info("left out of the environment: %s", ", ".join(f"{name}={value}" for name, value in LEFT_OUT.items()))
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise_terminated)
     _end_with_driver()

@@ -26,6 +26,14 @@ OPTIONS: dict[str, Any] = {
     # reading is 1.07 to 1.14 times as fast with 16 MB as with 256 MB (tests/bench/reading.py).
     "GDAL_CACHEMAX": 16 << 20,
     "CPL_VSIL_NETWORK_STATS_ENABLED": "YES",  # for `traffic`
+    # GDAL's defaults, which a variable or a gdalrc would change: each of them changes pixels, places or what fails.
+    "GTIFF_IGNORE_READ_ERRORS": "NO",
+    "GTIFF_DIRECT_IO": "NO",
+    "GTIFF_POINT_GEO_IGNORE": "NO",
+    "GDAL_GEOREF_SOURCES": "PAM,INTERNAL,TABFILE,WORLDFILE",
+    "GDAL_RASTERIO_RESAMPLING": "NEAREST",
+    "GDAL_FORCE_CACHING": "NO",
+    "OSR_USE_APPROX_TMERC": "NO",
 }
 MAX_MESSAGE_CHARS = 300
 SEEK_END = 2

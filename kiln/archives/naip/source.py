@@ -36,6 +36,7 @@ from kiln.errors import AccessError, ConfigError, SourceError, TransientError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
 from kiln.io import gdal, storage
+from kiln.io.gdal_variables import check_gdal
 
 REQUEST_THREADS = 16
 OPEN_SCENES = 2  # of a reading thread: one ends where the next begins
@@ -173,9 +174,11 @@ class NaipSource:
         """Request every scene's size and ETag; missing scenes fail later, one by one.
 
         Raises:
-            ConfigError: If the store denies access to all of them.
+            ConfigError: If the store denies access to all of them, or GDAL or PROJ cannot be used.
             TransientError: If it may answer later.
         """
+
+        check_gdal()
 
         def request(scene: SceneKey) -> storage.Stat | SourceError | None:
             try:

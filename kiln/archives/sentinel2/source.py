@@ -35,6 +35,7 @@ from kiln.archives.sentinel2.layout import OFFSET_MAX_DARK_FRACTION, chip_layout
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
+from kiln.io.gdal_variables import check_gdal
 
 VISIBLE_BANDS = ("blue", "green", "red")
 FINE_BANDS = (*VISIBLE_BANDS, "nir")  # of 10 m; the other bands are of 20 m, as SCL is
@@ -250,9 +251,10 @@ class Sentinel2Source:
         """Inspect every item and asset; missing or wrong ones fail later, item by item.
 
         Raises:
-            ConfigError: If the store denies access to everything.
+            ConfigError: If the store denies access to everything, or GDAL or PROJ cannot be used.
             TransientError: If a store may answer later.
         """
+        check_gdal()
         self._inspected = inspect(self._candidates, self._rewritten, self.chip)
 
     # ------------------------------------------------------------------------------------------------------ reading

@@ -37,6 +37,7 @@ from kiln.formats.fingerprint import digest
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
 from kiln.io import gdal, storage
+from kiln.io.gdal_variables import check_gdal
 
 BAND_COUNT = len(ARCHIVE.sensor.bands)
 OPEN_TILES = 4  # of a reading thread
@@ -178,8 +179,10 @@ class WorldCoverSource:
         """Open tiles until one fits.
 
         Raises:
-            ConfigError: None does, and `pixels_per_degree` is the reason, or access is denied to all.
+            ConfigError: None does, and `pixels_per_degree` is the reason, or access is denied to all. Or GDAL or PROJ
+                cannot be used.
         """
+        check_gdal()
         error, denied = "", []
         for tile in self.tiles.values():
             try:
