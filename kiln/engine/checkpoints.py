@@ -16,14 +16,13 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kiln.errors import SourceError
 from kiln.formats import patch_file
 from kiln.formats.fingerprint import digest
 from kiln.formats.ledger import LedgerEntry
-from kiln.formats.parquet import parquet_errors
+from kiln.formats.parquet import read_table, write_table
 from kiln.formats.records import Unit
 from kiln.io import storage
 
@@ -115,7 +114,7 @@ class Checkpoints:
                 spool.finish()
             with storage.atomic(uri) as path:
                 table = rows.replace_schema_metadata(metadata)
-                pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+                write_table(table, path, compression="zstd")
 
         self._pending_write = self._executor.submit(work)
 
@@ -148,8 +147,8 @@ class Checkpoints:
 
 def _read_checkpoint(uri: str, unit: Unit, schema: pa.Schema) -> tuple[pa.Table, LedgerEntry]:
     """Return rows and ledger entry of a unit's checkpoint. Raises SourceError for another file."""
-    with storage.local_copy(uri) as path, parquet_errors(uri):
-        rows = pq.read_table(path, page_checksum_verification=True)
+    with storage.local_copy(uri) as path:
+        rows = read_table(path, uri)
     try:
         values = json.loads((rows.schema.metadata or {})[ENTRY_KEY])
         entry = LedgerEntry(**values | {"unit": Unit(**values["unit"])})

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import shapely
 import shapely.geometry
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from kiln.formats import geoparquet
 from kiln.formats.bounding_box import BoundingBox
 from kiln.formats.columns import BBOX
 from kiln.formats.extent import Extent
+from kiln.formats.parquet import write_table
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -146,7 +146,7 @@ def write_geoparquet(
     types = frozenset(footprints.geometries[hit.chip.chip_id].geom_type for hit in hits)
     geo = geoparquet.geo_metadata("geometry", Extent.of_boxes(np.array(boxes), types), covering=True)
     table = table.replace_schema_metadata({"geo": json.dumps(geo), "kiln": json.dumps(metadata, sort_keys=True)})
-    pq.write_table(table, path, compression="zstd", compression_level=3)
+    write_table(table, path, compression="zstd", compression_level=3)
 
 
 def to_geodataframe(hits: Sequence[Hit], footprints: Footprints) -> "gpd.GeoDataFrame":

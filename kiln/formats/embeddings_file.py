@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import shapely
 
 from kiln.errors import SourceError
@@ -18,7 +17,7 @@ from kiln.formats.arrays import Float64Array, ObjectArray
 from kiln.formats.columns import BBOX, BOX, CHIP, GEOMETRY, PLACE, ColumnSpec, arrow_schema
 from kiln.formats.extent import Extent
 from kiln.formats.geoparquet import ROW_GROUP, GeoParquetWriter
-from kiln.formats.parquet import parquet_errors
+from kiln.formats.parquet import ADVICE, read_schema
 from kiln.formats.records import Chip
 
 WKB_HEAD_BYTES = 5
@@ -104,12 +103,20 @@ def box_centres(boxes: pa.StructArray) -> tuple[Float64Array, Float64Array]:
     return lon, (south + north) / 2
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the `kiln` metadata of an embeddings file. Raises SourceError for another or damaged file."""
-    with parquet_errors(path):
-        metadata = pq.read_schema(path).metadata or {}
+def read_metadata(path: Path, where: str | None = None, advice: str = ADVICE) -> dict[str, Any]:
+    """Return the `kiln` metadata of an embeddings file.
+
+    Args:
+        path: The file on this machine.
+        where: Name of the file for errors, if it is a copy.
+        advice: What to do about a damaged file.
+
+    Raises:
+        SourceError: If it is another or a damaged file.
+    """
+    metadata = read_schema(path, where, advice).metadata or {}
     if b"kiln" not in metadata:
-        raise SourceError(f"{path}: expected an embeddings file of Kiln, got another Parquet file. Remove it.")
+        raise SourceError(f"{where or path}: expected an embeddings file of Kiln, got another Parquet file. Remove it.")
     values: dict[str, Any] = json.loads(metadata[b"kiln"])
     return values
 

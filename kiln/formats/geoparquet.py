@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pyproj
 
 from kiln.formats.columns import BBOX_SIDES
 from kiln.formats.extent import Extent
+from kiln.formats.parquet import close_writer, open_writer
 
 ROW_GROUP = 32_768  # rows
 CRS = json.loads(pyproj.CRS.from_epsg(4326).to_json())
@@ -57,7 +57,8 @@ class GeoParquetWriter:
         int8_vectors = [name for name, dtype in vectors.items() if pa.types.is_int8(dtype)]
         other = {"sources", geometry, box, "scale", "scale_mean", *(name.partition(".")[0] for name in vectors)}
         plain = [f.name for f in schema if f.name not in other]
-        self._writer = pq.ParquetWriter(
+        self._path = path
+        self._writer = open_writer(
             path,
             schema,
             compression="zstd",
@@ -86,4 +87,7 @@ class GeoParquetWriter:
         # The writer put its schema into the footer when it was opened. An entry of the same name replaces that.
         schema_entry = base64.b64encode(arrow.serialize().to_pybytes()).decode()
         self._writer.add_key_value_metadata({"geo": geo, ARROW_SCHEMA: schema_entry})
-        self._writer.close()
+        if kind is None:
+            close_writer(self._writer, self._path)
+        else:  # the file is not kept
+            self._writer.close()

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from kiln.errors import SourceError
 from kiln.formats.columns import LEDGER, arrow_schema
-from kiln.formats.parquet import parquet_errors
+from kiln.formats.parquet import ADVICE, read_schema, read_table, write_table
 from kiln.formats.records import Dropped, Opened, Unit
 from kiln.io.text_table import aligned
 
@@ -121,19 +120,25 @@ def ledger_table(entries: Sequence[LedgerEntry]) -> pa.Table:
 
 def write_ledger(path: Path, ledger: pa.Table) -> None:
     """Write a ledger as Parquet."""
-    pq.write_table(ledger, path, compression="zstd")
+    write_table(ledger, path, compression="zstd")
 
 
-def read_ledger(path: Path) -> pa.Table:
-    """Return a ledger. Raises SourceError for a damaged file or another one.
+def read_ledger(path: Path, where: str | None = None) -> pa.Table:
+    """Return a ledger.
 
     Ledgers of Kiln 0.2 have no column `deduplicated`; it is 0.
+
+    Args:
+        path: The file on this machine.
+        where: Name of the file for errors, if it is a copy.
+
+    Raises:
+        SourceError: If it is a damaged file or another one.
     """
-    with parquet_errors(path):
-        names = pq.read_schema(path).names
-        if missing := sorted({*LEDGER_SCHEMA.names} - {*names, "deduplicated"}):
-            raise SourceError(f"{path}: expected a ledger, got a file without {', '.join(missing)}. Delete it.")
-        ledger = pq.read_table(path, schema=LEDGER_SCHEMA)
+    names = read_schema(path, where).names
+    if missing := sorted({*LEDGER_SCHEMA.names} - {*names, "deduplicated"}):
+        raise SourceError(f"{where or path}: expected a ledger, got a file without {', '.join(missing)}. {ADVICE}")
+    ledger = read_table(path, where, schema=LEDGER_SCHEMA)
     at = LEDGER_SCHEMA.get_field_index("deduplicated")
     return ledger.set_column(at, LEDGER_SCHEMA.field(at), pc.fill_null(ledger["deduplicated"], 0))
 

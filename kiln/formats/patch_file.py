@@ -13,11 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kiln.formats.arrays import Float16Array
 from kiln.formats.columns import CHIP, ColumnSpec, arrow_schema
-from kiln.formats.parquet import parquet_errors
+from kiln.formats.parquet import close_writer, open_file, open_writer, parquet_errors
 from kiln.io import storage
 
 COLUMN = "patches"
@@ -68,14 +67,14 @@ class PatchWriter:
         self._rows = max(1, ROW_GROUP_BYTES // (2 * self._type.list_size))
         self._block = np.empty((self._rows, self._type.list_size), np.float16)
         self._ids: list[str] = []
-        self._file = pq.ParquetWriter(
+        self._path = path
+        self._file = open_writer(
             path,
             file_schema,
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
             write_statistics=["chip_id"],
-            write_page_checksum=True,
         )
 
     def append(self, chip_ids: Sequence[str], block: Float16Array) -> None:
@@ -103,7 +102,12 @@ class PatchWriter:
         try:
             if kind is None and self._ids:
                 self._write_row_group()
-        finally:
+        except BaseException:
+            self._file.close()
+            raise
+        if kind is None:
+            close_writer(self._file, self._path)
+        else:  # the file is not kept
             self._file.close()
 
 
@@ -135,8 +139,7 @@ class _AbandonedError(Exception):
 
 def read_patches(path: Path) -> Iterator[tuple[list[str], Float16Array]]:
     """Yield ids [n] and patches [n, L * D] of chips, one row group at a time. Raises SourceError for a damaged file."""
-    with parquet_errors(path):
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+    file = open_file(path)
     for group in range(file.num_row_groups):
         with parquet_errors(path):
             rows = file.read_row_group(group)

@@ -66,14 +66,14 @@ def read_vectors(uri: str, column: str) -> ChipVectors:
         SourceError: If there is no file, or it is no embeddings file.
     """
     with storage.local_copy(uri) as path:
-        metadata, file = embeddings_file.read_metadata(path), open_file(path)
+        metadata, file = embeddings_file.read_metadata(path, uri), open_file(path, uri)
         names = file.schema_arrow.names
         if column not in names:
             raise ConfigError(
                 f"{uri}: expected a column {column}, got embedding {metadata.get('embedding')} without it. "
                 "Choose another --column."
             )
-        with parquet_errors(path):
+        with parquet_errors(uri):
             rows = file.read([name for name in ("chip_id", column, vectors.SCALES[column]) if name in names])
     return ChipVectors(rows["chip_id"].to_numpy(), vectors.read(rows, column), metadata)
 

@@ -201,7 +201,7 @@ def merge_ledgers(uris: Sequence[str]) -> pa.Table:
             shard = uri.replace(".ledger.parquet", ".parquet")
             raise SourceError(f"{uri}: expected a ledger, got no file. Delete {shard} and run again to make both.")
         with storage.local_copy(uri) as path:
-            ledgers.append(read_ledger(path))
+            ledgers.append(read_ledger(path, uri))
     return pa.concat_tables(ledgers) if ledgers else LEDGER_SCHEMA.empty_table()
 
 

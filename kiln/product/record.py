@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
-from kiln.errors import ConfigError
+from kiln.errors import ConfigError, SourceError
 from kiln.io import storage
 
 RECORD_NAME = re.compile(r"[0-9a-f]{16}\.json")
@@ -122,6 +123,29 @@ def read_record(uri: str) -> ProductRecord:
 def write_record(uri: str, record: ProductRecord) -> None:
     """Write the record to a path or s3://."""
     storage.write_bytes(uri, (json.dumps(record.as_json(), indent=1, sort_keys=True) + "\n").encode())
+
+
+def merge_again(product: str) -> str:
+    """Return what to do about a damaged file of a product, by its folder."""
+    return f"Delete {product}.json and run Snakemake again, which merges the product anew."
+
+
+def check_part(product: str, file: ProductFile, size: int, rows: int) -> None:
+    """Raise SourceError unless a part has the size and rows that its product's record states."""
+    if (size, rows) != (file.size, file.rows):
+        raise SourceError(
+            f"{storage.join(product, file.name)}: expected {file.size} bytes and {file.rows} rows as in its record, "
+            f"got {size} and {rows}. {merge_again(product)}"
+        )
+
+
+def check_part_content(product: str, file: ProductFile, path: Path) -> None:
+    """Raise SourceError unless the copy of a part at `path` has the sha256 that its product's record states."""
+    if (sha256 := storage.sha256(path)) != file.sha256:
+        raise SourceError(
+            f"{storage.join(product, file.name)}: expected sha256 {file.sha256} as in its record, got {sha256}. "
+            f"{merge_again(product)}"
+        )
 
 
 def product_folder(record_uri: str) -> str:

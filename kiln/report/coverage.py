@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kiln.formats.bounding_box import Bounds
+from kiln.formats.parquet import read_table
 from kiln.io import storage
-from kiln.product.record import ProductRecord
+from kiln.product.record import ProductRecord, check_part, merge_again
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,12 +49,14 @@ def read_boxes(record: ProductRecord, product: str) -> Boxes:
         product: Its folder, path or s3://.
 
     Raises:
-        SourceError: If a file is missing.
+        SourceError: If a file is missing or damaged.
     """
     boxes = []
     for file in record.files:
-        with storage.local_copy(storage.join(product, file.name)) as path:
-            column = pq.read_table(path, columns=["bbox"])["bbox"].combine_chunks()
+        uri = storage.join(product, file.name)
+        with storage.local_copy(uri) as path:
+            column = read_table(path, uri, merge_again(product), columns=["bbox"])["bbox"].combine_chunks()
+            check_part(product, file, path.stat().st_size, len(column))
             xmin, ymin, xmax, ymax = (np.asarray(column.field(side)) for side in ("xmin", "ymin", "xmax", "ymax"))
             boxes.append(np.stack([xmin, ymin, np.where(xmin > xmax, xmax + 360, xmax), ymax], axis=1))
     return np.concatenate(boxes)
@@ -106,7 +108,7 @@ def draw_coverage(records: Sequence[ProductRecord], products: Sequence[str], pat
         path: Local file to write.
 
     Raises:
-        SourceError: If a file of a product is missing.
+        SourceError: If a file of a product is missing or damaged.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

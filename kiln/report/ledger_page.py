@@ -72,8 +72,9 @@ def _sorted_ledger(products: Sequence[str]) -> pa.Table:
     """Return the ledgers of all products, failed units first, then by id."""
     ledgers = []
     for product in products:
-        with storage.local_copy(storage.join(product, "ledger.parquet")) as path:
-            ledgers.append(read_ledger(path))
+        uri = storage.join(product, "ledger.parquet")
+        with storage.local_copy(uri) as path:
+            ledgers.append(read_ledger(path, uri))
     ledger = pa.concat_tables(ledgers)
     ledger = ledger.append_column("failed_unit", pc.equal(ledger["status"], "failed"))
     return ledger.sort_by([("failed_unit", "descending"), ("unit_id", "ascending")])

@@ -4,7 +4,6 @@ Files are named `worldcover_embeddings_{year}_{column}_v{version}.gpq`. Columns 
 the chip's polygon, the primary geometry. Rows go from north to south.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from kiln.archives.worldcover.lattice import Lattice
 from kiln.errors import ConfigError
-from kiln.formats import vectors
+from kiln.formats import embeddings_file, vectors
 from kiln.formats.columns import BBOX_SIDES
 from kiln.formats.extent import Extent
 from kiln.formats.geoparquet import GeoParquetWriter
 from kiln.formats.ledger import read_ledger
+from kiln.formats.parquet import read_table
 from kiln.io import storage
 
 
@@ -45,7 +44,7 @@ def export_product(year: str, parts: Sequence[str], ledger: str, out: str, versi
     names = []
     with ExitStack() as stack:
         paths = [stack.enter_context(storage.local_copy(part)) for part in parts]
-        metadata = json.loads(pq.read_schema(paths[0]).metadata[b"kiln"])
+        metadata = embeddings_file.read_metadata(paths[0], parts[0])
         if metadata["lattice"]["encode"] != "whole":
             raise ConfigError(
                 f"{parts[0]}: expected one row per chip, got chips embedded in quarters. "
@@ -62,7 +61,7 @@ def planned_columns(ledger: str, layout: Mapping[str, Any]) -> list[int]:
     """Return the numbers of the columns in a product's ledger, sorted; columns without chips are among them."""
     lattice = Lattice(layout["chip_size"], layout["pixels_per_degree"])
     with storage.local_copy(ledger) as path:
-        units = read_ledger(path)["unit_id"].to_pylist()
+        units = read_ledger(path, ledger)["unit_id"].to_pylist()
     starts = [int(unit.split(":")[3].removeprefix("x")) for unit in units]  # on the 1/12000 degree grid
     return sorted((x - lattice.native(lattice.x(0))) // lattice.native(lattice.chip) for x in starts)
 
@@ -72,7 +71,7 @@ def _write_column(paths: Sequence[Path], column: int, vector_dtype: str, uri: st
     scales = [vectors.SCALES["embeddings"]] if vector_dtype == "int8" else []
     names = ["embeddings", *scales, "geometry", "bbox", "row"]
     rows = pa.concat_tables(
-        pq.read_table(path, columns=names, filters=pc.field("col") == column).replace_schema_metadata(None)
+        read_table(path, columns=names, filters=pc.field("col") == column).replace_schema_metadata(None)
         for path in paths
     ).sort_by("row")
     box = rows["bbox"].combine_chunks()

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kiln.errors import ConfigError, SourceError
@@ -18,8 +17,9 @@ from kiln.explorer.database import VECTOR, cells, vector_space
 from kiln.formats import embeddings_file, vectors
 from kiln.formats.bounding_box import Bounds, check_bounding_box
 from kiln.formats.fingerprint import digest
-from kiln.formats.parquet import read_batches
+from kiln.formats.parquet import read_batches, read_footer_of
 from kiln.io import storage
+from kiln.product.record import ProductFile, check_part, check_part_content, merge_again
 
 BATCH_ROWS = 2048
 ID_COLUMNS = ("chip_id", "bbox", "year", "datetime")  # columns that decide which rows are selected
@@ -106,8 +106,9 @@ class Product:
 
     def metadata(self, embedding: str | None) -> dict[str, Any]:
         """Return the `kiln` metadata of its files. Raise ConfigError if they do not hold vectors of that kind."""
-        with storage.local_copy(storage.join(self.uri, self.record["files"][0]["name"])) as path:
-            metadata = embeddings_file.read_metadata(path)
+        uri = storage.join(self.uri, self.record["files"][0]["name"])
+        with storage.local_copy(uri) as path:
+            metadata = embeddings_file.read_metadata(path, uri, merge_again(self.uri))
         return metadata | {"embedding": vectors.select_kind(metadata["embedding"], embedding, self.uri)}
 
     def vector_column(self, names: Sequence[str], embedding: str | None) -> str:
@@ -115,24 +116,33 @@ class Product:
         return vectors.vector_column(names, embedding)
 
     def read_ids(self) -> Iterator[pa.RecordBatch]:
-        """Read the columns of ID_COLUMNS, and no vector."""
-        for path in self._files():
-            names = [n for n in pq.read_schema(path).names if n in ID_COLUMNS]
-            yield from read_batches(path, BATCH_ROWS, names)
+        """Read the columns of ID_COLUMNS, and no vector. Each file is held against the digest of the record."""
+        for file, path, names in self._files():
+            check_part_content(self.uri, file, path)
+            yield from self._batches(file, path, [n for n in names if n in ID_COLUMNS])
 
     def read(self, embedding: str | None) -> Iterator[pa.RecordBatch]:
         """Read the columns of the explorer table."""
-        for path in self._files():
-            names = vectors.searched_columns(pq.read_schema(path).names, embedding, UNUSED)
-            yield from read_batches(path, BATCH_ROWS, names)
+        for file, path, names in self._files():
+            yield from self._batches(file, path, vectors.searched_columns(names, embedding, UNUSED))
 
-    def _files(self) -> Iterator[Path]:
-        """Yield the product's files on this machine, one at a time. Raise SourceError for a file of another size."""
-        for file in self.record["files"]:
-            with storage.local_copy(storage.join(self.uri, file["name"])) as path:
-                if (size := path.stat().st_size) != file["size"]:
-                    raise SourceError(f"{path}: expected {file['size']} bytes, got {size}. Merge the product again.")
-                yield path
+    def _batches(self, file: ProductFile, path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of a file. Raise SourceError for a damaged one."""
+        uri = storage.join(self.uri, file.name)
+        yield from read_batches(path, BATCH_ROWS, columns, uri, merge_again(self.uri))
+
+    def _files(self) -> Iterator[tuple[ProductFile, Path, list[str]]]:
+        """Yield the product's files, one at a time: as recorded, their path on this machine, and their columns.
+
+        Raises SourceError for a file of another size or number of rows, or with a damaged footer.
+        """
+        for values in self.record["files"]:
+            file = ProductFile(**values)
+            uri = storage.join(self.uri, file.name)
+            with storage.local_copy(uri) as path:
+                footer = read_footer_of(path, uri, merge_again(self.uri))
+                check_part(self.uri, file, path.stat().st_size, footer.num_rows)
+                yield file, path, footer.schema.to_arrow_schema().names
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pyproj
 from numpy.typing import NDArray
 
@@ -28,10 +27,11 @@ from kiln.explorer.build.published_geometry import boxes_of, footprints_of, geom
 from kiln.explorer.build.published_sets import PublishedSet
 from kiln.formats.columns import BBOX
 from kiln.formats.fingerprint import digest
-from kiln.formats.parquet import parquet_errors, read_batches
+from kiln.formats.parquet import read_batches, read_schema
 from kiln.io import storage
 
 BATCH_ROWS = 2048
+FETCH_AGAIN = "Fetch it again."
 SUFFIXES = (".parquet", ".geoparquet", ".gpq")  # of the files taken from a folder
 TIME = pa.timestamp("ms", tz="UTC")
 Mask = NDArray[np.bool_]
@@ -95,7 +95,7 @@ class PublishedFile:
         with storage.local_copy(self.uri) as path:
             facts = _FileFacts.of(self.entry, path, self.uri)
             first = 0
-            for batch in read_batches(path, BATCH_ROWS, facts.columns):
+            for batch in read_batches(path, BATCH_ROWS, facts.columns, self.uri, FETCH_AGAIN):
                 yield self._rows(batch, facts, first)
                 first += len(batch)
 
@@ -165,8 +165,7 @@ class _FileFacts:
     def of(cls, entry: PublishedSet, path: Path, uri: str) -> "_FileFacts":
         """Read a file's footer. Raise SourceError unless it has the columns and valid GeoParquet metadata."""
         columns, layout = entry.mapping, entry.facts
-        with parquet_errors(path):
-            schema = pq.read_schema(path)
+        schema = read_schema(path, uri, FETCH_AGAIN)
         footer = {k.decode(): v.decode(errors="replace") for k, v in (schema.metadata or {}).items()}
         try:
             geo = json.loads(footer.get("geo", "{}"))
@@ -284,7 +283,7 @@ def _dim(uri: str, entry: PublishedSet) -> int:
     """Return the length D of a file's vectors; 0 if it has none."""
     with storage.local_copy(uri) as path:
         facts = _FileFacts.of(entry, path, uri)
-        for batch in read_batches(path, BATCH_ROWS, facts.columns):
+        for batch in read_batches(path, BATCH_ROWS, facts.columns, uri, FETCH_AGAIN):
             vectors, has_vector = floats(batch[entry.mapping.vector], uri)
             if has_vector.any():
                 return int(vectors.shape[1])

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.columns import BOX, CHIP, GEOMETRY, PLACE
-from kiln.formats.parquet import BUFFER_BYTES, parquet_errors
+from kiln.formats.parquet import open_stream, parquet_errors, read_footer
 from kiln.formats.vectors import SCALES
 from kiln.io import storage
 from kiln.io.range_file import RangeFile
-from kiln.product.record import product_folder, read_record
+from kiln.product.record import ProductFile, check_part, product_folder, read_record
 
 PART = re.compile(r"chips/part-\d+\.parquet")
 EARLIER_PART = re.compile(r"part-\d+\.parquet")  # of Kiln 0.2, which wrote parts into the folder itself
@@ -61,9 +61,7 @@ class PartFile:
         The pieces of a remote row group are fetched together, and held compressed. Those of a local one are read in
         turn, so that a row group is never held.
         """
-        if storage.is_remote(self.uri):
-            return pq.ParquetFile(stream, metadata=self.footer, pre_buffer=True)
-        return pq.ParquetFile(stream, metadata=self.footer, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        return open_stream(stream, self.footer, self.uri, ADVICE, pre_buffer=storage.is_remote(self.uri))
 
 
 def part_uris(uri: str) -> list[str]:
@@ -76,15 +74,26 @@ def part_uris(uri: str) -> list[str]:
         ConfigError: If the record is another file.
         SourceError: If there is no product.
     """
+    return list(_parts_of(uri))
+
+
+def _parts_of(uri: str) -> dict[str, ProductFile | None]:
+    """Return the files of a product in order, with what its record states. Arguments and errors as `part_uris`.
+
+    A folder is read by its record too, so that a lost file is an error. A copy without the record is listed.
+    """
     if uri.endswith(FILE):
-        return [uri]
-    if uri.endswith(".json"):
-        folder = product_folder(uri)
-        return [storage.join(folder, file.name) for file in read_record(uri).files]
+        return {uri: None}
+    folder = product_folder(uri).rstrip("/")
+    try:
+        return {storage.join(folder, file.name): file for file in read_record(f"{folder}.json").files}
+    except SourceError:
+        if uri.endswith(".json"):
+            raise
     names = sorted(name.removeprefix(storage.join(uri, "")) for name in storage.listing(uri))
     for pattern in (PART, EARLIER_PART):
         if parts := [name for name in names if pattern.fullmatch(name)]:
-            return [storage.join(uri, name) for name in parts]
+            return {storage.join(uri, name): None for name in parts}
     raise SourceError(f"{uri}: expected the folder or record of a product, got no part file. Correct the address.")
 
 
@@ -97,9 +106,14 @@ def open_parts(uri: str) -> list[PartFile]:
     Raises:
         ConfigError: If the record is another file, or a file lacks the columns of footprints, or has types that Kiln
             does not write.
-        SourceError: If there is no product, a file is missing or damaged, or files have different columns.
+        SourceError: If there is no product, a file is missing, damaged or another than its record states, or files
+            have different columns.
     """
-    parts = [_read_footer(part) for part in part_uris(uri)]
+    recorded = _parts_of(uri)
+    parts = [_read_footer(part) for part in recorded]
+    for part, file in zip(parts, recorded.values(), strict=True):
+        if file:
+            check_part(part.uri.removesuffix(f"/{file.name}"), file, part.version.size, part.footer.num_rows)
     for part in parts[1:]:
         if not part.schema.equals(parts[0].schema):
             raise SourceError(
@@ -119,7 +133,7 @@ def _read_footer(uri: str) -> PartFile:
     if version is None:
         raise SourceError(f"{uri}: expected a Parquet file of chips, got no file. Merge again, or correct the address.")
     with _open(uri, version) as stream, parquet_errors(uri, ADVICE):
-        part = PartFile(uri, version, pq.read_metadata(stream))
+        part = PartFile(uri, version, read_footer(stream, version.size, uri, ADVICE))
         schema = part.schema
     if missing := [name for name in ALWAYS_READ if name not in schema.names]:
         raise ConfigError(

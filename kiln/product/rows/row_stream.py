@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kiln.errors import ConfigError
-from kiln.formats.parquet import parquet_errors
+from kiln.formats.parquet import check_dictionaries, parquet_errors
 from kiln.product.rows.part_files import ADVICE, PartFile, kiln_metadata, open_parts
 from kiln.product.rows.row_filter import EVERY_ROW, RowFilter
 
@@ -119,6 +119,7 @@ class RowStream:
         while start <= last:
             with parquet_errors(part.uri, ADVICE):
                 batch = next(batches)
+                check_dictionaries(batch)
             own = passes[start : start + len(batch)]
             start += len(batch)
             table = pa.Table.from_batches([batch]).select(columns).replace_schema_metadata(None)

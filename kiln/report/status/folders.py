@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import plan_file
 from kiln.formats.ledger import LEDGER_SCHEMA, ledger_name
-from kiln.formats.parquet import parquet_errors
+from kiln.formats.parquet import open_stream, parquet_errors, read_footer
 from kiln.io import storage
 from kiln.report.status.outputs import MAX_CACHED, Output, product_state
 
@@ -299,8 +298,10 @@ def read_ledger(ledger: str) -> LedgerSummary:
     """
     try:
         data = storage.read_bytes(ledger)
+        stream = pa.BufferReader(data)
+        file = open_stream(stream, read_footer(stream, len(data), ledger), ledger)
         with parquet_errors(ledger):
-            rows = pq.ParquetFile(pa.BufferReader(data)).read(LEDGER_COLUMNS)
+            rows = file.read(LEDGER_COLUMNS)
             rows = rows.cast(pa.schema([LEDGER_SCHEMA.field(name) for name in LEDGER_COLUMNS]))
     except SourceError as e:
         return LedgerSummary((Failure("", str(e)),))

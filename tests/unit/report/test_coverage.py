@@ -253,8 +253,9 @@ TWO_SIDES = ((178.5, 0, 179.5, 1), (179.5, 0, -179.5, 1), (-179.5, 0, -178.5, 1)
 def product_of(folder, *footprints):
     """Write a product of one file; return its record."""
     columns = embeddings_file.schema(2, "float32", COLUMNS, shard_metadata())
-    (folder / "chips").mkdir(parents=True)
-    with embeddings_file.ShardWriter(folder / "chips/part-0000.parquet", columns) as out:
+    part = folder / "chips/part-0000.parquet"
+    part.parent.mkdir(parents=True)
+    with embeddings_file.ShardWriter(part, columns) as out:
         chips = [make_chip(n, footprint=f) for n, f in enumerate(footprints)]
         out.append(chips, {"embeddings": np.ones((len(chips), 2), np.float32)})
     write_ledger(folder / "ledger.parquet", LEDGER_SCHEMA.empty_table())
@@ -262,7 +263,7 @@ def product_of(folder, *footprints):
     return ProductRecord(
         dataset="sentinel2", partition=folder.name, fingerprint="f1" * 32, weights_sha256="a5" * 32, untrained=False,
         shards="s", missing_shards=(), rows=len(chips), counts=counts, units={}, documents=(), tag="t",
-        files=(ProductFile("chips/part-0000.parquet", 1, "d", len(chips)),),
+        files=(ProductFile(part.relative_to(folder).as_posix(), part.stat().st_size, "d", len(chips)),),
         ledger=LedgerFile("ledger.parquet", 1, "d"),
     )  # fmt: skip
 

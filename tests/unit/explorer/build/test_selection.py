@@ -1,10 +1,13 @@
 """Which rows a database takes, and products that are refused."""
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from kiln.errors import ConfigError
+from kiln.io import storage
 from scripts import build_index
 from tests.support.builds import GRID, build_database, product_vectors, read_vectors
 from tests.support.products import WORLD, chip_at, make_product, random_vectors, shard_metadata
@@ -102,7 +105,20 @@ def test_a_product_of_another_size_than_its_record_is_named(tmp_path, capsys):
     assert code == 1
     assert "Traceback" not in message
     assert str(path) in message
-    assert "Merge the product again" in message
+    assert f"Delete {product.uri}.json and run Snakemake again" in message
+
+
+def test_a_part_with_another_digest_than_its_record_is_named(tmp_path, capsys):
+    product = make_product(tmp_path, columns=GRID)
+    path = Path(product.uri) / "chips/part-0000.parquet"
+    digest = storage.sha256(path)
+    pq.write_table(pq.read_table(path), path)  # as a repair by another program, which has no checksums
+    record = json.loads(Path(product.record_file).read_text())
+    record["files"][0]["size"] = path.stat().st_size
+    Path(product.record_file).write_text(json.dumps(record))
+    code, message = run_index(capsys, tmp_path / "db", product)
+    assert code == 1
+    assert f"{path}: expected sha256 {digest} as in its record, got" in message
 
 
 def test_a_missing_part_is_named(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Parts of a product: their order, footers, and files that are none."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -66,3 +67,34 @@ def test_parts_with_other_columns_are_refused(grid, tmp_path):
     pq.write_table(pq.read_table(last).drop_columns("stac_item"), last)
     with pytest.raises(SourceError, match=r"expected the columns of .*, got others. Merge the shards again"):
         open_parts(str(folder))
+
+
+def test_a_part_that_its_record_names_is_not_left_out(grid, tmp_path):
+    folder = copy_with_record(grid, tmp_path)
+    (folder / grid.record["files"][-1]["name"]).unlink()
+    for uri in (folder, f"{folder}/", f"{folder}.json"):
+        with pytest.raises(SourceError, match="expected a Parquet file of chips, got no file"):
+            open_parts(str(uri))
+
+
+def test_a_part_of_another_product_is_refused_by_size_and_rows(grid, tmp_path):
+    folder = copy_with_record(grid, tmp_path)
+    first, last = (folder / grid.record["files"][n]["name"] for n in (0, -1))
+    shutil.copy(last, first)
+    with pytest.raises(
+        SourceError, match=rf"{re.escape(str(first))}: expected .* as in its record, got .*\. Delete .*\.json"
+    ):
+        open_parts(str(folder))
+
+
+def test_a_copy_without_its_record_is_read(grid, tmp_path):
+    folder = copy_with_record(grid, tmp_path)
+    Path(f"{folder}.json").unlink()
+    assert len(open_parts(str(folder))) == len(grid.record["files"])
+
+
+def copy_with_record(product, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(product.uri, folder)
+    shutil.copy(product.record_file, f"{folder}.json")
+    return folder
