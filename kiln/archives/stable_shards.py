@@ -9,7 +9,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
-from kiln.formats.fingerprint import digest
+from kiln.formats.fingerprint import shard_name
 
 BITS = 64  # of a unit's digest; units with equal bits share a shard
 
@@ -40,7 +40,7 @@ def _split(placed: list[tuple[int, str]], prefix: int, depth: int, max_units: in
     if len(placed) <= max_units or depth == BITS:
         units = sorted(unit for _, unit in placed)
         place = f"{prefix:0{max(1, -(-depth // 4))}x}.{depth}"
-        yield f"{place}-{len(units):03d}-{digest(units)[:8]}", units
+        yield shard_name(place, units), units
         return
     second_half = (prefix << 1 | 1) << (BITS - 1 - depth)  # its first position
     middle = bisect_left(placed, (second_half, ""))

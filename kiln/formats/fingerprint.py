@@ -81,3 +81,8 @@ def product_digest(shards: Sequence[str], merge_flags: Sequence[str] = ()) -> st
         merge_flags: The flags of the merge that change a product.
     """
     return digest([shards, *merge_flags] if merge_flags else shards)[:16]
+
+
+def shard_name(place: str, units: Sequence[str]) -> str:
+    """Return the name of a shard: its place among the shards, the number of its units, and a digest of them."""
+    return f"{place}-{len(units):03d}-{digest(units)[:8]}"

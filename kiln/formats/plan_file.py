@@ -1,19 +1,36 @@
-"""Plans: gzipped files of one JSON line per shard, the same for every archive."""
+"""Plans: gzipped files of one JSON line per shard, the same for every archive.
+
+A line ends in a digest of itself, and the name of its shard in a digest of its units, so that a line that was changed
+after it was written is refused.
+"""
 
 import gzip
+import hashlib
 import io
+import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kiln.errors import ConfigError
+from kiln.formats.fingerprint import digest
 from kiln.io import storage
 
-GZIP_MAGIC = b"\x1f\x8b"
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 ARRAY_INDEX = "AWS_BATCH_JOB_ARRAY_INDEX"  # set by AWS Batch in the children of an array job
+MAX_LINE_BYTES = 64 << 20
+MAX_CHIP_PX = 1 << 16
+MAX_COUNT = 1 << 53  # of chips and bytes
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+=-]{0,199}", re.ASCII)  # of a file or folder, never a path
+UNITS_DIGEST = re.compile(r".*-([0-9a-f]{8})")  # at the end of a shard's name
+LINE_DIGEST = b', "digest": "'  # begins the end of a line
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class ShardPlan:
         details: What else the archive's source needs, JSON values only.
     """
 
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"strict": True, "extra": "forbid"}
     dataset: str
     partition: str
     name: str
@@ -41,9 +59,6 @@ class ShardPlan:
     read_bytes: int
     archive: str
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-KEYS = {f.name for f in fields(ShardPlan)}
 
 
 def write_plan(shards: Iterable[ShardPlan], output: str, names: str | None = None) -> tuple[int, int]:
@@ -59,6 +74,7 @@ def write_plan(shards: Iterable[ShardPlan], output: str, names: str | None = Non
         The number of shards and the number of units.
 
     Raises:
+        ConfigError: If a shard's name is no file name, or does not end in the digest of its units.
         StorageError: If a file cannot be written.
     """
     names_by_partition: dict[str, list[str]] = {}
@@ -66,9 +82,14 @@ def write_plan(shards: Iterable[ShardPlan], output: str, names: str | None = Non
     with storage.atomic(output) as path:
         with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
             for shard in shards:
+                try:
+                    _check_names(shard)
+                except ValueError as e:
+                    raise ConfigError(f"{output}: {e}. Correct the plan of the archive {shard.dataset}.") from None
                 names_by_partition.setdefault(shard.partition, []).append(shard.name)
                 units += len(shard.units)
-                file.write((json.dumps(asdict(shard)) + "\n").encode())
+                body = json.dumps(asdict(shard)).encode()[:-1]
+                file.write(body + LINE_DIGEST + _line_digest(body) + b'"}\n')
         if names:
             storage.write_bytes(names, (json.dumps(names_by_partition, indent=0, sort_keys=True) + "\n").encode())
     return sum(map(len, names_by_partition.values())), units
@@ -83,50 +104,111 @@ def read_names(uri: str) -> dict[str, list[str]]:
     """Return the shards' names by partition, as `write_plan` wrote them. Raises ConfigError for another file."""
     try:
         names = json.loads(storage.read_bytes(uri))
-        return {partition: list(shards) for partition, shards in names.items()}
-    except (ValueError, AttributeError, TypeError) as e:
+        if not isinstance(names, dict):
+            raise ValueError("not an object")
+        for partition, shards in names.items():
+            if not isinstance(shards, list):
+                raise ValueError(f"{partition[:80]!r} has no list")
+            for name in (partition, *shards):
+                _check_plain_name(name)
+        return names
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"{uri}: expected the names of a plan's shards ({e}). Make the plan again.") from e
 
 
-def read_plan(uri: str, partition: str | None = None) -> Iterator[ShardPlan]:
+def read_plan(uri: str, partition: str | None = None, name: str | None = None) -> Iterator[ShardPlan]:
     """Yield the plan's shards line by line, since a plan of an archive is larger than its lines.
 
     Args:
         uri: Path or s3:// of the plan.
         partition: The only partition to yield; None yields all.
+        name: The only name to yield; None yields all.
 
     Raises:
-        ConfigError: If the file is not a plan.
+        ConfigError: If the file is not a plan, or a line is not as it was written.
     """
-    data = storage.read_bytes(uri)
-    stream: Any = io.BytesIO(data)
-    if data.startswith(GZIP_MAGIC):
-        stream = gzip.GzipFile(fileobj=stream)
-    number = 0
+    stream = gzip.GzipFile(fileobj=io.BytesIO(storage.read_bytes(uri)))
+    values = {"partition": partition, "name": name}
+    texts = [json.dumps({key: value})[1:-1].encode() for key, value in values.items() if value is not None]
+    number = 1
     try:
-        for number, line in enumerate(stream, 1):  # noqa: B007 (named in the error)
-            shard = _parse_shard(json.loads(line))
-            if partition is None or shard.partition == partition:
-                yield shard
+        while line := stream.readline(MAX_LINE_BYTES):
+            body = _line_body(line)
+            if body is None or all(text in body for text in texts):  # saves the parsing of most lines
+                shard = _parse_shard(line if body is None else body + b"}")
+                if partition in (None, shard.partition) and name in (None, shard.name):
+                    yield shard
+            number += 1
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise ConfigError(f"{uri}: expected a plan, got a damaged file ({e}). Make the plan again.") from e
-    except (ValueError, TypeError) as e:
+    except ValueError as e:
         raise ConfigError(f"{uri}, line {number}: expected a shard of a plan ({e}). Make the plan again.") from None
 
 
-def _parse_shard(values: Any) -> ShardPlan:
-    """Return a line's shard. Raises ValueError or TypeError for another JSON value."""
-    if not isinstance(values, dict):
-        raise ValueError("not an object")
-    if missing := KEYS - values.keys():
-        raise ValueError(f"without {', '.join(sorted(missing))}")
-    if unknown := values.keys() - KEYS:
-        raise ValueError(f"with {', '.join(sorted(unknown))}")
-    texts = (values["dataset"], values["partition"], values["name"], values["archive"], *values["units"])
-    numbers = (values["chip_size"], values["expected"], values["read_bytes"])
-    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-        raise ValueError("a value has another type")
-    return ShardPlan(**values | {"units": tuple(values["units"])})
+def _line_body(line: bytes) -> bytes | None:
+    """Return what a line's digest fits, without the closing brace; None if the line has none, as in older plans.
+
+    Raises:
+        ValueError: If the digest does not fit, or the line has no end.
+    """
+    if not line.endswith(b"\n"):
+        raise ValueError("its end is missing" if len(line) < MAX_LINE_BYTES else f"more than {MAX_LINE_BYTES:,} bytes")
+    body, separator, end = line.rpartition(LINE_DIGEST)
+    if not separator:
+        return None
+    if end != _line_digest(body) + b'"}\n':
+        raise ValueError("it does not fit its digest")
+    return body
+
+
+def _parse_shard(text: bytes) -> ShardPlan:
+    """Return the shard of a line without its digest. Raises ValueError for another line."""
+    from pydantic import ValidationError
+
+    from kiln.formats.validation import first_problem
+
+    try:
+        shard = _shard_model().validate_json(text)
+    except ValidationError as e:
+        raise ValueError(first_problem(e)) from None
+    _check_names(shard)
+    if not shard.units:
+        raise ValueError("units: expected one or more, got none")
+    for name, value, least, most in (
+        ("chip_size", shard.chip_size, 1, MAX_CHIP_PX),
+        ("expected", shard.expected, 0, MAX_COUNT),
+        ("read_bytes", shard.read_bytes, 0, MAX_COUNT),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"{name}: expected {least} to {most}, got {str(value)[:20]}")
+    return shard
+
+
+@cache
+def _shard_model() -> "TypeAdapter[ShardPlan]":
+    """Return the validator of a line. Readers of names alone save the import of pydantic."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ShardPlan)
+
+
+def _line_digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:16].encode()
+
+
+def _check_names(shard: ShardPlan) -> None:
+    """Raise ValueError unless the names are file names, and the shard's ends in the digest of its units."""
+    for name in (shard.dataset, shard.partition, shard.name):
+        _check_plain_name(name)
+    match, units = UNITS_DIGEST.fullmatch(shard.name), digest(shard.units)[:8]
+    if match is None or match[1] != units:
+        raise ValueError(f"shard {shard.name}: expected a name that ends in the digest of its units, {units}")
+
+
+def _check_plain_name(name: Any) -> None:
+    """Raise ValueError unless a value is the name of a file or folder, and no path."""
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"expected a plain file name, got {str(name)[:80]!r}")
 
 
 def pick_shard(uri: str, *, name: str | None = None, index: int | None = None) -> ShardPlan | None:
@@ -147,12 +229,9 @@ def pick_shard(uri: str, *, name: str | None = None, index: int | None = None) -
         raise ConfigError(f"shard: expected --shard NAME, --index N or {ARRAY_INDEX}, got none of them. Give one.")
     if name is None and index is not None and index < 0:
         raise ConfigError(f"--index: expected a line number from 0, got {index}. Correct it.")
-    count = 0
-    for count, shard in enumerate(read_plan(uri), 1):
-        if shard.name == name if name is not None else count - 1 == index:
-            return shard
-    if name is not None:
-        raise ConfigError(
-            f"{uri}: expected a shard of the plan, got {name!r}, which is not one of {count}. Correct it."
-        )
-    return None
+    shards = read_plan(uri, name=name)
+    if name is None:
+        return next(itertools.islice(shards, index, None), None)
+    if (shard := next(shards, None)) is None:
+        raise ConfigError(f"{uri}: expected a shard of the plan, got {name!r}, which is not in it. Correct it.")
+    return shard

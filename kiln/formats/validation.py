@@ -11,7 +11,10 @@ MAX_VALUE_CHARACTERS = 80
 EXPECTED = {  # by pydantic's type of the error, with its context
     "bool_parsing": "true or false",
     "bool_type": "true or false",
+    "dataclass_type": "an object",
     "date_from_datetime_parsing": "a day, YYYY-MM-DD",
+    "dict_type": "an object",
+    "extra_forbidden": "no such key",
     "float_parsing": "a number",
     "float_type": "a number",
     "greater_than": "more than {gt}",
@@ -30,7 +33,9 @@ EXPECTED = {  # by pydantic's type of the error, with its context
     "string_too_short": "at least {min_length} characters",
     "string_type": "text",
     "too_long": "at most {max_length} values",
+    "tuple_type": "a list",
     "too_short": "at least {min_length} values",
+    "unexpected_keyword_argument": "no such key",
 }
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
@@ -62,6 +67,17 @@ def validate(model: type[M], value: Any, where: str = "", name: Callable[[Locati
         raise ConfigError(_message(e.errors()[0], model, where, name)) from e
 
 
+def first_problem(e: ValidationError) -> str:
+    """Return the first error of a file's validation as `field: expected this, got that`."""
+    error = e.errors()[0]
+    where = dotted(error["loc"])
+    if error["type"] == "json_invalid":
+        return f"expected JSON, got {error['msg'].removeprefix('Invalid JSON: ')}"
+    if error["type"] == "missing":
+        return f"{where}: expected a value, got none"
+    return ": ".join(filter(None, (where, f"expected {_expected(error)}, got {_shorten(error['input'])}")))
+
+
 def _message(error: Mapping[str, Any], model: type[BaseModel], where: str, name: Callable[[Location], str]) -> str:
     field = name(error["loc"]) if error["loc"] else ""
     given = _shorten(error["input"])
@@ -70,12 +86,15 @@ def _message(error: Mapping[str, Any], model: type[BaseModel], where: str, name:
         return ": ".join(filter(None, (where, f"expected {names}, got {_shorten(field)}. Remove it.")))
     if error["type"] == "missing":
         return ": ".join(filter(None, (where, f"expected {field}, got none. Add it.")))
+    return ": ".join(filter(None, (where, field, f"expected {_expected(error)}, got {given}. Correct it.")))
+
+
+def _expected(error: Mapping[str, Any]) -> str:
     if error["type"] in EXPECTED:
         limits = {key: f"{v:g}" if isinstance(v, float) else v for key, v in error.get("ctx", {}).items()}
-        expected = EXPECTED[error["type"]].format(**limits)
-    else:
-        expected = error["msg"].removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should be ")
-    return ": ".join(filter(None, (where, field, f"expected {expected}, got {given}. Correct it.")))
+        return EXPECTED[error["type"]].format(**limits)
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ").removeprefix("expected ").removeprefix("Input should be ")
 
 
 def _shorten(value: Any) -> str:

@@ -1,13 +1,12 @@
 """Wrong settings are reported before the run starts: no job is registered or submitted, and no file is written."""
 
-import json
 import re
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from kiln.formats.plan_file import ShardPlan
+from kiln.formats.fingerprint import shard_name
+from kiln.formats.plan_file import ShardPlan, write_plan
 from tests.batch.driver import Driver
 from tests.batch.lab import UNKNOWN_KEY, Lab
 
@@ -110,18 +109,22 @@ def test_archive_in_another_region_is_refused_unless_allowed(driver: Driver, tmp
     plan = sorted(
         re.findall(rf"s3://{BUCKET}/(\S+/worldcover-\S+/plan-\w+\.jsonl\.gz)", driver.run("-n", *ALLOW_CROSS_REGION))
     )[0]
-    shard = ShardPlan("worldcover", "2021", "s0", ("1",), 24, 9, 250_000_000_000, f"s3://{ARCHIVE}/rgbnir")
-    lines = "".join(json.dumps(asdict(replace(shard, name=f"s{n}"))) + "\n" for n in range(2))
+    shard_names = [shard_name(f"s{n}", ("1",)) for n in range(2)]
+    lines = [
+        ShardPlan("worldcover", "2021", name, ("1",), 24, 9, 250_000_000_000, f"s3://{ARCHIVE}/rgbnir")
+        for name in shard_names
+    ]
+    write_plan(lines, str(tmp_path / "plan"), str(tmp_path / "names"))
     names = plan.replace(".jsonl.gz", ".json")
     uploaded = [plan, names]
-    driver.lab.client("s3").put_object(Bucket=BUCKET, Key=plan, Body=lines.encode())
-    driver.lab.client("s3").put_object(Bucket=BUCKET, Key=names, Body=json.dumps({"2021": ["s0", "s1"]}).encode())
+    driver.lab.client("s3").upload_file(str(tmp_path / "plan"), BUCKET, plan)
+    driver.lab.client("s3").upload_file(str(tmp_path / "names"), BUCKET, names)
     try:
         text = refused(driver)
         assert "2 shards read at most 500.0 GB, 10.00 at 0.02 a GB between regions" in text
         assert "set allow_cross_region: true" in text
         assert "500.0 GB, 10.00 at 0.02" in driver.run("-n", *ALLOW_CROSS_REGION)
-        shards = [f"{plan.rpartition('/')[0]}/shards/2021/s{n}.parquet" for n in range(2)]
+        shards = [f"{plan.rpartition('/')[0]}/shards/2021/{name}.parquet" for name in shard_names]
         assert "set allow_cross_region: true" in refused(driver, "--", shards[0])
         uploaded += shards
         for shard in shards:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kiln.archives.registry import get_archive
+from kiln.formats.fingerprint import shard_name
 from kiln.formats.plan_file import ShardPlan, write_plan
 from kiln.formats.records import Source
 from kiln.io import storage
@@ -90,7 +91,7 @@ def make_naip(folder: Path, side: int, units: int = 1) -> Workload:
     for key in keys:
         write_cog(folder / key, pixels, "EPSG:26914", 500_000, 5_209_000, 1.0)
     expected, nbytes = units * (side // CHIP) ** 2, units * 4 * side * side
-    shard = ShardPlan("naip", "nd-2019", "bench", tuple(keys), CHIP, expected, nbytes, str(folder))
+    shard = ShardPlan("naip", "nd-2019", shard_name("bench", keys), tuple(keys), CHIP, expected, nbytes, str(folder))
     return Workload(folder, shard)
 
 
@@ -107,9 +108,17 @@ def make_sentinel2(folder: Path, side: int, units: int = 1) -> Workload:
         for n in range(units)
     ]
     addresses = {m.entry["id"]: m.entry["href"] for m in written}
-    expected, nbytes = units * (side // CHIP) ** 2, units * 13 * side * side
+    ids, expected, nbytes = tuple(addresses), units * (side // CHIP) ** 2, units * 13 * side * side
     shard = ShardPlan(
-        "sentinel2", "29R-2020-02", "bench", tuple(addresses), CHIP, expected, nbytes, str(folder), {"items": addresses}
+        "sentinel2",
+        "29R-2020-02",
+        shard_name("bench", ids),
+        ids,
+        CHIP,
+        expected,
+        nbytes,
+        str(folder),
+        {"items": addresses},
     )
     return Workload(folder, shard, {"rewrite": [f"{items.BUCKET}/={folder}/"]})
 

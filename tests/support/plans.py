@@ -25,8 +25,9 @@ def write(name: str, output: Path | str, /, names: str | None = None, **settings
 
 
 def lines(data: bytes) -> list[dict[str, Any]]:
-    """Return the lines of a plan, from the bytes of its file."""
-    return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+    """Return the lines of a plan without their digests, from the bytes of its file."""
+    values = [json.loads(line) for line in gzip.decompress(data).splitlines()]
+    return [{key: value for key, value in line.items() if key != "digest"} for line in values]
 
 
 def units(data: bytes) -> list[str]:

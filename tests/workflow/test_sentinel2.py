@@ -19,6 +19,7 @@ from kiln.archives.stable_shards import position
 from kiln.explorer import pictures
 from kiln.explorer.api import open_explorer
 from kiln.explorer.database import ExplorerDatabase
+from kiln.formats.fingerprint import shard_name
 from kiln.formats.ledger import ledger_name
 from kiln.formats.plan_file import ShardPlan, write_plan
 from scripts import embed, plan_units
@@ -300,11 +301,12 @@ def test_a_mirror_of_the_config_is_read_in_place_of_the_archive(tmp_path: Path, 
     item = tmp_path / "archive" / made.key
     item.parent.mkdir(parents=True)
     shutil.move(made.folder / f"{NAME}.json", item)
+    name = shard_name("s", (NAME,))
     shard = ShardPlan(
-        "sentinel2", "29R-2020-02", "s", (NAME,), 16, 1, 0, str(tmp_path / "archive"), {"items": {NAME: str(item)}}
+        "sentinel2", "29R-2020-02", name, (NAME,), 16, 1, 0, str(tmp_path / "archive"), {"items": {NAME: str(item)}}
     )
     write_plan([shard], str(tmp_path / "plan.gz"))
-    flags = ["--units", tmp_path / "plan.gz", "--shard", "s", "--folder", tmp_path / "out", "--weights", encoder_file]
+    flags = ["--units", tmp_path / "plan.gz", "--shard", name, "--folder", tmp_path / "out", "--weights", encoder_file]
     embed.main(["sentinel2", *map(str, flags), "--threads", "1", "--rewrite", f"{WEB}/={tmp_path}/mirror/"])
-    (row,) = pq.read_table(tmp_path / "out" / "s.parquet").to_pylist()
+    (row,) = pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
     assert row["sources"] == [str(made.folder / f"{file}.tif") for file in FILES.values()]

@@ -154,10 +154,10 @@ def open_source(shard: ShardPlan, config: Config) -> "Sentinel2Source":
         ConfigError: If the plan does not hold the addresses of the shard's items.
     """
     items = shard.details.get("items")
-    if not isinstance(items, dict) or set(items) != set(shard.units):
+    if not isinstance(items, dict) or set(items) != set(shard.units) or not {*map(type, items.values())} <= {str}:
         raise ConfigError(f"shard {shard.name}: expected the addresses of its items, got others. Make the plan again.")
     return Sentinel2Source(
-        [Candidate(unit, str(items[unit])) for unit in shard.units],
+        [Candidate(unit, items[unit]) for unit in shard.units],
         chip=shard.chip_size,
         max_nodata=config.max_nodata,
         max_cloud=config.max_cloud,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kiln.errors import ConfigError
 from kiln.formats.bounding_box import BoundingBox, check_bounding_box
-from kiln.formats.fingerprint import digest
+from kiln.formats.fingerprint import shard_name
 
 ORIGIN = (-125, 50)  # longitude and latitude that the lattice passes through
 NATIVE_PPD = 12000  # pixels per degree of the real archive; chip ids count in its pixels
@@ -153,5 +153,5 @@ def shards(lattice: Lattice, year: int, columns: Sequence[Column], per_shard: in
     for group in groups.values():
         ids = [unit_id(lattice, year, c) for c in group]
         x = lattice.native(lattice.x(group[0].col))
-        result.append(Shard(f"x{x:07d}-{len(group):03d}-{digest(ids)[:8]}", year, tuple(group)))
+        result.append(Shard(shard_name(f"x{x:07d}", ids), year, tuple(group)))
     return result

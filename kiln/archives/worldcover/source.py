@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import rasterio
 import shapely
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
@@ -31,11 +32,12 @@ from kiln.archives.worldcover.columns import COLUMNS
 from kiln.archives.worldcover.config import Config
 from kiln.archives.worldcover.lattice import Column, Lattice, chip_id, unit_id
 from kiln.archives.worldcover.layout import chip_lattice
-from kiln.archives.worldcover.tiles import Tile, tile_name, touched_tiles
+from kiln.archives.worldcover.tiles import TILE_NAME, Tile, tile_name, touched_tiles
 from kiln.errors import AccessError, ConfigError, SourceError
 from kiln.formats.fingerprint import digest
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Read, SourceInfo, Unit
+from kiln.formats.validation import first_problem
 from kiln.io import gdal, storage
 from kiln.io.gdal_variables import check_gdal
 
@@ -57,6 +59,17 @@ class TileStrip:
     x1: int
 
 
+class PlanDetails(BaseModel):
+    """The details of a shard's plan."""
+
+    model_config = ConfigDict(extra="forbid")
+    year: StrictInt
+    columns: list[tuple[StrictInt, StrictInt, Annotated[StrictInt, Field(ge=1)]]] = Field(min_length=1)
+    tiles: list[
+        tuple[Annotated[str, Field(pattern=TILE_NAME)], StrictStr, Annotated[StrictInt, Field(ge=0)], StrictStr]
+    ]
+
+
 def open_source(shard: ShardPlan, config: Config) -> "WorldCoverSource":
     """Return the source of a shard's columns.
 
@@ -71,16 +84,21 @@ def open_source(shard: ShardPlan, config: Config) -> "WorldCoverSource":
         ConfigError: If the plan is not one of columns and tiles, or settings contradict each other.
     """
     try:
-        columns = [Column(*values) for values in shard.details["columns"]]
-        tiles = [Tile(*values) for values in shard.details["tiles"]]
-        year = int(shard.details["year"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise ConfigError(f"shard {shard.name}: expected columns, tiles and year ({e}). Make the plan again.") from e
+        details = PlanDetails.model_validate(shard.details)
+    except ValidationError as e:
+        raise ConfigError(f"shard {shard.name}: details: {first_problem(e)}. Make the plan again.") from e
+    lattice = Lattice(shard.chip_size, config.pixels_per_degree)
+    columns = [Column(*values) for values in details.columns]
+    if [unit_id(lattice, details.year, column) for column in columns] != list(shard.units):
+        raise ConfigError(
+            f"shard {shard.name}: expected the columns of its units at {lattice.ppd} pixels per degree, got others. "
+            "Make the plan again."
+        )
     return WorldCoverSource(
-        Lattice(shard.chip_size, config.pixels_per_degree),
-        year,
+        lattice,
+        details.year,
         columns,
-        tiles,
+        [Tile(*values) for values in details.tiles],
         root=shard.archive,
         max_nodata=config.max_nodata,
         encode=config.encode,

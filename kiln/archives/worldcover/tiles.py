@@ -14,6 +14,7 @@ from kiln.errors import ConfigError, SourceError
 from kiln.io import storage
 
 VERSIONS = {2020: "2020_v100", 2021: "2021_v200"}
+TILE_NAME = r"^[NS]\d{2}[EW]\d{3}$"
 REQUEST_THREADS = 16
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kiln.archives.naip.columns import COLUMNS
 from kiln.errors import ConfigError, SourceError
 from kiln.formats import embeddings_file, plan_file
+from kiln.formats.fingerprint import shard_name
 from kiln.formats.ledger import LEDGER_SCHEMA, LedgerEntry, ledger_table, write_ledger
 from kiln.formats.records import Dropped, Unit
 from scripts import merge as merge_script
@@ -182,8 +183,9 @@ def test_rows_of_scenes_without_a_ledger_entry_are_refused(tmp_path):
 
 
 def test_the_main_deduplicates_a_product(tmp_path):
-    names = write_scenes(tmp_path / "s", {"one": {"a": {(14, 1, 1): 0.1}, "b": {(14, 1, 1): 0.0}}})
-    lines = [plan_file.ShardPlan("naip", "nd-2019", n, (), 16, 0, 0, "s3://naip-analytic") for n in names]
+    one = shard_name("one", ("a", "b"))
+    names = write_scenes(tmp_path / "s", {one: {"a": {(14, 1, 1): 0.1}, "b": {(14, 1, 1): 0.0}}})
+    lines = [plan_file.ShardPlan("naip", "nd-2019", n, ("a", "b"), 16, 0, 0, "s3://naip-analytic") for n in names]
     plan_file.write_plan(lines, f"{tmp_path}/plan.jsonl")
     argv = [f"--plan={tmp_path}/plan.jsonl", f"--shards={tmp_path}/s", f"--product={tmp_path}/p"]
     merge_script.main([*argv, "--deduplicate"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kiln.errors import ConfigError
+from kiln.formats.fingerprint import shard_name
 from kiln.formats.job_record import JobRecord, write_job_record
 from kiln.formats.ledger import LedgerEntry, ledger_table, write_ledger
 from kiln.formats.plan_file import ShardPlan, write_plan
@@ -35,7 +36,8 @@ JOB = JobRecord(
 
 def line(n, *, units=3, expected=900_000, size=4_000_000_000, partition="2021"):
     ids = tuple(f"u{n}.{i}" for i in range(units))
-    return ShardPlan("worldcover", partition, f"s{n}", ids, 512, expected, size, "s3://esa-worldcover-s2")
+    name = shard_name(f"s{n}", ids)
+    return ShardPlan("worldcover", partition, name, ids, 512, expected, size, "s3://esa-worldcover-s2")
 
 
 def write_lines(*lines, folder=FOLDER, name="plan-abcd.jsonl.gz"):
@@ -263,7 +265,7 @@ def test_an_empty_plan_is_refused(here):
 @pytest.mark.parametrize("text", ["{}", "nonsense", '{"dataset": "worldcover", "shard": "a"}', "[1]", "3"])
 def test_the_error_for_a_broken_plan_names_its_line(here, capsys, text):
     path = write_lines(line(0))
-    Path(path).write_bytes(gzip.decompress(Path(path).read_bytes()) + text.encode() + b"\n")
+    Path(path).write_bytes(Path(path).read_bytes() + gzip.compress(text.encode() + b"\n"))
     with pytest.raises(SystemExit) as e:
         estimate_script.main(["--plans", path, "--numbers", json.dumps(NUMBERS)])
     assert e.value.code == 2
@@ -283,14 +285,14 @@ def test_a_damaged_record_of_a_job_is_left_out_with_a_warning(here, caplog):
     (record,) = Path("results/run/runs/jobs").rglob("*.json")
     record.write_text("{}")
     assert estimate_of(plan).seconds is None
-    assert "s0.json: expected the record of a job, got another file" in caplog.text
+    assert f"{shards[0].name}.json: expected the record of a job, got another file" in caplog.text
 
 
 def test_of_a_shard_with_a_damaged_ledger_nothing_is_known(here):
     shards = [line(0, expected=100), line(1, expected=100)]
     plan = write_lines(*shards)
     finish(shards[0], 70)
-    Path(f"{FOLDER}/shards/2021/s0.ledger.parquet").write_bytes(b"PAR1")
+    Path(f"{FOLDER}/shards/2021/{shards[0].name}.ledger.parquet").write_bytes(b"PAR1")
     assert estimate_of(plan).chips == Bounded(200, "at most")
 
 

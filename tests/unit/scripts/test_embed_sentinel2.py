@@ -19,7 +19,7 @@ from kiln.archives.registry import get_archive
 from kiln.archives.sentinel2 import assets
 from kiln.archives.sentinel2.layout import chip_layout
 from kiln.formats import embeddings_file, plan_file
-from kiln.formats.fingerprint import fingerprint
+from kiln.formats.fingerprint import fingerprint, shard_name
 from kiln.formats.ledger import ledger_name
 from kiln.formats.plan_file import ShardPlan
 from kiln.io import gdal
@@ -40,7 +40,7 @@ BASELINE_04 = {"s2:processing_baseline": "04.00"}
 
 def shard_of(*entries, chip=16, partition="29R-2020-02"):
     items = {e["id"]: e["href"] for e in entries}
-    name = f"29R-2020-02-{len(items):03d}-0123abcd"
+    name = shard_name("0.0", tuple(items))
     return ShardPlan("sentinel2", partition, name, tuple(items), chip, 0, 0, BUCKET, {"items": items})
 
 

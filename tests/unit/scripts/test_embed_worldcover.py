@@ -223,7 +223,7 @@ def test_an_expected_fingerprint_must_match_flags_and_weights(flags, tmp_path, c
         ([], 2, "shard: expected --shard NAME, --index N"),
         (["--index", "-1"], 2, "--index: expected a line number from 0, got -1"),
         (["--index", "one"], 2, "invalid int value"),
-        (["--shard", "x"], 2, "got 'x', which is not one of 2"),
+        (["--shard", "x"], 2, "got 'x', which is not in it"),
         (["--index", "0", "--units", "/nowhere.gz"], 1, "/nowhere.gz: does not exist"),
         (["--index", "0", "--weights", "/nowhere.safetensors"], 1, "expected a weights file, got none"),
         (["--index", "0", "--weights", __file__], 1, "expected a safetensors file, got a damaged one"),

@@ -13,7 +13,7 @@ import pytest
 from kiln.archives.worldcover.lattice import Column
 from kiln.cli import status
 from kiln.formats import plan_file
-from kiln.formats.fingerprint import digest
+from kiln.formats.fingerprint import digest, shard_name
 from kiln.formats.ledger import ledger_name
 from kiln.io import storage, text_table
 from kiln.product.record import LedgerFile, ProductFile, ProductRecord, write_record
@@ -252,7 +252,7 @@ def many(top, partitions, shards=1):
     one = folder / f"{names[0]}.parquet"
     naip = "results/sample/naip-1a2b3c4d"
     lines = [
-        plan_file.ShardPlan("naip", p, f"{p}-{n}", ("u",), 256, 1, 1, "s3://naip-analytic")
+        plan_file.ShardPlan("naip", p, shard_name(f"{p}-{n}", ("u",)), ("u",), 256, 1, 1, "s3://naip-analytic")
         for p in partitions
         for n in range(shards)
     ]
