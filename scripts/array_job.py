@@ -8,13 +8,13 @@ import logging
 import os
 import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 from kiln.aws.array_jobs import Array, prepare_job
 from kiln.cli import command_line
 from kiln.errors import ConfigError
 from kiln.formats.plan_file import ARRAY_INDEX
+from kiln.io import storage
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     def work() -> None:
         index = position(args.first, args.index)
         array = Array.read(args.array)
-        with tempfile.TemporaryDirectory(prefix="kiln-weights-") as folder:
+        with storage.temporary_folder("kiln-weights-") as folder:
             command = prepare_job(array, index, Path(folder) / Path(array.weights).name)
             if command is None:
                 return

@@ -49,7 +49,7 @@ class LocalCopies:
                 while len(self._paths) >= MAX_COPIES:
                     self._paths.pop(next(iter(self._paths))).unlink()
                 if self._folder is None:
-                    self._folder = tempfile.TemporaryDirectory(prefix="kiln-copies-")
+                    self._folder = storage.temporary_folder("kiln-copies-")
                 path = Path(self._folder.name) / f"{next(self._numbers)}-{Path(uri).name}"
                 storage.fetch(uri, path)
                 if storage.stat(uri) != version:

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from kiln.errors import ConfigError, SourceError
 from kiln.io import storage
+from kiln.io.text_table import shorten
 
 GZIP_MAGIC, ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
 UNPACK_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)  # of damaged archives
@@ -57,6 +58,19 @@ def _unpack(raw: IO[bytes], where: str) -> Any:
         return archive.open(max(files, key=lambda entry: entry.file_size))
     except RuntimeError as e:  # zipfile's error for a password; for an unknown compression, a kind of it
         raise ConfigError(f"{where}: expected a zip that can be unpacked, got {e}. Unpack it first.") from e
+
+
+def cut_off(line: str) -> bool:
+    """Return whether a list may have been cut off in its last line: text without an end of line."""
+    return bool(line.strip()) and not line.endswith("\n")
+
+
+def cut_off_error(where: str, line: str, reason: str) -> ConfigError:
+    """Return the error of a list whose last line has no end and is incomplete for the reason given."""
+    return ConfigError(
+        f"{where}: expected a complete list, got {shorten(line.strip())!r} as its last line, without an end of line "
+        f"({reason}). Download it again. If it is complete, end its last line."
+    )
 
 
 def extension(name: str) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from kiln.archives.key_list import PLAIN_NAME, open_lines, report_kinds, report_lines
+from kiln.archives.key_list import PLAIN_NAME, cut_off, cut_off_error, open_lines, report_kinds, report_lines
 from kiln.archives.naip import ARCHIVE
 from kiln.archives.naip.chip_counts import ChipCounts
 from kiln.archives.naip.config import Config
@@ -60,6 +60,7 @@ class ManifestCounts:
         next_year: Planned scenes that were acquired in the year after their path's.
         others: Numbers of other lines, by kind.
         unreadable: Keys that look like scenes and are none.
+        cut_off: The last line if it is incomplete: without an end of line, and of a kind that no other line has.
     """
 
     lines: int = 0
@@ -72,6 +73,7 @@ class ManifestCounts:
     next_year: int = 0
     others: Counter[str] = field(default_factory=Counter)
     unreadable: list[str] = field(default_factory=list)
+    cut_off: str = ""
 
 
 PlannedScene = tuple[str, int, int]  # key, chips at most, and bytes by estimate
@@ -87,7 +89,7 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
         The shards, partition by partition.
 
     Raises:
-        ConfigError: If the manifest cannot be read or holds no scene, or the filters leave none.
+        ConfigError: If the manifest cannot be read, is cut off or holds no scene, or the filters leave none.
         TransientError: If the manifest's store is busy.
     """
     bbox = check_bounding_box(config.bbox, may_cross_antimeridian=False) if config.bbox is not None else None
@@ -99,6 +101,8 @@ def plan_shards(config: Config) -> Iterator[ShardPlan]:
     where = f"manifest {config.manifest}"
     if not counts.scenes:
         raise ConfigError(f"{where}: expected keys of NAIP scenes, got none in {counts.lines:,} lines. Check the file.")
+    if counts.cut_off:
+        raise cut_off_error(where, counts.cut_off, "neither a scene nor of the kind of another line")
     if not counts.selected:
         raise ConfigError(
             f"{where}: the filters leave none of {counts.scenes:,} scenes. Check states, years, resolutions and bbox."
@@ -120,6 +124,7 @@ def read_scenes(
         The scenes by partition, and the counts of all lines.
     """
     counts = ManifestCounts()
+    line, scene = "", None
     newest: dict[str, dict[str, tuple[tuple[str, bool], PlannedScene]]] = {}  # partition -> scene -> rank, planned
     for line in lines:
         counts.lines += 1
@@ -147,7 +152,15 @@ def read_scenes(
         counts.selected += 1
         counts.undated += not scene.acquired
         counts.next_year += scene.acquired[:4] == str(scene.year + 1)
+    if cut_off(line) and scene is None and not _has_kind_of_others(line.strip(), counts):
+        counts.cut_off = line
     return {p: [planned for _, planned in scenes.values()] for p, scenes in newest.items()}, counts
+
+
+def _has_kind_of_others(key: str, counts: ManifestCounts) -> bool:
+    """Return whether a key that is no scene is complete: with the extension of another key of its product."""
+    kind = kind_of_line(key)
+    return key in counts.unreadable or (" ." in kind and counts.others[kind] > 1)
 
 
 def kind_of_line(key: str) -> str:

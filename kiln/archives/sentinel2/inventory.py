@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import re
 import signal
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -194,7 +193,7 @@ def read_part(part: tuple[str, str], schema: tuple[str, ...], item_filter: ItemF
     """Read a part, given by address and MD5 digest. Raises as `read_inventory`."""
     uri, md5 = part
     items, pattern = PartItems(), line_pattern(schema)
-    with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
+    with storage.temporary_folder() as folder:
         path = _fetch_part(uri, Path(folder) / "part.csv.gz")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

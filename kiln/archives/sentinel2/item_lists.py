@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from kiln.archives.key_list import open_lines
+from kiln.archives.key_list import cut_off, cut_off_error, open_lines
 from kiln.archives.sentinel2.inventory import read_inventory, read_manifest
 from kiln.archives.sentinel2.item import Item, OtherProductError, read_item
 from kiln.archives.sentinel2.item_name import ItemFilter, ItemName, locate, parse_name
@@ -194,16 +194,17 @@ def list_file(uri: str, archive: str, item_filter: ItemFilter) -> ItemCollection
         The items.
 
     Raises:
-        ConfigError: If the list cannot be read.
+        ConfigError: If the list cannot be read, or is cut off.
         TransientError: If a store is busy.
     """
     collection = ItemCollection(item_filter)
     counts = collection.counts
     outside_layout: list[str] = []
+    line = text = address = ""
     with open_lines(uri, "items") as lines:
         for line in lines:
             counts.lines += 1
-            text = line.strip()
+            text, address = line.strip(), ""
             if not text or text.startswith("#") or len(text) > MAX_LINE_CHARS:
                 counts.others["comment" if text.startswith("#") else "overlong line" if text else "empty line"] += 1
                 continue
@@ -215,11 +216,17 @@ def list_file(uri: str, archive: str, item_filter: ItemFilter) -> ItemCollection
                 outside_layout.append(address)
             else:
                 counts.unreadable.append(text)
-    for address, document in read_all(outside_layout, _read_document):
+    last = text if cut_off(line) and not text.startswith("#") else ""
+    if last and (counts.items or outside_layout) and not locate(address) and address not in outside_layout:
+        raise cut_off_error(f"items {uri}", last, "no item")
+    for other, document in read_all(outside_layout, _read_document):
+        items = counts.items
         if isinstance(document, SourceError):
             counts.unreadable.append(str(document))
         else:
-            _add_document(collection, document, address, archive)
+            _add_document(collection, document, other, archive)
+        if last and other == address and counts.items == items:
+            raise cut_off_error(f"items {uri}", last, counts.unreadable[-1])
     return collection
 
 

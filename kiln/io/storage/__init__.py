@@ -4,14 +4,13 @@ A write is atomic: a file appears with all its bytes, or not at all.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kiln.errors import AddressError, SourceError, TransientError
 from kiln.io.storage.http import HttpStore
-from kiln.io.storage.local import DISK_ERRNOS, LocalStore, write_errors
+from kiln.io.storage.local import DISK_ERRNOS, LocalStore, temporary_folder, write_errors
 from kiln.io.storage.s3 import S3Store, s3_client, s3_errors
 from kiln.io.storage.store import Stat, Store, read_again_if_cut
 from kiln.io.storage.traffic import COUNTER, Traffic
@@ -20,7 +19,7 @@ from kiln.io.storage.uri import is_http, is_remote, is_s3, join, split_s3
 __all__ = [
     "DISK_ERRNOS", "Stat", "Store", "Traffic", "atomic", "delete", "fetch", "is_http", "is_remote",
     "is_s3", "join", "listing", "local_copy", "read_bytes", "s3_client", "s3_errors", "sha256", "split_s3", "stat",
-    "store_of", "traffic", "write_bytes",
+    "store_of", "temporary_folder", "traffic", "write_bytes",
 ]  # fmt: skip
 
 MAX_ADDRESS_CHARS = 4096  # a path or key is shorter everywhere
@@ -105,14 +104,14 @@ def delete(uri: str) -> None:
 def local_copy(uri: str) -> Iterator[Path]:
     """Yield a path to the file on this machine: the file itself, or a download that is deleted after the block.
 
-    Raises SourceError where there is no file, else as `fetch`.
+    Raises SourceError where there is no file, StorageError where TMPDIR is full, else as `fetch`.
     """
     if not is_remote(uri):
         if stat(uri) is None:
             raise SourceError(f"{uri}: does not exist")
         yield Path(uri)
         return
-    with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
+    with temporary_folder() as folder:
         path = Path(folder) / Path(uri).name
         fetch(uri, path)
         yield path

@@ -3,7 +3,6 @@
 A PUT, or a completed multipart upload, makes an object appear at once. boto3 is imported by the first request.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,7 +13,7 @@ from kiln.errors import StorageError, TransientError
 from kiln.io.aws.errors import answer_error, error_of, status_of
 from kiln.io.aws.session import denial_hint, new_s3_client, payer
 from kiln.io.fault import setup_error
-from kiln.io.storage.local import write_errors
+from kiln.io.storage.local import temporary_folder, write_errors
 from kiln.io.storage.store import Stat, read_again_if_cut
 from kiln.io.storage.traffic import COUNTER
 from kiln.io.storage.uri import join, split_s3
@@ -101,7 +100,7 @@ class S3Store:
     def atomic(self, uri: str) -> Iterator[Path]:
         """Yield a temporary local path; upload it at the end of the block."""
         bucket, key = split_s3(uri)
-        with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
+        with temporary_folder() as folder:
             path = Path(folder) / Path(uri).name
             with write_errors(path):
                 yield path

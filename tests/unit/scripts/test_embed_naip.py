@@ -162,7 +162,7 @@ def test_damaged_scenes_fail_with_a_reason_and_the_others_are_embedded(tmp_path,
         ND_KEYS[3]: "not a readable GeoTIFF",
         ND_KEYS[4]: "3 bands",
     }
-    reasons |= {ND_KEYS[5]: "uint16", ND_KEYS[6]: "no CRS", ND_KEYS[7]: "not a readable GeoTIFF"}
+    reasons |= {ND_KEYS[5]: "uint16", ND_KEYS[6]: "expected a CRS", ND_KEYS[7]: "not a readable GeoTIFF"}
     opened = {ND_KEYS[7]}  # opened, so its number of chips is known
     for key in (ND_KEYS[2], ND_KEYS[3]):
         write_scene(tmp_path, key, scene_pixels())
