@@ -1,15 +1,18 @@
 """The matrix of a database version in the cache folder: built once per version, memory-mapped by every later start.
 
-It takes about 2.2 kB a chip of 1024 numbers. The matrices of a database's older versions are removed.
+It takes about 2.2 kB a chip of 1024 numbers. The matrices of a database's older versions are removed. The record holds
+a digest of every file, which is compared when the matrix is opened. A damaged matrix is built again.
 """
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,12 @@ from kiln.io import storage
 from kiln.io.progress import Progress
 from kiln.io.storage.local import DISK_ERRNOS
 
-RECIPE = 3  # raised when the files of a cached matrix change
+RECIPE = 4  # raised when the files of a cached matrix change
 BATCH_ROWS = 4096
+RECORD = "record.json"  # of a matrix, written last
+TEXTS_FILE = "texts.arrow"
+CHUNK_BYTES = 16 << 20  # of a file, hashed by one thread
+MAX_THREADS = 8
 log = logging.getLogger(__name__)
 
 
@@ -74,16 +81,16 @@ def open_matrix(db: ExplorerDatabase, cache: Path) -> Matrix:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with _lock(home):
-            if not (folder / "record.json").exists():
+            if (record := _intact_record(folder)) is None:
                 for old in home.glob("*/"):  # safe: no other process builds while we hold the lock
                     shutil.rmtree(old)
                 partial = home / f".{folder.name}.{socket.gethostname()}.{os.getpid()}.partial"
                 try:
-                    _build(db, dim, partial)
+                    record = _build(db, dim, partial)
                     partial.replace(folder)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
-            return load(folder)
+            return _load(folder, record)
     except OSError as e:
         if e.errno is None:  # an error of Lance has no number
             raise no_answer(db.uri, e) from e
@@ -100,20 +107,65 @@ def _lock(home: Path) -> Iterator[None]:
         yield
 
 
-def load(folder: Path) -> Matrix:
-    """Open a matrix that `open_matrix` wrote."""
-    record = json.loads((folder / "record.json").read_text())
+def _intact_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a cached matrix; None if there is no matrix, or a damaged one."""
+    if not folder.is_dir():
+        return None
+    try:
+        return read_matrix_record(folder)
+    except SourceError as e:
+        log.warning("%s", e)
+        return None
+
+
+def read_matrix_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a cached matrix, and compare its files with it.
+
+    Raises:
+        SourceError: A file is missing, unreadable, or has another content than when it was written.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_bytes())
+        if record.pop("digest") != digest(record):
+            raise ValueError("its record has another digest")
+        for name, written in record["files"].items():
+            if file_digest(folder / name) != written:
+                raise ValueError(f"{name} has another digest")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise SourceError(
+            f"{folder}: expected a complete matrix, got a damaged one ({str(e)[:120]}). It is built again."
+        ) from e
+    return record
+
+
+def file_digest(path: Path) -> str:
+    """Return a digest of a file that several threads compute: sha256 of the sha256 of its chunks, in hex."""
+
+    def of_chunk(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(CHUNK_BYTES)).digest()
+
+    size = path.stat().st_size
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        chunks = pool.map(of_chunk, range(0, size, CHUNK_BYTES))
+        return hashlib.sha256(b"".join([size.to_bytes(8, "little"), *chunks])).hexdigest()
+
+
+def _load(folder: Path, record: Mapping[str, Any]) -> Matrix:
+    """Open a matrix whose files are intact."""
     # Torch needs writable memory: copy-on-write, so that nothing reaches the files. No rows cannot be mapped.
-    arrays = {p.stem: np.load(p, mmap_mode="c" if record["rows"] else None) for p in sorted(folder.glob("*.npy"))}
-    with pa.memory_map(str(folder / "texts.arrow")) as mapped:
+    paths = [folder / name for name in record["files"] if name != TEXTS_FILE]
+    arrays = {p.stem: np.load(p, mmap_mode="c" if record["rows"] else None) for p in paths}
+    with pa.memory_map(str(folder / TEXTS_FILE)) as mapped:
         texts = pa.ipc.open_file(mapped).read_all()
     return Matrix(
         arrays.pop("vectors"), arrays, texts, tuple(record["datasets"]), tuple(record["half_chip"]), record["chip_side"]
     )
 
 
-def _build(db: ExplorerDatabase, dim: int, folder: Path) -> None:
-    """Write the arrays of a version into a new folder, the record last."""
+def _build(db: ExplorerDatabase, dim: int, folder: Path) -> dict[str, Any]:
+    """Write the arrays of a version into a new folder, the record last. Return the record."""
     rows = db.table.count_rows()
     folder.mkdir()
     need, free = rows * (2 * dim + 500), shutil.disk_usage(folder).free
@@ -131,14 +183,20 @@ def _build(db: ExplorerDatabase, dim: int, folder: Path) -> None:
         raise no_answer(db.uri, e) from e
     columns, texts, datasets = _columns(facts)
     del facts
-    with pa.OSFile(str(folder / "texts.arrow"), "wb") as f, pa.ipc.new_file(f, texts.schema) as out:
+    with pa.OSFile(str(folder / TEXTS_FILE), "wb") as f, pa.ipc.new_file(f, texts.schema) as out:
         out.write_table(texts)
     del texts
     record = {"rows": len(columns["lon"]), "datasets": datasets, **_chip_sizes(columns)}
     _write_vectors(db, dim, folder, columns, colours)
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
-    (folder / "record.json").write_text(json.dumps(record, sort_keys=True))
+    paths = sorted(path for path in folder.iterdir() if path.suffix in (".npy", ".arrow"))
+    for path in paths:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())  # before the rename: after a crash of the machine, the folder has all bytes
+    record["files"] = {path.name: file_digest(path) for path in paths}
+    storage.write_bytes(str(folder / RECORD), json.dumps(record | {"digest": digest(record)}, sort_keys=True).encode())
+    return record
 
 
 def _columns(facts: pa.Table) -> tuple[dict[str, NDArray[Any]], pa.Table, list[str]]:

@@ -8,6 +8,7 @@ paused for a minute.
 import io
 import logging
 import os
+import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from kiln.errors import StorageError
+from kiln.errors import SourceError, StorageError
 from kiln.explorer import pictures
 from kiln.explorer.matrix import BOX
 from kiln.formats.fingerprint import digest
@@ -30,6 +31,7 @@ STAND_IN_LIFETIME_S = 3600.0
 SLOW_S = 5.0  # a service that fails after this time is paused
 PAUSE_S = 60.0
 MAX_HEADER_CHARACTERS = 300
+TEXT_CHUNKS = ("origin", "why", "stands-in")  # of a cached picture
 log = logging.getLogger(__name__)
 
 
@@ -134,16 +136,33 @@ class _File(NamedTuple):
 
 
 def _read(path: Path) -> CachedPicture | None:
-    """Return the picture of a file; None if there is no file, or a stand-in that has expired."""
+    """Return the picture of a file; None if there is no intact file, or a stand-in that has expired."""
     try:
         data, age_s = path.read_bytes(), time.time() - path.stat().st_mtime
+        info = read_picture_info(data)
     except FileNotFoundError:
         return None
-    with Image.open(io.BytesIO(data)) as image:
-        info = dict(image.info)
+    except (OSError, SourceError) as e:
+        log.warning("%s: a damaged picture of the cache is made again: %s", path, e)
+        return None
     if info.get("stands-in") == "yes" and age_s > STAND_IN_LIFETIME_S:
         return None
-    return CachedPicture(data, str(info.get("origin", "none")), str(info.get("why", "")))
+    return CachedPicture(data, info["origin"], info["why"])
+
+
+def read_picture_info(data: bytes) -> dict[str, str]:
+    """Return the text chunks of a cached picture: `origin`, `why` and `stands-in`.
+
+    Raises:
+        SourceError: The data are no complete PNG file with these chunks. Each chunk has a checksum, which is compared.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            info = {name: str(image.info[name]) for name in TEXT_CHUNKS}
+            image.verify()
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, Image.DecompressionBombError) as e:
+        raise SourceError(f"expected a complete PNG file with its origin, got {type(e).__name__}: {e}") from e
+    return info
 
 
 def _picture(facts: Mapping[str, Any], services: Mapping[str, Any]) -> pictures.Picture:
@@ -168,7 +187,7 @@ def _encode_png(pixels: pictures.Pixels | None, origin: str, why: str) -> bytes:
             pixels[line, line + shift] = pixels[line, pictures.SIZE - 1 - line + shift] = 150
     info, out = PngInfo(), io.BytesIO()
     stands_in = "yes" if origin == "source" and why != pictures.NO_SERVICE else "no"
-    for name, text in (("origin", origin), ("why", header_text(why)), ("stands-in", stands_in)):
+    for name, text in zip(TEXT_CHUNKS, (origin, header_text(why), stands_in), strict=True):
         info.add_text(name, text)
     Image.fromarray(pixels, "RGB").save(out, "PNG", pnginfo=info)
     return out.getvalue()

@@ -1,7 +1,9 @@
 """The matrix: a cached copy of the table's rows and facts per version; lookup by id, place and view; colours."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +126,69 @@ def test_a_partial_matrix_is_built_again(tmp_path, monkeypatch):
     (home / "left by a power cut").mkdir()
     assert len(open_matrix(db, tmp_path / "cache")) == 5
     assert len([p for p in home.iterdir() if p.is_dir()]) == 1
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zeroed(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[-len(data) // 3] ^= 4
+    path.write_bytes(data)
+
+
+def removed(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, zeroed, flipped, removed])
+def test_a_matrix_with_a_damaged_file_is_built_again(tmp_path, caplog, damage):
+    """Each file of the cache in turn; what is opened afterwards equals the table."""
+    db = ExplorerDatabase(explorers.write(tmp_path / "db", [explorers.chip(n, n, 0, [n, 1, 0, 0]) for n in range(5)]))
+    open_matrix(db, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache" / "matrix").glob("*/*/")
+    names = sorted(p.name for p in folder.iterdir())
+    assert {"record.json", "texts.arrow", "vectors.npy", "hash.npy"} <= set(names)
+    intact = {name: (folder / name).read_bytes() for name in names}
+    for name in names if damage is not flipped else ("record.json", "texts.arrow", "vectors.npy", "lon.npy"):
+        damage(folder / name)
+        caplog.clear()
+        m = open_matrix(db, tmp_path / "cache")
+        assert f"{folder}: expected a complete matrix, got a damaged one" in caplog.text
+        assert m.vectors[m.rows_of(["test:00003"])[0]].tolist() == [3, 1, 0, 0]
+        assert {n: (folder / n).read_bytes() for n in names} == intact
+
+
+def test_the_digest_of_a_file_covers_its_chunks_and_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix_cache, "CHUNK_BYTES", 4)
+    path = tmp_path / "a"
+    contents = (b"", b"abcd", b"abcdefgh", b"efghabcd", b"abcdefg", b"abcdefgh\0")
+    digests = []
+    for content in contents:
+        path.write_bytes(content)
+        digests.append(matrix_cache.file_digest(path))
+    assert len(set(digests)) == len(contents)
+
+
+def test_files_are_synced_before_they_get_their_name(tmp_path, monkeypatch):
+    db = ExplorerDatabase(explorers.write(tmp_path / "db", [explorers.chip(1, 1, 0, [1, 1, 0, 0])]))
+    synced, sync = [], os.fsync
+
+    def record(number):
+        synced.append(Path(f"/proc/self/fd/{number}").resolve())
+        sync(number)
+
+    monkeypatch.setattr(matrix_cache.os, "fsync", record)
+    open_matrix(db, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache" / "matrix").glob("*/*/")
+    names = {p.name for p in folder.iterdir()} - {"record.json"}
+    assert names <= {p.name for p in synced if ".partial" in p.parent.name}
 
 
 def test_a_full_disk_and_an_unwritable_cache_are_errors(tmp_path, built, monkeypatch):

@@ -88,3 +88,32 @@ def test_cached_pictures_stay_below_their_limit(run, tmp_path):
     cached_bytes = sum(p.stat().st_size for p in (tmp_path / "pictures").iterdir())
     assert 0 < cached_bytes <= 300_000
     assert PictureCache(tmp_path / "pictures", {})._bytes == cached_bytes
+
+
+def test_a_damaged_picture_is_made_again(run, tmp_path, caplog):
+    """Each kind of damage to a cached file, and a file that is no picture at all."""
+    version = Version(str(run / "db"), run / "cache")
+    row = version.matrix.facts([0])[0].to_json()
+    cache = PictureCache(tmp_path / "pictures", {})
+    png = cache.get(row).png
+    (path,) = (tmp_path / "pictures").iterdir()
+    plain = io.BytesIO()
+    Image.new("RGB", (256, 256)).save(plain, "PNG")
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 1
+    cuts = (b"", png[:-20], png[: len(png) // 2])
+    for data in (*cuts, bytes(len(png)), bytes(flipped), b"no picture", plain.getvalue()):
+        path.write_bytes(data)
+        caplog.clear()
+        assert cache.get(row) == picture_cache.CachedPicture(png, "source", pictures.NO_SERVICE)
+        assert f"{path}: a damaged picture of the cache is made again" in caplog.text
+        assert path.read_bytes() == png
+
+
+def test_an_intact_picture_is_taken_from_the_cache(run, tmp_path, monkeypatch):
+    version = Version(str(run / "db"), run / "cache")
+    row = version.matrix.facts([0])[0].to_json()
+    cache = PictureCache(tmp_path / "pictures", {})
+    first = cache.get(row)
+    monkeypatch.setattr(pictures, "picture", None)
+    assert cache.get(row) == first
