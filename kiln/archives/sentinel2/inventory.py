@@ -95,7 +95,7 @@ def read_manifest(uri: str, root: str | None = None) -> Inventory:
         manifest = json.loads(storage.read_bytes(uri))
     except SourceError as e:
         raise ConfigError(f"inventory {e}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"{where}: expected the manifest.json of an S3 inventory, got no JSON ({e}).") from e
     try:
         kind, schema = manifest["fileFormat"], tuple(c.strip() for c in manifest["fileSchema"].split(","))

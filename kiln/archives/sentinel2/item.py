@@ -7,8 +7,9 @@ another product, is read too: its embedding fails, and the other items of its sh
 import json
 import posixpath
 import re
+import sys
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from kiln.archives.sentinel2.other_products import refusal
@@ -16,7 +17,9 @@ from kiln.archives.sentinel2.spellings import ASSET_NAMES, PROPERTIES, asset_key
 from kiln.errors import SourceError
 
 TILE = re.compile(r"(?:MGRS-|^T?|_T?)(\d{1,2})([C-HJ-NP-X])([A-Z]{2})(?=_|$)", re.ASCII)
-BASELINE = re.compile(r"(\d{2})\.(\d{2})", re.ASCII)
+BASELINE = re.compile(r"N?(\d{2})\.?(\d{2})", re.ASCII)
+PLATFORM = re.compile(r"s(?:entinel)?[-_ ]?2[-_ ]?([a-d])", re.ASCII | re.IGNORECASE)
+MAX_SPAN = timedelta(days=1)  # of an acquisition; a tile is seen in seconds, a composite in weeks
 PRODUCT = re.compile(r"_N(\d{2})(\d{2})_R\d{3}_T\w{5}_(\d{8}T\d{6})", re.ASCII)  # baseline and time of processing
 SENSING = re.compile(r"_S(\d{8}T\d{6})_", re.ASCII)
 DAY_IN_ID = re.compile(r"S2[A-D]_(?:T?\d{1,2}[C-HJ-NP-X][A-Z]{2}|MSIL\d[A-C])_(\d{8})(?!\d)", re.ASCII)
@@ -145,7 +148,7 @@ def _read_feature(feature: dict[str, Any], href: str, reason: str) -> Item:
     return Item(
         item_id=item_id,
         href=href,
-        datetime=_datetime(properties.get("datetime"), item_id, href),
+        datetime=_acquisition(properties, item_id, href),
         platform=_platform(properties, item_id, href),
         zone=zone,
         band=band,
@@ -193,14 +196,34 @@ def _flag(properties: dict[str, Any], fact: str) -> bool | None:
 
 def _number(properties: dict[str, Any], name: str) -> float | None:
     value = properties.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None  # else infinite or NaN
 
 
-def _datetime(text: Any, item_id: str, href: str) -> datetime:
+def _acquisition(properties: dict[str, Any], item_id: str, href: str) -> datetime:
+    """Return `datetime`. Where that is null, STAC has first and last instant, of which the first is taken.
+
+    Raises:
+        SourceError: If there is no time, or the two are so far apart that the item is a composite.
+    """
+    names = ("start_datetime", "end_datetime")
+    if properties.get("datetime") is not None or any(properties.get(name) is None for name in names):
+        return _datetime(properties, "datetime", item_id, href)
+    first, last = (_datetime(properties, name, item_id, href) for name in names)
+    if not timedelta(0) <= last - first <= MAX_SPAN:
+        raise SourceError(
+            f"{href}: {item_id}: expected the datetime of one acquisition, got none, and a span from {first} to {last}."
+        )
+    return first
+
+
+def _datetime(properties: dict[str, Any], name: str, item_id: str, href: str) -> datetime:
+    text = properties.get(name)
     try:
-        return _as_utc(datetime.fromisoformat(text))
-    except (TypeError, ValueError) as e:
-        raise SourceError(f"{href}: {item_id}: expected a datetime, got {text!r}.") from e
+        return _parse_time(text if isinstance(text, str) else "")
+    except ValueError as e:
+        raise SourceError(f"{href}: {item_id}: expected {name}, got {text!r:.100}.") from e
 
 
 def _day_in_id(item_id: str) -> date | None:
@@ -215,19 +238,24 @@ def _day_in_id(item_id: str) -> date | None:
 def _instant(text: str) -> str:
     """Return a time in one spelling, so that the later one is the larger; empty for a text that is no time."""
     try:
-        return _as_utc(datetime.fromisoformat(text)).isoformat(timespec="microseconds")
+        return _parse_time(text).isoformat(timespec="microseconds")
     except ValueError:
         return ""
 
 
-def _as_utc(time: datetime) -> datetime:
-    """Return a time in UTC; one without a zone is UTC."""
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+def _parse_time(text: str) -> datetime:
+    """Return a time in UTC; one without a zone is UTC. Raises ValueError for another text or one before year 1."""
+    time = datetime.fromisoformat(text.strip().upper())  # RFC 3339 allows small letters
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError as e:
+        raise ValueError(str(e)) from e
 
 
 def _platform(properties: dict[str, Any], item_id: str, href: str) -> str:
     if text := _text(properties, "platform"):
-        return text.lower()
+        platform = PLATFORM.fullmatch(text.strip())
+        return f"sentinel-2{platform[1].lower()}" if platform else text.lower()
     if match := re.match(r"S2([A-D])_", item_id):
         return f"sentinel-2{match[1].lower()}"
     raise SourceError(f"{href}: {item_id}: expected a platform in its properties or name, got none.")
@@ -249,8 +277,8 @@ def _tile(properties: dict[str, Any], item_id: str, href: str) -> tuple[int, str
 def _baseline(properties: dict[str, Any], product: re.Match[str] | None) -> str:
     """Return the baseline, as `04.00`: a property, else from the name of the product, which may be the item's id."""
     for name in PROPERTIES["baseline"]:
-        if BASELINE.fullmatch(text := str(properties.get(name, ""))):
-            return text
+        if match := BASELINE.fullmatch(str(properties.get(name, ""))):
+            return f"{match[1]}.{match[2]}"
     return f"{product[1]}.{product[2]}" if product else ""
 
 

@@ -277,7 +277,7 @@ def _own_address(document: Any, read_from: str) -> str:
 def _read_document(address: str) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(storage.read_bytes(address))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise SourceError(f"{address}: expected a STAC item, got a file that is not JSON ({e}).") from e
     return document
 

@@ -61,7 +61,7 @@ def read_area(uri: str) -> BaseGeometry:
         document = json.loads(storage.read_bytes(uri))
     except SourceError as e:
         raise ConfigError(f"area {e}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"{where}: expected GeoJSON, got a file that is not JSON ({e}).") from e
     try:
         features = document["features"] if document["type"] == "FeatureCollection" else [document]

@@ -115,9 +115,12 @@ def test_tile_and_platform_are_read_from_a_collection_1_name():
         (b'{"type": "Feature", "properties": {}, "assets": {}}', "a Feature without id"),
         (b'{"type": "Feature", "id": "a", "assets": {}}', "a Feature without properties"),
         (b'{"type": "Feature", "id": "a", "properties": {}, "assets": []}', "a Feature without assets"),
-        (json.dumps(make_item("v1", datetime=None)).encode(), "expected a datetime"),
+        (json.dumps(make_item("v1", datetime=None)).encode(), "expected datetime"),
         (json.dumps(make_item("v1", datetime="yesterday")).encode(), "'yesterday'"),
         (json.dumps(make_item("v1", datetime=20200219)).encode(), "20200219"),
+        (json.dumps(make_item("v1", datetime="0001-01-01T00:00:00+10:00")).encode(), "expected datetime"),
+        (json.dumps(make_item("v1", datetime="2020-02-19 11:34:25 UTC")).encode(), "expected datetime"),
+        (b"[" * 200_000, "not JSON"),
     ],
 )
 def test_a_document_that_is_not_an_item_is_refused_with_a_reason(data, message):
@@ -199,3 +202,81 @@ def test_the_suns_elevation_follows_from_its_zenith():
     assert read_item(item, ITEM_URL).sun_elevation == 48.25
     item["properties"]["view:sun_elevation"] = 50.0
     assert read_item(item, ITEM_URL).sun_elevation == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "instant"),
+    [
+        ("2020-02-19T17:04:25+05:30", "2020-02-19T11:34:25"),
+        ("2020-02-19T03:34:25.5-08:00", "2020-02-19T11:34:25.500000"),
+        ("2020-02-20T01:00:00+05:30", "2020-02-19T19:30:00"),
+        ("2020-02-19T11:34:25", "2020-02-19T11:34:25"),
+        ("2020-02-19t11:34:25z", "2020-02-19T11:34:25"),
+        ("2020-02-19 11:34:25Z", "2020-02-19T11:34:25"),
+        ("2020-02-19T11:34:25.123456789Z", "2020-02-19T11:34:25.123456"),
+        ("2020-02-19", "2020-02-19T00:00:00"),
+    ],
+)
+def test_times_are_brought_to_utc_and_one_without_zone_is_utc(text, instant):
+    item = {**make_item("v1", datetime=text), "id": "scene_29RKH"}
+    read = read_item(item, ITEM_URL)
+    assert read.datetime.isoformat() == f"{instant}+00:00"
+    assert f"{read.day}" == "2020-02-19"
+    item["properties"]["s2:generation_time"] = text
+    assert read_item(item, ITEM_URL).generation_time.startswith(instant)
+
+
+def spanned(first, last):
+    return make_item("v1", datetime=None) | {"id": "scene_29RKH"}, {"start_datetime": first, "end_datetime": last}
+
+
+def test_an_item_whose_datetime_is_null_has_its_first_instant():
+    item, span = spanned("2020-02-19T13:34:25+02:00", "2020-02-19T11:34:39Z")
+    item["properties"] |= span
+    for properties in (item["properties"], item["properties"] | {"datetime": None}):
+        read = read_item(item | {"properties": properties}, ITEM_URL)
+        assert read.datetime.isoformat() == "2020-02-19T11:34:25+00:00"
+    properties = item["properties"] | {"datetime": "2020-02-19T11:34:30Z"}
+    assert read_item(item | {"properties": properties}, ITEM_URL).datetime.second == 30
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "message"),
+    [
+        (
+            "2020-02-01T00:00:00Z",
+            "2020-03-01T00:00:00Z",
+            "of one acquisition, got none, and a span from 2020-02-01 00:0",
+        ),
+        (
+            "2020-02-19T11:00:00Z",
+            "2020-02-19T10:00:00Z",
+            "of one acquisition, got none, and a span from 2020-02-19 11:0",
+        ),
+        ("9999-12-31T23:00:00Z", "2020-02-19T10:00:00Z", "of one acquisition, got none"),
+        ("2020-02-19T11:00:00Z", "later", "expected end_datetime, got 'later'"),
+        ("2020-02-19T11:00:00Z", None, "expected datetime, got None"),
+    ],
+)
+def test_a_composite_or_a_span_without_an_end_is_refused(first, last, message):
+    item, span = spanned(first, last)
+    item["properties"] |= span
+    with pytest.raises(SourceError, match=message):
+        read_item(item, ITEM_URL)
+
+
+@pytest.mark.parametrize("text", ["05.10", "0510", "N0510", "N05.10"])
+def test_a_baseline_is_known_in_every_spelling(text):
+    assert read_item(make_item("v1", **{"s2:processing_baseline": text}), ITEM_URL).baseline == "05.10"
+
+
+@pytest.mark.parametrize("text", ["sentinel-2a", "Sentinel-2A", "SENTINEL-2A", "Sentinel 2A", "S2A", "sentinel_2_a"])
+def test_a_platform_is_known_in_every_spelling(text):
+    assert read_item(make_item("v1", platform=text), ITEM_URL).platform == "sentinel-2a"
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e999", f"1{'0' * 400}", "true", '"48.2"'])
+def test_a_number_that_is_none_is_unknown(text):
+    item = json.dumps(make_item("v1", **{"view:sun_elevation": "X", "eo:cloud_cover": "X"})).replace('"X"', text)
+    read = read_item(item.encode(), ITEM_URL)
+    assert (read.sun_elevation, read.cloud_cover) == (None, None)
