@@ -10,6 +10,7 @@ import pyproj
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError, RasterioIOError
 
 from kiln.errors import SourceError
@@ -108,6 +109,40 @@ def check_crs(uri: str, file: rasterio.DatasetReader) -> None:
     if file.crs is None:
         places = "the file" if storage.is_remote(uri) else "the file or its .aux.xml"
         raise SourceError(f"{uri}: expected a CRS in {places}, got none. Write it into the file.")
+
+
+def horizontal(crs: rasterio.CRS) -> rasterio.CRS:
+    """Return the horizontal part of a CRS with heights, which alone has the EPSG code of a grid; others as they are."""
+    wkt = crs.to_wkt()
+    if not wkt.startswith("COMPD_CS"):
+        return crs
+    return rasterio.CRS.from_wkt(pyproj.CRS.from_wkt(wkt).sub_crs_list[0].to_wkt())
+
+
+def check_on_earth(uri: str, width: int, height: int, transform: Affine, crs: str) -> None:
+    """Raise SourceError unless the corners of a north-up image lie on the Earth.
+
+    Beyond the domain of a projection PROJ returns places too; on the way back they are other ones.
+
+    Args:
+        uri: The file's address, for errors.
+        width: Columns of the image.
+        height: Rows of the image.
+        transform: From its pixels to its CRS.
+        crs: Its CRS, as EPSG code or WKT.
+    """
+    x = transform.c + np.array([0, width, 0, width]) * transform.a
+    y = transform.f + np.array([0, 0, height, height]) * transform.e
+    try:
+        degrees = to_degrees(crs).transform(x, y)
+        back = to_degrees(crs).transform(*degrees, direction=pyproj.enums.TransformDirection.INVERSE)
+    except ProjError as e:
+        raise SourceError(f"{uri}: expected a CRS on the Earth, got one that PROJ cannot use: {e}") from e
+    if not np.isfinite(degrees).all() or not (np.abs(np.array(back) - [x, y]) < transform.a).all():
+        raise SourceError(
+            f"{uri}: expected corners on the Earth, got none in {crs[:60]}, from ({x[0]:g}, {y[0]:g}) to "
+            f"({x[-1]:g}, {y[-1]:g})."
+        )
 
 
 def check_transform(uri: str, file: rasterio.DatasetReader) -> None:

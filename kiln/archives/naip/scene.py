@@ -14,7 +14,6 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 
 from kiln.archives import utm_grid
@@ -23,8 +22,10 @@ from kiln.archives.naip.layout import Edge, Lattice
 from kiln.archives.raster_reading import (
     SQUARE_TOLERANCE,
     check_crs,
+    check_on_earth,
     check_square_pixels,
     check_transform,
+    horizontal,
     off_square,
     strip_rows,
     to_degrees,
@@ -156,19 +157,15 @@ def read_header(uri: str, file: rasterio.DatasetReader, lattice: Lattice = "scen
         raise SourceError(f"{uri}: expected pixels of uint8, got {'/'.join(sorted(set(file.dtypes)))}.")
     check_crs(uri, file)
     check_transform(uri, file)
-    if file.crs.is_geographic:
-        raise SourceError(f"{uri}: expected a projected CRS in metres, got {file.crs} in degrees.")
+    own = horizontal(file.crs)
+    if not own.is_projected:
+        unit = " in degrees" if own.is_geographic else ""
+        raise SourceError(f"{uri}: expected a projected CRS in metres, got {str(own)[:60]}{unit}.")
     check_square_pixels(uri, file.transform, MAX_OFF_SQUARE)
-    epsg = file.crs.to_epsg()
-    crs = f"EPSG:{epsg}" if epsg else file.crs.to_wkt()
-    corners = np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)])
-    try:
-        degrees = pixels_to_degrees(corners, file.transform, crs)
-    except ProjError as e:
-        raise SourceError(f"{uri}: expected a CRS on the Earth, got one that PROJ cannot use: {e}") from e
-    if not np.isfinite(degrees).all():
-        raise SourceError(f"{uri}: expected corners on the Earth, got none in {crs[:60]}.")
-    unit, metres = file.crs.linear_units_factor
+    epsg = own.to_epsg()
+    crs = f"EPSG:{epsg}" if epsg else own.to_wkt()
+    check_on_earth(uri, file.width, file.height, file.transform, crs)
+    unit, metres = own.linear_units_factor
     gsd = math.sqrt(abs(file.transform.determinant)) * metres
     if lattice == "scene":
         difference = off_square(file.transform)

@@ -13,10 +13,18 @@ from affine import Affine
 from numpy.typing import NDArray
 from shapely.affinity import translate
 
-from kiln.archives.raster_reading import check_crs, check_square_pixels, check_transform, to_degrees
+from kiln.archives.raster_reading import (
+    check_crs,
+    check_on_earth,
+    check_square_pixels,
+    check_transform,
+    horizontal,
+    to_degrees,
+)
 from kiln.archives.sentinel2.item import Item, baseline_number
 from kiln.errors import SourceError
 
+UTM_ZONES = range(1, 61)  # EPSG:32661 and 32761 are polar
 SCL_NODATA = 0
 SCL_CLOUD = (1, 3, 8, 9, 10)  # saturated, shadow, medium and high probability, cirrus
 SCL_CLEAR = (2, 4, 5, 6, 7)  # dark, vegetation, bare, water, unclassified
@@ -113,10 +121,11 @@ def read_grid(uri: str, file: rasterio.DatasetReader, item: Item, chip: int) -> 
     if item.epsg is None:
         check_crs(uri, file)
     check_transform(uri, file)
-    epsg = file.crs.to_epsg() if file.crs else item.epsg
-    if epsg is None or epsg // 100 not in (326, 327):
+    epsg = horizontal(file.crs).to_epsg() if file.crs else item.epsg
+    if epsg is None or epsg // 100 not in (326, 327) or epsg % 100 not in UTM_ZONES:
         raise SourceError(f"{uri}: expected the CRS of a UTM zone, got {str(file.crs or epsg)[:60]}.")
     check_square_pixels(uri, file.transform)
+    check_on_earth(uri, file.width, file.height, file.transform, f"EPSG:{epsg}")
     return SceneGrid(file.height, file.width, file.transform, f"EPSG:{epsg}", chip)
 
 
@@ -139,7 +148,7 @@ def read_ratio(uri: str, file: rasterio.DatasetReader, band: str, grid: SceneGri
     dtype = "uint8" if band == "scl" else "uint16"
     if file.count != 1 or file.dtypes[0] != dtype:
         raise SourceError(f"{uri}: {band}: expected one band of {dtype}, got {file.count} x {file.dtypes[0]}.")
-    if file.crs is not None and file.crs.to_epsg() != int(grid.crs.removeprefix("EPSG:")):
+    if file.crs is not None and horizontal(file.crs).to_epsg() != int(grid.crs.removeprefix("EPSG:")):
         raise SourceError(
             f"{uri}: {band}: expected {grid.crs} as {reference[0]} ({reference[1]}), got {str(file.crs)[:60]}."
         )

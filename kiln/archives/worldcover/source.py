@@ -22,6 +22,7 @@ from kiln.archives.raster_reading import (
     MIN_STRIP_ROWS,
     check_crs,
     check_transform,
+    horizontal,
     open_raster,
     read_with_retry,
     strip_rows,
@@ -303,7 +304,7 @@ class WorldCoverSource:
             raise SourceError(f"{tile.uri}: expected pixels of uint16, got {'/'.join(sorted(set(file.dtypes)))}.")
         check_crs(tile.uri, file)
         check_transform(tile.uri, file)
-        if file.crs.to_epsg() != 4326:
+        if horizontal(file.crs).to_epsg() != 4326:
             raise SourceError(f"{tile.uri}: expected the CRS EPSG:4326, got {file.crs}.")
         if file.shape != (ppd, ppd):
             raise SourceError(
