@@ -11,6 +11,7 @@ BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
+.PHONY: fuzz
 .PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer image aws-up aws-image aws-down rulegraph wheels lock clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ test-explorer: $(VENV)/.test ## test the explorer in a browser with a WMS; insta
 
 test-batch: $(VENV)/.test ## test AWS Batch, simulated with containers on this machine; needs root, and podman if not on Debian
 	pytest -rP --durations 25 tests/batch
+
+fuzz: $(VENV)/.test ## read 635 damaged inputs of every kind: no traceback, no hang, no other result without a word
+	python -m tests.fuzz
 
 lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, zizmor, codespell
 	ruff check .

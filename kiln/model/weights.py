@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -146,24 +147,43 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
             _check_digest(tensors, metadata, path)
             return tensors, metadata
+    except (SafetensorError, RuntimeError, OSError, ValueError, KeyError) as e:
+        raise _not_weights(path, e) from e
+    return _read_checkpoint(path)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the encoder's tensors and the hyper-parameters of a checkpoint. Raises WeightsError for another file."""
+    try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
-        raise WeightsError(
-            f"{path}: expected a weights file, got a truncated or other one ({_first_line(e)}). Fetch it again."
-        ) from e
-    except Exception as e:  # pickle.UnpicklingError has no common base with the others
-        if type(e).__name__ != "UnpicklingError":
-            raise
+    except pickle.UnpicklingError as e:
         raise WeightsError(
             f"{path}: expected a checkpoint of tensors alone, got one with code ({_first_line(e)}). Take another file."
         ) from e
+    except Exception as e:  # torch has no error of its own: damaged bytes lead to any
+        raise _not_weights(path, e) from e
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise WeightsError(f"{path}: expected Clay's checkpoint, got a file without `state_dict`. Take another file.")
     state = checkpoint["state_dict"]
-    tensors = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
+    tensors = {k.removeprefix(PREFIX): v for k, v in state.items() if isinstance(k, str) and k.startswith(PREFIX)}
     if not tensors:
         raise WeightsError(f"{path}: expected tensors named {PREFIX}*, got none. Take Clay's checkpoint.")
-    return tensors, dict(checkpoint.get("hyper_parameters") or {})
+    for name, values in tensors.items():
+        if not isinstance(values, Tensor) or values.layout is not torch.strided or values.is_meta:
+            kind = f"a tensor without plain values ({values.layout})" if isinstance(values, Tensor) else type(values)
+            raise WeightsError(f"{path}: {PREFIX}{name}: expected a tensor, got {kind}. Take Clay's checkpoint.")
+    hyper = checkpoint.get("hyper_parameters") or {}
+    if not isinstance(hyper, dict):
+        raise WeightsError(
+            f"{path}: hyper_parameters: expected names and values, got {type(hyper)}. Take Clay's checkpoint."
+        )
+    return tensors, dict(hyper)
+
+
+def _not_weights(path: Path, e: Exception) -> WeightsError:
+    return WeightsError(
+        f"{path}: expected a weights file, got a truncated or other one ({_first_line(e)}). Fetch it again."
+    )
 
 
 def _check_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:
@@ -198,19 +218,28 @@ def read_geometry(tensors: Mapping[str, Tensor], hyper: Mapping[str, Any], path:
             raise WeightsError(
                 f"{path}: {PREFIX}{name}: expected {axes} axes, got {tensors[name].ndim}. Take Clay's checkpoint."
             )
+        if not tensors[name].numel():
+            raise WeightsError(
+                f"{path}: {PREFIX}{name}: expected numbers, got an empty tensor. Take Clay's checkpoint."
+            )
         return tensors[name].shape
 
     dim = shape("cls_token", 3)[-1]
     blocks = {name.split(".")[2] for name in tensors if name.startswith("transformer.layers.")}
-    depth = 1 + max((int(block) for block in blocks if block.isdigit()), default=-1)
+    depth = len(blocks)
     inner = shape("transformer.layers.0.0.to_qkv.weight", 2)[0] // 3
     mlp = shape("transformer.layers.0.1.net.1.weight", 2)[0]
     wave_tokens, wave_dim = shape("patch_embedding.weight_generator.weight_tokens", 2)
     wave_mlp = shape("patch_embedding.weight_generator.encoder.layers.0.linear1.weight", 2)[0]
     patch = math.isqrt(shape("patch_embedding.weight_generator.fc_weight.weight", 2)[0] // dim)
-    heads, dim_head = HEADS.get(hyper.get("model_size", ""), (inner // 64, 64))
+    heads, dim_head = HEADS.get(str(hyper.get("model_size", "")), (inner // 64, 64))
     dim_head = hyper.get("encoder_dim_head", dim_head)
     heads = hyper.get("encoder_heads", heads)
+    for key, value in (("encoder_heads", heads), ("encoder_dim_head", dim_head)):
+        if type(value) is not int or value < 1:
+            raise WeightsError(
+                f"{path}: {key}: expected a whole number from 1, got {str(value)[:40]!r}. Take Clay's checkpoint."
+            )
     if heads * dim_head != inner:
         raise WeightsError(
             f"{path}: {PREFIX}transformer.layers.0.0.to_qkv.weight: expected {heads * dim_head} channels for {heads} "
