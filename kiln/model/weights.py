@@ -1,6 +1,7 @@
 """Encoders: loaded from the published checkpoint or from safetensors, in a precision; saved; drawn at random."""
 
 import errno
+import itertools
 import json
 import math
 import pickle
@@ -226,7 +227,7 @@ def read_geometry(tensors: Mapping[str, Tensor], hyper: Mapping[str, Any], path:
 
     dim = shape("cls_token", 3)[-1]
     blocks = {name.split(".")[2] for name in tensors if name.startswith("transformer.layers.")}
-    depth = len(blocks)
+    depth = next(n for n in itertools.count() if str(n) not in blocks)
     inner = shape("transformer.layers.0.0.to_qkv.weight", 2)[0] // 3
     mlp = shape("transformer.layers.0.1.net.1.weight", 2)[0]
     wave_tokens, wave_dim = shape("patch_embedding.weight_generator.weight_tokens", 2)

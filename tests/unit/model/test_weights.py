@@ -141,6 +141,51 @@ def test_heads_that_contradict_the_shapes_are_an_error(saved):
         weights.load_encoder(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["state_dict"].update({QKV: 5}), "to_qkv.weight: expected a tensor, got <class 'int'>"),
+        (lambda c: c["state_dict"].update({QKV: None}), "to_qkv.weight: expected a tensor, got <class 'NoneType'>"),
+        (lambda c: c["state_dict"].update({QKV: c["state_dict"][QKV].to_sparse()}), "without plain values"),
+        (lambda c: c["state_dict"].update({QKV: torch.empty(192, 64, device="meta")}), "without plain values"),
+        (lambda c: c["state_dict"].update({QKV: torch.zeros(192, 64).to(torch.complex64)}), "is torch.complex64"),
+        (
+            lambda c: c["state_dict"].update({"model.encoder.cls_token": torch.empty(1, 1, 0)}),
+            "expected numbers, got an empty tensor",
+        ),
+        (
+            lambda c: c["state_dict"].update({"model.encoder.transformer.layers.99999999999.x": torch.zeros(1)}),
+            "layers.99999999999.x is not of this encoder",
+        ),
+        (lambda c: c.update(state_dict=[1]), "got a file without `state_dict`"),
+        (lambda c: c.update(hyper_parameters=[1]), "hyper_parameters: expected names and values, got <class 'list'>"),
+        (lambda c: c["hyper_parameters"].update(encoder_heads="4"), "encoder_heads: expected a whole number from 1"),
+        (
+            lambda c: c["hyper_parameters"].update(encoder_dim_head=0),
+            "encoder_dim_head: expected a whole number from 1",
+        ),
+        (lambda c: c["hyper_parameters"].update(encoder_heads=True), "encoder_heads: expected a whole number from 1"),
+    ],
+)
+def test_a_checkpoint_with_values_of_other_kinds_is_an_error_of_one_line(saved, change, message):
+    path = saved(change)
+    with pytest.raises(WeightsError) as error:
+        weights.load_encoder(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_size_of_another_kind_is_none(saved, micro32):
+    path = saved(lambda c: c["hyper_parameters"].update(model_size=["large"]))
+    assert weights.load_encoder(path).geometry == micro32.geometry
+
+
+def test_keys_that_are_no_text_are_outside_the_encoder(saved, micro32):
+    path = saved(lambda c: c["state_dict"].update({5: torch.zeros(1)}))
+    assert weights.load_encoder(path).geometry == micro32.geometry
+
+
 def test_without_head_sizes_the_model_size_decides(saved):
     def change(c: dict[str, Any]) -> None:
         c["hyper_parameters"] = {"model_size": "large"}
