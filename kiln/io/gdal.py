@@ -1,17 +1,17 @@
-"""How rasters are opened with GDAL: a small cache, retries, and unsigned requests to public buckets."""
+"""How rasters are opened with GDAL: a small cache, retries, and the settings that the rest of Kiln has."""
 
 import ctypes
 import json
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import rasterio
 import rasterio._base
+from rasterio.session import Session
 
-from kiln.io.buckets import known_bucket
-from kiln.io.storage import Traffic, is_s3, split_s3
+from kiln.io.aws.settings import S3Settings
+from kiln.io.storage import Traffic, http, is_http, is_s3, s3_keys, s3_settings, split_s3
 
 OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no search for side files, each a request over http
@@ -35,8 +35,20 @@ OPTIONS: dict[str, Any] = {
     "GDAL_FORCE_CACHING": "NO",
     "OSR_USE_APPROX_TMERC": "NO",
 }
+DEFAULT_REGION = "us-east-1"
 MAX_MESSAGE_CHARS = 300
 SEEK_END = 2
+
+
+class KeysSession(Session):  # type: ignore[misc]  # rasterio has no types
+    """A session of rasterio with given keys, instead of one of boto3 for each context and each open file."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self.keys = keys
+
+    def get_credential_options(self) -> dict[str, str]:
+        """Return the keys as options of GDAL."""
+        return self.keys
 
 
 def environment(uri: str) -> rasterio.Env:
@@ -46,20 +58,51 @@ def environment(uri: str) -> rasterio.Env:
         uri: Path, s3://, http:// or https:// of the raster. Its bucket decides how requests are signed and paid.
 
     Returns:
-        The context, with the AWS_* variables that the rest of Kiln uses.
+        The context, with endpoint, credentials, certificates and proxy that the rest of Kiln uses. Its credentials are
+        those of now: take a new context for each read.
+
+    Raises:
+        ConfigError: There are no credentials, or settings of AWS are wrong.
+        TransientError: Credentials cannot be renewed for the moment.
     """
-    options = dict(OPTIONS)
-    if is_s3(uri) and (bucket := known_bucket(split_s3(uri)[0])):
-        access = {"AWS_REQUEST_PAYER": "requester"} if bucket.requester_pays else {"AWS_NO_SIGN_REQUEST": "YES"}
-        options |= {**access, "AWS_REGION": bucket.region}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL", ""):  # GDAL does not read this variable
-        scheme, _, host = endpoint.partition("://")
-        options |= {
-            "AWS_S3_ENDPOINT": host,
-            "AWS_HTTPS": "YES" if scheme == "https" else "NO",
-            "AWS_VIRTUAL_HOSTING": "FALSE",
-        }
-    return rasterio.Env(**options)
+    options, keys = dict(OPTIONS), {}
+    if is_s3(uri):
+        bucket, _ = split_s3(uri)
+        settings = s3_settings(bucket)
+        options |= _s3_options(settings) | _connection_options(settings.ca_bundle, settings.proxy)
+        keys = _key_options(bucket)
+    elif is_http(uri):
+        options |= _connection_options(http.ca_bundle(), http.proxy_of(uri))
+    return rasterio.Env(KeysSession(keys), **options)
+
+
+def _s3_options(settings: S3Settings) -> dict[str, str]:
+    scheme, _, host = settings.endpoint.partition("://")
+    return {
+        "AWS_S3_ENDPOINT": host,
+        "AWS_HTTPS": "YES" if scheme == "https" else "NO",
+        "AWS_VIRTUAL_HOSTING": "TRUE" if settings.virtual_hosts else "FALSE",
+        "AWS_REGION": settings.region or DEFAULT_REGION,
+        "AWS_NO_SIGN_REQUEST": "YES" if settings.unsigned else "NO",
+        "AWS_REQUEST_PAYER": "requester" if settings.requester_pays else "",
+    }
+
+
+def _connection_options(ca_bundle: str, proxy: str) -> dict[str, str]:
+    """Return the options for certificates and proxy. rasterio sets a file of its own, which `ca_bundle` replaces."""
+    bundle = {"GDAL_CURL_CA_BUNDLE": ca_bundle} if ca_bundle else {}
+    return bundle | {"GDAL_HTTP_PROXY": proxy, "GDAL_HTTPS_PROXY": proxy}
+
+
+def _key_options(bucket: str) -> dict[str, str]:
+    keys = s3_keys(bucket)
+    if keys is None:
+        return {}
+    return {
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        "AWS_SESSION_TOKEN": keys.token,
+    }
 
 
 def traffic() -> Traffic:
@@ -147,7 +190,10 @@ def shorten(message: str) -> str:
 
 
 class OpenRasters:
-    """The open rasters of each thread, at most `max_open` a thread: threads must not share a GDAL dataset."""
+    """The open rasters of each thread, at most `max_open` a thread: threads must not share a GDAL dataset.
+
+    GDAL keeps the credentials that a raster was opened with. A raster of others is opened again.
+    """
 
     def __init__(self, max_open: int) -> None:
         self.max_open = max_open
@@ -164,11 +210,15 @@ class OpenRasters:
             The open raster. It is closed when the thread has opened `max_open` others since.
         """
         rasters: dict[str, rasterio.DatasetReader] = self._local.__dict__.setdefault("rasters", {})
+        keys: dict[str, str | None] = self._local.__dict__.setdefault("keys", {})
+        key = rasterio.env.getenv().get("AWS_ACCESS_KEY_ID") if rasterio.env.hasenv() else None
+        if keys.get(uri) != key:
+            self.close(uri)
         if uri not in rasters:
             raster = open_raster()
             while len(rasters) >= self.max_open:
                 rasters.pop(next(iter(rasters))).close()
-            rasters[uri] = raster
+            rasters[uri], keys[uri] = raster, key
         return rasters[uri]
 
     def close(self, uri: str) -> None:

@@ -177,6 +177,7 @@ class PagingIO(StacApiIO):
             raise_on_status=False,
         )
         super().__init__(timeout=storage.http.TIMEOUT_S, max_retries=retries)
+        self.session.verify = storage.http.ca_bundle() or True
 
     def request(self, *args: Any, **kwargs: Any) -> str:
         """Return the text of an answer; urllib3 does not retry an answer that breaks off, so this method does."""

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from kiln.io.aws.errors import setting_error
 from kiln.io.buckets import known_bucket
 
+AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")  # of S3
 MAX_CONNECTIONS = 32  # of a client
 FALSE = ("", "NO", "FALSE", "OFF", "0")  # values of switches, as GDAL reads them
 _LOCK = threading.Lock()  # of sessions, which are not made for threads
@@ -49,6 +51,13 @@ def denial_hint(bucket: str) -> str:
     return "the bucket is requester-pays" if requester_pays(bucket) else "the bucket's policy decides"
 
 
+class SessionPair(NamedTuple):
+    """A session of botocore, and that of boto3 on it, which has the clients."""
+
+    botocore: Any
+    boto3: Any
+
+
 def new_s3_client(bucket: str) -> Any:
     """Return a new boto3 client for a bucket.
 
@@ -65,11 +74,68 @@ def new_s3_client(bucket: str) -> Any:
     }
     if is_unsigned(bucket):
         options["signature_version"] = UNSIGNED
+    known, config = known_bucket(bucket), Config(**options)
     with _LOCK, _setting_errors(bucket):
-        return _session_for(bucket).client("s3", config=Config(**options))
+        session = _session_for(bucket).boto3
+        client = session.client("s3", region_name=known.region if known else None, config=config)
+        if known and not is_aws(client.meta.endpoint_url):  # a copy, in the region of that store
+            client = session.client("s3", config=config)
+        return client
 
 
-def _session_for(bucket: str) -> Any:
+def is_aws(endpoint: str) -> bool:
+    """Return whether a URL is of S3 of AWS, and not of another store that speaks its protocol."""
+    return (urlsplit(endpoint).hostname or "").endswith(AWS_DOMAINS)
+
+
+def ca_bundle(bucket: str) -> str:
+    """Return the file of certificate authorities for requests to a bucket; empty for botocore's own."""
+    configured = _session_for(bucket).botocore.get_config_variable("ca_bundle")
+    return str(configured or os.environ.get("REQUESTS_CA_BUNDLE", ""))
+
+
+def region(bucket: str) -> str:
+    """Return the region that is set for requests to a bucket of no archive; empty for none."""
+    return str(_session_for(bucket).botocore.get_config_variable("region") or "")
+
+
+class Keys(NamedTuple):
+    """The credentials of one moment. Those of a role are replaced every few hours at most.
+
+    Attributes:
+        access_key: Id of the key.
+        secret_key: The key.
+        token: Token of a role's session; empty for the keys of a user.
+        source: botocore's name of where they come from, such as `sso` or `container-role`.
+    """
+
+    access_key: str
+    secret_key: str
+    token: str
+    source: str
+
+
+def current_keys(bucket: str) -> Keys | None:
+    """Return the credentials for a bucket, renewed if they expire soon; None if its requests are unsigned.
+
+    Raises:
+        BotoCoreError, ClientError: There are none, or they cannot be renewed.
+        ConfigError: As BotoCoreError, where botocore raises another exception.
+    """
+    from botocore.exceptions import NoCredentialsError
+
+    if is_unsigned(bucket):
+        return None
+    with _setting_errors(bucket):
+        with _LOCK:
+            credentials = _session_for(bucket).botocore.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        keys = credentials.get_frozen_credentials()
+    return Keys(keys.access_key, keys.secret_key, keys.token or "", credentials.method)
+
+
+def _session_for(bucket: str) -> SessionPair:
     """Return the session for a bucket. For a public one, files and a profile that cannot be used are left out."""
     from botocore.exceptions import ConfigParseError, ProfileNotFound
 
@@ -82,25 +148,29 @@ def _session_for(bucket: str) -> Any:
 
 
 @cache
-def _session() -> Any:
+def _session() -> SessionPair:
     """Return the session of all clients."""
-    import boto3
-
-    return boto3.Session()
+    return _pair({})
 
 
 @cache
-def _session_without_files() -> Any:
+def _session_without_files() -> SessionPair:
     """Return a session without profile, config file and credentials file."""
+    return _pair(
+        {
+            "profile": (None, None, None, None),
+            "config_file": (None, None, os.devnull, None),
+            "credentials_file": (None, None, os.devnull, None),
+        }
+    )
+
+
+def _pair(variables: dict[str, tuple[Any, ...]]) -> SessionPair:
     import boto3
     import botocore.session
 
-    ignored = {
-        "profile": (None, None, None, None),
-        "config_file": (None, None, os.devnull, None),
-        "credentials_file": (None, None, os.devnull, None),
-    }
-    return boto3.Session(botocore_session=botocore.session.Session(session_vars=ignored))
+    session = botocore.session.Session(session_vars=variables)
+    return SessionPair(session, boto3.Session(botocore_session=session))
 
 
 def forget_sessions() -> None:
@@ -118,5 +188,5 @@ def _setting_errors(bucket: str) -> Iterator[None]:
         yield
     except BotoCoreError:
         raise
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RuntimeError) as e:
         raise setting_error(f"s3://{bucket}", e) from e

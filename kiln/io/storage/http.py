@@ -1,5 +1,6 @@
 """The store of http:// and https:// files, which are only read."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ NO_HEAD_STATUS = (405, 501)  # of servers that know no HEAD requests
 RETRIED_STATUS = TRANSIENT_STATUS | {403}  # a denial is asked for again: firewalls and gateways deny now and then
 MAX_RETRIES = 2  # of a request that gets no answer, or a status above
 BACKOFF_S = 0.3  # before the second retry, twice as long before each further one
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")  # the first that is set counts
 CONNECTION_ERRORS = (
     *(requests.ConnectionError, requests.Timeout),
     *(requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError),
@@ -117,6 +119,16 @@ def http_errors(uri: str) -> Iterator[None]:
         raise setup_error(uri, str(e)) or StorageError(f"{uri}: {e.strerror or e}") from e
 
 
+def ca_bundle() -> str:
+    """Return the file of certificate authorities for http; empty for those that requests brings."""
+    return next((path for name in CA_VARIABLES if (path := os.environ.get(name))), "")
+
+
+def proxy_of(url: str) -> str:
+    """Return the URL of the proxy that requests takes for a URL; empty for none."""
+    return requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url)) or ""
+
+
 def raise_for_status(response: requests.Response) -> None:
     """Raise the error of the response's status, unless it is a success."""
     status = response.status_code
@@ -137,6 +149,7 @@ def _session() -> requests.Session:
                       raise_on_status=False, retry_after_max=30)  # fmt: skip
         _THREAD.session = requests.Session()
         _THREAD.session.headers["Accept-Encoding"] = "identity"  # sizes, ranges and ETags are those of the file
+        _THREAD.session.verify = ca_bundle() or True
         _THREAD.session.hooks["response"].append(_count)
         for scheme in ("http://", "https://"):
             _THREAD.session.mount(scheme, HTTPAdapter(max_retries=retry))

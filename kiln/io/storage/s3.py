@@ -11,7 +11,8 @@ from typing import Any
 
 from kiln.errors import StorageError, TransientError
 from kiln.io.aws.errors import answer_error, error_of, status_of
-from kiln.io.aws.session import denial_hint, new_s3_client, payer
+from kiln.io.aws.session import Keys, current_keys, denial_hint, new_s3_client, payer
+from kiln.io.aws.settings import S3Settings, settings_of
 from kiln.io.fault import setup_error
 from kiln.io.storage.local import temporary_folder, write_errors
 from kiln.io.storage.store import Stat, read_again_if_cut
@@ -28,6 +29,29 @@ def s3_client(bucket: str) -> Any:
     client = new_s3_client(bucket)
     client.meta.events.register("after-call.s3", _count)
     return client
+
+
+def s3_settings(bucket: str) -> S3Settings:
+    """Return where a bucket is and how requests to it are made, for other libraries.
+
+    Raises:
+        ConfigError: The settings are wrong, or there are no credentials where requests are signed.
+    """
+    with s3_errors(f"s3://{bucket}"):
+        return settings_of(s3_client(bucket), bucket)
+
+
+def s3_keys(bucket: str) -> Keys | None:
+    """Return the credentials for a bucket, for other libraries; None for unsigned requests.
+
+    Ask again before each use: those of a role are replaced from time to time.
+
+    Raises:
+        ConfigError: There are none, or they cannot be renewed.
+        TransientError: The service that they come from does not answer.
+    """
+    with s3_errors(f"s3://{bucket}"):
+        return current_keys(bucket)
 
 
 class S3Store:
