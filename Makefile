@@ -11,7 +11,7 @@ BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
-.PHONY: fuzz
+.PHONY: fuzz mutation
 .PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer image aws-up aws-image aws-down rulegraph wheels lock clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-batch: $(VENV)/.test ## test AWS Batch, simulated with containers on this m
 
 fuzz: $(VENV)/.test ## read 635 damaged inputs of every kind: no traceback, no hang, no other result without a word
 	python -m tests.fuzz
+
+mutation: $(VENV)/.test ## make small mistakes in guards and core arithmetic, one at a time: the tests must notice each
+	python -m tests.mutation
 
 lint: $(VENV)/.test ## run ruff, snakefmt, snakemake --lint, mypy, zizmor, codespell
 	ruff check .

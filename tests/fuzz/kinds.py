@@ -96,12 +96,12 @@ def damage_one(pattern: str) -> Callable[[Random, Path], None]:
     return damage
 
 
-def is_rot_in_pixels(sound: Path, damaged: Path) -> bool:
-    """Return whether nothing but values of pixels is damaged: a deflate stream in a GeoTIFF has no checksum."""
+def is_rot_without_checksum(sound: Path, damaged: Path) -> bool:
+    """Return whether nothing but pixels or the place of a GeoTIFF is damaged, of which it has no checksum."""
 
     def header(path: Path) -> Any:
         with rasterio.open(path) as file:
-            return file.profile, file.tags()
+            return {**file.profile, "transform": None}, file.tags()
 
     return all(header(path) == header(sound / path.relative_to(damaged)) for path in damaged.rglob("*.tif"))
 
@@ -297,9 +297,9 @@ def read_cache(folder: Path) -> Result:
 
 
 KINDS = (
-    Kind("NAIP rasters", 70, make_naip, damage_one("*.tif"), read_naip, is_rot_in_pixels),
-    Kind("WorldCover rasters", 35, make_worldcover, damage_one("*.tif"), read_worldcover, is_rot_in_pixels),
-    Kind("Sentinel-2 rasters", 24, make_sentinel2, damage_one("*.tif"), read_sentinel2, is_rot_in_pixels),
+    Kind("NAIP rasters", 70, make_naip, damage_one("*.tif"), read_naip, is_rot_without_checksum),
+    Kind("WorldCover rasters", 35, make_worldcover, damage_one("*.tif"), read_worldcover, is_rot_without_checksum),
+    Kind("Sentinel-2 rasters", 24, make_sentinel2, damage_one("*.tif"), read_sentinel2, is_rot_without_checksum),
     Kind("items", 77, make_sentinel2, damage_item, read_sentinel2),
     Kind("manifests", 49, make_manifests, damage_one("*"), read_manifests, is_plain_text),
     Kind("plans", 65, make_plan, damage_plan, read_plans),
