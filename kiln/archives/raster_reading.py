@@ -1,7 +1,7 @@
 """Reading pixels for the archives' sources: retries, the height of strips, and checks that every raster needs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.windows import Window
 
 from kiln.errors import SourceError
 from kiln.io import gdal, storage
@@ -150,6 +151,37 @@ def check_transform(uri: str, file: rasterio.DatasetReader) -> None:
     if file.transform.is_identity:
         places = "the file" if storage.is_remote(uri) else "the file, its .aux.xml or a world file"
         raise SourceError(f"{uri}: expected a transform in {places}, got none. Write it into the file.")
+
+
+def read_pixels(
+    file: rasterio.DatasetReader,
+    bands: Sequence[int] | None = None,
+    window: Window | None = None,
+    shape: tuple[int, int] | None = None,
+) -> NDArray[Any]:
+    """Return pixels of an open file, all of its bands by default.
+
+    rasterio's own `read` asks for masks first, which it does not return, and holds the GIL while it does: GDAL then
+    requests the headers of all overviews, and no other thread of Python runs until the store has answered.
+
+    Args:
+        file: A file whose bands have one dtype.
+        bands: Numbers of bands, counted from 1.
+        window: The part to read; the file's whole extent by default.
+        shape: Rows and columns to return, where fewer are wanted than there are.
+
+    Returns:
+        Pixels [bands, rows, cols].
+
+    Raises:
+        RasterioIOError: If GDAL cannot read them.
+    """
+    numbers = list(bands or file.indexes)
+    part = window or Window(0, 0, file.width, file.height)
+    rows, cols = shape or (int(part.height), int(part.width))
+    pixels: NDArray[Any] = np.zeros((len(numbers), rows, cols), file.dtypes[0])
+    file._read(numbers, pixels, part, None)
+    return pixels
 
 
 def check_square_pixels(uri: str, transform: Affine, max_difference: float = SQUARE_TOLERANCE) -> None:

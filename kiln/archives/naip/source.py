@@ -31,7 +31,7 @@ from kiln.archives.naip.scene import (
     pixels_to_degrees,
     read_header,
 )
-from kiln.archives.raster_reading import open_raster, read_with_retry, valid_pixels
+from kiln.archives.raster_reading import open_raster, read_pixels, read_with_retry, valid_pixels
 from kiln.errors import AccessError, ConfigError, SourceError, TransientError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
@@ -233,8 +233,7 @@ class NaipSource:
 
         def pixels(file: rasterio.DatasetReader) -> NDArray[np.uint8]:
             rows = strip.last - strip.first
-            values: NDArray[np.uint8] = file.read(window=Window(0, strip.first, file.width, rows))
-            return values
+            return read_pixels(file, window=Window(0, strip.first, file.width, rows))
 
         with gdal.environment(self.uri(key)):
             return self._read(key, pixels)

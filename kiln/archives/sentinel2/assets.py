@@ -15,9 +15,10 @@ from typing import Any
 import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from kiln.archives.failed_read import LocalCopies, confirmed_stat, fault_of_file
-from kiln.archives.raster_reading import open_raster, read_with_retry
+from kiln.archives.raster_reading import open_raster, read_pixels, read_with_retry
 from kiln.archives.sentinel2.item import Item, read_item
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX
 from kiln.archives.sentinel2.scene import SceneGrid, offset_rule, read_grid, read_ratio
@@ -311,12 +312,13 @@ class BandFiles:
         with self._locks[band], gdal.environment(self._uris[band]):
             return self.check_fit(band, self._file(band), grid)
 
-    def read(self, band: str, **options: Any) -> NDArray[Any]:
+    def read(self, band: str, window: Window | None = None, shape: tuple[int, int] | None = None) -> NDArray[Any]:
         """Read pixels of a band, once more after a remote failure.
 
         Args:
             band: The band.
-            options: Keyword arguments of rasterio's `read`.
+            window: The part to read; all by default.
+            shape: Rows and columns to return, where fewer are wanted than there are.
 
         Returns:
             Pixels [rows, cols].
@@ -326,12 +328,17 @@ class BandFiles:
             TransientError: If its store may answer later.
         """
         uri = self._uris[band]
+
+        def pixels(file: rasterio.DatasetReader) -> NDArray[Any]:
+            own: NDArray[Any] = read_pixels(file, (1,), window, shape)[0]
+            return own
+
         with self._locks[band], gdal.environment(uri):
             return read_with_retry(
                 uri,
-                lambda: self._file(band).read(1, **options),
+                lambda: pixels(self._file(band)),
                 lambda: self._close(band),
-                lambda error: self._error_of(band, "unreadable", error, lambda file: file.read(1, **options)),
+                lambda error: self._error_of(band, "unreadable", error, pixels),
             )
 
     def close(self) -> None:

@@ -106,8 +106,8 @@ class OpenScene:
         subtract, notes = rules.offset_rule(scene.item)
         if subtract:
             step = rules.sample_step(scene.grid)
-            shape = tuple(-(-side // step) for side in (scene.grid.height, scene.grid.width))
-            visible = np.stack([files.read(band, out_shape=shape) for band in VISIBLE_BANDS])
+            shape = (-(-scene.grid.height // step), -(-scene.grid.width // step))
+            visible = np.stack([files.read(band, shape=shape) for band in VISIBLE_BANDS])
             subtract = rules.dark_fraction(visible, scl, scene.mask_ratio, step) <= self._max_dark_fraction
             notes = (*notes, "offset_subtracted" if subtract else "offset_flag_contradicted")
         return PreparedScene(scl, verdict, footprints, centers, ratios, subtract, (*notes, *last_notes))

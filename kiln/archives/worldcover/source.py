@@ -24,6 +24,7 @@ from kiln.archives.raster_reading import (
     check_transform,
     horizontal,
     open_raster,
+    read_pixels,
     read_with_retry,
     strip_rows,
     valid_pixels,
@@ -253,7 +254,7 @@ class WorldCoverSource:
         window = Window(
             strip.x0 - (left + 180) * ppd, strip.y0 - (90 - north) * ppd, strip.x1 - strip.x0, strip.y1 - strip.y0
         )
-        return self._read(tile, lambda file: file.read(window=window))
+        return self._read(tile, lambda file: read_pixels(file, window=window))
 
     def _read(self, tile: Tile, read: Callable[[rasterio.DatasetReader], T]) -> T:
         """Return what `read` reads from the thread's own open file of a tile, checked when it is opened."""

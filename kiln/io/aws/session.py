@@ -15,6 +15,7 @@ from kiln.io.aws.errors import setting_error
 from kiln.io.buckets import known_bucket
 
 AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")  # of S3
+TIMEOUT_S = (10, 60)  # to connect, and between two bytes
 MAX_CONNECTIONS = 32  # of a client
 FALSE = ("", "NO", "FALSE", "OFF", "0")  # values of switches, as GDAL reads them
 _LOCK = threading.Lock()  # of sessions, which are not made for threads
@@ -71,6 +72,8 @@ def new_s3_client(bucket: str) -> Any:
     options: dict[str, Any] = {
         "retries": {"mode": "standard", "max_attempts": 5},
         "max_pool_connections": MAX_CONNECTIONS,
+        "connect_timeout": TIMEOUT_S[0],
+        "read_timeout": TIMEOUT_S[1],
     }
     if is_unsigned(bucket):
         options["signature_version"] = UNSIGNED
