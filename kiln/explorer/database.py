@@ -28,7 +28,8 @@ from kiln.explorer.filters import EVERY_CHIP, ChipFilter, cell_name, quote
 from kiln.explorer.matrix import KM_PER_DEGREE, check_place, raise_for_unknown
 from kiln.formats.bounding_box import Bounds
 from kiln.formats.fingerprint import digest
-from kiln.io import storage
+from kiln.io import lance, storage
+from kiln.io.fault import setup_error
 
 TABLE = "chips"
 TAG = "ready"
@@ -94,11 +95,8 @@ def cells(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> list[str]:
 
 
 def connect(uri: str) -> lancedb.DBConnection:
-    """Return the database at a path or s3:// URI, with the AWS_* settings that the rest of Kiln uses."""
-    options: dict[str, str] = {}
-    if storage.is_s3(uri) and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
-        options = {"endpoint": endpoint, "allow_http": "true"}
-    return lancedb.connect(uri, storage_options=options or None)
+    """Return the database at a path or s3:// URI, with the settings of S3 that the rest of Kiln uses."""
+    return lancedb.connect(uri, storage_options=lance.storage_options(uri) if storage.is_s3(uri) else None)
 
 
 def vectors_of(rows: pa.Table) -> NDArray[np.float16]:
@@ -162,7 +160,9 @@ class ExplorerDatabase:
             self.table: Table = connect(uri).open_table(TABLE)
             self.table.checkout(TAG)
         except (ValueError, RuntimeError, FileNotFoundError, OSError) as e:
-            raise ConfigError(f"{uri}: no finished explorer database there ({first_line(e)})") from e
+            raise lance.store_error(uri, e) or ConfigError(
+                f"{uri}: no finished explorer database there ({first_line(e)})"
+            ) from e
         self.metadata: dict[str, Any] = json.loads((self.table.schema.metadata or {}).get(b"kiln", b"{}"))
         spaces = {vector_space(m) for m in self.metadata.values()}
         if len(spaces) > 1:
@@ -300,11 +300,11 @@ def facts_of(rows: pa.Table) -> list[ChipFacts]:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Raise TransientError for the errors of LanceDB's reads inside the block."""
+    """Raise TransientError for the errors of LanceDB's reads inside the block, ConfigError for those of settings."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as e:
-        raise no_answer(uri, e) from e
+        raise setup_error(uri, str(e)) or no_answer(uri, e) from e
 
 
 def no_answer(uri: str, error: Exception) -> TransientError:

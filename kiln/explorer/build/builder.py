@@ -46,6 +46,7 @@ from kiln.explorer.database import (
 from kiln.explorer.filters import quote
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
+from kiln.io.lance import store_error
 
 MIN_INDEXED_ROWS = 50_000  # fewer are searched exactly, faster than an index would pay for itself
 MIN_RECALL = 0.95
@@ -114,10 +115,14 @@ def build(
         Rows, kind of search, recall@10, settings, milliseconds per query, and a digest of the state.
 
     Raises:
-        ConfigError: More rows than `select.max_rows`, sources of different vector spaces, or none at all.
+        ConfigError: More rows than `select.max_rows`, sources of different vector spaces, or none at all; or a store
+            without conditional PUT.
         SourceError: A broken source, or a recall below MIN_RECALL.
-        TransientError: Another job writes the same database.
+        StorageError: The database cannot be written.
+        TransientError: Another job writes the same database, or its store does not answer.
     """
+    if storage.is_s3(db):
+        storage.require_conditional_put(db)
     chosen: list[RowSource] = [p for p in read_products(records, products) if select.takes_product(p)]
     if records and not chosen:
         raise ConfigError("index.select leaves no product. Correct its datasets and partitions.")
@@ -267,13 +272,15 @@ def _check_ids(chips: Table, db: str, expected: set[str]) -> None:
 
 @contextmanager
 def _conflicts(db: str) -> Iterator[None]:
-    """Raise TransientError for LanceDB's errors when two jobs write one table."""
+    """Raise Kiln's errors for those of LanceDB: of two jobs that write one table, and of the store."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as e:
-        if not any(word in str(e).lower() for word in CONFLICTS):
-            raise
-        raise TransientError(f"{db}: another job is writing it; run again ({first_line(e)})") from e
+        if any(word in str(e).lower() for word in CONFLICTS):
+            raise TransientError(f"{db}: another job is writing it; run again ({first_line(e)})") from e
+        if isinstance(e, RuntimeError) and (error := store_error(db, e)):
+            raise error from e
+        raise
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 A PUT, or a completed multipart upload, makes an object appear at once. boto3 is imported by the first request.
 """
 
+import logging
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kiln.errors import StorageError, TransientError
-from kiln.io.aws.errors import answer_error, error_of, status_of
+from kiln.errors import ConfigError, StorageError, TransientError
+from kiln.io.aws.errors import answer_error, answer_setup_error, error_of, status_of
 from kiln.io.aws.session import Keys, current_keys, denial_hint, new_s3_client, payer
 from kiln.io.aws.settings import S3Settings, settings_of
 from kiln.io.fault import setup_error
@@ -19,7 +21,9 @@ from kiln.io.storage.store import Stat, read_again_if_cut
 from kiln.io.storage.traffic import COUNTER
 from kiln.io.storage.uri import join, split_s3
 
+log = logging.getLogger(__name__)
 NO_REASON_STATUS = (400, 401, 403)  # of answers to HEAD: an expired token, a wrong clock or a real denial
+NO_CONDITION_STATUS = (400, 405, 501)  # of stores that know no conditional PUT
 READING = ("GetObject", "HeadObject", "ListObjectsV2")  # operations that are counted as traffic
 
 
@@ -52,6 +56,46 @@ def s3_keys(bucket: str) -> Keys | None:
     """
     with s3_errors(f"s3://{bucket}"):
         return current_keys(bucket)
+
+
+def require_conditional_put(prefix: str) -> None:
+    """Check with two small objects that a store creates an object only if there is none of its name.
+
+    LanceDB commits by such requests (`If-None-Match: *`). A warning tells of a store that ignores the condition: there
+    two jobs that write one database at a time damage it.
+
+    Args:
+        prefix: s3:// URI below which an object is written, and deleted again.
+
+    Raises:
+        ConfigError: The store refuses such requests.
+    """
+    from botocore.exceptions import ClientError
+
+    bucket, key = split_s3(join(prefix, "state", f"conditional-put-{uuid.uuid4().hex}"))
+    with s3_errors(prefix):
+        client, condition = s3_client(bucket), {"Bucket": bucket, "Key": key, "IfNoneMatch": "*"}
+        try:
+            client.put_object(**condition)
+        except ClientError as e:
+            if status_of(e) not in NO_CONDITION_STATUS or answer_setup_error(prefix, e):
+                raise
+            raise ConfigError(
+                f"{prefix}: expected a store with conditional PUT (If-None-Match), which LanceDB needs, got `{e}`. "
+                "Update the store, or take another one or a disk for the results. Shards and products need none of it."
+            ) from e
+        try:
+            client.put_object(**condition)
+        except ClientError as e:
+            if status_of(e) not in (409, 412):
+                raise
+        else:
+            log.warning(
+                "%s: the store ignores If-None-Match. Let only one job at a time write the database: two would damage "
+                "it.", prefix,
+            )  # fmt: skip
+        finally:
+            client.delete_object(Bucket=bucket, Key=key)
 
 
 class S3Store:
