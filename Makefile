@@ -11,7 +11,7 @@ BENCHES := encoder settings shard reading memory start plan_naip plan_sentinel2 
 export PATH := $(BIN):$(PATH)
 unexport PYTHONPATH PYTHONDONTWRITEBYTECODE
 
-.PHONY: fuzz mutation
+.PHONY: fuzz mutation network
 .PHONY: help demo explore test test-explorer test-batch lint format bench bench-explorer image aws-up aws-image aws-down rulegraph wheels lock clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ explore: $(VENV)/.run ## open the map of the sample run in the browser (after ma
 
 test: $(VENV)/.test ## run linters, tests, and dry runs of every config
 	@$(MAKE) --no-print-directory lint
-	pytest $(PARALLEL) tests/workflow tests/packaging tests/unit
+	pytest $(PARALLEL) tests/workflow tests/packaging tests/network tests/unit
 
 .PHONY: test-quick
 test-quick: $(VENV)/.test ## run the unit tests only: no Snakemake, containers or browser
@@ -38,6 +38,9 @@ test-explorer: $(VENV)/.test ## test the explorer in a browser with a WMS; insta
 
 test-batch: $(VENV)/.test ## test AWS Batch, simulated with containers on this machine; needs root, and podman if not on Debian
 	pytest -rP --durations 25 tests/batch
+
+network: $(VENV)/.test ## embed 600 times through a network that resets, cuts, stalls and refuses, by seed: never a wrong result
+	python -m tests.bench.network
 
 fuzz: $(VENV)/.test ## read 635 damaged inputs of every kind: no traceback, no hang, no other result without a word
 	python -m tests.fuzz

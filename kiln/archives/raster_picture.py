@@ -70,4 +70,4 @@ def _open_raster(uri: str) -> Iterator[rasterio.DatasetReader]:
         with gdal.environment(uri), open_with_sidecars(uri) as file:
             yield file
     except (RasterioError, OSError) as e:
-        raise SourceError(f"{uri} cannot be read: {e}") from e
+        raise SourceError(f"{uri} cannot be read: {gdal.shorten(gdal.gdal_message(e, uri))}") from e
