@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ RETRY_PAUSES_S = (0.2, 1.0)  # before each further try of a remote read
 T = TypeVar("T")
 SQUARE_TOLERANCE = 1e-6  # relative difference of the sides of a pixel that counts as square
 MIN_STRIP_ROWS = 256  # of one read, so that a file without tiles is not read line by line
+WORLD_FILES = (".tfw", ".tifw", ".j2w", ".jp2w", ".wld")
 SIDECAR_OPTIONS = {  # for GDAL to read `.aux.xml` and world files, for what the file itself does not state
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # the names are tried; folders of archives are too large to be listed
     "GDAL_GEOREF_SOURCES": "INTERNAL,PAM,TABFILE,WORLDFILE",
@@ -103,6 +105,15 @@ def open_with_sidecars(uri: str) -> rasterio.DatasetReader:
     file.close()
     with rasterio.Env(**SIDECAR_OPTIONS):
         return rasterio.open(uri)
+
+
+def sidecar_versions(uri: str) -> list[str]:
+    """Return sizes and times of the sidecars that a local file has, which may place it."""
+    if storage.is_remote(uri):
+        return []
+    stem = str(Path(uri).with_suffix(""))
+    stats = {name: storage.stat(name) for name in (f"{uri}.aux.xml", *(stem + suffix for suffix in WORLD_FILES))}
+    return [f"{name} {stat.size} {stat.modified}" for name, stat in stats.items() if stat]
 
 
 def check_crs(uri: str, file: rasterio.DatasetReader) -> None:

@@ -31,7 +31,13 @@ from kiln.archives.naip.scene import (
     pixels_to_degrees,
     read_header,
 )
-from kiln.archives.raster_reading import open_raster, read_pixels, read_with_retry, valid_pixels
+from kiln.archives.raster_reading import (
+    open_raster,
+    read_pixels,
+    read_with_retry,
+    sidecar_versions,
+    valid_pixels,
+)
 from kiln.errors import AccessError, ConfigError, SourceError, TransientError
 from kiln.formats.plan_file import ShardPlan
 from kiln.formats.records import Chip, Dropped, Loaded, Opened, Read, SourceInfo, Unit
@@ -152,11 +158,11 @@ class NaipSource:
         ]
 
     def _version(self, scene: SceneKey) -> str:
-        """Return address, size and ETag (local files: time of writing); empty if the store gives none of these."""
+        """Return address, size and ETag (local files: time of writing, and sidecars); empty without any of these."""
         stat, uri = self._stats.get(scene.key), self.uri(scene)
         if not stat or stat.size <= 0 or (storage.is_remote(uri) and not stat.etag):
             return ""
-        return f"{uri} {stat.size} {stat.etag or stat.modified}"
+        return " ".join([f"{uri} {stat.size} {stat.etag or stat.modified}", *sidecar_versions(uri)])
 
     def _etag(self, scene: SceneKey) -> str:
         stat = self._stats.get(scene.key)

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from kiln.archives.failed_read import LocalCopies, confirmed_stat, fault_of_file
-from kiln.archives.raster_reading import open_raster, read_pixels, read_with_retry
+from kiln.archives.raster_reading import open_raster, read_pixels, read_with_retry, sidecar_versions
 from kiln.archives.sentinel2.item import Item, read_item
 from kiln.archives.sentinel2.layout import TILE_SIDE_PX
 from kiln.archives.sentinel2.scene import SceneGrid, offset_rule, read_grid, read_ratio
@@ -140,7 +140,9 @@ class MeasuredScene:
     def version(self) -> str:
         """Digest of item and assets: equal versions give equal rows. Empty if a store gives neither ETag nor time."""
         states = [stat.etag or stat.modified for _, stat in sorted(self.stats.items())]
-        return digest([repr(self.item), sorted(self.uris.items()), self.etag, states]) if all(states) else ""
+        sidecars = [version for _, uri in sorted(self.uris.items()) for version in sidecar_versions(uri)]
+        facts = [repr(self.item), sorted(self.uris.items()), self.etag, states + sidecars]
+        return digest(facts) if all(states) else ""
 
     @property
     def stats_by_uri(self) -> Mapping[str, storage.Stat]:

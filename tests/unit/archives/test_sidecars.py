@@ -9,6 +9,7 @@ import pytest
 from rasterio.transform import from_origin
 
 from kiln.archives.raster_picture import read_window
+from kiln.archives.raster_reading import WORLD_FILES
 from kiln.archives.worldcover.lattice import Lattice, region_columns
 from kiln.errors import SourceError
 from tests.support import items, naip_scenes, sentinel2_scenes, worldcover_source
@@ -149,3 +150,24 @@ def test_pictures_read_sidecars_and_name_a_missing_crs(tmp_path):
     write_sidecars(path, {".tif.aux.xml": aux_xml("EPSG:4326", from_origin(10, 46, 1 / 48, 1 / 48))})
     assert expected.any()
     assert np.array_equal(read_window(str(path), (1, 2, 3), bounds), expected)
+
+
+@pytest.mark.parametrize("suffix", [".tif.aux.xml", *WORLD_FILES])
+def test_checkpoints_of_a_unit_are_not_used_after_a_change_of_its_sidecar(tmp_path, suffix):
+    path = naip_scenes.write_scene(tmp_path, naip_scenes.KEY, naip_scenes.scene_pixels())
+    written = items.write_item(tmp_path)
+
+    def versions():
+        sources = naip_scenes.make_source(tmp_path), sentinel2_scenes.make_source(tmp_path, written)
+        for source in sources:
+            source.check()
+        return [unit.version for source in sources for unit in source.units()]
+
+    found = [versions()]
+    for text in (WORLD, WORLD + "\n"):
+        write_sidecars(path, {suffix: text})
+        write_sidecars(written.folder / "B04.tif", {suffix: text})
+        found.append(versions())
+    assert found[0][0].startswith(str(path))
+    assert all(len(set(column)) == 3 for column in zip(*found, strict=True))
+    assert versions() == found[-1]
