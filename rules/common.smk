@@ -11,7 +11,7 @@ from kiln.workflow.config import check_files, complete_config
 from kiln.workflow.commands import rule_flags, shell_line
 from kiln.workflow.run import Run
 from kiln.workflow.snakemake_adapter import as_warning, as_workflow_error, input_function, jobs_run_here
-from kiln.workflow.snakemake_adapter import log_job_counts, log_path, or_exit, store_secrets
+from kiln.workflow.snakemake_adapter import log_job_counts, log_path, or_exit, store_endpoint, store_secrets
 
 IS_MODULE = workflow.modifier.is_module
 if IS_MODULE:  # the rules of the importing workflow keep their shell prefix
@@ -44,6 +44,8 @@ EMBED = job(
     RUN.config["resources"]["embed_mem_mb"],
     int(RUN.config["resources"]["device"] != "cpu"),
 )
+if STORAGE_ROOT and workflow.is_main_process:
+    as_workflow_error(preflight.check_endpoint, STORAGE_ROOT, store_endpoint(workflow))
 if DRIVER:
     as_workflow_error(
         preflight.check_store, STORAGE_ROOT, preflight.region_of_jobs(), RUN.config, store_secrets(workflow)

@@ -84,6 +84,26 @@ def check_store(prefix: str, region: str | None, config: Mapping[str, Any], secr
         )
 
 
+def check_endpoint(prefix: str, endpoint: str) -> None:
+    """Check that Snakemake's S3 plugin looks for results where Kiln writes them. No request is made.
+
+    Args:
+        prefix: Where results go, s3://bucket or s3://bucket/prefix.
+        endpoint: The endpoint that is given to the plugin; empty for none: then it resolves it as Kiln does.
+
+    Raises:
+        ConfigError: It is another one than botocore resolves.
+    """
+    if not (endpoint and storage.is_s3(prefix)):
+        return
+    resolved = storage.s3_settings(storage.split_s3(prefix)[0]).endpoint
+    if resolved != endpoint.rstrip("/"):
+        raise ConfigError(
+            f"--storage-s3-endpoint-url: expected {resolved}, which AWS settings name, got {endpoint}. Set "
+            f"AWS_ENDPOINT_URL_S3={endpoint} instead, for all programs that talk to S3."
+        )
+
+
 def bucket_region(bucket: str) -> str:
     """Return the region of a bucket.
 

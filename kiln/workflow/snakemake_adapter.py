@@ -138,6 +138,19 @@ def jobs_run_here(workflow: Any) -> bool:
     return bool(here and workflow.storage_settings.shared_fs_usage)
 
 
+def makes_database(workflow: Any) -> bool:
+    """Return whether the call makes a database on a store."""
+    on_store = bool(workflow.storage_settings.default_storage_prefix)
+    return on_store and bool(set(workflow.dag_settings.targets or ["all"]) & {"all", "index"})
+
+
+def store_endpoint(workflow: Any) -> str:
+    """Return the endpoint that is given to Snakemake's S3 plugin alone; empty for none."""
+    settings = workflow.storage_provider_settings.get("s3")
+    values = settings.get_field_settings("endpoint_url").values() if settings else ()
+    return next((str(value) for value in values if value), "")
+
+
 def store_secrets(workflow: Any) -> list[str]:
     """Return the names of credentials given to the storage plugin, which would pass them on to the jobs."""
     settings = workflow.storage_provider_settings.get("s3")

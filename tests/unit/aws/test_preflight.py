@@ -4,6 +4,7 @@ import pytest
 
 from kiln.aws import preflight
 from kiln.errors import ConfigError
+from kiln.io import storage
 from kiln.workflow.config import load_config
 from kiln.workflow.run import Run
 from tests import ROOT
@@ -67,3 +68,17 @@ def test_an_archive_of_another_region_is_an_error_unless_allowed(monkeypatch, tm
     assert "run `snakemake plan`" in caplog.text
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     preflight.RegionCheck(far_run(False)).check("naip")
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_the_plugin_must_look_where_the_rest_writes(aws, monkeypatch, variable):
+    aws("")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with pytest.raises(ConfigError, match=r"got http://store:9000\. Set AWS_ENDPOINT_URL_S3=http://store:9000 instead"):
+        preflight.check_endpoint("s3://results/run", "http://store:9000")
+    preflight.check_endpoint("s3://results/run", "")
+    monkeypatch.setenv(variable, "http://store:9000")
+    storage.s3_client.cache_clear()
+    preflight.check_endpoint("s3://results/run", "http://store:9000/")
+    with pytest.raises(ConfigError, match="expected http://store:9000, which AWS settings name, got http://other"):
+        preflight.check_endpoint("s3://results/run", "http://other:9000")
