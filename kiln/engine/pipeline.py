@@ -18,10 +18,11 @@ import pyarrow as pa
 from kiln.engine.accounting import ShardAccounting
 from kiln.engine.batches import Batch, make_batches
 from kiln.engine.checkpoints import Checkpoints
-from kiln.engine.read_ahead import in_thread, read_ahead
+from kiln.engine.read_ahead import read_ahead
 from kiln.engine.statistics import ShardStatistics
 from kiln.formats import embeddings_file, patch_file, vectors
 from kiln.formats.records import Chip, Dropped, Opened, Source
+from kiln.io.in_thread import in_thread
 from kiln.model.clay import ClayEncoder
 from kiln.model.embedder import Embedder, EmbedPolicy
 

@@ -10,7 +10,7 @@ which sources a version holds and what was measured, and `state/<version>-colour
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,12 +46,14 @@ from kiln.explorer.database import (
 from kiln.explorer.filters import quote
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
+from kiln.io.in_thread import in_thread
 from kiln.io.lance import store_error
 
 MIN_INDEXED_ROWS = 50_000  # fewer are searched exactly, faster than an index would pay for itself
 MIN_RECALL = 0.95
 OLD_VERSIONS = timedelta(days=7)  # stay for readers that have them open
 DELETED_AT_ONCE = 500  # rows
+MAX_WAITING_BATCHES = 2  # of rows, before LanceDB takes them
 FILTER_INDEXES: dict[str, Bitmap | BTree] = {
     "cell": Bitmap(), "dataset": Bitmap(), "year": Bitmap(), "chip_id": BTree(),
 }  # fmt: skip
@@ -285,10 +287,13 @@ def _conflicts(db: str) -> Iterator[None]:
 
 @contextmanager
 def _reader(sources: Sequence[RowSource], target: Target) -> Iterator[pa.RecordBatchReader]:
-    """Yield the sources' rows for LanceDB, which wraps our errors in its own: they are raised here unchanged."""
+    """Yield the sources' rows for LanceDB, which wraps our errors in its own: they are raised here unchanged.
+
+    LanceDB takes batches in threads of its own, in which PROJ crashes. The rows are made in a thread of Python.
+    """
     failed: list[KilnError] = []
 
-    def rows() -> Iterator[pa.RecordBatch]:
+    def rows() -> Generator[pa.RecordBatch, None, None]:
         try:
             for source in sources:
                 yield from table_rows(source, target.select, target.schema)
@@ -297,7 +302,7 @@ def _reader(sources: Sequence[RowSource], target: Target) -> Iterator[pa.RecordB
             raise
 
     try:
-        yield pa.RecordBatchReader.from_batches(target.schema, rows())
+        yield pa.RecordBatchReader.from_batches(target.schema, in_thread(rows(), MAX_WAITING_BATCHES))
     except (RuntimeError, OSError, ValueError, KilnError):
         if failed:
             raise failed[0] from None

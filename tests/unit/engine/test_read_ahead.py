@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kiln.engine.read_ahead import in_thread, read_ahead
+from kiln.engine.read_ahead import read_ahead
 from kiln.errors import SourceError
 from kiln.formats.records import Read
 from tests.support.engine import threads_left
@@ -110,35 +110,3 @@ def test_a_source_error_is_returned_with_its_read():
     assert (good.value, good.error, after.value) == (1, None, 3)
     assert broken.value is None
     assert str(broken.error) == "x.tif: unreadable"
-
-
-def test_items_of_a_thread_keep_their_order_and_its_error_is_raised_to_the_consumer():
-    def items() -> Iterator[int]:
-        yield from range(5)
-        raise ArithmeticError("broken")
-
-    seen = []
-    with pytest.raises(ArithmeticError, match="broken"):
-        seen.extend(in_thread(items(), 2))
-    assert list(in_thread(iter_of(range(5)), 1)) == [0, 1, 2, 3, 4]
-    assert threads_left() == []
-
-
-def iter_of(values):
-    yield from values
-
-
-def test_a_thread_ends_and_closes_its_generator_when_its_consumer_closes():
-    closed = threading.Event()
-
-    def endless() -> Iterator[int]:
-        try:
-            yield from itertools.count()
-        finally:
-            closed.set()
-
-    items = in_thread(endless(), 2)
-    assert next(items) == 0
-    items.close()
-    assert closed.wait(timeout=10)
-    assert threads_left() == []

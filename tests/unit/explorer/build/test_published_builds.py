@@ -1,7 +1,10 @@
 """Databases of published files."""
 
 import json
+import subprocess
+import sys
 
+import geopandas
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from kiln.errors import ConfigError, SourceError
 from kiln.explorer.build import Select, build, builder
 from kiln.explorer.database import ExplorerDatabase
 from scripts import build_index
+from tests import ROOT
 from tests.support.builds import (
     ENTRY,
     build_database,
@@ -41,6 +45,21 @@ def test_a_folder_of_published_files_becomes_an_explorer_in_one_command(tmp_path
         "dimensions": 8,
     }
     assert len(json.loads((tmp_path / "r.json").read_text())["published"]) == 2
+
+
+def test_files_with_a_crs_in_the_footer_are_indexed(tmp_path):
+    """LanceDB takes batches in a thread of its own, in which PROJ crashes; the process tells."""
+    wanted = write_published(tmp_path / "synced", "36LXK", 12) | write_published(tmp_path / "synced", "36LYK", 7)
+    for path in (tmp_path / "synced").iterdir():
+        rows = pq.read_table(path).to_pandas()
+        points = geopandas.GeoSeries.from_wkb(rows.pop("geometry"), crs="EPSG:4326")
+        geopandas.GeoDataFrame(rows, geometry=points).to_crs("EPSG:32636").to_parquet(path)
+    entries = json.dumps([ENTRY | {"files": str(tmp_path / "synced")}])
+    db, record = tmp_path / "db", tmp_path / "r.json"
+    command = [sys.executable, "-m", "scripts.build_index", "--published", entries, "--db", db, "--record", record]
+    finished = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert read_vectors(db) == wanted
 
 
 def test_published_files_grow_change_and_vanish(tmp_path, monkeypatch):
