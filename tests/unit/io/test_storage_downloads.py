@@ -5,9 +5,11 @@ import time
 
 import pytest
 
-from kiln.errors import SourceError, TransientError
+from kiln.errors import KilnError, SourceError, TransientError
 from kiln.io import storage
 from kiln.io.storage import store
+from kiln.io.storage.http import HttpStore
+from kiln.io.storage.s3 import S3Store
 from tests.support.downloads import DATA, file_names, requested_ranges
 
 
@@ -106,6 +108,41 @@ def test_a_download_from_a_bucket_is_resumed_or_restarted(bucket, tmp_path):
     storage.fetch(uri, path)
     assert path.read_bytes() == DATA
     assert file_names(tmp_path) == ["a.bin"]
+
+
+@pytest.fixture
+def replaced_after_stat(monkeypatch):
+    """Return a function that makes a store answer about a file as it was before it was replaced."""
+
+    def hold(kind, uri):
+        before = storage.stat(uri)
+        monkeypatch.setattr(kind, "stat", lambda self, asked: before)
+        return before
+
+    return hold
+
+
+def test_an_object_that_is_replaced_before_its_rest_is_read_is_never_mixed(bucket, tmp_path, replaced_after_stat):
+    uri, path = f"{bucket}/a.bin", tmp_path / "a.bin"
+    storage.write_bytes(uri, b"A" * 2000)
+    before = replaced_after_stat(S3Store, uri)
+    storage.write_bytes(uri, b"B" * 2000)
+    path.write_bytes(b"A" * 1000)
+    (tmp_path / "a.bin.etag").write_text(before.etag)
+    with pytest.raises(KilnError, match=re.escape(uri)):
+        storage.fetch(uri, path)
+    assert b"B" not in path.read_bytes()
+
+
+def test_a_file_that_is_replaced_before_its_rest_is_read_comes_whole(serve, tmp_path, replaced_after_stat):
+    server, path = serve({"/a.bin": b"A" * 2000}), tmp_path / "a.bin"
+    uri = f"{server.url}/a.bin"
+    before = replaced_after_stat(HttpStore, uri)
+    server.etag, server.files["/a.bin"] = "two", b"B" * 2000
+    path.write_bytes(b"A" * 1000)
+    (tmp_path / "a.bin.etag").write_text(before.etag)
+    storage.fetch(uri, path)
+    assert path.read_bytes() == b"B" * 2000
 
 
 def test_a_local_file_is_copied(tmp_path):
