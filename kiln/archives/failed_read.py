@@ -6,7 +6,6 @@ copy that another client fetched.
 """
 
 import itertools
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ class LocalCopies:
     """Local copies of remote files that GDAL could not read. They are deleted with the object."""
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None  # of the first copy
+        self._folder: storage.TemporaryFolder | None = None  # of the first copy
         self._paths: dict[tuple[str, storage.Stat], Path] = {}
         self._numbers = itertools.count()  # files of different items have the same names
         self._lock = threading.Lock()

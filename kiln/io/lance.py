@@ -5,11 +5,12 @@ such as a sign-in or a profile, it does not know or cannot use: it gets the pres
 """
 
 import os
+import re
 
 from kiln.errors import KilnError, StorageError, TransientError
 from kiln.io.aws.session import is_aws
 from kiln.io.fault import Fault, judge, setup_error
-from kiln.io.storage import s3_keys, s3_settings, split_s3
+from kiln.io.storage import DISK_ERRNOS, s3_keys, s3_settings, split_s3
 
 RENEWED_BY_LANCEDB = {"env", "iam-role", "container-role", "assume-role-with-web-identity"}  # botocore's names
 DEFAULT_REGION = "us-east-1"  # of stores without regions
@@ -49,6 +50,12 @@ def storage_options(uri: str) -> dict[str, str]:
 def store_error(uri: str, error: Exception) -> KilnError | None:
     """Return the error for an exception of LanceDB that its store is the reason of, or None."""
     message = str(error)
+    number = re.search(r"os error (\d+)", message)
+    if number and int(number[1]) in DISK_ERRNOS:
+        return StorageError(
+            f"{uri}: cannot be written: {os.strerror(int(number[1]))}. Free some space, or choose another place for the "
+            "database. What is there stays readable, and the next run goes on."
+        )
     if setup := setup_error(uri, message):
         return setup
     match judge(message).fault:

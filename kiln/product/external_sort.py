@@ -8,7 +8,6 @@ import errno
 import math
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kiln.formats.parquet import open_file, parquet_errors, read_batches
+from kiln.io import storage
 
 READ_BYTES = 64 << 20  # rows read at a time, about
 PAGE_BYTES = 4096  # direct I/O reads and writes multiples of it
@@ -192,6 +192,7 @@ def sort_rows(
 
     Raises:
         SourceError: If a file is damaged.
+        StorageError: If TMPDIR has no space for all rows, uncompressed, or cannot be written.
     """
     if not rows:
         return
@@ -199,7 +200,8 @@ def sort_rows(
         columns = open_file(files[0]).schema_arrow.remove_metadata()
     width = vector_bytes(columns) + OTHER_COLUMNS_BYTES
     bucket_rows = max(1, memory // (4 * row_group * width)) * row_group
-    with tempfile.TemporaryDirectory(prefix="kiln-merge-") as scratch:
+    with storage.temporary_folder("kiln-merge-") as scratch, storage.write_errors(Path(scratch)):
+        storage.check_free_space(Path(scratch), rows * width, f"to sort {rows:,} rows")
         bucket_count = -(-rows // bucket_rows)
         buckets = Buckets(Path(scratch), columns, bucket_rows, bucket_count, memory)
         batch_rows = max(1, READ_BYTES // width)

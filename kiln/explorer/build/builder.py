@@ -280,7 +280,8 @@ def _conflicts(db: str) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as e:
         if any(word in str(e).lower() for word in CONFLICTS):
             raise TransientError(f"{db}: another job is writing it; run again ({first_line(e)})") from e
-        if isinstance(e, RuntimeError) and (error := store_error(db, e)):
+        is_of_lance = isinstance(e, RuntimeError) or (isinstance(e, OSError) and e.errno is None)
+        if is_of_lance and (error := store_error(db, e)):
             raise error from e
         raise
 

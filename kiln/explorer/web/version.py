@@ -1,7 +1,6 @@
 """A tagged version of the database, opened: everything that the API answers comes from it."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from kiln.explorer.search import Query, SearchResult, search
 from kiln.explorer.web import map_tiles
 from kiln.explorer.web.lru_cache import LruCache
 from kiln.formats.bounding_box import Bounds
+from kiln.io import storage
 
 MAX_OUTLINES = 20_000
 MAX_MASKS, MAX_TILES = 16, 512  # in memory
@@ -60,7 +60,7 @@ class Version:
         vectors = result.vectors if embeddings else None
         if file_format == "geojson":
             return to_json(results.as_geojson(result.hits, footprints, vectors=vectors))
-        with tempfile.TemporaryDirectory(prefix="kiln-") as folder:
+        with storage.temporary_folder() as folder:
             path = Path(folder) / "similar.parquet"
             results.write_geoparquet(path, result.hits, footprints, self.db.metadata, vectors)
             return path.read_bytes()

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from kiln.errors import AddressError, SourceError, TransientError
 from kiln.io.storage.http import HttpStore
-from kiln.io.storage.local import DISK_ERRNOS, LocalStore, temporary_folder, write_errors
+from kiln.io.storage.local import DISK_ERRNOS, LocalStore, write_errors
 from kiln.io.storage.s3 import S3Store, require_conditional_put, s3_client, s3_errors, s3_keys, s3_settings
 from kiln.io.storage.store import Stat, Store, read_again_if_cut
+from kiln.io.storage.temporary import TemporaryFolder, check_free_space, temporary_folder
 from kiln.io.storage.traffic import COUNTER, Traffic
 from kiln.io.storage.uri import is_http, is_remote, is_s3, join, split_s3
 
 __all__ = [
-    "DISK_ERRNOS", "Stat", "Store", "Traffic", "atomic", "delete", "fetch", "is_http", "is_remote",
-    "is_s3", "join", "listing", "local_copy", "read_bytes", "require_conditional_put", "s3_client",
-    "s3_errors", "s3_keys", "s3_settings", "sha256", "split_s3", "stat", "store_of", "temporary_folder",
-    "traffic", "write_bytes",
+    "DISK_ERRNOS", "Stat", "Store", "TemporaryFolder", "Traffic", "atomic", "check_free_space", "delete", "fetch",
+    "is_http", "is_remote", "is_s3", "join", "listing", "local_copy", "read_bytes", "require_conditional_put",
+    "s3_client", "s3_errors", "s3_keys", "s3_settings", "sha256", "split_s3", "stat", "store_of",
+    "temporary_folder", "traffic", "write_bytes", "write_errors",
 ]  # fmt: skip
 
 MAX_ADDRESS_CHARS = 4096  # a path or key is shorter everywhere

@@ -4,7 +4,6 @@ import errno
 import os
 import socket
 import stat as stat_
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,17 +96,6 @@ def write_errors(target: Path) -> Iterator[None]:
             raise
         raise StorageError(
             f"{target}: cannot be written: {os.strerror(e.errno)}. Choose another place, or free it."
-        ) from e
-
-
-def temporary_folder(prefix: str = "kiln-") -> tempfile.TemporaryDirectory[str]:
-    """Return a new folder below TMPDIR, which a `with` block deletes. Raises StorageError if none can be made."""
-    try:
-        return tempfile.TemporaryDirectory(prefix=prefix)
-    except OSError as e:  # FileNotFoundError too, where no folder for temporary files can be written
-        raise StorageError(
-            f"TMPDIR: expected a folder that can be written, got {e.filename or 'none'} ({e.strerror}). "
-            "Set TMPDIR to a folder with free space."
         ) from e
 
 

@@ -16,8 +16,9 @@ from kiln.io.aws.errors import answer_error, answer_setup_error, error_of, statu
 from kiln.io.aws.session import Keys, current_keys, denial_hint, new_s3_client, payer
 from kiln.io.aws.settings import S3Settings, settings_of
 from kiln.io.fault import setup_error
-from kiln.io.storage.local import temporary_folder, write_errors
+from kiln.io.storage.local import write_errors
 from kiln.io.storage.store import Stat, read_again_if_cut
+from kiln.io.storage.temporary import temporary_folder
 from kiln.io.storage.traffic import COUNTER
 from kiln.io.storage.uri import join, split_s3
 
