@@ -53,8 +53,8 @@ def store_error(uri: str, error: Exception) -> KilnError | None:
     number = re.search(r"os error (\d+)", message)
     if number and int(number[1]) in DISK_ERRNOS:
         return StorageError(
-            f"{uri}: cannot be written: {os.strerror(int(number[1]))}. Free some space, or choose another place for the "
-            "database. What is there stays readable, and the next run goes on."
+            f"{uri}: cannot be written: {os.strerror(int(number[1]))}. Free some space, or choose another place for "
+            "the database. What is there stays readable, and the next run goes on."
         )
     if setup := setup_error(uri, message):
         return setup
