@@ -301,7 +301,7 @@ def test_wrong_flags_are_errors_that_name_them(tmp_path, capsys, encoder_file, m
 
 
 def test_a_plan_of_another_archive_is_refused(tmp_path, capsys):
-    plan_file.write_plan([replace(shard_of(), dataset="naip")], str(tmp_path / "plan.gz"))
+    plan_file.write_plan([replace(shard_of({"id": "a", "href": "b"}), dataset="naip")], str(tmp_path / "plan.gz"))
     code, stderr = run_failing_job(
         capsys, flags(tmp_path / "plan.gz", tmp_path / "shards", "not-even-there", root=tmp_path)
     )
