@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kiln.archives import raster_reading
-from kiln.archives.failed_read import MAX_COPIES, LocalCopies
+from kiln.archives.failed_read import MAX_COPIES, LocalCopies, confirmed_stat
 from kiln.archives.worldcover.lattice import Lattice, region_columns
 from kiln.errors import TransientError
 from kiln.formats.records import Chip, Dropped
@@ -107,3 +107,14 @@ def test_another_version_is_not_judged(serve):
     server.etag, server.files["/a.tif"] = "two", b"two"
     with pytest.raises(TransientError, match="was replaced while it was read"):
         LocalCopies().get(f"{server.url}/a.tif", version)
+
+
+def test_a_version_that_differs_is_asked_for_again(monkeypatch):
+    old, new = storage.Stat(1, "a"), storage.Stat(2, "b")
+    answers = iter([old, new, new, None, None, new, old])
+    monkeypatch.setattr(storage, "stat", lambda uri: next(answers))
+    assert confirmed_stat("x.tif", old) == old
+    assert confirmed_stat("x.tif", old) == new
+    assert confirmed_stat("x.tif", old) is None
+    with pytest.raises(TransientError, match=r"x\.tif: the store's answers about its version differ\. Try again\."):
+        confirmed_stat("x.tif", old)

@@ -190,6 +190,17 @@ def test_the_cause_decides_and_not_the_broken_connection_that_it_leads_to():
     assert judge(message).fault == Fault.SETUP
 
 
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("HTTP error: Proxy Authentication Required", PROXY),
+        ("An error occurred (InvalidToken) when calling the GetObject operation: it is malformed", CREDENTIALS),
+    ],
+)
+def test_a_code_without_its_usual_sentence_is_known(message, advice):
+    assert (judge(message).fault, judge(message).advice) == (Fault.SETUP, advice)
+
+
 def test_no_verdict_blames_a_file():
     assert {fault.value for fault in Fault} == {
         "transport", "setup", "denied", "gone", "replaced", "disk", "unknown"

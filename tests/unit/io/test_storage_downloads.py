@@ -145,6 +145,13 @@ def test_a_file_that_is_replaced_before_its_rest_is_read_comes_whole(serve, tmp_
     assert path.read_bytes() == b"B" * 2000
 
 
+def test_an_answer_that_is_shorter_than_the_file_is_no_download(serve, tmp_path, one_try, monkeypatch):
+    server = serve({"/a.bin": b"A" * 2000})
+    monkeypatch.setattr(HttpStore, "stat", lambda self, uri: storage.Stat(3000, "one"))
+    with pytest.raises(TransientError, match=r"a\.bin: expected 3000 bytes, got 2000\. Run again to resume"):
+        storage.fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+
+
 def test_a_local_file_is_copied(tmp_path):
     (tmp_path / "a").write_bytes(DATA)
     storage.fetch(str(tmp_path / "a"), tmp_path / "new" / "b")

@@ -10,10 +10,14 @@ from rasterio.transform import from_origin
 
 from kiln.archives.sentinel2.item import read_item
 from kiln.archives.sentinel2.scene import (
+    PASSES,
+    TOO_CLOUDY,
+    TOO_EMPTY,
     SceneGrid,
     count_in_blocks,
     cut_at_antimeridian,
     dark_fraction,
+    judge_chips,
     offset_rule,
     repeat_pixels,
     sample_step,
@@ -106,3 +110,26 @@ def test_subtraction_keeps_pixels_valid_and_nodata_as_nodata():
     before = np.array([0, 1, 999, 1000, 1001, 1002, 10_000, 65_535], np.uint16)
     assert subtract(before).tolist() == [0, 1, 1, 1, 1, 2, 9000, 64_535]
     assert subtract(before).dtype == np.uint16
+
+
+# ------------------------------------------------------------------------------------------------------ classes of SCL
+
+
+@pytest.mark.parametrize(
+    ("empty", "cloudy", "max_nodata", "max_cloud", "verdict"),
+    [
+        (0, 8, 0.0, 0.5, PASSES),
+        (0, 9, 0.0, 0.5, TOO_CLOUDY),
+        (8, 4, 0.5, 0.5, PASSES),  # of the valid pixels, not of all
+        (8, 5, 0.5, 0.5, TOO_CLOUDY),
+        (8, 0, 0.5, 0.5, PASSES),  # as much as is allowed
+        (9, 0, 0.5, 0.5, TOO_EMPTY),
+        (9, 7, 0.5, 0.0, TOO_EMPTY),  # judged before clouds
+        (16, 0, 1.0, 1.0, TOO_EMPTY),  # no valid pixel at all
+    ],
+)
+def test_a_chip_passes_up_to_its_fractions_of_nodata_and_of_clouds(empty, cloudy, max_nodata, max_cloud, verdict):
+    scl = np.full(16, 4, np.uint8)
+    scl[:empty], scl[empty : empty + cloudy] = 0, 9
+    grid = SceneGrid(8, 8, from_origin(*CORNER, 10, 10), "EPSG:32629", 8)
+    assert judge_chips(scl.reshape(4, 4), 2, grid, max_nodata, max_cloud).tolist() == [[verdict]]
