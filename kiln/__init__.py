@@ -42,6 +42,7 @@ __all__ = [
     "open_source",
     "plan",
     "read_product",
+    "verify",
 ]
 _PUBLIC = {  # module and attribute by public name
     "EmbedOptions": ("kiln.engine.options", "EmbedOptions"),
@@ -55,6 +56,7 @@ _PUBLIC = {  # module and attribute by public name
     "open_source": ("kiln.api", "open_source"),
     "plan": ("kiln.api", "plan"),
     "read_product": ("kiln.product.read", "read_product"),
+    "verify": ("kiln.report.verify.run", "verify"),
 }
 
 _archives()  # registers the archives and their buckets

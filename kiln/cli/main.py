@@ -11,6 +11,7 @@ COMMANDS = {  # subcommand: module with `main(argv)`, one line for `kiln --help`
     "search": ("kiln.cli.search", "find chips that look like a chip, a place or examples"),
     "explore": ("kiln.cli.explore", "open the explorer, a map with search, in the browser"),
     "status": ("kiln.cli.status", "show how far a run is, and what failed"),
+    "verify": ("kiln.cli.verify", "read every file of a run, and name the damaged ones"),
     "tune": ("kiln.cli.tune", "measure this machine, recommend precision and batch size"),
     "compare": ("kiln.cli.compare", "compare the vectors of two files of the same chips"),
     "export": ("kiln.cli.export", "write chips to GeoParquet, GeoPackage, GeoJSON, CSV or NumPy"),

@@ -28,6 +28,7 @@ from kiln.io import storage
 
 ENTRY_KEY = b"kiln-entry"  # of the Parquet metadata
 DELETE_THREADS = 8
+PATCHES_END = patch_file.patches_name("")
 log = logging.getLogger(__name__)
 
 
@@ -145,23 +146,37 @@ class Checkpoints:
             self._wait_for_write()
 
 
-def _read_checkpoint(uri: str, unit: Unit, schema: pa.Schema) -> tuple[pa.Table, LedgerEntry]:
-    """Return rows and ledger entry of a unit's checkpoint. Raises SourceError for another file."""
+def check_checkpoint(uri: str) -> None:
+    """Raise SourceError for a file of a folder of checkpoints that is damaged or another one."""
+    if uri.endswith(PATCHES_END):
+        with storage.local_copy(uri) as path:
+            for _ in patch_file.read_patches(path):
+                pass
+    else:
+        _read_checkpoint(uri)
+
+
+def _read_checkpoint(
+    uri: str, unit: Unit | None = None, schema: pa.Schema | None = None
+) -> tuple[pa.Table, LedgerEntry]:
+    """Return rows and ledger entry of a unit's checkpoint. Raises SourceError for another file, unit or schema."""
     with storage.local_copy(uri) as path:
         rows = read_table(path, uri)
     try:
         values = json.loads((rows.schema.metadata or {})[ENTRY_KEY])
         entry = LedgerEntry(**values | {"unit": Unit(**values["unit"])})
-        rows = rows.replace_schema_metadata(None).cast(schema.remove_metadata())
+        rows = rows.replace_schema_metadata(None)
+        if schema is not None:
+            rows = rows.cast(schema.remove_metadata())
     except (KeyError, TypeError, ValueError, pa.ArrowException) as e:
         raise SourceError(
             f"{uri}: expected a checkpoint of this dataset, got another file ({type(e).__name__}: {str(e)[:120]}). "
             "Delete it."
         ) from e
-    if entry.unit.unit_id != unit.unit_id or len(rows) != entry.embedded:
+    unit_id = unit.unit_id if unit else entry.unit.unit_id
+    if entry.unit.unit_id != unit_id or len(rows) != entry.embedded:
         raise SourceError(
-            f"{uri}: expected {entry.embedded} rows of {unit.unit_id}, got {len(rows)} of {entry.unit.unit_id}. "
-            "Delete it."
+            f"{uri}: expected {entry.embedded} rows of {unit_id}, got {len(rows)} of {entry.unit.unit_id}. Delete it."
         )
     return rows, entry
 

@@ -63,6 +63,11 @@ def check_table(db: ExplorerDatabase) -> int:
     return dim
 
 
+def matrix_home(db: str, cache: Path) -> Path:
+    """Return the folder of a database's matrices in the cache."""
+    return cache / "matrix" / digest(db if storage.is_s3(db) else str(Path(db).resolve()))[:16]
+
+
 def open_matrix(db: ExplorerDatabase, cache: Path) -> Matrix:
     """Return the matrix of the open version; build it if the cache has none.
 
@@ -76,7 +81,7 @@ def open_matrix(db: ExplorerDatabase, cache: Path) -> Matrix:
         TransientError: The database does not answer.
     """
     dim = check_table(db)
-    home = cache / "matrix" / digest(db.uri if storage.is_s3(db.uri) else str(Path(db.uri).resolve()))[:16]
+    home = matrix_home(db.uri, cache)
     folder = home / digest([RECIPE, db.identity()])[:16]
     try:
         home.mkdir(parents=True, exist_ok=True)

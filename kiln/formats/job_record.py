@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from kiln.errors import ConfigError
+from kiln.formats.json_digest import with_digest
 from kiln.io import storage
 
 
@@ -79,7 +80,7 @@ class JobRecord:
 
 def write_job_record(uri: str, record: JobRecord) -> None:
     """Write a record to a path or s3://."""
-    storage.write_bytes(uri, (json.dumps(asdict(record), indent=1) + "\n").encode())
+    storage.write_bytes(uri, (json.dumps(with_digest(asdict(record)), indent=1) + "\n").encode())
 
 
 def read_job_record(uri: str) -> JobRecord:

@@ -11,22 +11,23 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """A count of chips up to `total`.
+    """A count of chips, or of other units, up to `total`.
 
     Attributes:
         total: Chips that are expected.
+        unit: Name of what is counted.
         embeds: Whether chips are encoded, so that the rate is that of the encoded ones and not of all.
         done: Chips that are embedded, skipped or failed.
         embedded: Chips that were encoded.
     """
 
-    def __init__(self, total: int, label: str, *, embeds: bool = True) -> None:
-        self.total, self.label, self.embeds = total, label, embeds
+    def __init__(self, total: int, label: str, *, embeds: bool = True, unit: str = "chip") -> None:
+        self.total, self.label, self.embeds, self.unit = total, label, embeds, unit
         self.done = self.embedded = self._resumed = 0
         self._start = self._logged = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=label, unit="chip", smoothing=0.1, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=label, unit=unit, smoothing=0.1, dynamic_ncols=True)
 
     def advance(self, done: int, *, embedded: int = 0) -> None:
         """Count `done` more chips, `embedded` of them encoded."""
@@ -40,9 +41,9 @@ class Progress:
             self._logged = now
             seconds_left = (self.total - self.done) * (now - self._start) / max(self.done - self._resumed, 1)
             log.info(
-                "%s: %d of %d chips (%.0f%%), %.1f %s/s, %s left",
-                self.label, self.done, self.total, 100 * self.done / max(self.total, 1), self.rate,
-                "embedded" if self.embeds else "chips",
+                "%s: %d of %d %ss (%.0f%%), %.1f %s/s, %s left",
+                self.label, self.done, self.total, self.unit, 100 * self.done / max(self.total, 1), self.rate,
+                "embedded" if self.embeds else f"{self.unit}s",
                 _duration(seconds_left),
             )  # fmt: skip
 

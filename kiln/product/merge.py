@@ -5,6 +5,7 @@ is sorted and written as complete row groups. The bytes of a product do not depe
 the record last.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -168,6 +169,9 @@ def merge(
         documents=tuple(documents),
         tag=digest([metadata["fingerprint"], [asdict(file) for file in files]])[:8],
         deduplicated=options.deduplicate,
+        document_sha256={
+            name: hashlib.sha256(storage.read_bytes(storage.join(product, name))).hexdigest() for name in documents
+        },
     )
 
 

@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from kiln.errors import ConfigError, SourceError
+from kiln.formats.json_digest import with_digest
 from kiln.io import storage
 
+OPTIONAL = ("deduplicated", "document_sha256")  # left out where they are false or empty
 RECORD_NAME = re.compile(r"[0-9a-f]{16}\.json")
 
 
@@ -50,6 +52,7 @@ class ProductRecord:
         files: The parts, in order.
         ledger: The ledger.
         documents: Names of the STAC files and of the data card.
+        document_sha256: Their digests in hex, by name; none in records of older versions.
         tag: Short digest of the fingerprint and the parts.
         deduplicated: Whether the product has one row per lattice cell.
     """
@@ -69,6 +72,7 @@ class ProductRecord:
     documents: tuple[str, ...]
     tag: str
     deduplicated: bool = False
+    document_sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -78,7 +82,8 @@ class ProductRecord:
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object of the record's file."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return values | ({"deduplicated": True} if values.pop("deduplicated") else {})
+        optional = {name: values.pop(name) for name in OPTIONAL}
+        return values | {name: value for name, value in optional.items() if value}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -89,7 +94,7 @@ class ProductRecord:
         if not isinstance(values, Mapping):
             raise TypeError(f"{type(values).__name__} in place of an object")
         values = {"documents": values.get("stac"), **values}
-        fields = {name: values[name] for name in cls.__dataclass_fields__ if name != "deduplicated"}
+        fields = {name: values[name] for name in cls.__dataclass_fields__ if name not in OPTIONAL}
         return cls(
             **fields
             | {
@@ -99,6 +104,7 @@ class ProductRecord:
                 "counts": {"deduplicated": 0, **values["counts"]},
                 "documents": tuple(values["documents"]),
                 "deduplicated": bool(values.get("deduplicated")),
+                "document_sha256": dict(values.get("document_sha256", {})),
             }
         )
 
@@ -121,8 +127,8 @@ def read_record(uri: str) -> ProductRecord:
 
 
 def write_record(uri: str, record: ProductRecord) -> None:
-    """Write the record to a path or s3://."""
-    storage.write_bytes(uri, (json.dumps(record.as_json(), indent=1, sort_keys=True) + "\n").encode())
+    """Write the record to a path or s3://, with a digest of its own."""
+    storage.write_bytes(uri, (json.dumps(with_digest(record.as_json()), indent=1, sort_keys=True) + "\n").encode())
 
 
 def merge_again(product: str) -> str:

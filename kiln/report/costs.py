@@ -10,6 +10,7 @@ from typing import Any
 
 from kiln.errors import ConfigError, SourceError
 from kiln.formats.job_record import JobRecord, JobSums, read_job_record
+from kiln.formats.json_digest import with_digest
 from kiln.io import storage
 from kiln.io.text_table import format_bytes, format_duration, format_energy, format_price, format_rate
 from kiln.report import html_page
@@ -124,7 +125,7 @@ def _read_record(uri: str, size: int, etag: str, modified: int) -> JobRecord | N
 def write_cost_records(runs: str, costs: Sequence[DatasetCosts]) -> None:
     """Write `<dataset>.json` for each dataset into the folder of the records."""
     for dataset in costs:
-        text = json.dumps(dataset.as_json(), indent=1) + "\n"
+        text = json.dumps(with_digest(dataset.as_json()), indent=1) + "\n"
         storage.write_bytes(storage.join(runs, f"{dataset.name}.json"), text.encode())
 
 

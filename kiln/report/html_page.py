@@ -1,5 +1,6 @@
 """Self-contained HTML pages of tables, light and dark: no script, no request."""
 
+import hashlib
 import html
 from collections.abc import Collection, Sequence
 
@@ -19,10 +20,19 @@ pre { white-space: pre-wrap }
 
 def page(title: str, body: str, heading: str = "") -> str:
     """Return a page with a heading (by default its title) and a body of HTML."""
-    return (
+    text = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
         f"<h1>{html.escape(heading or title)}</h1>{body}</html>\n"
     )
+    return f"{text}<!-- sha256 of the above: {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def is_intact(page: bytes) -> bool:
+    """Return whether a page has the digest that it ends with. One of an older Kiln has none, and must be complete."""
+    text, separator, end = page.rpartition(b"<!-- sha256 of")
+    if not separator:
+        return page.endswith(b"</html>\n")
+    return separator + end == f"<!-- sha256 of the above: {hashlib.sha256(text).hexdigest()} -->\n".encode()
 
 
 def table(caption: str, rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:

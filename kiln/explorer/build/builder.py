@@ -31,6 +31,7 @@ from kiln.explorer.build.products import (
 )  # fmt: skip
 from kiln.explorer.build.published import PublishedFile
 from kiln.explorer.build.recall import measure_recall
+from kiln.explorer.build.table_files import read_file_digests, write_file_digests
 from kiln.explorer.colours import write_colours
 from kiln.explorer.database import (
     METRIC,
@@ -45,6 +46,7 @@ from kiln.explorer.database import (
 )
 from kiln.explorer.filters import quote
 from kiln.formats.fingerprint import digest
+from kiln.formats.json_digest import with_digest
 from kiln.io import storage
 from kiln.io.in_thread import in_thread
 from kiln.io.lance import store_error
@@ -179,7 +181,7 @@ def build_index(
         "products": [p.record for p in read_products(records, products)],
         "published": [{"file": f.uri, "size": f.size, "version": f.version, "dataset": f.dataset} for f in files],
     }
-    storage.write_bytes(record, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    storage.write_bytes(record, (json.dumps(with_digest(content), indent=1, sort_keys=True) + "\n").encode())
     log.info(
         "%s: %d chips, %s search, recall@10 %.3f, %.1f ms a query",
         db,
@@ -195,6 +197,8 @@ def _bring_up_to_date(connection: lancedb.DBConnection, db: str, target: Target)
         tagged.chips.checkout(TAG)
         target.select.check_rows(tagged.chips.count_rows())
         write_colours(tagged.chips, db, tagged.version)
+        if read_file_digests(db, tagged.version) is None:  # an older Kiln built it
+            write_file_digests(db, tagged.version)
         measured: dict[str, Any] | None = tagged.state.get("measured")
         return measured or measure(tagged.chips, target)
     ids = _expected_ids(target)
@@ -223,7 +227,9 @@ def _bring_up_to_date(connection: lancedb.DBConnection, db: str, target: Target)
     write_colours(chips, db, chips.version)
     text = json.dumps(target.state() | {"measured": measured}, sort_keys=True) + "\n"
     storage.write_bytes(storage.join(db, "state", f"{chips.version}.json"), text.encode())
+    version = chips.version
     _tag(chips)
+    write_file_digests(db, version)
     return measured
 
 

@@ -8,7 +8,6 @@ paused for a minute.
 import io
 import logging
 import os
-import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from kiln.errors import SourceError, StorageError
 from kiln.explorer import pictures
 from kiln.explorer.matrix import BOX
+from kiln.explorer.picture_file import TEXT_CHUNKS, read_picture_info
 from kiln.formats.fingerprint import digest
 from kiln.io import storage
 
@@ -31,7 +31,6 @@ STAND_IN_LIFETIME_S = 3600.0
 SLOW_S = 5.0  # a service that fails after this time is paused
 PAUSE_S = 60.0
 MAX_HEADER_CHARACTERS = 300
-TEXT_CHUNKS = ("origin", "why", "stands-in")  # of a cached picture
 log = logging.getLogger(__name__)
 
 
@@ -148,21 +147,6 @@ def _read(path: Path) -> CachedPicture | None:
     if info.get("stands-in") == "yes" and age_s > STAND_IN_LIFETIME_S:
         return None
     return CachedPicture(data, info["origin"], info["why"])
-
-
-def read_picture_info(data: bytes) -> dict[str, str]:
-    """Return the text chunks of a cached picture: `origin`, `why` and `stands-in`.
-
-    Raises:
-        SourceError: The data are no complete PNG file with these chunks. Each chunk has a checksum, which is compared.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            info = {name: str(image.info[name]) for name in TEXT_CHUNKS}
-            image.verify()
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, Image.DecompressionBombError) as e:
-        raise SourceError(f"expected a complete PNG file with its origin, got {type(e).__name__}: {e}") from e
-    return info
 
 
 def _picture(facts: Mapping[str, Any], services: Mapping[str, Any]) -> pictures.Picture:

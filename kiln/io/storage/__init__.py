@@ -156,8 +156,13 @@ def _fetch_once(uri: str, path: Path) -> None:
             with path.open("rb+") as file:
                 file.truncate(offset)
                 file.seek(offset)
-                for chunk in chunks:
-                    file.write(chunk)
+                try:
+                    for chunk in chunks:
+                        file.write(chunk)
+                except TransientError:
+                    if file.tell() == source.size:  # all came, and does not fit the store's checksum: not to be resumed
+                        etag_file.unlink()
+                    raise
         size = path.stat().st_size
         if source.size >= 0 and size != source.size:
             raise TransientError(f"{uri}: expected {source.size} bytes, got {size}. Run again to resume the download.")

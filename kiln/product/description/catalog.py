@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pystac
 
+from kiln.errors import SourceError
 from kiln.io import storage
 from kiln.product.description.stac import COLLECTION, relative_address
 from kiln.product.description.stac_fields import STAC_VERSION, Json
@@ -38,6 +39,23 @@ def write_catalog(run: str, datasets: Sequence[str], products: Sequence[str]) ->
     catalog = _catalog(run, sorted(by_partition.values()))
     storage.write_bytes(uri, (json.dumps(catalog, indent=1, sort_keys=True) + "\n").encode())
     return uri
+
+
+def check_catalog(run: str) -> None:
+    """Raise SourceError unless the catalog of a run is as it was written for the products that it links.
+
+    Args:
+        run: Path or s3:// of the run's folder.
+    """
+    uri = storage.join(run, CATALOG)
+    try:
+        written = json.loads(storage.read_bytes(uri))
+        links = [link["href"] for link in written["links"] if link["rel"] == "child"]
+        products = [storage.join(run, href.removeprefix("./").removesuffix(f"/{COLLECTION}")) for href in links]
+        if written != _catalog(run, products):
+            raise ValueError("other values")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SourceError) as e:
+        raise SourceError(f"{uri}: expected the catalog of the run, got another file ({str(e)[:120]}).") from e
 
 
 def _partition(product: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from kiln.errors import ConfigError
+from kiln.formats.json_digest import KEY, with_digest
 from kiln.io import storage
 
 NAME = "command.json"  # in the folder of the run
@@ -41,13 +42,14 @@ class RunCommand:
         """Return the command that a run's folder keeps, a path or s3://. Raises ConfigError for another file."""
         uri = storage.join(run, NAME)
         try:
-            return cls(**json.loads(storage.read_bytes(uri)))
-        except (ValueError, TypeError) as e:
+            values = json.loads(storage.read_bytes(uri))
+            return cls(**{name: value for name, value in values.items() if name != KEY})
+        except (ValueError, TypeError, AttributeError) as e:
             raise ConfigError(f"{uri}: expected the command of a run, got another file ({e}). Delete it.") from e
 
     def write(self, run: str) -> None:
         """Write the command to a run's folder, a path or s3://."""
-        storage.write_bytes(storage.join(run, NAME), (json.dumps(asdict(self), indent=1) + "\n").encode())
+        storage.write_bytes(storage.join(run, NAME), (json.dumps(with_digest(asdict(self)), indent=1) + "\n").encode())
 
     @property
     def missing_files(self) -> list[str]:

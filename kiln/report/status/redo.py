@@ -72,7 +72,7 @@ def redo_commands(
         label = name.removeprefix("results/").replace("/", "-") if len(groups) > 1 else ""
         command = replace(run.command, config_files=config_files) if config_files else run.command
         work = _Work(run, group, len(same_run) == 1)
-        if commands := work.commands(_flags(command, cores, run.root), list_file, label):
+        if commands := work.commands(snakemake_flags(command, cores, run.root), list_file, label):
             result.append(CommandGroup(name if len(groups) > 1 else "", commands))
     return result
 
@@ -86,7 +86,7 @@ def _group_by_config(statuses: Sequence[FolderStatus]) -> list[list[FolderStatus
     return list(groups.values())
 
 
-def _flags(command: RunCommand, cores: str, root: str) -> list[str]:
+def snakemake_flags(command: RunCommand, cores: str, root: str) -> list[str]:
     """Return the flags of Snakemake for a run: how it was started, cores, and where its files lie."""
     flags = command.flags()
     uses_profile = "--profile" in flags

@@ -15,6 +15,7 @@ import shapely
 
 from kiln.archives.worldcover.lattice import Column
 from kiln.formats import plan_file
+from kiln.formats.json_digest import with_digest
 from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA
 from kiln.product.merge import MergeOptions
 from tests.support import products
@@ -152,10 +153,13 @@ def test_gpio_check_all_has_no_warning(gpio, tmp_path, store):
 
 
 def test_the_records_sizes_and_digests_are_those_of_the_files(grid):
-    assert json.loads(Path(grid.record_file).read_text()) == grid.record
+    assert json.loads(Path(grid.record_file).read_text()) == with_digest(grid.record)
     for file in [*grid.record["files"], grid.record["ledger"]]:
         data = Path(f"{grid.uri}/{file['name']}").read_bytes()
         assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert list(grid.record["document_sha256"]) == grid.record["documents"]
+    for name, sha256 in grid.record["document_sha256"].items():
+        assert hashlib.sha256(Path(f"{grid.uri}/{name}").read_bytes()).hexdigest() == sha256
     named = {f["name"] for f in grid.record["files"]} | {grid.record["ledger"]["name"], *grid.record["documents"]}
     assert set(digests(grid.uri)) == named
     assert grid.record["rows"] == sum(f.metadata.num_rows for f in open_parts(grid))

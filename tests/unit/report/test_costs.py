@@ -5,6 +5,7 @@ import json
 import pytest
 
 from kiln.formats.job_record import JobSums, write_job_record
+from kiln.formats.json_digest import with_digest
 from kiln.io import storage
 from kiln.io.text_table import format_bytes, format_duration, format_energy, format_price
 from kiln.report.costs import HEAD, NOTE, DatasetCosts, cost_table, energy_note, read_costs, write_cost_records
@@ -125,7 +126,8 @@ def test_records_of_datasets_are_read_and_their_sums_written(runs):
     costs = read_costs(runs, [NAIP, WORLDCOVER], 2.0)
     assert costs == [costs_of(*RECORDS), costs_of(RECORDS[0], name=WORLDCOVER)]
     write_cost_records(runs, costs)
-    assert json.loads(storage.read_bytes(storage.join(runs, f"{NAIP}.json"))) == costs_of(*RECORDS).as_json()
+    written = json.loads(storage.read_bytes(storage.join(runs, f"{NAIP}.json")))
+    assert written == with_digest(costs_of(*RECORDS).as_json())
     assert json.loads(storage.read_bytes(storage.join(runs, f"{WORLDCOVER}.json")))["price"] == 2.0
     assert read_costs(runs, [NAIP, WORLDCOVER], 2.0) == costs
 

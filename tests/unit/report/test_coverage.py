@@ -1,6 +1,5 @@
 """The coverage map and the ledger page."""
 
-import json
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +13,7 @@ from kiln.archives.worldcover.lattice import Column
 from kiln.formats import embeddings_file
 from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, write_ledger
 from kiln.io import storage
-from kiln.product.record import LedgerFile, ProductFile, ProductRecord
+from kiln.product.record import LedgerFile, ProductFile, ProductRecord, read_record
 from kiln.report import coverage, ledger_page
 from scripts import coverage as coverage_script
 from tests.support.chips import make_chip
@@ -242,7 +241,7 @@ def test_pages_and_maps_of_a_product_on_s3(bucket, tmp_path):
 
     assert storage.read_bytes(f"{bucket}/map.png")[:4] == b"\x89PNG"
     assert storage.read_bytes(f"{bucket}/ledger.html").decode() == page_of(product)
-    assert json.loads(storage.read_bytes(product.record_file)) == product.record
+    assert read_record(product.record_file).as_json() == product.record
 
 
 # ------------------------------------------------------------------------------------------------ the antimeridian
