@@ -64,6 +64,24 @@ def test_a_database_is_built_while_the_credentials_of_a_role_rotate(front, bucke
         role.stop()
 
 
+def test_a_database_is_built_through_a_proxy(front, bucket, two, monkeypatch):
+    address = "http://store.invalid"
+
+    def to_store(request):
+        request.path = request.path.removeprefix(address)  # a request to a proxy has the whole address as its path
+        request.headers.replace_header("Host", "127.0.0.1")  # moto takes other hosts for buckets
+
+    for name in ("HTTP_PROXY", "NO_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    proxy = front(to_store, variable="HTTP_PROXY")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    storage.s3_client.cache_clear()
+    build_database(f"{bucket}/explorer", *two)
+    assert read_vectors(f"{bucket}/explorer") == product_vectors(*two)
+    assert any(path.startswith(address) and "/explorer/chips.lance/data/" in path for _, path in proxy.requests)
+
+
 PROFILE = "[profile lab]\naws_access_key_id = lab\naws_secret_access_key = secret\nregion = eu-west-1\n"
 
 
