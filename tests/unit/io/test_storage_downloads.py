@@ -143,6 +143,7 @@ def test_a_file_that_is_replaced_before_its_rest_is_read_comes_whole(serve, tmp_
     (tmp_path / "a.bin.etag").write_text(before.etag)
     storage.fetch(uri, path)
     assert path.read_bytes() == b"B" * 2000
+    assert requested_ranges(server) == ["bytes=1000-"], "the first answer is enough"
 
 
 def test_an_answer_that_is_shorter_than_the_file_is_no_download(serve, tmp_path, one_try, monkeypatch):
