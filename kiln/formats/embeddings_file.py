@@ -173,12 +173,14 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, e, trace)  # the file is not kept
+            return
         with self._stack:
-            if kind is None:
-                self._write_row_groups(last=True)
-                if not self._file.rows:
-                    empty = self.schema.empty_table()
-                    self._file.write(empty, Extent())
+            self._write_row_groups(last=True)
+            if not self._file.rows:
+                empty = self.schema.empty_table()
+                self._file.write(empty, Extent())
 
 
 def _canonical(group: pa.Table, file_schema: pa.Schema) -> pa.Table:
