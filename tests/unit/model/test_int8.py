@@ -131,3 +131,9 @@ def test_a_cpu_without_int8_products_is_refused(plain: clay.ClayEncoder, monkeyp
     monkeypatch.setattr(torch._C, "_supported_qengines", lambda: [0, 2])  # qnnpack, as ARM has it
     with pytest.raises(ConfigError, match="int8: expected an x86 CPU"):
         encoders.in_precision(plain, "int8")
+
+
+def test_a_row_of_zeros_has_a_scale_and_stays_zero():
+    quantised = int8.quantise_tensors({"transformer.layers.0.0.to_qkv.weight": torch.zeros(2, 4)})
+    assert not quantised["transformer.layers.0.0.to_qkv.weight"].any()
+    assert (quantised["transformer.layers.0.0.to_qkv.scale"] > 0).all()
