@@ -1,4 +1,4 @@
-"""Read 635 damaged inputs and print what happened: `python -m tests.fuzz [--kinds NAME ...] [--seeds N ...]`."""
+"""Read 538 damaged inputs and print what happened: `python -m tests.fuzz [--kinds NAME ...] [--seeds N ...]`."""
 
 import argparse
 import logging
