@@ -42,7 +42,7 @@ test-batch: $(VENV)/.test ## test AWS Batch, simulated with containers on this m
 network: $(VENV)/.test ## embed 600 times through a network that resets, cuts, stalls and refuses, by seed: never a wrong result
 	python -m tests.bench.network
 
-fuzz: $(VENV)/.test ## read 538 damaged inputs of every kind: no traceback, no hang, no other result without a word
+fuzz: $(VENV)/.test ## read 635 damaged inputs of every kind: no traceback, no hang, no other result without a word
 	python -m tests.fuzz
 
 mutation: $(VENV)/.test ## make small mistakes in guards and core arithmetic, one at a time: the tests must notice each

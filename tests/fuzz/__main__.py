@@ -1,9 +1,10 @@
-"""Read 538 damaged inputs and print what happened: `python -m tests.fuzz [--kinds NAME ...] [--seeds N ...]`."""
+"""Read 635 damaged inputs and print what happened: `python -m tests.fuzz [--kinds NAME ...] [--seeds N ...]`."""
 
 import argparse
 import logging
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: %(default)s)")
     args = parser.parse_args(argv)
     logging.disable()
+    warnings.filterwarnings(
+        "ignore", "lancedb fork support", RuntimeWarning
+    )  # children open their own
     failures = []
     rows = []
     total: Counter[str] = Counter()

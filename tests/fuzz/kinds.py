@@ -27,7 +27,15 @@ from kiln.product.read import read_product
 from tests.conftest import UNTRAINED
 from tests.fuzz.mutations import WRONG_VALUES, as_text, damage_bytes, damage_json
 from tests.fuzz.runner import Kind, Result
-from tests.support import golden, items, naip_scenes, products, sentinel2_scenes, worldcover_source
+from tests.support import (
+    checkpoints,
+    golden,
+    items,
+    naip_scenes,
+    products,
+    sentinel2_scenes,
+    worldcover_source,
+)
 from tests.support.archives import random_pixels, write_tile
 
 LATTICE = Lattice(16, 48)
@@ -264,6 +272,35 @@ def read_shards(folder: Path) -> Result:
     return Result(digest_of(product.rows().to_pylist(), record["counts"], record["ledger"]))
 
 
+def make_unit_checkpoints(folder: Path) -> None:
+    checkpoints.embed_scenes(checkpoints.Scenes(checkpoints.SHARD), folder / "first", folder / "checkpoints")
+
+
+def read_unit_checkpoints(folder: Path) -> Result:
+    """Embed the shard again with its checkpoints: a damaged one is not used, so that nothing changes."""
+    scenes = checkpoints.Scenes(checkpoints.SHARD)
+    return Result(digest_of(checkpoints.embed_scenes(scenes, folder / "second", folder / "checkpoints")))
+
+
+def make_published(folder: Path) -> None:
+    from tests.support import builds
+
+    builds.write_published(folder / "published", "36LXK", 12)
+
+
+def read_published(folder: Path) -> Result:
+    """Read the rows of a database from a file of another writer."""
+    from tests.support import builds
+
+    (file,) = builds.find_published(folder / "published")
+    return Result(digest_of([batch.to_pylist() for batch in file.read()]))
+
+
+def has_no_checksum(sound: Path, damaged: Path) -> bool:
+    """Return True: the file has no checksums, so that only its writer could tell."""
+    return True
+
+
 def make_one_product(folder: Path) -> None:
     products.make_product(folder / "made", columns=COLUMNS)
 
@@ -307,6 +344,8 @@ KINDS = (
     Kind("checkpoints", 42, make_checkpoint, damage_checkpoint, read_checkpoint),
     Kind("shards", 50, make_shards, damage_one("*[0-9a-f].parquet"), read_shards),
     Kind("ledgers", 24, make_shards, damage_one("*.ledger.parquet"), read_shards),
+    Kind("unit checkpoints", 30, make_unit_checkpoints, damage_one("checkpoints/*"), read_unit_checkpoints),
+    Kind("published files", 67, make_published, damage_one("*.parquet"), read_published, has_no_checksum),
     Kind("product parts", 60, make_one_product, damage_one("part-*.parquet"), read_one_product),
     Kind("caches", 16, make_cache, damage_one("cache/*/*/*/*"), read_cache),
 )
