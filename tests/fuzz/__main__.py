@@ -21,9 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: %(default)s)")
     args = parser.parse_args(argv)
     logging.disable()
-    warnings.filterwarnings(
-        "ignore", "lancedb fork support", RuntimeWarning
-    )  # children open their own
+    warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)  # children open their own
     failures = []
     rows = []
     total: Counter[str] = Counter()
