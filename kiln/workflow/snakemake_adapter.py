@@ -13,6 +13,7 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from kiln.errors import KilnError
+from kiln.io import storage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -138,10 +139,11 @@ def jobs_run_here(workflow: Any) -> bool:
     return bool(here and workflow.storage_settings.shared_fs_usage)
 
 
-def makes_database(workflow: Any) -> bool:
-    """Return whether the call makes a database on a store."""
+def check_database_store(workflow: Any, db: str) -> None:
+    """Raise ConfigError if the call makes a database on a store that cannot hold one."""
     on_store = bool(workflow.storage_settings.default_storage_prefix)
-    return on_store and bool(set(workflow.dag_settings.targets or ["all"]) & {"all", "index"})
+    if on_store and set(workflow.dag_settings.targets or ["all"]) & {"all", "index"}:
+        storage.require_conditional_put(db)
 
 
 def store_endpoint(workflow: Any) -> str:
