@@ -51,10 +51,10 @@ rule embed:
 
 onstart:
     from kiln.report.status.command import RunCommand
-    from kiln.workflow.snakemake_adapter import check_database_store, embeds, how_called, remove_default_submission_rate
+    from kiln.workflow.snakemake_adapter import check_database, embeds, how_called, remove_default_submission_rate
 
     remove_default_submission_rate(workflow)
-    as_workflow_error(check_database_store, workflow, RUN.paths.uri(RUN.paths.database))
+    as_workflow_error(check_database, workflow, RUN.paths.uri(RUN.paths.database))
     if embeds(workflow):
         command = RunCommand(**how_called(workflow), **RUN.status_settings)
         as_workflow_error(command.write, RUN.paths.uri(RUN.paths.results))

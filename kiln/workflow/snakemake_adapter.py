@@ -139,7 +139,7 @@ def jobs_run_here(workflow: Any) -> bool:
     return bool(here and workflow.storage_settings.shared_fs_usage)
 
 
-def check_database_store(workflow: Any, db: str) -> None:
+def check_database(workflow: Any, db: str) -> None:
     """Raise ConfigError if the call makes a database on a store that cannot hold one."""
     on_store = bool(workflow.storage_settings.default_storage_prefix)
     if on_store and set(workflow.dag_settings.targets or ["all"]) & {"all", "index"}:
