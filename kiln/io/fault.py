@@ -96,6 +96,13 @@ PATTERNS: tuple[tuple[Fault, str, str], ...] = (
     ),
     (Fault.REPLACED, "", r"PreconditionFailed|[Pp]re-?conditions? you specified did not hold|\b412 Precondition"),
     (
+        Fault.GONE,
+        "",
+        r"NoSuchKey|NoSuchBucket|specified (?:key|bucket) does not exist|\b(?:404|410) (?:Not Found|Gone)"
+        r"|Object at location .* not found|(?:response[_ ]code|error code ?)[ =:]+(?:404|410)\b"
+        r"|An error occurred \(404\)",
+    ),
+    (
         Fault.TRANSPORT,
         "",
         r"(?:response[_ ]code|error code ?)[ =:]+(?:0|408|425|429|5\d\d)\b"
@@ -130,13 +137,6 @@ PATTERNS: tuple[tuple[Fault, str, str], ...] = (
         "",
         r"AccessDenied|Access Denied|AllAccessDisabled|\b40[13] (?:Forbidden|Unauthorized)"
         r"|(?:response[_ ]code|error code ?)[ =:]+40[13]\b|An error occurred \(40[13]\)|not authorized to perform",
-    ),
-    (
-        Fault.GONE,
-        "",
-        r"NoSuchKey|NoSuchBucket|specified (?:key|bucket) does not exist|\b(?:404|410) (?:Not Found|Gone)"
-        r"|Object at location .* not found|(?:response[_ ]code|error code ?)[ =:]+(?:404|410)\b"
-        r"|An error occurred \(404\)",
     ),
 )
 _COMPILED = tuple((Verdict(fault, advice), re.compile(pattern)) for fault, advice, pattern in PATTERNS)

@@ -132,6 +132,7 @@ MESSAGES = {
         "The specified bucket does not exist",
         f"An error occurred (404) {CALL}: Not Found",
         "LanceError(IO): Object at location a/_versions/1.manifest not found",
+        "Failed to connect to namespace: IO { inner: Status { status: 404, body: <Code>NoSuchBucket</Code> } }",
     ),
     Fault.REPLACED: (
         "An error occurred (PreconditionFailed) when calling the GetObject operation: At least one of the "
