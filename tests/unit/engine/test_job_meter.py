@@ -99,6 +99,7 @@ def test_the_record_states_the_shard_its_chips_and_the_settings(tmp_path, archiv
 def test_a_record_has_plain_values_of_its_types(tmp_path, archive, embed):
     embed(make_source(archive), job_record=str(tmp_path / "s.json"))
     values = json.loads((tmp_path / "s.json").read_text())
+    assert len(values.pop("content_sha256")) == 64
     types = {f.name: f.type for f in fields(JobRecord)}
     assert values.keys() == types.keys()
     assert {key: type(value) for key, value in values.items()} == types
