@@ -139,7 +139,7 @@ def read_manifests(folder: Path) -> Result:
 
 
 def is_plain_text(sound: Path, damaged: Path) -> bool:
-    """Return whether the damaged manifest is the plain one, of which nothing tells how it was."""
+    """Return whether the damaged manifest is the plain one, which has no checksum."""
     return (sound / "manifest.txt").read_bytes() != (damaged / "manifest.txt").read_bytes()
 
 

@@ -23,7 +23,7 @@ BAD = ("changed", "traceback", "hang", "died", "untidy")
 
 @dataclass(frozen=True)
 class Result:
-    """What reading gave: a digest of everything, and whether units failed, which the ledger tells."""
+    """What reading gave: a digest of everything, and whether the ledger has failed units."""
 
     digest: str
     failed: bool = False

@@ -230,7 +230,7 @@ def _handler(proxy: HostileProxy) -> type[BaseHTTPRequestHandler]:
             self.close_connection = True
 
         def close(self, *, goodbye: bool) -> None:
-            """End the connection; with TLS, `goodbye` tells the client that all was sent."""
+            """End the connection; with TLS, `goodbye` states that all was sent."""
             if goodbye and isinstance(self.connection, ssl.SSLSocket):
                 self.connection.settimeout(1)
                 with contextlib.suppress(OSError):

@@ -62,7 +62,7 @@ def s3_keys(bucket: str) -> Keys | None:
 def require_conditional_put(prefix: str) -> None:
     """Check with two small objects that a store creates an object only if there is none of its name.
 
-    LanceDB commits by such requests (`If-None-Match: *`). A warning tells of a store that ignores the condition: there
+    LanceDB commits by such requests (`If-None-Match: *`). A store that ignores the condition causes a warning: there
     two jobs that write one database at a time damage it.
 
     Args:

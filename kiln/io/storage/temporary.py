@@ -37,7 +37,7 @@ class TemporaryFolder(tempfile.TemporaryDirectory[str]):
                 f"TMPDIR: expected a folder that can be written, got {e.filename or 'none'} ({e.strerror}). "
                 "Set TMPDIR to a folder with free space."
             ) from e
-        with contextlib.suppress(OSError):  # a file system without locks: leftovers are not told from live folders
+        with contextlib.suppress(OSError):  # a file system without locks: leftovers and live folders look alike
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _delete_leftovers(Path(self.name).parent)
 

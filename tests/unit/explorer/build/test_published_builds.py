@@ -48,7 +48,7 @@ def test_a_folder_of_published_files_becomes_an_explorer_in_one_command(tmp_path
 
 
 def test_files_with_a_crs_in_the_footer_are_indexed(tmp_path):
-    """LanceDB takes batches in a thread of its own, in which PROJ crashes; the process tells."""
+    """LanceDB takes batches in a thread of its own, in which PROJ crashes: a process of its own shows it."""
     wanted = write_published(tmp_path / "synced", "36LXK", 12) | write_published(tmp_path / "synced", "36LYK", 7)
     for path in (tmp_path / "synced").iterdir():
         rows = pq.read_table(path).to_pandas()

@@ -177,7 +177,7 @@ def test_a_ledger_of_another_shard_is_found(run):
     one.unlink()
     problems = {finding.file: finding.problem for finding in run.verify().findings}
     assert problems.pop(str(one)) == "expected a ledger, got no file."
-    assert problems == {}, "a ledger with equal numbers is as good, since no file tells its year"
+    assert problems == {}, "a ledger with equal numbers is as good, since no file states its year"
 
 
 def test_a_shard_with_rows_that_its_ledger_does_not_have_is_found(run):
