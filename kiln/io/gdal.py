@@ -10,7 +10,7 @@ import rasterio
 import rasterio._base
 from rasterio.session import Session
 
-from kiln.io.aws.settings import S3Settings
+from kiln.io.aws.settings import DEFAULT_REGION, S3Settings
 from kiln.io.storage import Traffic, http, is_http, is_s3, s3_keys, s3_settings, split_s3
 
 OPTIONS: dict[str, Any] = {
@@ -38,7 +38,6 @@ OPTIONS: dict[str, Any] = {
     "GDAL_FORCE_CACHING": "NO",
     "OSR_USE_APPROX_TMERC": "NO",
 }
-DEFAULT_REGION = "us-east-1"
 MAX_MESSAGE_CHARS = 300
 SEEK_END = 2
 

@@ -9,11 +9,11 @@ import re
 
 from kiln.errors import KilnError, StorageError, TransientError
 from kiln.io.aws.session import is_aws
+from kiln.io.aws.settings import DEFAULT_REGION
 from kiln.io.fault import Fault, judge, setup_error
 from kiln.io.storage import DISK_ERRNOS, s3_keys, s3_settings, split_s3
 
 RENEWED_BY_LANCEDB = {"env", "iam-role", "container-role", "assume-role-with-web-identity"}  # botocore's names
-DEFAULT_REGION = "us-east-1"  # of stores without regions
 
 
 def storage_options(uri: str) -> dict[str, str]:

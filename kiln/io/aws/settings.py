@@ -15,6 +15,7 @@ from kiln.io.aws.session import ca_bundle, is_aws, is_unsigned, region, requeste
 from kiln.io.buckets import known_bucket
 
 PROBED = "before-call.s3.HeadBucket"
+DEFAULT_REGION = "us-east-1"  # for libraries that need one, where none is set
 
 
 @dataclass(frozen=True)
