@@ -11,7 +11,7 @@ from typing import Any
 
 from kiln.errors import SourceError
 from kiln.explorer.database import TABLE
-from kiln.formats.json_digest import KEY, fits_digest, with_digest
+from kiln.formats.json_digest import read_with_digest, with_digest
 from kiln.io import storage
 
 
@@ -45,12 +45,9 @@ def read_file_digests(db: str, version: int) -> dict[str, dict[str, Any]] | None
     if storage.stat(uri) is None:
         return None
     try:
-        values: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        if not fits_digest(values):
-            raise ValueError("it has another digest")
-    except (ValueError, TypeError, RecursionError) as e:
+        return read_with_digest(storage.read_bytes(uri))
+    except ValueError as e:
         raise SourceError(f"{uri}: expected digests of files, got a damaged file ({str(e)[:120]}).") from e
-    return {name: value for name, value in values.items() if name != KEY}
 
 
 def damaged_files(db: str, digests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """Verification of a run's other files: weights, database, pictures and pages, catalog, records of jobs, and caches."""
 
-import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from kiln.errors import ConfigError, SourceError, TransientError
-from kiln.formats.json_digest import fits_digest
+from kiln.formats.json_digest import read_with_digest
 from kiln.io import storage
 from kiln.io.png import read_png_texts
 from kiln.product.description.catalog import CATALOG, check_catalog
@@ -59,11 +58,8 @@ def database_check(db: str, records: Sequence[str], files: Collection[str]) -> C
 def _read_rows(uri: str) -> int:
     """Return the number of chips by the record of a database. Raises ConfigError unless it is as it was written."""
     try:
-        values = json.loads(storage.read_bytes(uri))
-        if not fits_digest(values):
-            raise ValueError("it has another digest")
-        return int(values["rows"])
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        return int(read_with_digest(storage.read_bytes(uri))["rows"])
+    except (ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{uri}: expected the record of a database, got a damaged file ({str(e)[:120]}).") from e
 
 
@@ -135,9 +131,8 @@ def json_check(run: str, uri: str, files: Collection[str]) -> Check:
 
     def read() -> None:
         try:
-            if not fits_digest(json.loads(storage.read_bytes(uri))):
-                raise ValueError("it has another digest")
-        except (ValueError, TypeError, RecursionError) as e:
+            read_with_digest(storage.read_bytes(uri))
+        except ValueError as e:
             raise ConfigError(f"{uri}: expected a record of Kiln, got a damaged file ({str(e)[:120]}).") from e
 
     def problems() -> Iterator[Finding]:

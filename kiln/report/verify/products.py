@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 import pyarrow.compute as pc
 
 from kiln.errors import ConfigError, SourceError
-from kiln.formats.json_digest import fits_digest
+from kiln.formats.json_digest import read_with_digest
 from kiln.formats.ledger import LEDGER_COUNTS, read_ledger
 from kiln.formats.parquet import read_footer_of
 from kiln.io import storage
@@ -39,8 +39,10 @@ def product_check(record_uri: str, files: Collection[str]) -> Check:
 def _read_record(uri: str) -> ProductRecord:
     """Return a record. Raises ConfigError if it is damaged, or its name is not that of its content."""
     record = read_record(uri)
-    if not fits_digest(json.loads(storage.read_bytes(uri))):
-        raise ConfigError(f"{uri}: expected the record that was written, got another one.")
+    try:
+        read_with_digest(storage.read_bytes(uri))
+    except ValueError as e:
+        raise ConfigError(f"{uri}: expected the record that was written, got another one ({e}).") from e
     return record
 
 
