@@ -265,6 +265,14 @@ def test_a_dark_pixel_stays_valid_and_zeros_in_one_band_remove_nothing():
     assert not resampled[3].any()
 
 
+@pytest.mark.parametrize(("valid", "mean"), [(4, 100), (3, 100), (2, 100), (1, 0)])
+def test_a_pixel_is_the_mean_of_the_valid_ones_where_they_are_half_of_its_area(valid, mean):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    for y, x in [(0, 0), (0, 1), (1, 0), (1, 1)][:valid]:
+        pixels[:, y, x] = 100
+    assert align(pixels, at(0, 0, 0.5), HERE, GRID).pixels[:, 0, 0].tolist() == [mean] * 4
+
+
 def test_a_valid_pixel_that_rounds_to_zero_becomes_one_in_the_first_band():
     pixels = np.zeros((4, 4, 4), np.uint8)
     for n, (y, x) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
