@@ -27,6 +27,7 @@ from kiln.explorer.colours import Colours, fit_table, read_colours
 from kiln.explorer.database import FACTS, VECTOR, ExplorerDatabase, no_answer
 from kiln.explorer.matrix import BOX, LEVEL, NO_TIME, TEXTS, Matrix, hash_texts, interleave, map_x, map_y
 from kiln.formats.fingerprint import digest
+from kiln.formats.json_digest import read_with_digest, with_digest
 from kiln.io import storage
 from kiln.io.progress import Progress
 from kiln.io.storage.local import DISK_ERRNOS
@@ -130,13 +131,11 @@ def read_matrix_record(folder: Path) -> dict[str, Any]:
         SourceError: A file is missing, unreadable, or has another content than when it was written.
     """
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD).read_bytes())
-        if record.pop("digest") != digest(record):
-            raise ValueError("its record has another digest")
+        record = read_with_digest((folder / RECORD).read_bytes())
         for name, written in record["files"].items():
             if file_digest(folder / name) != written:
                 raise ValueError(f"{name} has another digest")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise SourceError(
             f"{folder}: expected a complete matrix, got a damaged one ({str(e)[:120]}). It is built again."
         ) from e
@@ -200,7 +199,7 @@ def _build(db: ExplorerDatabase, dim: int, folder: Path) -> dict[str, Any]:
         with path.open("rb+") as file:
             os.fsync(file.fileno())  # before the rename: after a crash of the machine, the folder has all bytes
     record["files"] = {path.name: file_digest(path) for path in paths}
-    storage.write_bytes(str(folder / RECORD), json.dumps(record | {"digest": digest(record)}, sort_keys=True).encode())
+    storage.write_bytes(str(folder / RECORD), json.dumps(with_digest(record), sort_keys=True).encode())
     return record
 
 

@@ -22,8 +22,9 @@ from kiln.formats.fingerprint import digest
 from kiln.formats.ledger import LEDGER_COUNTS, LEDGER_SCHEMA, ledger_name, read_ledger, write_ledger
 from kiln.io import storage
 from kiln.product.deduplicate import deduplicate, move_removed
-from kiln.product.description.data_card import write_data_card
-from kiln.product.description.stac import write_stac
+from kiln.product.description.data_card import data_card
+from kiln.product.description.stac import stac_documents
+from kiln.product.description.stac_fields import README
 from kiln.product.facts import ProductFacts
 from kiln.product.order import hilbert_order
 from kiln.product.part_writer import product_schema, write_parts
@@ -150,7 +151,9 @@ def merge(
         )
     ledger_file = _write_ledger(product, ledger)
     facts = ProductFacts(tuple(parts), schema, metadata, counts, ledger_file)
-    documents = [*write_stac(product, facts, options.costs), write_data_card(product, facts, ledger)]
+    documents = {**stac_documents(product, facts, options.costs), README: data_card(facts, ledger)}
+    for name, text in documents.items():
+        storage.write_bytes(storage.join(product, name), text.encode())
     _delete_other_files(product, [LEDGER, *documents, *(part.name for part in parts)])
     files = tuple(ProductFile(part.name, part.size, part.sha256, part.rows) for part in parts)
     return ProductRecord(
@@ -169,9 +172,7 @@ def merge(
         documents=tuple(documents),
         tag=digest([metadata["fingerprint"], [asdict(file) for file in files]])[:8],
         deduplicated=options.deduplicate,
-        document_sha256={
-            name: hashlib.sha256(storage.read_bytes(storage.join(product, name))).hexdigest() for name in documents
-        },
+        document_sha256={name: hashlib.sha256(text.encode()).hexdigest() for name, text in documents.items()},
     )
 
 

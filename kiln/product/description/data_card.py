@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 from kiln.formats import vectors
 from kiln.formats.columns import described_columns, markdown_table
 from kiln.formats.ledger import LEDGER_COUNTS
-from kiln.io import storage
 from kiln.product.description import stac, stac_fields
 from kiln.product.facts import ProductFacts
 from kiln.product.part_writer import CHIPS
@@ -25,23 +24,13 @@ GIVEN = {  # by `metadata` of the config
 CROSSING = " (west > east: across the antimeridian)"
 
 
-def write_data_card(product: str, facts: ProductFacts, ledger: pa.Table) -> str:
-    """Write README.md below a product.
+def data_card(facts: ProductFacts, ledger: pa.Table) -> str:
+    """Return the data card of a product as Markdown.
 
     Args:
-        product: Path or s3:// of the product's folder.
         facts: The product.
         ledger: Its ledger.
-
-    Returns:
-        The name of the file.
     """
-    storage.write_bytes(storage.join(product, stac_fields.README), data_card(facts, ledger).encode())
-    return stac_fields.README
-
-
-def data_card(facts: ProductFacts, ledger: pa.Table) -> str:
-    """Return the data card of a product, with its ledger, as Markdown."""
     metadata = facts.metadata
     sections = [
         f"# {stac_fields.title(metadata)}\n",

@@ -226,8 +226,8 @@ def relative_address(uri: str, folder: str) -> str:
     return posixpath.relpath(uri, folder) if stores[0] == stores[1] else uri
 
 
-def write_stac(product: str, facts: ProductFacts, costs: str | None = None) -> list[str]:
-    """Write collection.json and items/*.json below a product.
+def stac_documents(product: str, facts: ProductFacts, costs: str | None = None) -> dict[str, str]:
+    """Return the content of collection.json and items/*.json of a product.
 
     Args:
         product: Path or s3:// of the product's folder.
@@ -235,10 +235,8 @@ def write_stac(product: str, facts: ProductFacts, costs: str | None = None) -> l
         costs: Path or s3:// of the record of what the jobs took.
 
     Returns:
-        The names of the written files, the collection first.
+        The texts by the files' names, the collection first.
     """
     collection, items = describe(facts, relative_address(costs, product) if costs else None)
     files = {COLLECTION: collection} | {f"items/{name}.json": item for name, item in items.items()}
-    for name, value in files.items():
-        storage.write_bytes(storage.join(product, name), (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-    return list(files)
+    return {name: json.dumps(value, indent=1, sort_keys=True) + "\n" for name, value in files.items()}
